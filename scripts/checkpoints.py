@@ -1,0 +1,123 @@
+"""What a checkpoint needs beside MONAI's: random states to resume with, and weights that are refused with a reason."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine
+from monai.handlers import CheckpointLoader, CheckpointSaver
+from torch import nn
+
+from scripts.errors import InputError
+
+
+class RandomState:
+    """Random states of Python, torch, its CUDA devices and given generators, as an object that checkpoints save and load.
+
+    Args:
+        generators: generators of their own, such as a sampler's.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator] = ()) -> None:
+        self.generators = list(generators)
+
+    def state_dict(self) -> dict:
+        version, words, gauss = random.getstate()
+        return {
+            "python": [version, list(words), gauss],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "generators": [generator.get_state() for generator in self.generators],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+        torch.set_rng_state(state["torch"].cpu())
+        for device, saved in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(saved.cpu(), device)
+        for generator, saved in zip(self.generators, state["generators"]):
+            generator.set_state(saved.cpu())
+
+
+def load_weights(network: nn.Module, path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """Load a flat state_dict, as training writes and `models/` holds it, into a network; returns the network.
+
+    Raises:
+        InputError: naming the file, for one that is not there, not readable, or of another network.
+    """
+    weights = read_checkpoint(path, device)
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{path}: holds the weights of another network than the config's network_def; give the weights that belong to it "
+            f"or the network_def they were trained with ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    return network
+
+
+def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict:
+    """A checkpoint's content, tensors and plain values only.
+
+    Raises:
+        InputError: naming the file, for one that is not there or not readable.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint; train first, or give the path of one.")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path}: is no checkpoint that can be read ({type(error).__name__}); give another one.") from error
+
+
+class LastCheckpoint(CheckpointSaver):
+    """Writes the whole training state every few epochs as `last_epoch=N.pt` and removes the one before.
+
+    Args:
+        save_dir: folder of the checkpoint.
+        save_dict: the objects to save; the trainer itself is added as "trainer".
+        interval: epochs between two checkpoints.
+    """
+
+    def __init__(self, save_dir: str, save_dict: dict, interval: int = 1) -> None:
+        super().__init__(save_dir=save_dir, save_dict=dict(save_dict), file_prefix="last", save_interval=interval, n_saved=1)
+
+    def attach(self, engine: Engine) -> None:
+        self.save_dict["trainer"] = engine
+        super().attach(engine)
+
+
+class ResumeHandler(CheckpointLoader):
+    """Restores what `LastCheckpoint` wrote when training starts; a path of None starts afresh.
+
+    Args:
+        load_path: a `last_epoch=N.pt`, or None.
+        load_dict: the objects to restore; the trainer itself is added as "trainer".
+        map_location: device to load to.
+
+    Raises:
+        InputError: naming the file, for one that is not there, not readable or not of this training.
+    """
+
+    def __init__(self, load_path: str | None, load_dict: dict, map_location: str | torch.device = "cpu") -> None:
+        super().__init__(load_path=load_path or "", load_dict=dict(load_dict), map_location=map_location)
+
+    def attach(self, engine: Engine) -> None:
+        if self.load_path:
+            self.load_dict["trainer"] = engine
+            super().attach(engine)
+
+    def __call__(self, engine: Engine) -> None:
+        missing = set(self.load_dict) - set(read_checkpoint(self.load_path, self.map_location))
+        if missing:
+            raise InputError(
+                f"{self.load_path}: lacks {', '.join(sorted(missing))}; resume from a checkpoint named last_epoch=N.pt."
+            )
+        try:
+            super().__call__(engine)
+        except RuntimeError as error:
+            raise InputError(f"{self.load_path}: belongs to another network or optimizer; resume with its own config.") from error

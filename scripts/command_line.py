@@ -1,0 +1,95 @@
+"""Guards of `python -m monai.bundle run`: options it would swallow in silence, and errors it would bury under its own.
+
+`check` is the first thing each workflow's `initialize` runs. Outside that command line (from Python, in tests) it does nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import yaml
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser, run
+from monai.utils import ensure_tuple
+
+from scripts.errors import InputError
+
+
+def check(argv: Sequence[str] | None = None) -> None:
+    """Refuse unknown options and paths that were read as numbers, and have errors end with one line that names the cure.
+
+    Args:
+        argv: the command line; None takes `sys.argv` where it is a run of MONAI's bundle.
+
+    Raises:
+        InputError: naming the option and the cure.
+    """
+    if argv is None:
+        if not is_bundle_run(sys.argv):
+            return
+        argv = sys.argv
+        sys.excepthook = report_error
+    options = parse_options(argv)
+    config = load_configs(options)
+    known = set(config) | set(inspect.signature(run).parameters) | {"workflow_type", "workflow_name", "properties_path"}
+    for name, value in options.items():
+        top = name.replace("#", "::").split("::")[0]
+        if top not in known:
+            close = difflib.get_close_matches(top, known, n=1)
+            hint = f"did you mean --{close[0]}?" if close else "the options are the top-level keys of the config file."
+            raise InputError(f"--{name}: no such option; {hint}")
+        read = DefaultParseValue(value) if value is not None else True
+        if is_path(name) and not isinstance(read, (str, list, tuple)):
+            raise InputError(f"--{name} {value}: was read as {read!r}; write it as --{name} ./{value}")
+
+
+def is_bundle_run(argv: Sequence[str]) -> bool:
+    """Whether this process is `python -m monai.bundle run …`."""
+    return len(argv) > 1 and Path(argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") and argv[1] == "run"
+
+
+def parse_options(argv: Sequence[str]) -> dict[str, str | None]:
+    """The `--name value` and `--name=value` options of a command line; None where no value follows."""
+    options: dict[str, str | None] = {}
+    for position, word in enumerate(argv):
+        if not word.startswith("--") or word == "--":
+            continue
+        name, equals, value = word[2:].partition("=")
+        following = argv[position + 1] if position + 1 < len(argv) else "--"
+        # Fire takes --a-b for a_b.
+        options[name.replace("-", "_")] = value if equals else None if following.startswith("--") else following
+    return options
+
+
+def load_configs(options: dict[str, str | None]) -> dict:
+    """The merged top level of the config files and the arguments file that the options name."""
+    config: dict = {}
+    if options.get("args_file"):
+        config.update(ConfigParser.load_config_file(options["args_file"]))
+    for path in ensure_tuple(yaml.safe_load(options.get("config_file") or "") or config.get("config_file") or ()):
+        config.update(ConfigParser.load_config_file(path))
+    return config
+
+
+def is_path(name: str) -> bool:
+    """Whether an option takes a file or a folder, by its name."""
+    return name.endswith(("_dir", "_label", "_list", "_path")) or name in ("moving", "fixed", "cine", "checkpoint", "resume")
+
+
+def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An `excepthook` whose last line is the first error of the chain: MONAI adds its own "Failed to evaluate" after it."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+        if isinstance(cause, InputError):
+            break
+    if not isinstance(cause, (InputError, KeyboardInterrupt)):
+        traceback.print_exception(kind, error, trace)
+    sys.stdout.flush()
+    print(f"error: {cause if str(cause) else kind.__name__}", file=sys.stderr, flush=True)

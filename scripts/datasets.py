@@ -1,0 +1,62 @@
+"""Training slices, prepared once and held as one plain tensor on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from monai.transforms import ResizeWithPadOrCrop
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler
+from tqdm import tqdm
+
+
+class SliceDataset(Dataset):
+    """All slices of all pairs as one tensor (N, 2, *size), moving and fixed, on a device.
+
+    Args:
+        data: items of a data list.
+        transform: makes of an item a dict whose "pair" is (2, X, Y, Z).
+        size: in-plane size; larger slices are cropped about their center, smaller ones padded with zeros.
+        device: where the tensor lives.
+        progress: whether to show a progress bar while files are read.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        transform: Callable[[dict], dict],
+        size: Sequence[int],
+        device: str | torch.device = "cpu",
+        progress: bool = True,
+    ) -> None:
+        fit = ResizeWithPadOrCrop((*size, -1))
+        stacks = []
+        for item in tqdm(data, desc="reading pairs", disable=not progress, unit="pair"):
+            pair = transform(item)["pair"]
+            stacks.append(fit(torch.as_tensor(pair)).as_tensor().movedim(-1, 0))
+        self.pairs = torch.cat(stacks).to(device).contiguous()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int | Sequence[int]) -> dict[str, Tensor]:
+        """{"pair": (2, *size)} for one index, (B, 2, *size) for a list of B."""
+        return {"pair": self.pairs[index]}
+
+
+def batch_loader(dataset: Dataset, batch_size: int, seed: int = 0, distributed: bool = False) -> DataLoader:
+    """A loader that fetches each shuffled batch by one indexing of the resident tensor; an incomplete last batch is dropped.
+
+    Args:
+        dataset: indexed by lists.
+        batch_size: pairs a batch, on each process; a smaller data set makes one batch.
+        seed: of the shuffling.
+        distributed: whether to share the slices over the processes of `torch.distributed`.
+    """
+    if distributed:
+        sampler = DistributedSampler(dataset, shuffle=True, seed=seed)
+    else:
+        sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
+    batches = BatchSampler(sampler, min(batch_size, len(sampler)), drop_last=True)
+    return DataLoader(dataset, sampler=batches, batch_size=None)

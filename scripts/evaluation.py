@@ -1,0 +1,199 @@
+"""Scoring registered cases: a transform that scores one, a handler that gathers all and writes the tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Average
+from monai.data import MetaTensor
+from monai.transforms import Transform
+
+from scripts.fields import warp
+from scripts.metrics import DEFINITIONS, center_region, folding_percent, mse_hundredfold, nan_mean, overlap, summarize
+from scripts.transforms import LABELS, scale_slices
+
+FIGURES = ("dice", "dice_rv", "dice_myo", "dice_lv", "hd95_mm", "hd95_voxel", "mse", "folding_percent")
+STAGES = ("initial", "registered")
+
+
+def warp_stack(image: torch.Tensor, field: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+    """A stack (C, X, Y, Z) pulled slice by slice through in-plane fields (2, X, Y, Z), voxels of the fixed grid."""
+    return warp(torch.as_tensor(image).movedim(-1, 0).to(field), field.movedim(-1, 0), mode).movedim(0, -1)
+
+
+class ScoreRegistrationd(Transform):
+    """Adds "scores" to a case, {"initial": {...}, "registered": {...}} with the figures of `metrics.DEFINITIONS`.
+
+    The network has seen whole slices; a central crop is what is scored.
+
+    Args:
+        crop_size: in-plane size of the scored crop, in pixels.
+        field: key of the in-plane field (2, X, Y, Z), voxels.
+    """
+
+    def __init__(self, crop_size: Sequence[int] = (128, 128), field: str = "pred") -> None:
+        self.crop_size = crop_size
+        self.field = field
+
+    def __call__(self, data: Mapping) -> dict:
+        item = dict(data)
+        field = torch.as_tensor(data[self.field]).detach().cpu().float()
+        item["scores"] = score_case(
+            field=field,
+            moving=data["moving_image"],
+            fixed=data["fixed_image"],
+            moving_label=data.get("moving_label"),
+            fixed_label=data.get("fixed_label"),
+            crop_size=self.crop_size,
+        )
+        return item
+
+
+def score_case(
+    field: torch.Tensor,
+    moving: MetaTensor,
+    fixed: MetaTensor,
+    moving_label: torch.Tensor | None,
+    fixed_label: torch.Tensor | None,
+    crop_size: Sequence[int],
+) -> dict[str, dict[str, float]]:
+    """The figures of one case before and after registration.
+
+    Args:
+        field: in-plane displacement (2, X, Y, Z), voxels of the fixed grid, pull convention.
+        moving: image (1, X, Y, Z) in any unit of intensity.
+        fixed: image on the same grid; its affine gives the spacing in mm.
+        moving_label: label map of the moving image, or None.
+        fixed_label: label map of the fixed image, or None.
+        crop_size: in-plane size of the scored crop.
+    """
+    region = center_region(fixed.shape[1:3], crop_size)
+    inside = (slice(None), *region)
+    moving_plain, fixed_crop = torch.as_tensor(moving).float().cpu(), torch.as_tensor(fixed).float().cpu()[inside]
+    # Each slice is scaled by its own range over the crop; what the field pulls in from outside is scaled the same way.
+    low, high = (f(moving_plain[inside], dim=(1, 2), keepdim=True) for f in (torch.amin, torch.amax))
+    scaled_moving = (moving_plain - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+    scaled_fixed = scale_slices(fixed_crop)
+    spacing = moving.pixdim.tolist() if isinstance(moving, MetaTensor) else [1.0, 1.0, 1.0]
+    scores = {}
+    for stage in STAGES:
+        u = torch.zeros_like(field) if stage == "initial" else field
+        row = dict.fromkeys(FIGURES, float("nan"))
+        if moving_label is not None and fixed_label is not None:
+            moved_label = warp_stack(moving_label.cpu(), u, mode="nearest")[inside][0].round().numpy().astype(np.uint8)
+            fixed_map = torch.as_tensor(fixed_label).cpu()[inside][0].round().numpy().astype(np.uint8)
+            row.update(overlap(moved_label, fixed_map, LABELS, spacing))
+        row["mse"] = mse_hundredfold(warp_stack(scaled_moving, u)[inside], scaled_fixed)
+        row["folding_percent"] = folding_percent(u, region)
+        scores[stage] = {key: float(row[key]) for key in FIGURES}
+    return scores
+
+
+def average_score(figure: str, stage: str = "registered") -> Average:
+    """Ignite's average of one figure over the cases of a run (one case an iteration), reduced exactly over processes."""
+    return Average(output_transform=lambda output: nan_mean([case["scores"][stage][figure] for case in output]))
+
+
+def average_key_score() -> Average:
+    """The figure by which the best weights are chosen: Dice in percent, or the negative MSE where cases carry no labels."""
+
+    def score(output: Sequence[dict]) -> float:
+        dice = nan_mean([case["scores"]["registered"]["dice"] for case in output])
+        return -nan_mean([case["scores"]["registered"]["mse"] for case in output]) if np.isnan(dice) else dice
+
+    return Average(output_transform=score)
+
+
+class EvaluationReport:
+    """Collects the scores of an evaluator's cases and writes `metrics.csv` (a row a subject) and `summary.json`, and prints a table.
+
+    The first direction of the data list gives "initial" and "registered" at the top of the summary; other directions follow
+    under their names.
+
+    Args:
+        output_dir: folder of the two files.
+        directions: names of the directions, the first one the summary's own.
+    """
+
+    def __init__(self, output_dir: str | Path, directions: Sequence[str] = ("ES_to_ED", "ED_to_ES")) -> None:
+        self.output_dir = Path(output_dir)
+        self.directions = tuple(directions)
+        self.rows: list[dict] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def collect(self, engine: Engine) -> None:
+        for batch, output in zip(engine.state.batch, engine.state.output):
+            names = {"subject": batch["subject"], "direction": batch.get("direction", self.directions[0])}
+            figures = {f"{stage}_{key}": output["scores"][stage][key] for stage in STAGES for key in FIGURES}
+            self.rows.append({**names, **figures})
+
+    def write(self, engine: Engine) -> None:
+        rows = [row for part in idist.all_gather(self.rows) for row in part] if idist.get_world_size() > 1 else self.rows
+        if idist.get_rank() != 0:
+            return
+        summary: dict = {"definitions": DEFINITIONS}
+        table: dict[str, dict] = {}
+        for direction in sorted({row["direction"] for row in rows}, key=self.directions.index):
+            # A distributed sampler repeats cases to fill the last round.
+            chosen = {row["subject"]: row for row in rows if row["direction"] == direction}
+            figures: dict = {"direction": direction, "subjects": len(chosen)}
+            for stage in STAGES:
+                figures[stage] = summarize([{key: row[f"{stage}_{key}"] for key in FIGURES} for row in chosen.values()])
+            print(format_table(f"{direction}, {len(chosen)} subjects", figures), flush=True)
+            first = not table
+            summary.update(figures if first else {direction: figures})
+            for subject in sorted(chosen):
+                columns = {f"{stage}_{key}": chosen[subject][f"{stage}_{key}"] for stage in STAGES for key in FIGURES}
+                columns = columns if first else {f"{direction}_{key}": value for key, value in columns.items()}
+                table.setdefault(subject, {"subject": subject}).update(columns)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        write_csv(self.output_dir / "metrics.csv", list(table.values()))
+        write_text(self.output_dir / "summary.json", json.dumps(nan_to_none(summary), indent=2) + "\n")
+        logging.getLogger("evaluation").info(f"wrote {self.output_dir / 'metrics.csv'} and summary.json")
+
+
+def format_table(title: str, figures: Mapping) -> str:
+    """Mean ± std of each figure, a line a stage."""
+    lines = [f"{title:<28}" + "".join(f"{key:>18}" for key in FIGURES)]
+    for stage in STAGES:
+        cells = [f"{figures[stage][key]['mean']:.3f} ± {figures[stage][key]['std']:.3f}" for key in FIGURES]
+        lines.append(f"{stage:<28}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def nan_to_none(value: object) -> object:
+    """The same structure with NaN as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: nan_to_none(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def write_csv(path: Path, rows: Sequence[dict]) -> None:
+    """Rows of one set of columns; an empty cell where a figure does not exist."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: "" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()})
+    os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole text file or none: written under a temporary name, then renamed."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text)
+    os.replace(temporary, path)

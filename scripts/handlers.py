@@ -1,0 +1,220 @@
+"""Ignite handlers: thin listeners to a trainer's events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from monai.engines import IterationEvents
+from monai.utils import CommonKeys
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from scripts.surgery import STRATEGIES, group_indices, settle
+
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`'s wrapper, if there is one."""
+    return getattr(network, "_orig_mod", network)
+
+
+class GradientSurgeryHandler:
+    """Settles the gradients of similarity and smoothness in MONAI's `SupervisedTrainer`, before the optimizer steps.
+
+    The trainer's loss function is the similarity alone; its `backward` leaves s in `.grad`. On LOSS_COMPLETED this handler takes the
+    gradient r of the smoothness from the same forward pass, and on BACKWARD_COMPLETED it replaces s by what `strategy` makes of s
+    and r (Dou et al., GSMorph, MICCAI 2023). Gradient clipping and whatever else reads `.grad` must be attached after it. Adam
+    preconditions the result, so the parameter update itself is not exactly orthogonal to r.
+
+    Right with fp32 and float64, fp16 with a GradScaler (r is scaled as s is), bf16, `accumulation_steps` (both gradients are summed,
+    then settled once), `torch.compile`, unused parameters, BatchNorm and DistributedDataParallel (both gradients are averaged over the
+    ranks, then settled).
+
+    After each iteration `engine.state.output` holds "smoothness", "conflict_ratio" and "cosine" as scalar tensors beside the trainer's
+    "loss" (values under accumulation: those of the last settlement). After each epoch `engine.state.metrics` holds the epoch's means:
+    `similarity`, `smoothness`, `conflict_ratio`, `cosine` and `ill_posed` (number of groups left alone by the guard).
+
+    Args:
+        network: the network to train, bare or wrapped as the trainer's is.
+        constraint: the smoothness, a function of the trainer's prediction (the field, (B, d, *spatial)) that returns a scalar.
+        strategy: "projection" (GSMorph), "agreement" (GS-Agr), "agreement_noise" or "weighted_sum".
+        granularity: "tensor" (GSMorph), "module" or "vector" (GS-PCGrad).
+        tau: projection is skipped in groups with |r| < tau * max |r|, whose r is rounding noise; 1e-5 suits fp32, 0 turns it off.
+        weight: of the smoothness, for "weighted_sum" alone.
+
+    Raises:
+        ValueError: for an unknown strategy or granularity, a network without trainable parameters, and on attachment or start for a
+            trainer whose gradients could not be right: DistributedDataParallel with `static_graph=True`, or sharded parameters.
+    """
+
+    records = ("similarity", "smoothness", "conflict_ratio", "cosine", "ill_posed")
+
+    def __init__(
+        self,
+        network: nn.Module,
+        constraint: Callable[[Tensor], Tensor],
+        strategy: str = "projection",
+        granularity: str = "tensor",
+        tau: float = 1e-5,
+        weight: float = 0.0,
+    ) -> None:
+        if strategy not in STRATEGIES:
+            raise ValueError(f"strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}.")
+        named = [(name, p) for name, p in unwrap(network).named_parameters() if p.requires_grad]
+        if not named:
+            raise ValueError("the network has no parameter that requires a gradient.")
+        self.network = network
+        self.constraint = constraint
+        self.strategy = strategy
+        self.tau = tau
+        self.weight = weight
+        self.parameters = [parameter for _, parameter in named]
+        self.groups = group_indices([name for name, _ in named], granularity)
+        self.smoothness_gradients: list[Tensor] | None = None
+        self.pending: tuple[Tensor, dist.Work] | None = None
+        self.sums: Tensor | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to a `SupervisedTrainer`."""
+        self.check(engine)
+        engine.add_event_handler(Events.STARTED, self.check)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.differentiate)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.operate)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.report)
+
+    def check(self, engine: Engine) -> None:
+        """Refuse a trainer whose gradients could not be right."""
+        # MONAI attaches handlers before its trainer has a network: hence once more on STARTED.
+        for network in (unwrap(self.network), unwrap(getattr(engine, "network", self.network))):
+            if getattr(network, "static_graph", False):
+                raise ValueError(
+                    "GradientSurgeryHandler cannot work with DistributedDataParallel(static_graph=True): its reducer counts one backward "
+                    "pass a step, surgery makes two, and the gradients would be wrong in silence. Use static_graph=False."
+                )
+            if any(type(module).__name__ in ("FullyShardedDataParallel", "FSDPModule") for module in network.modules()):
+                raise ValueError("GradientSurgeryHandler needs whole gradient tensors: use DistributedDataParallel, not sharding.")
+
+    def start_epoch(self, engine: Engine) -> None:
+        self.sums = None
+        self.smoothness_gradients = None
+
+    def differentiate(self, engine: Engine) -> None:
+        """Take the smoothness gradient from the forward pass of this iteration (before the trainer's backward frees its graph)."""
+        field = engine.state.output[CommonKeys.PRED]
+        with torch.autocast(self.parameters[0].device.type, enabled=False):
+            smoothness = self.constraint(field)
+            scaler = engine.scaler if engine.amp else None
+            loss = smoothness if scaler is None else scaler.scale(smoothness)
+            loss = loss / getattr(engine, "accumulation_steps", 1)
+            gradients = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients)]
+        if self.smoothness_gradients is None:
+            self.smoothness_gradients = gradients
+        else:
+            torch._foreach_add_(self.smoothness_gradients, gradients)
+        engine.state.output["smoothness"] = smoothness.detach()
+        if self.is_last_of_accumulation(engine):
+            self.start_averaging(engine)
+
+    @staticmethod
+    def is_last_of_accumulation(engine: Engine) -> bool:
+        """Whether the trainer's optimizer steps after this iteration (as `SupervisedTrainer._iteration` decides it)."""
+        steps, length = getattr(engine, "accumulation_steps", 1), engine.state.epoch_length
+        done = engine.state.iteration if length is None else (engine.state.iteration - 1) % length + 1
+        return done % steps == 0 or done == length
+
+    def start_averaging(self, engine: Engine) -> None:
+        """Under DDP, average the smoothness gradients over the ranks: `autograd.grad` goes past DDP's reducer."""
+        if not isinstance(unwrap(engine.network), DistributedDataParallel):
+            return
+        group = unwrap(engine.network).process_group
+        flat = torch.cat([gradient.flatten() for gradient in self.smoothness_gradients]) / dist.get_world_size(group)
+        # Asynchronous: it overlaps with the trainer's backward pass.
+        self.pending = flat, dist.all_reduce(flat, group=group, async_op=True)
+
+    def finish_averaging(self) -> None:
+        if self.pending is None:
+            return
+        flat, work = self.pending
+        work.wait()
+        parts = flat.split([gradient.numel() for gradient in self.smoothness_gradients])
+        self.smoothness_gradients = [part.view_as(p) for part, p in zip(parts, self.parameters)]
+        self.pending = None
+
+    @torch.no_grad()
+    def operate(self, engine: Engine) -> None:
+        """Replace the similarity gradients in `.grad` by the settled ones, where the optimizer is about to step."""
+        output = engine.state.output
+        if self.is_last_of_accumulation(engine):
+            self.finish_averaging()
+            similarity = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            settled, conflicts = settle(similarity, self.smoothness_gradients, self.strategy, self.groups, self.tau, self.weight)
+            for parameter, gradient in zip(self.parameters, settled):
+                if parameter.grad is None:
+                    parameter.grad = gradient
+                else:
+                    parameter.grad.copy_(gradient)
+            self.smoothness_gradients = None
+            self.conflicts = torch.stack([conflicts.ratio, conflicts.cosine, (~conflicts.well_posed).sum()]).float()
+        elif self.sums is None:
+            self.conflicts = self.parameters[0].new_zeros(3, dtype=torch.float32)
+        losses = torch.stack([output[CommonKeys.LOSS].detach(), output["smoothness"]]).float()
+        values = torch.cat([losses, self.conflicts, losses.new_ones(1)])
+        self.sums = values if self.sums is None else self.sums + values
+        output["conflict_ratio"], output["cosine"] = self.conflicts[0], self.conflicts[1]
+
+    def report(self, engine: Engine) -> None:
+        """The epoch's means into `engine.state.metrics`: the only place that waits for the device."""
+        values = self.sums.tolist()
+        engine.state.metrics.update({name: value / values[-1] for name, value in zip(self.records, values)})
+
+
+class NonFiniteLossHandler:
+    """Stops training before a NaN or infinite loss reaches the weights.
+
+    Raises:
+        FloatingPointError: naming epoch and iteration. Checkpoints written so far stay as they are.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if not torch.isfinite(engine.state.output[CommonKeys.LOSS]):
+            raise FloatingPointError(
+                f"the loss is not finite at step {engine.state.iteration} (epoch {engine.state.epoch}); the weights of the last "
+                "checkpoint are intact. Lower learning_rate, or check the images for NaN."
+            )
+
+
+class CaseProgress:
+    """A progress bar over the cases of an evaluator."""
+
+    def attach(self, engine: Engine) -> None:
+        ProgressBar(desc="cases", bar_format=BAR).attach(engine)
+
+
+class TrainingProgress:
+    """A progress bar an epoch with the loss and, where surgery runs, the conflict ratio and the smoothness.
+
+    Args:
+        every: iterations between two readings of the figures, each of which waits for the device.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+
+    def attach(self, engine: Engine) -> None:
+        bar = ProgressBar(desc="epoch", bar_format=BAR)
+        bar.attach(engine, event_name=Events.ITERATION_COMPLETED(every=self.every), output_transform=self.figures)
+
+    @staticmethod
+    def figures(output: dict) -> dict[str, str]:
+        keys = {"similarity": CommonKeys.LOSS, "smoothness": "smoothness", "conflicts": "conflict_ratio"}
+        return {name: f"{float(output[key]):.3g}" for name, key in keys.items() if key in output}

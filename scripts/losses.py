@@ -1,0 +1,86 @@
+"""The two questions that training asks a displacement field: does it align, and is it smooth. Both answer in fp32 or better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.blocks import Warp
+from torch import Tensor, nn
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """The tensor in fp32, or as it is where it has that precision or more."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+class WarpedSimilarity(nn.Module):
+    """Dissimilarity of the moved and the fixed image, for a field and the pair it registers.
+
+    Args:
+        similarity: a loss of (moved, fixed), both (B, 1, *spatial): `torch.nn.MSELoss`, or MONAI's
+            `LocalNormalizedCrossCorrelationLoss` (LNCC).
+        warp: a block of (image, field), pull convention, voxels; default is MONAI's `Warp`, linear with border padding.
+    """
+
+    def __init__(self, similarity: nn.Module, warp: nn.Module | None = None) -> None:
+        super().__init__()
+        self.similarity = similarity
+        self.warp = warp or Warp(mode="bilinear", padding_mode="border")
+
+    def forward(self, field: Tensor, pair: Tensor) -> Tensor:
+        """A scalar.
+
+        Args:
+            field: (B, d, *spatial), displacement in voxels of the fixed grid, moved(x) = moving(x + u(x)).
+            pair: (B, 2, *spatial), moving and fixed image.
+        """
+        # LNCC divides by variances that half precision rounds to zero.
+        with torch.autocast(field.device.type, enabled=False):
+            pair = full_precision(pair)
+            return self.similarity(self.warp(pair[:, :1], full_precision(field)), pair[:, 1:])
+
+
+class SmoothnessLoss(nn.Module):
+    """Mean magnitude of the forward differences of a displacement field, averaged over the axes.
+
+    With unit spacing and the l1 norm this is the published constraint (Dou et al., MICCAI 2023). It is 0 for a translation.
+
+    The relative form divides by the mean magnitude of the field itself: a field and its double are equally smooth, so surgery
+    protects the shape of a motion and not its smallness. The absolute form resists every growth of the field.
+
+    Args:
+        norm: "l1" (mean absolute difference) or "l2" (mean squared difference).
+        relative: whether to divide by the field's mean absolute (l1) or mean squared (l2) value.
+        spacing: voxel size along each axis, in any one unit; components and differences are then in that unit. None is isotropic.
+
+    Raises:
+        ValueError: for another norm, or a spacing that does not fit the field.
+    """
+
+    def __init__(self, norm: str = "l1", spacing: Sequence[float] | None = None, relative: bool = False) -> None:
+        super().__init__()
+        if norm not in ("l1", "l2"):
+            raise ValueError(f"norm is 'l1' or 'l2', got {norm!r}.")
+        self.norm = norm
+        self.spacing = spacing
+        self.relative = relative
+
+    def magnitude(self, values: Tensor) -> Tensor:
+        return values.abs().mean() if self.norm == "l1" else values.square().mean()
+
+    def forward(self, field: Tensor) -> Tensor:
+        """A scalar, for a field (B, d, *spatial) in voxels with channel i along array axis i."""
+        axes = field.ndim - 2
+        if field.shape[1] != axes or (self.spacing is not None and len(self.spacing) != axes):
+            raise ValueError(f"a field of {axes} axes has {axes} channels and spacings: {tuple(field.shape)}, {self.spacing}.")
+        with torch.autocast(field.device.type, enabled=False):
+            field = full_precision(field)
+            if self.spacing is not None:
+                field = field * field.new_tensor(self.spacing).view(-1, *[1] * axes)
+            terms = []
+            for axis in range(axes):
+                difference = field.diff(dim=axis + 2) / (1.0 if self.spacing is None else self.spacing[axis])
+                terms.append(self.magnitude(difference))
+            roughness = torch.stack(terms).mean()
+            return roughness / self.magnitude(field).clamp(min=torch.finfo(field.dtype).tiny) if self.relative else roughness

@@ -1,0 +1,109 @@
+"""Figures of one registered subject: overlap, surface distance, intensity error and folding, over its whole stack of slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.metrics import compute_hausdorff_distance
+from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure
+from torch import Tensor
+
+from scripts.fields import jacobian_determinant
+
+DEFINITIONS = {
+    "protocol": "per subject over the stack, on the central crop; mean and population standard deviation over subjects",
+    "dice": "mean over the structures present in the moved or the fixed label, in percent; one absent from both is left out",
+    "dice_rv": "Dice of the right ventricle, label 1, in percent",
+    "dice_myo": "Dice of the left ventricular myocardium, label 2, in percent",
+    "dice_lv": "Dice of the left ventricular cavity, label 3, in percent",
+    "hd95_mm": "mean over structures of MONAI's 95th percentile Hausdorff distance (larger of both directions), true spacing",
+    "hd95_voxel": "mean over structures of the 95th percentile of both directed surface distances pooled, unit spacing",
+    "mse": "mean squared difference of moved and fixed image, each slice scaled min-max to [0, 1] over the crop, times 100",
+    "folding_percent": "share of pixels with det(I + grad u) <= 0, central differences, in percent",
+    "labels": "moved with nearest-neighbor interpolation",
+}
+
+
+def dice_percent(moved: np.ndarray, fixed: np.ndarray) -> float:
+    """Dice overlap of two masks in percent; NaN where both are empty."""
+    total = moved.sum() + fixed.sum()
+    return 200.0 * np.logical_and(moved, fixed).sum() / total if total else float("nan")
+
+
+def surface(mask: np.ndarray) -> np.ndarray:
+    """Voxels of a mask with a face on the background; the border of the array counts as background."""
+    return mask & ~binary_erosion(mask, generate_binary_structure(mask.ndim, 1))
+
+
+def hd95_voxel(moved: np.ndarray, fixed: np.ndarray) -> float:
+    """95th percentile of the directed surface distances of both masks pooled, in voxels (unit spacing); NaN where one is empty."""
+    if not moved.any() or not fixed.any():
+        return float("nan")
+    a, b = surface(moved), surface(fixed)
+    return float(np.percentile(np.concatenate([distance_transform_edt(~b)[a], distance_transform_edt(~a)[b]]), 95))
+
+
+def hd95_mm(moved: np.ndarray, fixed: np.ndarray, spacing: Sequence[float]) -> float:
+    """MONAI's 95 % Hausdorff distance of two masks (the larger direction), in the unit of `spacing`; NaN where one is empty."""
+    if not moved.any() or not fixed.any():
+        return float("nan")
+    masks = (torch.from_numpy(mask)[None, None] for mask in (moved, fixed))
+    return float(compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing)))
+
+
+def overlap(moved: np.ndarray, fixed: np.ndarray, labels: dict[str, int], spacing: Sequence[float]) -> dict[str, float]:
+    """Dice and HD95 of two label maps (X, Y, Z), as `DEFINITIONS` has them.
+
+    Args:
+        moved: label map of integers.
+        fixed: label map of the same shape.
+        labels: name and value of each structure.
+        spacing: voxel size in mm.
+    """
+    masks = {name: (moved == value, fixed == value) for name, value in labels.items()}
+    scores = {f"dice_{name}": dice_percent(*pair) for name, pair in masks.items()}
+    scores["dice"] = nan_mean(scores.values())
+    scores["hd95_mm"] = nan_mean(hd95_mm(*pair, spacing) for pair in masks.values())
+    scores["hd95_voxel"] = nan_mean(hd95_voxel(*pair) for pair in masks.values())
+    return scores
+
+
+def nan_mean(values: Sequence[float]) -> float:
+    """Mean of the values that are no NaN; NaN where there is none."""
+    kept = [value for value in values if not np.isnan(value)]
+    return float(np.mean(kept)) if kept else float("nan")
+
+
+def mse_hundredfold(moved: Tensor, fixed: Tensor) -> float:
+    """Mean squared difference of two images, times 100."""
+    return 100.0 * (moved.double() - fixed.double()).square().mean().item()
+
+
+def folding_percent(field: Tensor, region: tuple[slice, ...] = ()) -> float:
+    """Share of pixels where an in-plane field (2, X, Y, Z), in voxels, has det(I + grad u) <= 0, in percent.
+
+    Args:
+        field: voxels, channel i along array axis i; derivatives are in-plane, slice by slice.
+        region: slices of the two in-plane axes that are counted; derivatives are taken before the cut.
+    """
+    determinant = jacobian_determinant(field.movedim(-1, 0))[(slice(None), *region)]
+    return 100.0 * (determinant <= 0).double().mean().item()
+
+
+def center_region(shape: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    """Slices of the central crop, no larger than the image, placed as MONAI's `CenterSpatialCrop` places it."""
+    starts = [max(old // 2 - new // 2, 0) for old, new in zip(shape, size)]
+    return tuple(slice(start, min(start + new, old)) for start, new, old in zip(starts, size, shape))
+
+
+def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and population standard deviation of each figure over subjects, NaN left out (both NaN where nothing is left)."""
+    summary = {}
+    for key in rows[0]:
+        values = np.array([row[key] for row in rows], dtype=float)
+        values = values[~np.isnan(values)]
+        mean, std = (float(values.mean()), float(values.std())) if len(values) else (float("nan"), float("nan"))
+        summary[key] = {"mean": mean, "std": std}
+    return summary

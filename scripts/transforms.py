@@ -1,0 +1,240 @@
+"""Dictionary transforms that MONAI lacks: checked loading of a pair, intensity scaling by slice, batch augmentation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImaged, MapTransform, Resize, Transform
+from torch import Tensor
+
+from scripts.errors import InputError
+from scripts.fields import resize_field
+
+LABELS = {"rv": 1, "myo": 2, "lv": 3}
+AFFINE_TOLERANCE_MM = 1e-3
+
+
+class LoadCased(MapTransform):
+    """Load the NIfTI files of a case, channel first, as (1, X, Y, Z) MetaTensors in fp32, checked one by one and as a pair.
+
+    Args:
+        keys: keys that hold paths; absent keys are skipped.
+
+    Raises:
+        InputError: naming the file, for one that cannot be read, has not three axes, holds NaN or Inf, a label that holds anything but
+            integers, or a file whose shape or affine (to 1e-3 mm) is not that of the image it belongs to.
+    """
+
+    def __init__(self, keys: Sequence[str] = ("moving", "fixed", "moving_label", "fixed_label")) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.load = LoadImaged(keys, reader="NibabelReader", ensure_channel_first=True, allow_missing_keys=True)
+
+    def __call__(self, data: Mapping[Hashable, str]) -> dict:
+        item = dict(data)
+        for key in self.key_iterator(data):
+            path = data[key]
+            try:
+                item[key] = self.load({key: path})[key]
+            except Exception as error:
+                raise InputError(f"{path}: cannot be read as NIfTI ({root_cause(error)}); is the file complete?") from error
+            check_image(item[key], path, is_label=str(key).endswith("_label"))
+        for key, reference in (("moving", "fixed"), ("moving_label", "moving"), ("fixed_label", "fixed")):
+            if key in item and reference in item:
+                check_same_grid(item[key], data[key], item[reference], data[reference])
+        return item
+
+
+def root_cause(error: BaseException) -> str:
+    """The first error in a chain, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def check_image(image: Tensor, path: str, is_label: bool = False) -> None:
+    """Stop at an image that is no stack of slices or holds NaN, Inf or, as a label, a fraction.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if image.ndim != 4 or image.shape[0] != 1:
+        shape = tuple(image.shape[1:]) + tuple(image.shape[:1]) * (image.shape[0] > 1)
+        raise InputError(f"{path}: has the shape {shape}; one stack of slices (X, Y, Z) is needed: pick one frame of a cine.")
+    if not torch.isfinite(image).all():
+        raise InputError(f"{path}: holds NaN or Inf; replace those voxels.")
+    if is_label and not torch.equal(image, image.round()):
+        raise InputError(f"{path}: holds fractions, so it is no label image; labels are the integers {LABELS}.")
+
+
+def check_same_grid(image: MetaTensor, path: str, reference: MetaTensor, reference_path: str) -> None:
+    """Stop where two images do not lie on one grid.
+
+    Raises:
+        InputError: naming both files.
+    """
+    if image.shape != reference.shape:
+        shapes = f"{tuple(image.shape[1:])} and {tuple(reference.shape[1:])}"
+        raise InputError(f"{path} and {reference_path}: have different shapes, {shapes}; resample one onto the other's grid.")
+    # The affines agree where they put the corners of the image within the tolerance.
+    extent = torch.tensor([*reference.shape[1:], 1.0], dtype=torch.float64)
+    gap = ((image.affine.double() - reference.affine.double()).abs() * extent)[:3].sum(dim=1).max().item()
+    if gap > AFFINE_TOLERANCE_MM:
+        raise InputError(f"{path} and {reference_path}: have affines up to {gap:.3g} mm apart; resample one onto the other's grid.")
+
+
+class ScaleSlicesd(MapTransform):
+    """Scale each slice of a stack (1, X, Y, Z) to [0, 1], so that scanner units and 8-bit copies give the same input.
+
+    Intensities are clipped at a percentile of the stack, then each slice is scaled min-max (the published protocol scales its 8-bit,
+    clipped slices min-max; clipping those again changes nothing).
+
+    Args:
+        keys: images to scale.
+        clip_percentile: upper clip, in percent of the stack's voxels; 100 clips nothing.
+
+    Raises:
+        InputError: naming the file and the slice, for a constant slice.
+    """
+
+    def __init__(self, keys: Sequence[str], clip_percentile: float = 99.0) -> None:
+        super().__init__(keys)
+        self.clip_percentile = clip_percentile
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict:
+        item = dict(data)
+        for key in self.key_iterator(data):
+            image = data[key]
+            name = image.meta.get("filename_or_obj", key) if isinstance(image, MetaTensor) else key
+            item[key] = scale_slices(image, self.clip_percentile, str(name))
+        return item
+
+
+def scale_slices(image: Tensor, clip_percentile: float = 100.0, name: str = "the image") -> Tensor:
+    """Each slice of (..., X, Y, Z) scaled min-max to [0, 1], after clipping at a percentile of the stack.
+
+    Raises:
+        InputError: for a constant slice, with `name` and the number of the slice, counted from 1.
+    """
+    if clip_percentile < 100:
+        # NumPy's: torch.quantile stops at 16 million voxels.
+        image = image.clamp(max=float(np.percentile(torch.as_tensor(image).numpy(), clip_percentile, method="higher")))
+    low, high = image.amin(dim=(-3, -2), keepdim=True), image.amax(dim=(-3, -2), keepdim=True)
+    constant = (high <= low).flatten().nonzero().flatten().tolist()
+    if constant:
+        raise InputError(f"{name}: slice {constant[0] + 1} is constant, there is nothing to register; remove that slice.")
+    return (image - low) / (high - low)
+
+
+class ResizeToSpacingd(MapTransform):
+    """Resample stacks (1, X, Y, Z) in-plane to a working spacing; the outer pixel edges stay where they are.
+
+    Args:
+        keys: images to resample.
+        spacing: in-plane pixel size in mm; None leaves the native pixels (the published protocol).
+    """
+
+    def __init__(self, keys: Sequence[str], spacing: float | None = None) -> None:
+        super().__init__(keys)
+        self.spacing = spacing
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict:
+        item = dict(data)
+        if self.spacing is None:
+            return item
+        for key in self.key_iterator(data):
+            image = data[key]
+            size = [max(round(n * s / self.spacing), 1) for n, s in zip(image.shape[1:3], image.pixdim.tolist())]
+            item[key] = Resize((*size, -1), mode="area" if min(size) < min(image.shape[1:3]) else "trilinear")(image)
+        return item
+
+
+class FieldToNatived(Transform):
+    """Bring an in-plane field (2, X, Y, Z) from the working grid to the native one, in voxels of the native grid.
+
+    Args:
+        field: key of the field.
+        reference: key of the image whose grid is the native one.
+    """
+
+    def __init__(self, field: str = "pred", reference: str = "fixed_image") -> None:
+        self.field = field
+        self.reference = reference
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict:
+        field = torch.as_tensor(data[self.field]).detach().cpu().float()
+        slices = resize_field(field.movedim(-1, 0), data[self.reference].shape[1:3])
+        return {**data, self.field: slices.movedim(0, -1)}
+
+
+class RandomPairAugmentation(Transform):
+    """Augments a batch of pairs (B, 2, *spatial) at once, on its device; both images of a pair alike.
+
+    Args:
+        size: spatial size of a random crop, for each pair its own; None takes all.
+        swap: whether to exchange moving and fixed in half of the pairs, so that the network learns both directions.
+        flip: whether to flip half of the pairs along each axis and to rotate the batch by a random multiple of 90 degrees.
+        gamma: standard deviation of the logarithm of a gamma curve, one a pair, applied to intensities in [0, 1]; 0 is none.
+    """
+
+    def __init__(self, size: Sequence[int] | None = None, swap: bool = True, flip: bool = True, gamma: float = 0.2) -> None:
+        self.size = size
+        self.swap = swap
+        self.flip = flip
+        self.gamma = gamma
+
+    def __call__(self, pair: Tensor) -> Tensor:
+        batch, axes = pair.shape[0], pair.ndim - 2
+        if self.size is not None:
+            pair = random_crops(pair, self.size)
+        if self.flip:
+            pair = torch.rot90(pair, random.randrange(4), (2, 3)) if pair.shape[2] == pair.shape[3] else pair
+            for axis in range(axes):
+                chosen = torch.rand(batch, device=pair.device) < 0.5
+                pair = torch.where(chosen.view(-1, *[1] * (axes + 1)), pair.flip(axis + 2), pair)
+        if self.swap:
+            chosen = torch.rand(batch, device=pair.device) < 0.5
+            pair = torch.where(chosen.view(-1, *[1] * (axes + 1)), pair.flip(1), pair)
+        if self.gamma:
+            exponent = torch.exp(torch.randn(batch, device=pair.device) * self.gamma)
+            pair = pair.clamp(0, 1) ** exponent.view(-1, *[1] * (axes + 1))
+        return pair
+
+
+def random_crops(pair: Tensor, size: Sequence[int]) -> Tensor:
+    """A random crop of each pair in (B, 2, *spatial) -> (B, 2, *size), drawn without waiting for the device."""
+    for axis, (old, new) in enumerate(zip(pair.shape[2:], size), start=2):
+        starts = torch.randint(0, old - new + 1, (len(pair), 1))
+        index = (starts + torch.arange(new)).to(pair.device, non_blocking=True)
+        shape = [len(pair)] + [new if a == axis else 1 for a in range(1, pair.ndim)]
+        expanded = [*pair.shape[:axis], new, *pair.shape[axis + 1 :]]
+        pair = pair.gather(axis, index.view(shape).expand(expanded))
+    return pair
+
+
+class PreparePair:
+    """`prepare_batch` of MONAI's engines for pairs: (network input, loss target), both the pair (B, 2, *spatial).
+
+    Args:
+        augment: a function of the batch, or None.
+        channels_last: whether to hand the network its input in channels-last memory format (2-D).
+    """
+
+    def __init__(self, augment: Transform | None = None, channels_last: bool = False) -> None:
+        self.augment = augment
+        self.channels_last = channels_last
+
+    def __call__(
+        self, batchdata: Mapping[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        pair = batchdata["pair"].to(device=device, non_blocking=non_blocking, **kwargs)
+        # Gradients of MetaTensors are MetaTensors, and slow.
+        pair = pair.as_tensor() if isinstance(pair, MetaTensor) else pair
+        if self.augment is not None:
+            pair = self.augment(pair)
+        if self.channels_last and pair.ndim == 4:
+            pair = pair.contiguous(memory_format=torch.channels_last)
+        return pair, pair
