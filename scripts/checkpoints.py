@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,14 +14,7 @@ from scripts.errors import InputError
 
 
 class RandomState:
-    """Random states of Python, torch, its CUDA devices and given generators, as an object that checkpoints save and load.
-
-    Args:
-        generators: generators of their own, such as a sampler's.
-    """
-
-    def __init__(self, generators: Sequence[torch.Generator] = ()) -> None:
-        self.generators = list(generators)
+    """Random states of Python, torch and its CUDA devices, as an object that checkpoints save and load."""
 
     def state_dict(self) -> dict:
         version, words, gauss = random.getstate()
@@ -30,7 +22,6 @@ class RandomState:
             "python": [version, list(words), gauss],
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "generators": [generator.get_state() for generator in self.generators],
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -39,8 +30,6 @@ class RandomState:
         torch.set_rng_state(state["torch"].cpu())
         for device, saved in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(saved.cpu(), device)
-        for generator, saved in zip(self.generators, state["generators"]):
-            generator.set_state(saved.cpu())
 
 
 def load_weights(network: nn.Module, path: str | Path, device: str | torch.device = "cpu") -> nn.Module:

@@ -160,9 +160,14 @@ def select_pairs(
         direction: see `acdc_pairs`; a JSON list states its own.
         seed: of the split, where there is no `splits.json`.
 
+    Returns:
+        The items; an empty list where neither source is given, so that a workflow can be inspected without data.
+
     Raises:
         InputError: for an empty split.
     """
+    if not data_list and not dataset_dir:
+        return []
     if data_list:
         section = {"train": "training", "val": "validation"}.get(split, "test")
         items = json_pairs(data_list, section)
@@ -178,6 +183,36 @@ def select_pairs(
         raise InputError(f"{source} is empty; add subjects to it.")
     check_files(items)
     return items
+
+
+def inference_pairs(
+    moving: str | None,
+    fixed: str | None,
+    moving_label: str | None,
+    dataset_dir: str | None,
+    data_list: str | None,
+    direction: str = "ES_to_ED",
+) -> list[dict]:
+    """The items to register: one pair of files, all subjects of a folder in ACDC's layout, or the test section of a JSON list."""
+    if moving or fixed:
+        return single_pair(moving, fixed, moving_label)
+    if data_list:
+        return select_pairs(None, data_list, "test")
+    items = acdc_pairs(dataset_dir, acdc_subjects(dataset_dir), direction) if dataset_dir else []
+    check_files(items)
+    return items
+
+
+def require_one(**sources: object) -> None:
+    """Stop unless exactly one source of data is given.
+
+    Raises:
+        InputError: naming the options.
+    """
+    given = [name for name, value in sources.items() if value]
+    if len(given) != 1:
+        options = ", ".join(f"--{name}" + (" with --fixed" if name == "moving" else "") for name in sources)
+        raise InputError(f"give exactly one of {options}; got {' and '.join(f'--{name}' for name in given) or 'none'}.")
 
 
 def check_files(items: Sequence[dict]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from monai.transforms import ResizeWithPadOrCrop
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
 
@@ -31,7 +31,7 @@ class SliceDataset(Dataset):
         progress: bool = True,
     ) -> None:
         fit = ResizeWithPadOrCrop((*size, -1))
-        stacks = []
+        stacks = [torch.empty(0, 2, *size)]
         for item in tqdm(data, desc="reading pairs", disable=not progress, unit="pair"):
             pair = transform(item)["pair"]
             stacks.append(fit(torch.as_tensor(pair)).as_tensor().movedim(-1, 0))
@@ -45,18 +45,20 @@ class SliceDataset(Dataset):
         return {"pair": self.pairs[index]}
 
 
-def batch_loader(dataset: Dataset, batch_size: int, seed: int = 0, distributed: bool = False) -> DataLoader:
+def batch_loader(dataset: Dataset, batch_size: int, distributed: bool = False) -> DataLoader:
     """A loader that fetches each shuffled batch by one indexing of the resident tensor; an incomplete last batch is dropped.
+
+    The order comes from torch's global random state, which a checkpoint restores.
 
     Args:
         dataset: indexed by lists.
         batch_size: pairs a batch, on each process; a smaller data set makes one batch.
-        seed: of the shuffling.
         distributed: whether to share the slices over the processes of `torch.distributed`.
     """
-    if distributed:
-        sampler = DistributedSampler(dataset, shuffle=True, seed=seed)
+    if len(dataset) == 0:
+        sampler = SequentialSampler(dataset)
     else:
-        sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
-    batches = BatchSampler(sampler, min(batch_size, len(sampler)), drop_last=True)
-    return DataLoader(dataset, sampler=batches, batch_size=None)
+        sampler = DistributedSampler(dataset, shuffle=True) if distributed else RandomSampler(dataset)
+    return DataLoader(
+        dataset, sampler=BatchSampler(sampler, max(min(batch_size, len(sampler)), 1), drop_last=True), batch_size=None
+    )
