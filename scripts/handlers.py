@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
+from ignite.handlers import EMAHandler, ProgressBar
 from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor, nn
@@ -191,6 +191,20 @@ class NonFiniteLossHandler:
                 f"the loss is not finite at step {engine.state.iteration} (epoch {engine.state.epoch}); the weights of the last "
                 "checkpoint are intact. Lower learning_rate, or check the images for NaN."
             )
+
+
+class WeightAveraging:
+    """Attaches a running mean of the weights, after the optimizer's step of each iteration.
+
+    Args:
+        averager: ignite's handler; its `ema_model` is the network with the mean weights.
+    """
+
+    def __init__(self, averager: EMAHandler) -> None:
+        self.averager = averager
+
+    def attach(self, engine: Engine) -> None:
+        self.averager.attach(engine)
 
 
 class CaseProgress:
