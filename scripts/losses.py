@@ -46,25 +46,20 @@ class SmoothnessLoss(nn.Module):
 
     With unit spacing and the l1 norm this is the published constraint (Dou et al., MICCAI 2023). It is 0 for a translation.
 
-    The relative form divides by the mean magnitude of the field itself: a field and its double are equally smooth, so surgery
-    protects the shape of a motion and not its smallness. The absolute form resists every growth of the field.
-
     Args:
         norm: "l1" (mean absolute difference) or "l2" (mean squared difference).
-        relative: whether to divide by the field's mean absolute (l1) or mean squared (l2) value.
         spacing: voxel size along each axis, in any one unit; components and differences are then in that unit. None is isotropic.
 
     Raises:
         ValueError: for another norm, or a spacing that does not fit the field.
     """
 
-    def __init__(self, norm: str = "l1", spacing: Sequence[float] | None = None, relative: bool = False) -> None:
+    def __init__(self, norm: str = "l1", spacing: Sequence[float] | None = None) -> None:
         super().__init__()
         if norm not in ("l1", "l2"):
             raise ValueError(f"norm is 'l1' or 'l2', got {norm!r}.")
         self.norm = norm
         self.spacing = spacing
-        self.relative = relative
 
     def magnitude(self, values: Tensor) -> Tensor:
         return values.abs().mean() if self.norm == "l1" else values.square().mean()
@@ -82,5 +77,4 @@ class SmoothnessLoss(nn.Module):
             for axis in range(axes):
                 difference = field.diff(dim=axis + 2) / (1.0 if self.spacing is None else self.spacing[axis])
                 terms.append(self.magnitude(difference))
-            roughness = torch.stack(terms).mean()
-            return roughness / self.magnitude(field).clamp(min=torch.finfo(field.dtype).tiny) if self.relative else roughness
+            return torch.stack(terms).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,14 +13,15 @@ from torch.nn import functional as F
 
 
 class ConvBlock(nn.Sequential):
-    """Two 3-wide convolutions, each with norm and LeakyReLU: (B, in, *spatial) -> (B, out, *spatial)."""
+    """Two 3-wide convolutions, the first with a stride, each with norm and LeakyReLU: (B, in, *spatial) -> (B, out, *spatial)."""
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, norm: str | tuple, bias: bool) -> None:
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, norm: str | tuple, bias: bool, stride: int = 1
+    ) -> None:
+        options = {"adn_ordering": "NA", "act": "leakyrelu", "norm": norm, "bias": bias}
         super().__init__(
-            *(
-                Convolution(spatial_dims, channels, out_channels, adn_ordering="NA", act="leakyrelu", norm=norm, bias=bias)
-                for channels in (in_channels, out_channels)
-            )
+            Convolution(spatial_dims, in_channels, out_channels, strides=stride, **options),
+            Convolution(spatial_dims, out_channels, out_channels, **options),
         )
 
 
@@ -82,6 +84,117 @@ class RegistrationUNet(nn.Module):
         if self.flow_scale > 1:
             flow = F.interpolate(flow, size=pair.shape[2:], mode=self.mode, align_corners=False) * self.flow_scale
         return flow
+
+
+def pull(image: Tensor, field: Tensor) -> Tensor:
+    """The image (B, C, *spatial) at x + field(x), (B, d, *spatial) in voxels, linear, border repeated.
+
+    What `fields.warp` does through MONAI's `Warp`, in a form that TorchScript compiles.
+    """
+    axes = [torch.arange(size, device=field.device, dtype=field.dtype) for size in field.shape[2:]]
+    points = torch.stack(torch.meshgrid(axes, indexing="ij")).unsqueeze(0) + field
+    last_first: list[Tensor] = []
+    for axis in range(field.shape[1] - 1, -1, -1):
+        last_first.append(points[:, axis] * (2.0 / max(field.shape[axis + 2] - 1, 1)) - 1.0)
+    return F.grid_sample(image, torch.stack(last_first, dim=-1), mode="bilinear", padding_mode="border", align_corners=True)
+
+
+class GaussianSmoothing(nn.Module):
+    """Convolution of each channel of (B, C, *spatial) with a Gaussian, border repeated.
+
+    Args:
+        spatial_dims: 2 or 3.
+        channels: C.
+        sigma: standard deviation in voxels; 0 leaves the input as it is.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, sigma: float) -> None:
+        super().__init__()
+        self.spatial_dims = spatial_dims
+        self.channels = channels
+        self.radius = math.ceil(3 * sigma)
+        profile = torch.exp(-0.5 * (torch.arange(-self.radius, self.radius + 1) / max(sigma, 1e-6)) ** 2)
+        kernel = profile
+        for _ in range(spatial_dims - 1):
+            kernel = kernel.unsqueeze(-1) * profile
+        kernel = (kernel / kernel.sum()).expand(channels, 1, *kernel.shape).contiguous()
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.radius == 0:
+            return x
+        x = F.pad(x, [self.radius] * (2 * self.spatial_dims), mode="replicate")
+        if self.spatial_dims == 2:
+            return F.conv2d(x, self.kernel, groups=self.channels)
+        return F.conv3d(x, self.kernel, groups=self.channels)
+
+
+class PyramidNetwork(nn.Module):
+    """Coarse-to-fine registration: at each level the moving features are warped by the velocity found so far, then it is corrected.
+
+    Both images pass one encoder, which halves the resolution at each level. From the coarsest level up, a small block sees the warped
+    moving features, the fixed features and the velocity, and adds to the velocity. This is the coarse-to-fine warping of pyramid
+    networks (PWC-Net, Sun et al., CVPR 2018; LapIRN, Mok and Chung, MICCAI 2020) and what multi-resolution Demons does by hand.
+
+    Args:
+        spatial_dims: 2 or 3.
+        features: channels of the encoder at each level, from half resolution to the coarsest.
+        hidden: channels of the blocks that estimate the velocity.
+        norm: a MONAI norm, such as "batch", "instance" or ("group", {"num_groups": 8}).
+        integration_steps: squarings of the velocity before it warps features inside the network; 0 warps by the velocity itself.
+        smoothing: standard deviation of a Gaussian over the velocity, in pixels of the finest level (half resolution).
+        flow_std: standard deviation of the initial weights that give the velocity; small, so that training starts near the identity.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 2,
+        features: Sequence[int] = (16, 32, 32, 32),
+        hidden: int = 32,
+        norm: str | tuple = ("group", {"num_groups": 8}),
+        integration_steps: int = 4,
+        smoothing: float = 1.0,
+        flow_std: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.integration_steps = integration_steps
+        self.mode = {2: "bilinear", 3: "trilinear"}[spatial_dims]
+        self.encoders = nn.ModuleList(
+            ConvBlock(spatial_dims, i, o, norm, bias=False, stride=2) for i, o in zip((1, *features), features)
+        )
+        estimators = []
+        for channels in reversed(features):
+            flow = Conv[Conv.CONV, spatial_dims](hidden, spatial_dims, 3, padding=1)
+            nn.init.normal_(flow.weight, std=flow_std)
+            nn.init.zeros_(flow.bias)
+            estimators.append(nn.Sequential(ConvBlock(spatial_dims, 2 * channels + spatial_dims, hidden, norm, bias=False), flow))
+        self.estimators = nn.ModuleList(estimators)
+        self.smooth = GaussianSmoothing(spatial_dims, spatial_dims, smoothing)
+
+    def integrate(self, velocity: Tensor) -> Tensor:
+        field = velocity / 2.0**self.integration_steps
+        for _ in range(self.integration_steps):
+            field = field + pull(field, field)
+        return field
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """(B, 2, *spatial), spatial sizes divisible by 2 ** levels -> (B, d, *spatial) velocity, voxels."""
+        batch = pair.shape[0]
+        pyramid: list[Tensor] = []
+        x = torch.cat([pair[:, :1], pair[:, 1:]])
+        for encoder in self.encoders:
+            x = encoder(x)
+            pyramid.append(x)
+        coarsest = pyramid[-1].shape[2:]
+        velocity = torch.zeros([batch, len(coarsest)] + list(coarsest), dtype=x.dtype, device=x.device)
+        for level, estimator in enumerate(self.estimators):
+            features = pyramid[len(pyramid) - 1 - level]
+            if level > 0:
+                velocity = 2.0 * F.interpolate(velocity, size=features.shape[2:], mode=self.mode, align_corners=False)
+            warped = pull(features[:batch], self.integrate(velocity).to(features.dtype))
+            velocity = velocity + estimator(torch.cat([warped, features[batch:], velocity], dim=1))
+        velocity = self.smooth(velocity)
+        return 2.0 * F.interpolate(velocity, size=pair.shape[2:], mode=self.mode, align_corners=False)
 
 
 class PaddedNetwork(nn.Module):
