@@ -1,0 +1,49 @@
+# make demo: phantoms, training by surgery, held-out figures and a picture. make test: the test suite. Both are safe to run twice.
+PYTHON ?= python3
+PY := .venv/bin/python
+BUNDLE := $(PY) -m monai.bundle run
+NAME := gsmorph_cardiac_registration
+VERSION = $(shell $(PY) -c "import json; print(json.load(open('configs/metadata.json'))['version'])")
+
+.PHONY: help demo test lint zip clean
+
+help:
+	@echo "make demo   phantoms, training by surgery, held-out figures, demo/registration.png (about 3 minutes)"
+	@echo "make test   lint and the whole test suite"
+	@echo "make zip    the bundle as dist/$(NAME)_v<version>.zip"
+	@echo "make clean  remove what the others made, and .venv"
+
+.venv/.python: 
+	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
+	    'Python 3.10 to 3.13 is needed, this is %d.%d: make PYTHON=/path/to/python3.12 ...' % v)"
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.runtime: requirements.txt .venv/.python
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt
+	@touch $@
+
+.venv/.dev: requirements-dev.txt requirements.txt .venv/.python
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	@touch $@ .venv/.runtime
+
+demo: .venv/.runtime
+	$(PY) -m scripts.phantom --root demo/phantoms
+	$(BUNDLE) --config_file "['configs/train.yaml','configs/demo.yaml']"
+	$(BUNDLE) --config_file "['configs/train.yaml','configs/evaluate.yaml','configs/demo.yaml']"
+	@echo "look at demo/registration.png; all figures are in demo/summary.json and demo/metrics.csv"
+
+test: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PY) -m pytest
+
+lint: .venv/.dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+zip: .venv/.runtime
+	$(PY) -m scripts.package dist/$(NAME)_v$(VERSION).zip --name $(NAME)
+
+clean:
+	rm -rf .venv demo dist output eval
