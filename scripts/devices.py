@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from scripts.errors import InputError
@@ -10,6 +12,26 @@ from scripts.errors import InputError
 def default_device() -> str:
     """The first CUDA device where there is one, else the CPU."""
     return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def local_device() -> str:
+    """The device of this process under torchrun: its own CUDA device, or the CPU where there is none."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def start_process_group() -> None:
+    """Join the processes that torchrun started, through NCCL on CUDA devices and gloo on CPUs.
+
+    Raises:
+        InputError: outside torchrun.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        raise InputError(
+            "configs/multi_gpu_train.yaml: needs several processes; start it by torchrun --nproc_per_node=N -m monai.bundle run …"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_device())
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def check_device(device: str | torch.device) -> None:

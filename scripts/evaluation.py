@@ -98,19 +98,20 @@ def score_case(
     return scores
 
 
-def average_score(figure: str, stage: str = "registered") -> Average:
-    """Ignite's average of one figure over the cases of a run (one case an iteration), reduced exactly over processes."""
-    return Average(output_transform=lambda output: nan_mean([case["scores"][stage][figure] for case in output]))
+def average_score(figure: str, device: str | torch.device = "cpu") -> Average:
+    """Ignite's average of one registered figure over the cases of a run (one case an iteration), reduced exactly over processes."""
+    transform = lambda output: nan_mean([case["scores"]["registered"][figure] for case in output])
+    return Average(output_transform=transform, device=device)
 
 
-def average_key_score() -> Average:
+def average_key_score(device: str | torch.device = "cpu") -> Average:
     """The figure by which the best weights are chosen: Dice in percent, or the negative MSE where cases carry no labels."""
 
     def score(output: Sequence[dict]) -> float:
         dice = nan_mean([case["scores"]["registered"]["dice"] for case in output])
         return -nan_mean([case["scores"]["registered"]["mse"] for case in output]) if np.isnan(dice) else dice
 
-    return Average(output_transform=score)
+    return Average(output_transform=score, device=device)
 
 
 class EvaluationReport:
@@ -141,7 +142,7 @@ class EvaluationReport:
             self.rows.append({**names, **figures})
 
     def write(self, engine: Engine) -> None:
-        rows = [row for part in idist.all_gather(self.rows) for row in part] if idist.get_world_size() > 1 else self.rows
+        rows = gather_rows(self.rows)
         if idist.get_rank() != 0:
             return
         summary: dict = {"definitions": DEFINITIONS}
@@ -163,6 +164,15 @@ class EvaluationReport:
         write_csv(self.output_dir / "metrics.csv", list(table.values()))
         write_text(self.output_dir / "summary.json", json.dumps(nan_to_none(summary), indent=2) + "\n")
         logging.getLogger("evaluation").info(f"wrote {self.output_dir / 'metrics.csv'} and summary.json")
+
+
+def gather_rows(rows: list[dict]) -> list[dict]:
+    """The rows of all processes."""
+    if idist.get_world_size() == 1:
+        return rows
+    parts: list = [None] * idist.get_world_size()
+    torch.distributed.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
 
 
 def format_table(title: str, figures: Mapping) -> str:

@@ -44,7 +44,9 @@ def color_wheel(field: np.ndarray, largest: float) -> np.ndarray:
     return hsv_to_rgb(np.stack([hue, length, np.ones_like(hue)], axis=-1))
 
 
-def draw_pair(moving: np.ndarray, fixed: np.ndarray, moved: np.ndarray, field: np.ndarray, path: str | Path, title: str = "") -> None:
+def draw_pair(
+    moving: np.ndarray, fixed: np.ndarray, moved: np.ndarray, field: np.ndarray, path: str | Path, title: str = ""
+) -> None:
     """Eight panels: moving, fixed, moved, differences before and after, the field as a deformed grid and as colors, its Jacobian map.
 
     Args:
@@ -68,7 +70,7 @@ def draw_pair(moving: np.ndarray, fixed: np.ndarray, moved: np.ndarray, field: n
     for axis, image, name in ((axes[4], moving, "moving"), (axes[5], moved, "moved")):
         shown = axis.imshow((image - fixed).T, cmap="RdBu_r", vmin=-spread, vmax=spread)
         axis.set_title(f"{name} - fixed, rms {np.sqrt(np.mean((image - fixed) ** 2)):.3g}")
-    figure.colorbar(shown, ax=[axes[4], axes[5]], shrink=0.8, label="intensity")
+    figure.colorbar(shown, ax=axes[5], shrink=0.8, label="intensity")
 
     step = max(min(fixed.shape) // 32, 1)
     x, y = np.meshgrid(*(np.arange(n) for n in fixed.shape), indexing="ij")

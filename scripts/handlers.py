@@ -12,6 +12,7 @@ from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler, DistributedSampler
 
 from scripts.surgery import STRATEGIES, group_indices, settle
 
@@ -205,6 +206,20 @@ class WeightAveraging:
 
     def attach(self, engine: Engine) -> None:
         self.averager.attach(engine)
+
+
+class EpochShuffling:
+    """Tells a `DistributedSampler` the epoch, so that each epoch has an order of its own.
+
+    Args:
+        sampler: the sampler, or a `BatchSampler` around it.
+    """
+
+    def __init__(self, sampler: DistributedSampler | BatchSampler) -> None:
+        self.sampler = getattr(sampler, "sampler", sampler)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self.sampler.set_epoch(engine.state.epoch))
 
 
 class CaseProgress:

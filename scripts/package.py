@@ -1,0 +1,45 @@
+"""The bundle as one zip, as the model zoo serves it: regular files under one folder, `metadata.json` among them as a file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("configs", "scripts", "models", "docs")
+FILES = ("LICENSE", "README.md", "CHANGELOG.md", "requirements.txt", "metadata.json")
+
+
+def build_zip(path: str | Path, name: str) -> Path:
+    """Write the bundle to a zip whose one folder is `name`; links are followed, caches left out.
+
+    Args:
+        path: zip to write; replaced where it is there.
+        name: the bundle's name in the zoo.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    members = [ROOT / file for file in FILES]
+    for folder in FOLDERS:
+        members += sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    partial = path.with_name(path.name + ".part")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member in members:
+            archive.writestr(f"{name}/{member.relative_to(ROOT)}", member.read_bytes())
+    os.replace(partial, path)
+    return path
+
+
+def main() -> None:
+    """Command line of `build_zip`."""
+    parser = argparse.ArgumentParser(description=build_zip.__doc__.splitlines()[0])
+    parser.add_argument("path", help="zip to write")
+    parser.add_argument("--name", default="gsmorph_cardiac_registration", help="the bundle's name")
+    arguments = parser.parse_args()
+    print(build_zip(arguments.path, arguments.name))
+
+
+if __name__ == "__main__":
+    main()
