@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import ignite.distributed as idist
 import torch
 
 from scripts.errors import InputError
@@ -31,7 +32,13 @@ def start_process_group() -> None:
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(local_device())
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # Ignite's own initialization: it creates groups collectively, which must not wait for the first handler that only rank 0 has.
+    idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def leave_process_group() -> None:
+    """Leave the processes that torchrun started."""
+    idist.finalize()
 
 
 def check_device(device: str | torch.device) -> None:

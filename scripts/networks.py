@@ -140,6 +140,7 @@ class PyramidNetwork(nn.Module):
         spatial_dims: 2 or 3.
         features: channels of the encoder at each level, from half resolution to the coarsest.
         hidden: channels of the blocks that estimate the velocity.
+        corrections: how often a level warps and corrects, by the same block.
         norm: a MONAI norm, such as "batch", "instance" or ("group", {"num_groups": 8}).
         integration_steps: squarings of the velocity before it warps features inside the network; 0 warps by the velocity itself.
         smoothing: standard deviation of a Gaussian over the velocity, in pixels of the finest level (half resolution).
@@ -151,12 +152,14 @@ class PyramidNetwork(nn.Module):
         spatial_dims: int = 2,
         features: Sequence[int] = (16, 32, 32, 32),
         hidden: int = 32,
+        corrections: int = 2,
         norm: str | tuple = ("group", {"num_groups": 8}),
         integration_steps: int = 4,
-        smoothing: float = 1.0,
+        smoothing: float = 1.5,
         flow_std: float = 1e-3,
     ) -> None:
         super().__init__()
+        self.corrections = corrections
         self.integration_steps = integration_steps
         self.mode = {2: "bilinear", 3: "trilinear"}[spatial_dims]
         self.encoders = nn.ModuleList(
@@ -191,8 +194,9 @@ class PyramidNetwork(nn.Module):
             features = pyramid[len(pyramid) - 1 - level]
             if level > 0:
                 velocity = 2.0 * F.interpolate(velocity, size=features.shape[2:], mode=self.mode, align_corners=False)
-            warped = pull(features[:batch], self.integrate(velocity).to(features.dtype))
-            velocity = velocity + estimator(torch.cat([warped, features[batch:], velocity], dim=1))
+            for _ in range(self.corrections):
+                warped = pull(features[:batch], self.integrate(velocity).to(features.dtype))
+                velocity = velocity + estimator(torch.cat([warped, features[batch:], velocity], dim=1))
         velocity = self.smooth(velocity)
         return 2.0 * F.interpolate(velocity, size=pair.shape[2:], mode=self.mode, align_corners=False)
 
