@@ -77,6 +77,7 @@ class GradientSurgeryHandler:
         self.parameters = [parameter for _, parameter in named]
         self.groups = group_indices([name for name, _ in named], granularity)
         self.smoothness_gradients: list[Tensor] | None = None
+        self.reached = [False] * len(named)
         self.pending: tuple[Tensor, dist.Work] | None = None
         self.sums: Tensor | None = None
 
@@ -98,12 +99,18 @@ class GradientSurgeryHandler:
                     "GradientSurgeryHandler cannot work with DistributedDataParallel(static_graph=True): its reducer counts one backward "
                     "pass a step, surgery makes two, and the gradients would be wrong in silence. Use static_graph=False."
                 )
-            if any(type(module).__name__ in ("FullyShardedDataParallel", "FSDPModule") for module in network.modules()):
+            kinds = {kind.__name__ for module in network.modules() for kind in type(module).__mro__}
+            if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
                 raise ValueError("GradientSurgeryHandler needs whole gradient tensors: use DistributedDataParallel, not sharding.")
 
     def start_epoch(self, engine: Engine) -> None:
         self.sums = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Start the sum of the smoothness gradients anew."""
         self.smoothness_gradients = None
+        self.reached = [False] * len(self.parameters)
 
     def differentiate(self, engine: Engine) -> None:
         """Take the smoothness gradient from the forward pass of this iteration (before the trainer's backward frees its graph)."""
@@ -114,6 +121,7 @@ class GradientSurgeryHandler:
             loss = smoothness if scaler is None else scaler.scale(smoothness)
             loss = loss / getattr(engine, "accumulation_steps", 1)
             gradients = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        self.reached = [reached or g is not None for reached, g in zip(self.reached, gradients)]
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients)]
         if self.smoothness_gradients is None:
             self.smoothness_gradients = gradients
@@ -144,9 +152,21 @@ class GradientSurgeryHandler:
             return
         flat, work = self.pending
         work.wait()
-        parts = flat.split([gradient.numel() for gradient in self.smoothness_gradients])
-        self.smoothness_gradients = [part.view_as(p) for part, p in zip(parts, self.parameters)]
+        self.smoothness_gradients = self.as_parameters(flat)
         self.pending = None
+
+    def take_first_rank(self, engine: Engine, gradients: list[Tensor]) -> list[Tensor]:
+        """Under DDP, the first rank's gradients on every rank: each rank draws noise of its own, and the weights would part."""
+        if not isinstance(unwrap(engine.network), DistributedDataParallel):
+            return gradients
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.broadcast(flat, group=unwrap(engine.network).process_group, group_src=0)
+        return self.as_parameters(flat)
+
+    def as_parameters(self, flat: Tensor) -> list[Tensor]:
+        """One vector, cut into tensors of the parameters' shapes."""
+        parts = flat.split([parameter.numel() for parameter in self.parameters])
+        return [part.view_as(parameter) for part, parameter in zip(parts, self.parameters)]
 
     @torch.no_grad()
     def operate(self, engine: Engine) -> None:
@@ -156,12 +176,15 @@ class GradientSurgeryHandler:
             self.finish_averaging()
             similarity = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
             settled, conflicts = settle(similarity, self.smoothness_gradients, self.strategy, self.groups, self.tau, self.weight)
-            for parameter, gradient in zip(self.parameters, settled):
-                if parameter.grad is None:
-                    parameter.grad = gradient
-                else:
+            if self.strategy == "agreement_noise":
+                settled = self.take_first_rank(engine, settled)
+            for parameter, gradient, reached in zip(self.parameters, settled, self.reached):
+                if parameter.grad is not None:
                     parameter.grad.copy_(gradient)
-            self.smoothness_gradients = None
+                elif reached:
+                    parameter.grad = gradient
+                # Else neither loss knows the parameter: without a gradient, weight decay leaves it alone too.
+            self.forget()
             self.conflicts = torch.stack([conflicts.ratio, conflicts.cosine, (~conflicts.well_posed).sum()]).float()
         elif self.sums is None:
             self.conflicts = self.parameters[0].new_zeros(3, dtype=torch.float32)
@@ -177,7 +200,7 @@ class GradientSurgeryHandler:
 
 
 class NonFiniteLossHandler:
-    """Stops training before a NaN or infinite loss reaches the weights.
+    """Stops training before a NaN or infinite loss or field reaches the weights.
 
     Raises:
         FloatingPointError: naming epoch and iteration. Checkpoints written so far stay as they are.
@@ -187,9 +210,12 @@ class NonFiniteLossHandler:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        if not torch.isfinite(engine.state.output[CommonKeys.LOSS]):
+        # The field, too: sampling clips NaN coordinates to the border, so the similarity stays finite, and its backward may crash.
+        output = engine.state.output
+        values = [output[key] for key in (CommonKeys.LOSS, CommonKeys.PRED, "smoothness") if key in output]
+        if not torch.stack([value.detach().isfinite().all() for value in values]).all():
             raise FloatingPointError(
-                f"the loss is not finite at step {engine.state.iteration} (epoch {engine.state.epoch}); the weights of the last "
+                f"the loss or the field is not finite at step {engine.state.iteration} (epoch {engine.state.epoch}); the weights of the last "
                 "checkpoint are intact. Lower learning_rate, or check the images for NaN."
             )
 

@@ -113,8 +113,10 @@ def project(
     """
     conflicts = conflicts or find_conflicts(similarity, smoothness, groups)
     norm = conflicts.smoothness_norm.clamp(min=torch.finfo(conflicts.dot.dtype).tiny)
-    # Two divisions by |r|: its square underflows long before |r| does.
-    coefficient = torch.where(conflicts.conflicting, conflicts.dot / norm / norm, 0.0).unbind()
+    # Two divisions by |r|: its square underflows long before |r| does. An overflow of r spoils every group, so that a GradScaler,
+    # which sees only the result, skips the step; dropped as no conflict it would pass in silence.
+    spoiled = 0.0 * conflicts.smoothness_norm.max()
+    coefficient = (torch.where(conflicts.conflicting, conflicts.dot / norm / norm, 0.0) + spoiled).unbind()
     index = range(len(similarity)) if groups is None else groups
     return [s - coefficient[i] * r for s, r, i in zip(similarity, smoothness, index)]
 
@@ -130,7 +132,10 @@ def agree(similarity: Sequence[Tensor], smoothness: Sequence[Tensor], noise: boo
     """
     kept = []
     for s, r in zip(similarity, smoothness):
-        other = torch.randn_like(s) * s.abs().mean() if noise else torch.zeros_like(s)
+        # Not plain zeros: NaN where s or r overflowed, so that a GradScaler skips the step.
+        other = 0.0 * (s + r)
+        if noise:
+            other = other + torch.randn_like(s) * s.abs().mean()
         kept.append(torch.where(s.sign() == r.sign(), s, other))
     return kept
 

@@ -1,0 +1,97 @@
+"""Networks: the published parameter count, any image size, TorchScript, and a start near the identity."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import BasicUNet, RegUNet, SwinUNETR, VoxelMorphUNet
+from torch import nn
+
+from scripts.fields import warp
+from scripts.networks import GaussianSmoothing, PaddedNetwork, PyramidNetwork, RegistrationUNet, pull
+
+GROUP = ("group", {"num_groups": 4})
+
+
+def test_published_network() -> None:
+    parameters = list(RegistrationUNet(conv_bias=True).parameters())
+    assert sum(p.numel() for p in parameters) == 1_968_002
+    assert len(parameters) == 75
+
+
+def test_no_bias_before_a_norm_by_default() -> None:
+    named = dict(RegistrationUNet().named_parameters())
+    assert [name for name in named if "conv.bias" in name] == []
+    assert "flow.bias" in named
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("kind", ["unet", "unet_half", "pyramid"])
+def test_shapes_start_and_torchscript(axes: int, kind: str) -> None:
+    torch.manual_seed(0)
+    network = {
+        "unet": lambda: RegistrationUNet(axes, (4, 8, 8), norm="instance"),
+        "unet_half": lambda: RegistrationUNet(axes, (4, 8, 8), norm=GROUP, flow_level=1),
+        "pyramid": lambda: PyramidNetwork(axes, (4, 8), hidden=8, norm=GROUP),
+    }[kind]()
+    pair = torch.rand(2, 2, *(16, 24, 8)[:axes])
+    field = network(pair)
+    assert field.shape == (2, axes, *pair.shape[2:])
+    assert field.abs().max() < 0.2
+    torch.testing.assert_close(torch.jit.script(network)(pair), field)
+
+
+def test_unet_rejects_a_level_it_has_not() -> None:
+    with pytest.raises(ValueError, match="flow_level"):
+        RegistrationUNet(features=(4, 8), flow_level=1)
+
+
+BACKBONES = {
+    "VoxelMorphUNet": (lambda d: VoxelMorphUNet(d, 2, d, channels=(8, 8, 8, 8), final_conv_channels=(8,)), 8),
+    "RegUNet": (lambda d: RegUNet(d, 2, 4, 3, out_channels=d), 8),
+    "BasicUNet": (lambda d: BasicUNet(d, 2, d, features=(4, 4, 4, 4, 4, 4)), 16),
+    "SwinUNETR": (lambda d: SwinUNETR(2, d, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), spatial_dims=d), 32),
+    "PyramidNetwork": (lambda d: PyramidNetwork(d, (4, 8), hidden=8, norm=GROUP), 4),
+}
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_any_backbone_takes_any_size(name: str, axes: int) -> None:
+    if name == "SwinUNETR" and axes == 3:
+        pytest.skip("64 voxels along three axes take too long here")
+    make, stride = BACKBONES[name]
+    torch.manual_seed(0)
+    network = PaddedNetwork(make(axes), stride).eval()
+    with torch.no_grad():
+        odd = torch.rand(1, 2, *(45, 37, 19)[:axes])
+        assert network(odd).shape == (1, axes, *odd.shape[2:])
+        even = torch.rand(1, 2, *[2 * stride] * axes)
+        assert torch.equal(network(even), network.backbone(even))
+
+
+def test_padding_is_split_and_cropped_back() -> None:
+    class Shift(nn.Module):
+        def forward(self, pair: torch.Tensor) -> torch.Tensor:
+            assert pair.shape[2] % 8 == pair.shape[3] % 8 == 0
+            return pair
+
+    pair = torch.rand(1, 2, 13, 21)
+    assert torch.equal(PaddedNetwork(Shift(), 8)(pair), pair)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_pull_is_the_warp_of_monai(axes: int) -> None:
+    image = torch.rand(2, 3, *(9, 11, 7)[:axes], dtype=torch.float64)
+    field = 3 * torch.randn(2, axes, *image.shape[2:], dtype=torch.float64)
+    torch.testing.assert_close(pull(image, field), warp(image, field))
+
+
+def test_smoothing_is_a_normalized_gaussian() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    field = torch.randn(1, 2, 40, 32, dtype=torch.float64)
+    smooth = GaussianSmoothing(2, 2, 1.5).double()
+    expected = gaussian_filter(field[0].numpy(), (0, 1.5, 1.5), mode="nearest", radius=(0, smooth.radius, smooth.radius))
+    torch.testing.assert_close(smooth(field)[0], torch.from_numpy(expected), atol=1e-6, rtol=0)
+    assert torch.equal(GaussianSmoothing(2, 2, 0.0)(field), field)
