@@ -215,8 +215,8 @@ class NonFiniteLossHandler:
         values = [output[key] for key in (CommonKeys.LOSS, CommonKeys.PRED, "smoothness") if key in output]
         if not torch.stack([value.detach().isfinite().all() for value in values]).all():
             raise FloatingPointError(
-                f"the loss or the field is not finite at step {engine.state.iteration} (epoch {engine.state.epoch}); the weights of the last "
-                "checkpoint are intact. Lower learning_rate, or check the images for NaN."
+                f"the loss or the field is not finite at step {engine.state.iteration} (epoch {engine.state.epoch}); the weights of "
+                "the last checkpoint are intact. Lower learning_rate, or check the images for NaN."
             )
 
 

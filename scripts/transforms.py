@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, MapTransform, Resize, Transform
 from torch import Tensor
+from torch.nn import functional as F
 
 from scripts.errors import InputError
 from scripts.fields import resize_field
@@ -178,16 +179,31 @@ class RandomPairAugmentation(Transform):
         swap: whether to exchange moving and fixed in half of the pairs, so that the network learns both directions.
         flip: whether to flip half of the pairs along each axis and to rotate the batch by a random multiple of 90 degrees.
         gamma: standard deviation of the logarithm of a gamma curve, one a pair, applied to intensities in [0, 1]; 0 is none.
+        rotation: largest angle in degrees of a random rotation, one a pair, 2-D only; 0 is none.
+        zoom: standard deviation of the logarithm of a random magnification, one a pair, 2-D only; 0 is none.
     """
 
-    def __init__(self, size: Sequence[int] | None = None, swap: bool = True, flip: bool = True, gamma: float = 0.2) -> None:
+    def __init__(
+        self,
+        size: Sequence[int] | None = None,
+        swap: bool = True,
+        flip: bool = True,
+        gamma: float = 0.2,
+        rotation: float = 0.0,
+        zoom: float = 0.0,
+    ) -> None:
         self.size = size
         self.swap = swap
         self.flip = flip
         self.gamma = gamma
+        self.rotation = rotation
+        self.zoom = zoom
 
     def __call__(self, pair: Tensor) -> Tensor:
         batch, axes = pair.shape[0], pair.ndim - 2
+        if self.rotation or self.zoom:
+            angle = torch.deg2rad(torch.empty(batch, device=pair.device).uniform_(-self.rotation, self.rotation))
+            pair = rotate_and_zoom(pair, angle, torch.exp(torch.randn(batch, device=pair.device) * self.zoom))
         if self.size is not None:
             pair = random_crops(pair, self.size)
         if self.flip:
@@ -202,6 +218,17 @@ class RandomPairAugmentation(Transform):
             exponent = torch.exp(torch.randn(batch, device=pair.device) * self.gamma)
             pair = pair.clamp(0, 1) ** exponent.view(-1, *[1] * (axes + 1))
         return pair
+
+
+def rotate_and_zoom(pair: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
+    """Each pair of (B, 2, X, Y) rotated about the center by its angle (B,) in radians and magnified by its zoom (B,); linear, border
+    repeated."""
+    height, width = pair.shape[2:]
+    cos, sin, zero = torch.cos(angle) / zoom, torch.sin(angle) / zoom, torch.zeros_like(angle)
+    # affine_grid's coordinates reach from -1 to 1 on each axis: hence the aspect ratio.
+    rows = [torch.stack([cos, -sin * height / width, zero], dim=1), torch.stack([sin * width / height, cos, zero], dim=1)]
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(pair.shape), align_corners=False)
+    return F.grid_sample(pair, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def random_crops(pair: Tensor, size: Sequence[int]) -> Tensor:

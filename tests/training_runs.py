@@ -1,0 +1,131 @@
+"""Short trainings in MONAI's trainer for test_handlers.py, in this process and in two; importable by a spawned process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.engines import IterationEvents, SupervisedTrainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from scripts.handlers import GradientSurgeryHandler
+from scripts.losses import SmoothnessLoss, WarpedSimilarity
+from scripts.networks import RegistrationUNet
+
+LEARNING_RATE = 0.1
+
+DDP_CASES = {
+    "plain": {},
+    "bare network": {"bare": True},
+    "bucket views": {"ddp": {"gradient_as_bucket_view": True}},
+    "vector": {"surgery": {"granularity": "vector"}},
+    "accumulation": {"accumulation_steps": 2},
+    "unused parameter": {"unused": True, "ddp": {"find_unused_parameters": True}},
+    "batch norm": {"norm": "batch"},
+    "noise": {"surgery": {"strategy": "agreement_noise"}},
+}
+"""Two-process trainings by name; what is left out is the default of `ddp_train`."""
+
+
+def make_pairs(count: int, size: Sequence[int], seed: int = 0) -> Tensor:
+    """(count, 2, *size) in float64: smooth blobs, the fixed one shifted, with a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.meshgrid(*[torch.linspace(-1, 1, n, dtype=torch.float64) for n in size], indexing="ij")
+    pairs = torch.rand(count, 2, *size, generator=generator, dtype=torch.float64) * 0.1
+    for pair in pairs:
+        for image in pair:
+            centers = torch.rand(len(size), generator=generator, dtype=torch.float64) - 0.5
+            image += torch.exp(-4 * sum((axis - center) ** 2 for axis, center in zip(axes, centers)))
+    return pairs
+
+
+class WithUnused(nn.Module):
+    """A network with a parameter that its forward pass leaves out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def forward(self, pair: Tensor) -> Tensor:
+        return self.network(pair)
+
+
+def make_unet(norm: str = "instance", spatial_dims: int = 2, seed: int = 0) -> nn.Module:
+    """A small registration U-Net in float64 whose initial fields are about a voxel large."""
+    torch.manual_seed(seed)
+    return RegistrationUNet(spatial_dims, features=(4, 6, 8), norm=norm, flow_std=0.2).double()
+
+
+def train(
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    surgery: dict | None = None,
+    handlers: Sequence = (),
+    scaler: torch.amp.GradScaler | None = None,
+    weight_decay: float = 0.0,
+    **options: object,
+) -> tuple[list[dict[str, Tensor]], SupervisedTrainer]:
+    """Train by surgery and SGD; returns the gradients after each iteration, by parameter name, and the trainer.
+
+    Args:
+        network: bare or wrapped; trained in place.
+        batches: pairs, one batch an iteration.
+        surgery: arguments of `GradientSurgeryHandler` beside the defaults here.
+        handlers: attached after the surgery.
+        scaler: used as MONAI's trainer uses its own, which needs CUDA.
+        weight_decay: of SGD.
+        options: of `SupervisedTrainer`.
+    """
+    surgery = {"network": network, "constraint": SmoothnessLoss(), **(surgery or {})}
+    options = {"max_epochs": 1, "decollate": False, "loss_function": WarpedSimilarity(nn.MSELoss()), **options}
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        train_data_loader=[{"image": batch, "label": batch} for batch in batches],
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, weight_decay=weight_decay),
+        train_handlers=[GradientSurgeryHandler(**surgery), *handlers],
+        amp=scaler is not None,
+        **options,
+    )
+    if scaler is not None:
+        trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine, "scaler", scaler))
+    gradients = []
+    trainer.add_event_handler(
+        IterationEvents.MODEL_COMPLETED,
+        lambda _: gradients.append({n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}),
+    )
+    trainer.run()
+    return gradients, trainer
+
+
+def ddp_network(norm: str = "instance", unused: bool = False) -> nn.Module:
+    """The network that every process of a case starts from."""
+    network = make_unet(norm)
+    return WithUnused(network) if unused else network
+
+
+def ddp_train(
+    rank: int, pairs: Tensor, norm: str = "instance", unused: bool = False, bare: bool = False, **case: dict
+) -> dict[str, Tensor]:
+    """One case in one of two processes, each with its own half of every batch; returns the trained parameters."""
+    network = ddp_network(norm, unused)
+    wrapped = DistributedDataParallel(network, **case.pop("ddp", {}))
+    surgery = {"network": network if bare else wrapped, **case.pop("surgery", {})}
+    torch.manual_seed(rank)
+    train(wrapped, pairs[:, rank::2], surgery, weight_decay=0.1 if unused else 0.0, **case)
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+
+def ddp_process(rank: int, folder: Path, pairs: Tensor) -> None:
+    """Run every case as one of two processes and save the results as `rank.pt`."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    torch.save({name: ddp_train(rank, pairs, **case) for name, case in DDP_CASES.items()}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
