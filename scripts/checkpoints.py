@@ -64,7 +64,7 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
 
 
 class LastCheckpoint(CheckpointSaver):
-    """Writes the whole training state every few epochs as `last_epoch=N.pt` and removes the one before.
+    """Writes the whole training state every few epochs as `last_checkpoint_epoch=N.pt` and removes the one before.
 
     Args:
         save_dir: folder of the checkpoint.
@@ -84,7 +84,7 @@ class ResumeHandler(CheckpointLoader):
     """Restores what `LastCheckpoint` wrote when training starts; a path of None starts afresh.
 
     Args:
-        load_path: a `last_epoch=N.pt`, or None.
+        load_path: a `last_checkpoint_epoch=N.pt`, or None.
         load_dict: the objects to restore; the trainer itself is added as "trainer".
         map_location: device to load to.
 
@@ -104,7 +104,7 @@ class ResumeHandler(CheckpointLoader):
         missing = set(self.load_dict) - set(read_checkpoint(self.load_path, self.map_location))
         if missing:
             raise InputError(
-                f"{self.load_path}: lacks {', '.join(sorted(missing))}; resume from a checkpoint named last_epoch=N.pt."
+                f"{self.load_path}: lacks {', '.join(sorted(missing))}; resume from a checkpoint named last_checkpoint_epoch=N.pt."
             )
         try:
             super().__call__(engine)

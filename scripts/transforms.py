@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImaged, MapTransform, Resize, Transform
+from monai.transforms import LoadImage, MapTransform, Resize, Transform
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,14 +32,16 @@ class LoadCased(MapTransform):
 
     def __init__(self, keys: Sequence[str] = ("moving", "fixed", "moving_label", "fixed_label")) -> None:
         super().__init__(keys, allow_missing_keys=True)
-        self.load = LoadImaged(keys, reader="NibabelReader", ensure_channel_first=True, allow_missing_keys=True)
+        self.load = LoadImage(reader="NibabelReader", ensure_channel_first=True)
+        # MONAI tries its other readers where one fails, and ITK's fills what a truncated file lacks with zeros.
+        self.load.readers = self.load.readers[-1:]
 
     def __call__(self, data: Mapping[Hashable, str]) -> dict:
         item = dict(data)
         for key in self.key_iterator(data):
             path = data[key]
             try:
-                item[key] = self.load({key: path})[key]
+                item[key] = self.load(path)
             except Exception as error:
                 raise InputError(f"{path}: cannot be read as NIfTI ({root_cause(error)}); is the file complete?") from error
             check_image(item[key], path, is_label=str(key).endswith("_label"))

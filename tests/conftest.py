@@ -1,0 +1,76 @@
+"""Data, and commands as users type them, for all tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.phantom import write_phantom_dataset
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"slice_size": [32, 32], "crop_size": [32, 32], "batch_size": 2, "max_epochs": 2, "val_interval": 1, "device": "cpu"}
+"""Options of train.yaml for a training of seconds."""
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five small phantoms in ACDC's layout: 3 train, 1 val, 1 test."""
+    return write_phantom_dataset(
+        tmp_path_factory.mktemp("data") / "phantoms", subjects=5, size=(40, 36), slices=2, frames=4, progress=False
+    )
+
+
+@pytest.fixture(scope="session")
+def acdc() -> Path:
+    """The ACDC subjects beside the repository, where they are there."""
+    folder = ROOT.parent / "shared" / "data" / "acdc"
+    if not folder.is_dir():
+        pytest.skip(f"no ACDC data in {folder.parent}")
+    return folder
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    nib.save(nib.Nifti1Image(array, np.diag([1.5, 1.5, 8.0, 1.0]) if affine is None else affine), path)
+    return path
+
+
+def write_options(options: Mapping[str, object]) -> list[str]:
+    return [word for key, value in options.items() for word in (f"--{key}", str(value).replace(" ", ""))]
+
+
+def run_bundle(*words: object, cwd: Path = ROOT, prefix: list[str] | None = None, **options: object) -> subprocess.CompletedProcess:
+    """`python -m monai.bundle run` with words and --options, from the bundle's root; returns what it printed."""
+    command = [*(prefix or [sys.executable]), "-m", "monai.bundle", "run", *map(str, words), *write_options(options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def succeed(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    assert result.returncode == 0, result.stderr[-3000:] + result.stdout[-1000:]
+    return result
+
+
+def last_line(result: subprocess.CompletedProcess) -> str:
+    """The last line on stderr of a command that failed."""
+    assert result.returncode != 0, result.stdout[-2000:]
+    return result.stderr.strip().splitlines()[-1]
+
+
+def count(pattern: str, text: str) -> int:
+    return len(re.findall(pattern, text))
+
+
+@pytest.fixture(scope="session")
+def trained(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A folder with the outputs of a short training, and what the command printed."""
+    output = tmp_path_factory.mktemp("trained")
+    result = run_bundle(config_file="configs/train.yaml", dataset_dir=phantoms, output_dir=output, **SMALL)
+    return output, succeed(result)

@@ -1,0 +1,170 @@
+"""Folders and JSON files to items, and what each says when something is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scripts.datalists import (
+    acdc_pairs,
+    acdc_splits,
+    acdc_subjects,
+    inference_pairs,
+    json_pairs,
+    read_info,
+    require_one,
+    select_pairs,
+    split_subjects,
+)
+from scripts.errors import InputError
+
+
+@pytest.fixture
+def copy(phantoms: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(phantoms, tmp_path / "data"))
+
+
+def test_items_name_the_frames_of_info_cfg(phantoms: Path) -> None:
+    subject = acdc_subjects(phantoms)[0]
+    info = read_info(phantoms / subject / "Info.cfg")
+    (item,) = acdc_pairs(phantoms, [subject])
+    for role, phase in (("moving", "ES"), ("fixed", "ED")):
+        stem = phantoms / subject / f"{subject}_frame{int(info[phase]):02d}"
+        assert item[role] == f"{stem}.nii.gz"
+        assert item[f"{role}_label"] == f"{stem}_gt.nii.gz"
+    assert item["case"] == item["subject"] == subject
+
+
+def test_both_directions_swap_the_roles(phantoms: Path) -> None:
+    there, back = acdc_pairs(phantoms, acdc_subjects(phantoms)[:1], "both")
+    assert (there["moving"], there["fixed_label"]) == (back["fixed"], back["moving_label"])
+    assert there["case"] != back["case"]
+    assert there["subject"] == back["subject"]
+
+
+def test_split_keeps_subjects_apart_whatever_their_order() -> None:
+    names = [f"patient{n:03d}" for n in range(1, 101)]
+    splits = split_subjects(names, seed=3)
+    assert splits == split_subjects(names[::-1], seed=3)
+    assert splits != split_subjects(names, seed=4)
+    assert sorted(name for part in splits.values() for name in part) == names
+    assert {name: len(part) for name, part in splits.items()} == {"train": 80, "val": 10, "test": 10}
+
+
+def test_splits_json_wins_over_the_seed(copy: Path) -> None:
+    assert acdc_splits(copy, seed=5) == json.loads((copy / "splits.json").read_text())
+    (copy / "splits.json").unlink()
+    assert acdc_splits(copy, seed=5) == split_subjects(acdc_subjects(copy), seed=5)
+    assert len(select_pairs(str(copy), None, "test_or_all")) == 5
+
+
+def test_a_label_that_is_not_there_is_left_out(copy: Path) -> None:
+    subject = acdc_subjects(copy)[0]
+    (copy / subject / f"{subject}_frame01_gt.nii.gz").unlink()
+    (item,) = acdc_pairs(copy, [subject])
+    assert "moving_label" in item
+    assert "fixed_label" not in item
+
+
+def test_json_list_has_paths_relative_to_its_file(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "b.nii"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.json").write_text(json.dumps({"test": [{"moving": "a.nii.gz", "fixed": "b.nii"}]}))
+    items = inference_pairs(None, None, None, None, str(tmp_path / "list.json"))
+    assert items == [
+        {"moving": str(tmp_path / "a.nii.gz"), "fixed": str(tmp_path / "b.nii"), "case": "a_to_b", "subject": "a_to_b"}
+    ]
+    assert json_pairs(tmp_path / "list.json", "training") == []
+
+
+def test_no_source_gives_no_items_so_that_a_config_can_be_inspected() -> None:
+    assert select_pairs(None, None, "train") == []
+    assert inference_pairs(None, None, None, None, None) == []
+
+
+def spoil_nothing(root: Path) -> None:
+    shutil.rmtree(root)
+
+
+def spoil_info(root: Path) -> None:
+    (root / "phantom001" / "Info.cfg").write_text("ED: 1\nES: soon\n")
+
+
+def spoil_frame(root: Path) -> None:
+    next((root / "phantom001").glob("*_frame01.nii.gz")).unlink()
+
+
+def spoil_splits(root: Path) -> None:
+    (root / "splits.json").write_text('{"train": ["phantom001"]}')
+
+
+def spoil_names(root: Path) -> None:
+    (root / "splits.json").write_text('{"train": ["nobody"], "val": [], "test": []}')
+
+
+def empty_split(root: Path) -> None:
+    (root / "splits.json").write_text('{"train": [], "val": ["phantom001"], "test": []}')
+
+
+def spoil_layout(root: Path) -> None:
+    for path in root.glob("*/Info.cfg"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_nothing, ("data", "no such folder", "--dataset_dir")),
+        (spoil_info, ("Info.cfg", "no frame number for ES", "ES: 1")),
+        (spoil_frame, ("phantom001_frame01.nii.gz", "no such file", "mend Info.cfg")),
+        (spoil_splits, ("splits.json", "needs the lists train, val and test", "mend it")),
+        (spoil_names, ("splits.json", "nobody", "add them")),
+        (empty_split, ("split 'train' is empty", "add subjects")),
+        (spoil_layout, ("no subject folder with an Info.cfg", "ACDC's layout")),
+    ],
+)
+def test_a_spoiled_folder_is_named_with_its_cure(copy: Path, spoil: callable, words: tuple[str, ...]) -> None:
+    spoil(copy)
+    with pytest.raises(InputError) as caught:
+        select_pairs(str(copy), None, "train")
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", ("is no MONAI data list",)),
+        ('{"test": [{"moving": "a.nii.gz"}]}', ("item 1 of 'test' has no 'fixed'", "add the path")),
+        ('{"test": [{"moving": "a.nii.gz", "fixed": "b.nii.gz"}]}', ("a.nii.gz: no such file", "moving of case a_to_b")),
+        ('{"training": []}', ("section 'test' is empty",)),
+    ],
+)
+def test_a_spoiled_list_is_named_with_its_cure(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        select_pairs(None, str(path), "test")
+    for word in (str(tmp_path), *words):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        ({"moving": None, "dataset_dir": None}, "got none"),
+        ({"moving": "a", "dataset_dir": "b"}, "got --moving and --dataset_dir"),
+    ],
+)
+def test_exactly_one_source(sources: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        require_one(**sources)
+    require_one(moving="a", dataset_dir=None)
+
+
+def test_half_a_pair_is_refused() -> None:
+    with pytest.raises(InputError, match="--fixed is missing"):
+        inference_pairs("a.nii.gz", None, None, None, None)

@@ -1,0 +1,40 @@
+"""Resident slices and their batches."""
+
+from __future__ import annotations
+
+import torch
+
+from scripts.datasets import SliceDataset, batch_loader
+
+
+def make_dataset(count: int = 3) -> SliceDataset:
+    """Stacks of different sizes, each of two slices that hold their own number."""
+    stacks = [torch.full((2, 6 + 2 * n, 9, 2), 2.0 * n) + torch.tensor([0.0, 1.0]) for n in range(count)]
+    return SliceDataset([{"pair": stack} for stack in stacks], lambda item: item, (8, 8), progress=False)
+
+
+def test_slices_are_cropped_or_padded_into_one_tensor() -> None:
+    dataset = make_dataset()
+    assert dataset.pairs.shape == (6, 2, 8, 8)
+    assert [pair[0, 4, 4].item() for pair in dataset.pairs] == [0, 1, 2, 3, 4, 5]
+    assert dataset.pairs[1, :, 0].sum() == 0
+    assert dataset.pairs[3, :, 0].min() == 3
+
+
+def test_an_epoch_sees_every_slice_once_in_an_order_that_the_seed_repeats() -> None:
+    loader = batch_loader(make_dataset(), 2)
+    orders = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        orders.append([pair[0, 4, 4].item() for batch in loader for pair in batch["pair"]])
+    assert all(sorted(order) == [0, 1, 2, 3, 4, 5] for order in orders)
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_an_incomplete_batch_is_dropped_but_never_the_only_one() -> None:
+    assert [len(batch["pair"]) for batch in batch_loader(make_dataset(), 4)] == [4]
+    assert [len(batch["pair"]) for batch in batch_loader(make_dataset(), 100)] == [6]
+
+
+def test_no_data_gives_no_batch() -> None:
+    assert len(batch_loader(make_dataset(0), 4)) == 0

@@ -1,0 +1,93 @@
+"""Figures of a subject against plain counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+
+from scripts.metrics import center_region, dice_percent, folding_percent, hd95_mm, hd95_voxel, overlap, summarize
+
+
+def ball(center: tuple[float, ...], radius: float, shape: tuple[int, ...] = (24, 24, 6)) -> np.ndarray:
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    return np.linalg.norm(grid - np.array(center), axis=-1) <= radius
+
+
+def surface_points(mask: np.ndarray) -> np.ndarray:
+    """Voxels with a neighbor over a face that is background or outside, found one by one."""
+    padded = np.pad(mask, 1)
+    points = []
+    for index in np.argwhere(mask):
+        steps = [s * np.eye(3, dtype=int)[a] for a in range(3) for s in (-1, 1)]
+        if any(not padded[tuple(index + 1 + step)] for step in steps):
+            points.append(index)
+    return np.array(points)
+
+
+def directed(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...] = (1, 1, 1)) -> np.ndarray:
+    return cKDTree(surface_points(b) * spacing).query(surface_points(a) * spacing)[0]
+
+
+A, B = ball((11, 12, 3), 6), ball((13, 12, 3), 5)
+
+
+def test_dice_counts() -> None:
+    assert dice_percent(A, B) == pytest.approx(100 * 2 * (A & B).sum() / (A.sum() + B.sum()))
+    assert dice_percent(A, A) == 100
+    assert np.isnan(dice_percent(A & False, A & False))
+    assert dice_percent(A, A & False) == 0
+
+
+def test_hd95_voxel_pools_both_directions() -> None:
+    pooled = np.concatenate([directed(A, B), directed(B, A)])
+    assert hd95_voxel(A, B) == pytest.approx(np.percentile(pooled, 95))
+    assert hd95_voxel(A, A) == 0
+    assert np.isnan(hd95_voxel(A, A & False))
+
+
+def test_hd95_mm_is_the_larger_direction_at_true_spacing() -> None:
+    spacing = (1.4, 1.4, 8.0)
+    expected = max(np.percentile(directed(A, B, spacing), 95), np.percentile(directed(B, A, spacing), 95))
+    # MONAI takes another set of surface voxels: the difference is below a pixel.
+    assert hd95_mm(A, B, spacing) == pytest.approx(expected, abs=1.4)
+    assert hd95_mm(A, A, spacing) == 0
+    assert np.isnan(hd95_mm(A, A & False, spacing))
+
+
+def test_an_absent_structure_is_left_out_of_the_mean() -> None:
+    moved, fixed = A.astype(np.uint8) * 3, B.astype(np.uint8) * 3
+    scores = overlap(moved, fixed, {"rv": 1, "lv": 3}, (1, 1, 1))
+    assert np.isnan(scores["dice_rv"])
+    assert scores["dice"] == scores["dice_lv"] == pytest.approx(dice_percent(A, B))
+    # One that only one side has counts as missed.
+    fixed[0, 0, 0] = 1
+    assert overlap(moved, fixed, {"rv": 1, "lv": 3}, (1, 1, 1))["dice"] == pytest.approx(dice_percent(A, B) / 2)
+
+
+def test_folding_of_a_field_that_folds_in_a_known_strip() -> None:
+    field = torch.zeros(2, 20, 10, 2)
+    x = torch.arange(20.0)
+    # Along x the map x + u(x) runs backwards between 8 and 12: a slope of -2 in u.
+    field[0, :, :, 0] = torch.where(x < 8, 0, torch.where(x > 12, -8, -2 * (x - 8)))[:, None]
+    slope = np.gradient(field[0, :, 0, 0].numpy())
+    assert folding_percent(field) == pytest.approx(100 * np.mean(1 + slope <= 0) / 2)
+    assert folding_percent(field, (slice(0, 5), slice(None))) == 0
+
+
+def test_center_crop_is_monais() -> None:
+    from monai.transforms import CenterSpatialCrop
+
+    for shape in ((216, 256), (129, 128), (100, 131)):
+        image = torch.arange(float(np.prod(shape))).view(1, *shape)
+        assert torch.equal(
+            CenterSpatialCrop((128, 128))(image).as_tensor(), image[(slice(None), *center_region(shape, (128, 128)))]
+        )
+
+
+def test_summary_leaves_nan_out_and_takes_the_population_deviation() -> None:
+    rows = [{"a": 1.0, "b": float("nan")}, {"a": 4.0, "b": float("nan")}, {"a": float("nan"), "b": float("nan")}]
+    summary = summarize(rows)
+    assert summary["a"] == {"mean": 2.5, "std": 1.5}
+    assert np.isnan(summary["b"]["mean"])

@@ -1,0 +1,187 @@
+"""Loading, scaling, resampling and augmenting pairs, against NumPy and SciPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import write_nifti
+from monai.data import MetaTensor
+from scipy.ndimage import map_coordinates
+from scipy.spatial.transform import Rotation
+
+from scripts.errors import InputError
+from scripts.transforms import (
+    FieldToNatived,
+    LoadCased,
+    PreparePair,
+    RandomPairAugmentation,
+    ResizeToSpacingd,
+    ScaleSlicesd,
+    random_crops,
+    rotate_and_zoom,
+    scale_slices,
+)
+
+SHAPE = (12, 10, 3)
+
+
+@pytest.fixture
+def stack() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 4000, SHAPE).astype(np.int16)
+
+
+def oblique_affine() -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_rotvec([0.3, -0.5, 0.2]).as_matrix() @ np.diag([1.4, 1.8, 8.0])
+    affine[:3, 3] = [-50, 20, 7]
+    return affine
+
+
+def test_loading_keeps_values_and_the_oblique_affine(tmp_path: Path, stack: np.ndarray) -> None:
+    paths = {key: str(write_nifti(tmp_path / f"{key}.nii.gz", stack, oblique_affine())) for key in ("moving", "fixed")}
+    item = LoadCased()(paths)
+    for key in paths:
+        np.testing.assert_array_equal(item[key][0].numpy(), stack)
+        np.testing.assert_allclose(item[key].affine.numpy(), oblique_affine(), atol=1e-6)
+        assert item[key].dtype == torch.float32
+
+
+def test_loading_names_the_bad_file(tmp_path: Path, stack: np.ndarray) -> None:
+    good = str(write_nifti(tmp_path / "good.nii.gz", stack))
+    whole = Path(good).read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.nii.gz").write_text("no image")
+    with_nan = stack.astype(np.float32)
+    with_nan[3, 4, 1] = np.nan
+    turned = np.diag([1.5, 1.5, 8.0, 1.0])
+    turned[0, 3] = 0.01
+    cases = {
+        "cut": ("cannot be read as NIfTI", {}),
+        "text": ("cannot be read as NIfTI", {}),
+        "nan": ("holds NaN or Inf", {"array": with_nan}),
+        "inf": ("holds NaN or Inf", {"array": np.where(np.isnan(with_nan), np.inf, with_nan)}),
+        "cine": ("pick one frame of a cine", {"array": np.stack([stack, stack], axis=-1)}),
+        "small": ("different shapes", {"array": stack[:-1]}),
+        "shifted": ("affines up to 0.01 mm apart", {"array": stack, "affine": turned}),
+    }
+    for name, (words, content) in cases.items():
+        path = tmp_path / f"{name}.nii.gz"
+        if content:
+            write_nifti(path, **content)
+        with pytest.raises(InputError) as caught:
+            LoadCased()({"moving": good, "fixed": str(path)})
+        assert str(path) in str(caught.value)
+        assert words in str(caught.value)
+
+
+def test_a_label_belongs_to_its_image_and_holds_integers(tmp_path: Path, stack: np.ndarray) -> None:
+    image = str(write_nifti(tmp_path / "image.nii.gz", stack))
+    for name, label, words in (
+        ("fraction", np.full(SHAPE, 0.5, np.float32), "holds fractions"),
+        ("shape", np.zeros((12, 10, 2), np.uint8), "different shapes"),
+    ):
+        path = str(write_nifti(tmp_path / f"{name}.nii.gz", label))
+        with pytest.raises(InputError, match=words) as caught:
+            LoadCased()({"moving": image, "fixed": image, "moving_label": path})
+        assert path in str(caught.value)
+
+
+def test_affines_that_differ_by_rounding_are_one_grid(tmp_path: Path, stack: np.ndarray) -> None:
+    affine = oblique_affine()
+    first = write_nifti(tmp_path / "a.nii.gz", stack, affine)
+    second = write_nifti(tmp_path / "b.nii.gz", stack, affine + 1e-6)
+    assert not np.array_equal(nib.load(first).affine, nib.load(second).affine)
+    LoadCased()({"moving": str(first), "fixed": str(second)})
+
+
+def test_slices_are_scaled_as_by_hand(stack: np.ndarray) -> None:
+    found = scale_slices(torch.from_numpy(stack)[None].float(), 90.0)[0].numpy()
+    clipped = np.minimum(stack, np.percentile(stack, 90, method="higher")).astype(np.float64)
+    for z in range(SHAPE[2]):
+        s = clipped[..., z]
+        np.testing.assert_allclose(found[..., z], (s - s.min()) / (s.max() - s.min()), atol=1e-6)
+
+
+def test_scanner_units_and_a_clipped_8_bit_copy_give_the_same_input() -> None:
+    raw = np.random.default_rng(1).gamma(2.0, 300.0, (64, 64, 4)).astype(np.int16)
+    clipped = np.minimum(raw, np.percentile(raw, 99, method="higher")).astype(np.float64)
+    eight_bit = np.round(255 * (clipped - clipped.min()) / (clipped.max() - clipped.min()))
+    both = [scale_slices(torch.from_numpy(x.astype(np.float32))[None], 99.0) for x in (raw, eight_bit)]
+    torch.testing.assert_close(*both, rtol=0, atol=1.01 / 255)
+
+
+def test_a_constant_slice_is_named(stack: np.ndarray) -> None:
+    stack[..., 1] = 7
+    image = MetaTensor(torch.from_numpy(stack)[None].float(), meta={"filename_or_obj": "somewhere/es.nii.gz"})
+    with pytest.raises(InputError, match=r"somewhere/es\.nii\.gz: slice 2 is constant"):
+        ScaleSlicesd(["moving"])({"moving": image})
+
+
+def test_resampling_to_a_spacing_and_the_field_back(stack: np.ndarray) -> None:
+    affine = torch.diag(torch.tensor([1.5, 2.0, 8.0, 1.0], dtype=torch.float64))
+    image = MetaTensor(torch.from_numpy(stack)[None].float(), affine=affine)
+    resized = ResizeToSpacingd(["fixed"], spacing=1.0)({"fixed": image})["fixed"]
+    assert resized.shape == (1, 18, 20, 3)
+    assert ResizeToSpacingd(["fixed"])({"fixed": image})["fixed"] is image
+    # A constant displacement of 3 mm and -2 mm.
+    field = torch.tensor([3.0, -2.0]).view(2, 1, 1, 1).expand(2, *resized.shape[1:])
+    native = FieldToNatived()({"pred": field, "fixed_image": image})["pred"]
+    assert native.shape == (2, *SHAPE)
+    torch.testing.assert_close(native, torch.tensor([2.0, -1.0]).view(2, 1, 1, 1).expand_as(native))
+
+
+def test_augmentation_treats_both_images_alike() -> None:
+    moving = torch.rand(16, 1, 20, 20)
+    pair = torch.cat([moving, moving], dim=1)
+    torch.manual_seed(0)
+    for options in ({}, {"rotation": 30.0, "zoom": 0.2}):
+        augmented = RandomPairAugmentation([16, 16], **options)(pair)
+        assert augmented.shape == (16, 2, 16, 16)
+        torch.testing.assert_close(augmented[:, 0], augmented[:, 1])
+        assert not torch.equal(augmented, pair[..., 2:18, 2:18])
+
+
+def test_swap_exchanges_the_images_of_some_pairs() -> None:
+    pair = torch.stack([torch.zeros(64, 8, 8), torch.ones(64, 8, 8)], dim=1)
+    torch.manual_seed(0)
+    swapped = RandomPairAugmentation(None, swap=True, flip=False, gamma=0)(pair)[:, 0, 0, 0]
+    assert 16 < swapped.sum() < 48
+    assert torch.equal(RandomPairAugmentation(None, swap=False, flip=False, gamma=0)(pair), pair)
+
+
+def test_augmentation_takes_three_dimensions() -> None:
+    assert RandomPairAugmentation([8, 8, 4])(torch.rand(2, 2, 10, 10, 6)).shape == (2, 2, 8, 8, 4)
+
+
+def test_crops_are_pieces_of_their_own_pair() -> None:
+    pair = torch.arange(3 * 2 * 9 * 7).view(3, 2, 9, 7).float()
+    crops = random_crops(pair, (4, 5))
+    for whole, crop in zip(pair, crops):
+        x, y = divmod(int(crop[0, 0, 0] - whole[0, 0, 0]), 7)
+        assert torch.equal(crop, whole[:, x : x + 4, y : y + 5])
+
+
+def test_rotation_and_zoom_equal_scipy() -> None:
+    image = np.random.default_rng(0).random((15, 21))
+    angle, zoom = 0.4, 1.3
+    pair = torch.from_numpy(image).expand(1, 2, 15, 21)
+    found = rotate_and_zoom(pair, torch.tensor([angle], dtype=torch.float64), torch.tensor([zoom], dtype=torch.float64))[
+        0, 0
+    ].numpy()
+    center = (np.array(image.shape) - 1) / 2
+    x, y = np.meshgrid(*map(np.arange, image.shape), indexing="ij")
+    c, s = np.cos(angle) / zoom, np.sin(angle) / zoom
+    where = [s * (y - center[1]) + c * (x - center[0]) + center[0], c * (y - center[1]) - s * (x - center[0]) + center[1]]
+    np.testing.assert_allclose(found, map_coordinates(image, where, order=1, mode="nearest"), atol=1e-9)
+
+
+def test_prepare_batch_hands_plain_tensors_in_the_wanted_format() -> None:
+    batch = {"pair": MetaTensor(torch.rand(2, 2, 8, 8))}
+    image, target = PreparePair(channels_last=True)(batch, torch.device("cpu"))
+    assert type(image) is torch.Tensor
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    assert target is image
