@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import textwrap
 from pathlib import Path
 
 import torch
@@ -42,9 +43,10 @@ def load_weights(network: nn.Module, path: str | Path, device: str | torch.devic
     try:
         network.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
+        detail = textwrap.shorten(str(error).splitlines()[-1], 200)
         raise InputError(
             f"{path}: holds the weights of another network than the config's network_def; give the weights that belong to it "
-            f"or the network_def they were trained with ({str(error).splitlines()[-1].strip()})"
+            f"or the network_def they were trained with ({detail})"
         ) from error
     return network
 

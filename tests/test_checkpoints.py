@@ -1,0 +1,66 @@
+"""What is refused on loading, and random states that return."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from scripts.checkpoints import RandomState, ResumeHandler, load_weights
+from scripts.errors import InputError
+
+
+def test_random_states_return() -> None:
+    keeper = RandomState()
+    state = keeper.state_dict()
+    drawn = [random.random(), torch.rand(3)]
+    random.random(), torch.rand(5)
+    keeper.load_state_dict(state)
+    again = [random.random(), torch.rand(3)]
+    assert drawn[0] == again[0]
+    assert torch.equal(drawn[1], again[1])
+
+
+def test_weights_load(tmp_path: Path) -> None:
+    source, target = nn.Linear(2, 3), nn.Linear(2, 3)
+    torch.save(source.state_dict(), tmp_path / "model.pt")
+    assert load_weights(target, tmp_path / "model.pt") is target
+    assert torch.equal(source.weight, target.weight)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such checkpoint"),
+        (b"no weights", "is no checkpoint that can be read"),
+        (nn.Linear(4, 4).state_dict(), "weights of another network"),
+        (nn.Conv2d(1, 1, 1).state_dict(), "weights of another network"),
+        ({f"layer{n}": torch.zeros(1) for n in range(200)}, "weights of another network"),
+        ([1, 2], "weights of another network"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path: Path, content: object, words: str) -> None:
+    path = tmp_path / "model.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=words) as caught:
+        load_weights(nn.Linear(2, 3), path)
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < 600
+
+
+def test_resuming_needs_the_whole_state(tmp_path: Path) -> None:
+    network = nn.Linear(2, 3)
+    torch.save({"network": network.state_dict()}, tmp_path / "last.pt")
+    handler = ResumeHandler(
+        str(tmp_path / "last.pt"), {"network": network, "optimizer": torch.optim.SGD(network.parameters(), 0.1)}
+    )
+    with pytest.raises(InputError, match="lacks optimizer"):
+        handler(None)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        ResumeHandler(str(tmp_path / "none.pt"), {"network": network})(None)

@@ -1,0 +1,40 @@
+"""From a network's output to a displacement."""
+
+from __future__ import annotations
+
+import torch
+from monai.inferers import SliceInferer
+from monai.networks.blocks import DVF2DDF
+from torch import nn
+
+from scripts.fields import integrate
+from scripts.inferers import FieldInferer
+
+
+class Shear(nn.Module):
+    """A velocity that depends on the moving image alone, in half precision on request."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, pair: torch.Tensor) -> torch.Tensor:
+        return torch.cat([pair[:, :1], torch.zeros_like(pair[:, :1])], dim=1).to(self.dtype)
+
+
+def test_velocity_is_integrated_in_full_precision() -> None:
+    pair = torch.rand(3, 2, 12, 10)
+    for dtype in (torch.float32, torch.bfloat16):
+        velocity = Shear(dtype)(pair)
+        assert torch.equal(FieldInferer()(pair, Shear(dtype)), velocity.float())
+        found = FieldInferer(integration=DVF2DDF(num_steps=5, padding_mode="border"))(pair, Shear(dtype))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, integrate(velocity.float(), steps=5))
+
+
+def test_a_stack_is_its_slices() -> None:
+    stack = torch.rand(1, 2, 12, 10, 7)
+    slices = SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=3)
+    found = FieldInferer(slices, DVF2DDF(num_steps=5, padding_mode="border"))(stack, Shear())
+    each = FieldInferer(integration=DVF2DDF(num_steps=5, padding_mode="border"))(stack[0].movedim(-1, 0), Shear())
+    torch.testing.assert_close(found[0].movedim(-1, 0), each)
