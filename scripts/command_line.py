@@ -17,6 +17,7 @@ import yaml
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, run
 from monai.utils import ensure_tuple
+from tqdm import tqdm
 
 from scripts.errors import InputError
 
@@ -91,5 +92,8 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
             break
     if not isinstance(cause, (InputError, KeyboardInterrupt)):
         traceback.print_exception(kind, error, trace)
+    # An open progress bar would draw itself once more after the last line.
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
     sys.stdout.flush()
     print(f"error: {cause if str(cause) else kind.__name__}", file=sys.stderr, flush=True)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from ignite.handlers import EMAHandler, ProgressBar
+from ignite.handlers import ProgressBar
 from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from scripts.surgery import STRATEGIES, group_indices, settle
@@ -202,6 +203,8 @@ class GradientSurgeryHandler:
 class NonFiniteLossHandler:
     """Stops training before a NaN or infinite loss or field reaches the weights.
 
+    Attach it before `GradientSurgeryHandler`: torch's backward pass of `grid_sample` on a CPU crashes at NaN coordinates.
+
     Raises:
         FloatingPointError: naming epoch and iteration. Checkpoints written so far stay as they are.
     """
@@ -220,18 +223,33 @@ class NonFiniteLossHandler:
             )
 
 
-class WeightAveraging:
-    """Attaches a running mean of the weights, after the optimizer's step of each iteration.
+def running_mean(share: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """The `multi_avg_fn` of an `AveragedModel` that follows the weights closely at first and slowly later.
 
     Args:
-        averager: ignite's handler; its `ema_model` is the network with the mean weights.
+        share: of the current weights in the mean, in the long run; the n-th update takes the larger of it and 9 / (10 + n).
     """
 
-    def __init__(self, averager: EMAHandler) -> None:
+    def update(means: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+        torch._foreach_lerp_(means, weights, [(9 / (10 + count)).clamp(min=share)] * len(means))
+
+    return update
+
+
+class WeightAveraging:
+    """Updates a running mean of the weights after the optimizer's step of each iteration.
+
+    Args:
+        averager: its `module` is the network with the mean weights.
+        network: the network that is trained.
+    """
+
+    def __init__(self, averager: AveragedModel, network: nn.Module) -> None:
         self.averager = averager
+        self.network = network
 
     def attach(self, engine: Engine) -> None:
-        self.averager.attach(engine)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self.averager.update_parameters(unwrap(self.network)))
 
 
 class EpochShuffling:
@@ -272,4 +290,4 @@ class TrainingProgress:
     @staticmethod
     def figures(output: dict) -> dict[str, str]:
         keys = {"similarity": CommonKeys.LOSS, "smoothness": "smoothness", "conflicts": "conflict_ratio"}
-        return {name: f"{float(output[key]):.3g}" for name, key in keys.items() if key in output}
+        return {name: f"{output[key].item():.3g}" for name, key in keys.items() if key in output}

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from training_runs import DDP_CASES, LEARNING_RATE, WithUnused, ddp_network, ddp_process, make_pairs, make_unet, train
 
-from scripts.handlers import GradientSurgeryHandler, NonFiniteLossHandler, TrainingProgress
+from scripts.handlers import GradientSurgeryHandler, NonFiniteLossHandler, TrainingProgress, WeightAveraging, running_mean
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.networks import RegistrationUNet
 
@@ -559,3 +560,28 @@ def test_clipping_attached_after_sees_the_settled_gradients() -> None:
     assert norm > 2e-3
     (found,), _ = train(network, [pairs], handlers=[Clip()])
     assert_close(found, {n: g * 1e-3 / norm for n, g in settled.items()}, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_running_mean_follows_its_recursion(share: float) -> None:
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    averager = AveragedModel(network, multi_avg_fn=running_mean(share))
+    handler = WeightAveraging(averager, network)
+
+    def step(engine: Engine, shift: float) -> None:
+        with torch.no_grad():
+            network[0].weight += shift
+            network[1].running_mean += shift
+
+    trainer = Engine(step)
+    handler.attach(trainer)
+    mean, weight = None, network[0].weight.detach().clone()
+    shifts = [0.5, -1.0, 2.0, 0.25, 3.0] * 10
+    trainer.run(shifts)
+    for n, shift in enumerate(shifts):
+        weight = weight + shift
+        mean = weight if n == 0 else mean + max(share, 9 / (10 + n)) * (weight - mean)
+    torch.testing.assert_close(averager.module[0].weight.detach(), mean)
+    assert torch.equal(averager.module[0].weight, network[0].weight) == (share == 1)
+    # Statistics are those of the network, not a mean.
+    assert torch.equal(averager.module[1].running_mean, network[1].running_mean)

@@ -1,0 +1,277 @@
+"""The workflows as users run them, proved by what they leave on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, SMALL, count, last_line, run_bundle, succeed, write_nifti
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from scripts.evaluation import FIGURES
+from scripts.phantom import Phantom
+
+TRAIN, EVALUATE, INFERENCE = (f"configs/{name}.yaml" for name in ("train", "evaluate", "inference"))
+STEPS = 6  # of SMALL: 2 epochs of 3 batches
+
+
+def read_state(folder: Path, epoch: int = 2) -> dict:
+    return torch.load(folder / f"last_checkpoint_epoch={epoch}.pt", weights_only=True)
+
+
+def assert_trained_once(folder: Path, result: subprocess.CompletedProcess) -> None:
+    assert {path.name for path in folder.iterdir()} == {"model.pt", "last_checkpoint_epoch=2.pt", "tensorboard"}
+    state = read_state(folder)
+    assert state["trainer"]["iteration"] == STEPS
+    assert state["lr_scheduler"]["last_epoch"] == STEPS
+    assert int(next(iter(state["optimizer"]["state"].values()))["step"]) == STEPS
+    assert count(r"SupervisedTrainer - INFO - Epoch\[1\] Complete", result.stdout + result.stderr) == 1
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    assert {f"module.{name}" for name in weights} == state["averager"].keys() - {"n_averaged"}
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_run_trains_once(trained: tuple[Path, subprocess.CompletedProcess]) -> None:
+    assert_trained_once(*trained)
+    printed = trained[1].stdout + trained[1].stderr
+    for word in ("similarity=", "conflicts=", "val_dice", "val_hd95_voxel", "val_folding_percent", "conflict_ratio"):
+        assert word in printed
+
+
+def test_run_train_trains_once_and_alike(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
+    result = succeed(run_bundle("train", config_file=TRAIN, dataset_dir=phantoms, output_dir=tmp_path, **SMALL))
+    assert_trained_once(tmp_path, result)
+    for one, other in zip(read_state(tmp_path)["network"].values(), read_state(trained[0])["network"].values()):
+        assert torch.equal(one, other)
+
+
+def test_tensorboard_holds_losses_conflicts_and_validation(trained: tuple) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps = {}
+    for path in (trained[0] / "tensorboard").iterdir():
+        events = EventAccumulator(str(path)).Reload()
+        steps |= {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert steps["similarity_of_step"] == list(range(1, STEPS + 1))
+    for tag in ("conflict_ratio", "cosine", "similarity", "smoothness", "val_dice", "val_hd95_voxel", "val_folding_percent"):
+        assert steps[tag] == [1, 2], tag
+
+
+def test_resuming_is_bit_for_bit(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
+    options = {**SMALL, "config_file": TRAIN, "dataset_dir": phantoms, "output_dir": tmp_path, "lr_scheduler#T_max": STEPS}
+    succeed(run_bundle(**options | {"max_epochs": 1}))
+    succeed(run_bundle(**options, resume=tmp_path / "last_checkpoint_epoch=1.pt"))
+    whole, resumed = read_state(trained[0]), read_state(tmp_path)
+    assert resumed["trainer"]["iteration"] == STEPS
+    for key in ("network", "averager"):
+        for name, value in whole[key].items():
+            assert torch.equal(value, resumed[key][name]), (key, name)
+    assert whole["lr_scheduler"] == resumed["lr_scheduler"]
+    assert torch.equal(whole["random_state"]["torch"], resumed["random_state"]["torch"])
+    assert whole["random_state"]["python"] == resumed["random_state"]["python"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoints(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained[0], tmp_path / "out"))
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
+    result = run_bundle(config_file=TRAIN, dataset_dir=phantoms, output_dir=folder, **SMALL | {"learning_rate": 1e30})
+    assert "not finite at step 2 (epoch 1)" in last_line(result)
+    assert "learning_rate" in last_line(result)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pt")} == before
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: tuple, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated")
+    options = {**SMALL, "dataset_dir": phantoms, "output_dir": folder, "checkpoint": trained[0] / "model.pt"}
+    result = succeed(run_bundle(config_file=f"['{TRAIN}','{EVALUATE}']", **options))
+    for words in ("ES_to_ED, 1 subjects", "ED_to_ES, 1 subjects", "initial", "registered", "hd95_voxel"):
+        assert words in result.stdout
+    return folder
+
+
+def test_evaluation_scores_the_test_split_in_both_directions(evaluated: Path, phantoms: Path) -> None:
+    summary = json.loads((evaluated / "summary.json").read_text())
+    for part in (summary, summary["ED_to_ES"]):
+        for stage in ("initial", "registered"):
+            assert set(part[stage]) == set(FIGURES)
+            assert all(set(figure) == {"mean", "std"} for figure in part[stage].values())
+    assert 40 < summary["initial"]["dice"]["mean"] < 95
+    assert summary["initial"] != summary["registered"]
+    with (evaluated / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["subject"] for row in rows] == json.loads((phantoms / "splits.json").read_text())["test"]
+    assert float(rows[0]["registered_dice"]) == pytest.approx(summary["registered"]["dice"]["mean"])
+    assert (evaluated / "registration.png").stat().st_size > 50_000
+
+
+def infer(*words: str, trained: tuple, output_dir: Path, **options: object) -> subprocess.CompletedProcess:
+    checkpoint = trained[0] / "model.pt"
+    return run_bundle(*words, config_file=INFERENCE, checkpoint=checkpoint, output_dir=output_dir, device="cpu", **options)
+
+
+def frames(phantoms: Path, subject: str = "phantom001") -> dict[str, Path]:
+    ed, es = sorted(path for path in (phantoms / subject).glob("*_frame??.nii.gz"))
+    return {"moving": es, "fixed": ed, "moving_label": es.with_name(es.name.replace(".nii", "_gt.nii"))}
+
+
+def test_run_infers_a_pair_on_the_fixed_grid(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
+    pair = frames(phantoms)
+    succeed(infer(trained=trained, output_dir=tmp_path, **pair))
+    (folder,) = tmp_path.iterdir()
+    assert {path.name for path in folder.iterdir()} == {"moved.nii.gz", "moved_label.nii.gz"}
+    fixed, moving = nib.load(pair["fixed"]), nib.load(pair["moving"]).get_fdata()
+    moved, label = (nib.load(folder / name) for name in ("moved.nii.gz", "moved_label.nii.gz"))
+    for image in (moved, label):
+        assert image.shape == fixed.shape
+        np.testing.assert_allclose(image.affine, fixed.affine, atol=1e-5)
+    assert abs(np.linalg.det(fixed.affine[:3, :3] / fixed.header.get_zooms()) ** 2 - 1) < 1e-3
+    assert np.abs(fixed.affine[:3, :3] / fixed.header.get_zooms()).max() < 0.99, "the phantom's axes are oblique"
+    # In the scanner's unit, and near the moving image: two epochs move little.
+    assert 0 < np.abs(moved.get_fdata() - moving).mean() < 0.3 * moving.std()
+    assert set(np.unique(label.get_fdata())) == {0, 1, 2, 3}
+
+
+def test_run_inference_infers_a_folder(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
+    succeed(infer("inference", trained=trained, output_dir=tmp_path, dataset_dir=phantoms))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"phantom{n:03d}" for n in range(1, 6)]
+    for folder in tmp_path.iterdir():
+        assert {path.name for path in folder.iterdir()} == {"moved.nii.gz", "moved_label.nii.gz"}
+
+
+@pytest.mark.parametrize(("kind", "config"), [("train", TRAIN), ("infer", INFERENCE)])
+def test_properties_are_all_there_without_input(kind: str, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    workflow = ConfigWorkflow(
+        config_file=config, meta_file="configs/metadata.json", logging_file="configs/logging.conf", workflow_type=kind
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_hearts_off_the_center_are_registered(tmp_path: Path) -> None:
+    """The heart of one phantom at the center and near a corner of a wide field of view: the shipped weights see the whole slice."""
+    phantom = Phantom.random((0, 1), size=(112, 112), slices=2, frames=6)
+    es, ed = (phantom.image(frame) for frame in (phantom.end_systole, 1))
+    # The whole phantom lies in one corner, on a textured ground: a crop of 128 pixels about the center holds a part of it.
+    ground = np.random.default_rng(0).normal(120, 15, (256, 256, 2))
+    paths = {}
+    for name, image in (("es", es), ("ed", ed)):
+        wide = ground.copy()
+        wide[:112, 144:] = image
+        paths[name] = write_nifti(tmp_path / f"{name}.nii.gz", wide.astype(np.float32))
+    options = {"config_file": INFERENCE, "moving": paths["es"], "fixed": paths["ed"], "device": "cpu"}
+    succeed(run_bundle(**options, output_dir=tmp_path / "out"))
+    moved = nib.load(next((tmp_path / "out").rglob("moved.nii.gz"))).get_fdata()[:112, 144:]
+    before, after = ((x - ed) ** 2 for x in (es, moved))
+    assert after.mean() < 0.5 * before.mean()
+    # Nor is there a seam where the central crop would end: columns beyond it are registered as well as those within.
+    beyond = 192 - 144
+    assert after[:, beyond:].mean() < 0.6 * before[:, beyond:].mean()
+
+
+def test_options_of_the_method(phantoms: Path, tmp_path: Path) -> None:
+    """The published network, displacements, LNCC and l2, agreement on modules: an override of a dozen lines."""
+    override = {
+        "strategy": "agreement",
+        "granularity": "module",
+        "network_def#backbone": {"_target_": "scripts.networks.RegistrationUNet", "features": [4, 8, 8, 8, 8], "conv_bias": True},
+        "integration": None,
+        "similarity": {"_target_": "LocalNormalizedCrossCorrelationLoss", "spatial_dims": 2, "kernel_size": 9},
+        "smoothness::norm": "l2",
+        "augmentation#rotation": 30.0,
+    }
+    (tmp_path / "method.yaml").write_text(yaml.safe_dump(override))
+    options = {"dataset_dir": phantoms, "output_dir": tmp_path / "out", **SMALL}
+    succeed(run_bundle(config_file=f"['{TRAIN}','{tmp_path / 'method.yaml'}']", **options))
+    weights = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    assert weights["backbone.down.0.0.conv.weight"].shape == (4, 2, 3, 3)
+    assert "backbone.down.0.0.conv.bias" in weights
+
+
+def test_a_monai_backbone_and_a_data_list(phantoms: Path, tmp_path: Path) -> None:
+    override = {
+        "network_def#backbone": {"_target_": "VoxelMorphUNet", "spatial_dims": 2, "in_channels": 2, "unet_out_channels": 2}
+        | {"channels": [4, 4, 6, 6, 4, 4], "final_conv_channels": [4]},
+    }
+    (tmp_path / "backbone.yaml").write_text(yaml.safe_dump(override))
+    pairs = {
+        name: {k: str(v) for k, v in frames(phantoms, name).items() if k != "moving_label"} for name in ("phantom001", "phantom004")
+    }
+    (tmp_path / "list.json").write_text(json.dumps({"training": [pairs["phantom001"]], "validation": [pairs["phantom004"]]}))
+    options = {"data_list": tmp_path / "list.json", "output_dir": tmp_path / "out", **SMALL}
+    result = succeed(run_bundle(config_file=f"['{TRAIN}','{tmp_path / 'backbone.yaml'}']", **options))
+    # Without labels the weights are chosen by the error.
+    assert count(r"val_score: -\d", result.stdout + result.stderr) >= 1
+    assert (tmp_path / "out" / "model.pt").is_file()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_processes_train_and_validate_together(phantoms: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    options = {"dataset_dir": phantoms, "output_dir": tmp_path, **SMALL}
+    del options["device"]
+    result = succeed(run_bundle(config_file=f"['{TRAIN}','configs/multi_gpu_train.yaml']", prefix=torchrun, **options))
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "last_checkpoint_epoch=2.pt", "tensorboard"}
+    # Six slices over two processes in batches of two: two steps an epoch (the last one of each is dropped: 3 slices, 1 batch).
+    assert read_state(tmp_path)["trainer"]["iteration"] == 2
+    assert count(r"Key metric: val_score best value", result.stdout + result.stderr) >= 1
+    assert not any(name.startswith("module.") for name in torch.load(tmp_path / "model.pt", weights_only=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "words"),
+    [
+        (INFERENCE, {"referense_frame": 3}, ("--referense_frame: no such option",)),
+        (TRAIN, {"dataset_dir": "2024_01"}, ("--dataset_dir 2024_01", "write it as --dataset_dir ./2024_01")),
+        (TRAIN, {}, ("give exactly one of --dataset_dir, --data_list; got none",)),
+        (INFERENCE, {"moving": "MISSING", "fixed": "FIXED"}, ("nowhere.nii.gz: no such file",)),
+        (INFERENCE, {"moving": "CUT", "fixed": "FIXED"}, ("cut.nii.gz: cannot be read as NIfTI",)),
+        (INFERENCE, {"moving": "CONSTANT", "fixed": "FIXED"}, ("constant.nii.gz: slice 2 is constant",)),
+        (
+            INFERENCE,
+            {"moving": "FIXED", "fixed": "FIXED", "checkpoint": "OTHER"},
+            ("other.pt: holds the weights of another network",),
+        ),
+        (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "device": "cuda:7"}, ("--device cuda:7: no such device here",)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_bad_input_ends_with_the_cure(phantoms: Path, tmp_path: Path, config: str, options: dict, words: tuple[str, ...]) -> None:
+    fixed = frames(phantoms)["fixed"]
+    files = {name: tmp_path / f"{name.lower()}.nii.gz" for name in ("CUT", "CONSTANT")}
+    files |= {"FIXED": fixed, "MISSING": tmp_path / "nowhere.nii.gz", "OTHER": tmp_path / "other.pt"}
+    files["CUT"].write_bytes(fixed.read_bytes()[:2000])
+    constant = nib.load(fixed)
+    array = constant.get_fdata()
+    array[..., 1] = 3
+    write_nifti(files["CONSTANT"], array, constant.affine)
+    torch.save({"weight": torch.zeros(2)}, files["OTHER"])
+    options = {key: files.get(value, value) for key, value in options.items()}
+    result = run_bundle(config_file=config, output_dir=tmp_path / "out", **{"device": "cpu", **options})
+    line = last_line(result)
+    for word in words:
+        assert word in line
+    assert not list((tmp_path / "out").rglob("*.nii.gz*"))
+
+
+def test_inference_config_has_the_network_of_training() -> None:
+    train, inference = (ConfigParser.load_config_file(str(ROOT / name)) for name in (TRAIN, INFERENCE))
+    for key in ("network_def", "integration", "clip_percentile", "working_spacing"):
+        assert train[key] == inference[key]

@@ -1,0 +1,26 @@
+"""The zip of the zoo."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import zipfile
+from pathlib import Path
+
+from conftest import ROOT
+
+from scripts.package import build_zip
+
+
+def test_zip_holds_regular_files_of_the_bundle(tmp_path: Path) -> None:
+    with zipfile.ZipFile(build_zip(tmp_path / "a" / "bundle.zip", "bundle")) as archive:
+        members = {entry.filename: entry for entry in archive.infolist()}
+        assert all(name.startswith("bundle/") for name in members)
+        # Not links: MONAI unpacks those as text.
+        assert all((entry.external_attr >> 28) != 0xA for entry in members.values())
+        assert json.loads(archive.read("bundle/metadata.json")) == json.loads((ROOT / "configs" / "metadata.json").read_text())
+    tracked = subprocess.run(["git", "ls-files", "configs", "scripts", "docs", "models"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode == 0:
+        assert {f"bundle/{name}" for name in tracked.stdout.split()} <= members.keys()
+    assert not any("__pycache__" in name for name in members)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["bundle.zip"]

@@ -1,0 +1,155 @@
+"""What the model zoo asks of a bundle: metadata, the network's format, exports, download."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import ROOT, write_options
+from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+
+from scripts.package import build_zip
+from scripts.phantom import Phantom
+
+CONFIG = {"config_file": "configs/inference.yaml", "meta_file": "configs/metadata.json"}
+SCHEMA = ROOT.parent / "shared" / "data" / "meta_schema_20240725.json"
+FORMAT = {"type": str, "format": str, "num_channels": int, "spatial_shape": list, "dtype": str, "value_range": list}
+REQUIRED = {
+    "schema": str,
+    "version": str,
+    "changelog": dict,
+    "monai_version": str,
+    "pytorch_version": str,
+    "numpy_version": str,
+    "required_packages_version": dict,
+    "name": str,
+    "task": str,
+    "description": str,
+    "authors": str,
+    "copyright": str,
+    "data_source": str,
+    "data_type": str,
+    "intended_use": str,
+    "references": list,
+    "network_data_format": dict,
+}
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def assert_types(values: dict, types: dict[str, type]) -> None:
+    for key, kind in types.items():
+        assert isinstance(values[key], kind), key
+
+
+def test_metadata_has_the_required_keys() -> None:
+    metadata = json.loads(Path("metadata.json").read_text())
+    assert_types(metadata, REQUIRED)
+    assert metadata["version"] in metadata["changelog"]
+    for part, keys in (("inputs", ("image",)), ("outputs", ("pred",))):
+        assert tuple(metadata["network_data_format"][part]) == keys
+        for entry in metadata["network_data_format"][part].values():
+            assert_types(entry, FORMAT | {"is_patch_data": bool, "channel_def": dict})
+            assert len(entry["channel_def"]) == entry["num_channels"]
+    pinned = dict(line.strip().split("==") for line in Path("requirements.txt").read_text().splitlines() if "==" in line)
+    pinned = {name.lower(): version for name, version in pinned.items()}
+    for name in ("monai", "numpy"):
+        assert metadata[f"{name}_version"] == pinned[name]
+    assert metadata["pytorch_version"] == pinned["torch"]
+    for name, version in metadata["required_packages_version"].items():
+        assert pinned[name] == version
+
+
+def test_metadata_follows_the_schema(tmp_path: Path) -> None:
+    if not SCHEMA.is_file():
+        pytest.skip(f"no schema at {SCHEMA}")
+    shutil.copy(SCHEMA, tmp_path / "schema.json")
+    verify_metadata(meta_file="configs/metadata.json", filepath=tmp_path / "schema.json")
+
+
+def test_network_takes_and_gives_what_the_metadata_says() -> None:
+    verify_net_in_out(net_id="network_def", device="cpu", **CONFIG)
+
+
+@pytest.fixture(scope="module")
+def pair() -> torch.Tensor:
+    phantom = Phantom.random((0, 1), size=(128, 128), slices=1, frames=6)
+    images = [phantom.image(frame)[..., 0] for frame in (phantom.end_systole, 1)]
+    return torch.from_numpy(np.stack([image / image.max() for image in images])[None]).float()
+
+
+@pytest.fixture(scope="module")
+def expected(pair: torch.Tensor) -> torch.Tensor:
+    parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.yaml")))
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(ROOT / "models" / "model.pt", weights_only=True))
+    with torch.no_grad():
+        return network.eval()(pair)
+
+
+def test_shipped_weights_move_hearts(expected: torch.Tensor) -> None:
+    assert expected.shape == (1, 2, 128, 128)
+    assert expected.abs().max() > 1
+
+
+def test_torchscript_gives_the_same_field(pair: torch.Tensor, expected: torch.Tensor, tmp_path: Path) -> None:
+    ckpt_export(net_id="network_def", filepath=str(tmp_path / "model.ts"), ckpt_file="models/model.pt", **CONFIG)
+    exported = torch.jit.load(tmp_path / "model.ts")
+    with torch.no_grad():
+        torch.testing.assert_close(exported(pair), expected, rtol=0, atol=1e-4)
+        # Sizes that the stride does not divide, too.
+        assert exported(pair[..., :100, :75]).shape == (1, 2, 100, 75)
+
+
+def test_onnx_gives_the_same_field(pair: torch.Tensor, expected: torch.Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx_export(net_id="network_def", filepath=str(path), ckpt_file="models/model.pt", input_shape=[1, 2, 128, 128], **CONFIG)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: pair.numpy()})
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-3)
+
+
+def run_python(*words: object, cwd: Path) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def test_a_downloaded_bundle_registers(phantoms: Path, tmp_path: Path) -> None:
+    build_zip(tmp_path / "served" / "gsmorph_v1.zip", "gsmorph")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "downloads").mkdir()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/gsmorph_v1.zip"
+        run_python("download", "--name", "gsmorph", "--url", url, "--bundle_dir", tmp_path / "downloads", cwd=tmp_path)
+    finally:
+        server.shutdown()
+    bundle = tmp_path / "downloads" / "gsmorph"
+    assert not bundle.is_symlink()
+    assert json.loads((bundle / "metadata.json").read_text())["version"]
+    ed, es = sorted((phantoms / "phantom001").glob("*_frame??.nii.gz"))
+    options = {"config_file": "configs/inference.yaml", "moving": es, "fixed": ed, "output_dir": tmp_path / "out", "device": "cpu"}
+    run_python("run", *write_options(options), cwd=bundle)
+    moved = nib.load(next((tmp_path / "out").rglob("moved.nii.gz"))).get_fdata()
+    moving, fixed = (nib.load(path).get_fdata() for path in (es, ed))
+    assert np.mean((moved - fixed) ** 2) < 0.8 * np.mean((moving - fixed) ** 2)
