@@ -1,0 +1,331 @@
+"""Cost of one training step by surgery against the plain weighted sum, side by side in one process.
+
+    python -m benchmarks.step [--device cuda:0] [--batch 8] [--rounds 20] [--json step.json] [--reference PATH]
+
+Each variant is a `SupervisedTrainer` of its own on the published network, driven an iteration at a time: forward pass, losses, backward
+passes, surgery with its records, fused AdamW. The variants take turns in each round, in a random order, and are compared within it: on
+a CPU by the process's CPU time on one thread, on a GPU by the clock with the device waited for. Before any timing, one step by surgery
+in float64 must equal the same step computed from two separate backward passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import json
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from scripts.errors import InputError
+from scripts.handlers import GradientSurgeryHandler
+from scripts.losses import SmoothnessLoss, WarpedSimilarity
+from scripts.networks import PyramidNetwork, RegistrationUNet
+
+NETWORKS = {"unet": lambda: RegistrationUNet(conv_bias=True), "pyramid": PyramidNetwork}
+WEIGHT = 0.01  # of the smoothness in the plain step
+TAU = 1e-5
+FORMATS = {
+    "contiguous": {},
+    "channels_last": {"channels_last": True},
+    "bf16": {"channels_last": True, "bf16": True},
+    "compile": {"channels_last": True, "compile": True},
+}
+AS_WRITTEN = "plain, contiguous, unfused"
+REFERENCE = "reference"
+GATE = 1e-10
+
+
+class Autocast(nn.Module):
+    """A network whose forward pass runs in bfloat16 where that is safe."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pair: Tensor) -> Tensor:
+        with torch.autocast(pair.device.type, dtype=torch.bfloat16):
+            return self.network(pair)
+
+
+class WeightedLoss(nn.Module):
+    """Similarity + weight * smoothness of a field and its pair: what training without surgery descends."""
+
+    def __init__(self, weight: float = WEIGHT) -> None:
+        super().__init__()
+        self.similarity = WarpedSimilarity(nn.MSELoss())
+        self.smoothness = SmoothnessLoss()
+        self.weight = weight
+
+    def forward(self, field: Tensor, pair: Tensor) -> Tensor:
+        return self.similarity(field, pair) + self.weight * self.smoothness(field)
+
+
+def make_pair(batch: int, size: int, device: str) -> Tensor:
+    """(batch, 2, size, size) in [0, 1]: smooth random images, the fixed ones a little different."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(batch, 2, size // 8, size // 8, generator=generator)
+    coarse[:, 1] = 0.8 * coarse[:, 0] + 0.2 * coarse[:, 1]
+    return nn.functional.interpolate(coarse, size=(size, size), mode="bilinear").to(device)
+
+
+def make_step(
+    network: nn.Module,
+    pair: Tensor,
+    surgery: bool,
+    channels_last: bool = False,
+    bf16: bool = False,
+    compile: bool = False,
+    fused: bool = True,
+) -> Callable[[], None]:
+    """One iteration of a trainer on a batch, as a function without arguments.
+
+    Args:
+        network: trained in place.
+        pair: the batch (B, 2, X, Y), on its device.
+        surgery: settle both gradients; else descend the weighted sum of the losses.
+        channels_last: memory format of network and batch.
+        bf16: autocast of the network.
+        compile: `torch.compile` of the network.
+        fused: the optimizer's fused form.
+    """
+    if channels_last:
+        network, pair = network.to(memory_format=torch.channels_last), pair.contiguous(memory_format=torch.channels_last)
+    network = Autocast(network) if bf16 else network
+    trainer = SupervisedTrainer(
+        device=pair.device,
+        max_epochs=1,
+        train_data_loader=[{"image": pair, "label": pair}],
+        network=network,
+        optimizer=torch.optim.AdamW(network.parameters(), lr=1e-4, fused=fused),
+        loss_function=WarpedSimilarity(nn.MSELoss()) if surgery else WeightedLoss(),
+        train_handlers=[GradientSurgeryHandler(network, SmoothnessLoss(), tau=TAU)] if surgery else [],
+        decollate=False,
+        compile=compile,
+    )
+    trainer.logger.setLevel("ERROR")
+
+    def step() -> None:
+        trainer.state.max_epochs += 1
+        trainer.run()
+
+    trainer.run()
+    return step
+
+
+def make_reference_step(path: str | Path, pair: Tensor) -> Callable[[], None]:
+    """One step of the authors' code on a batch, from a checkout of their repository (their published setting).
+
+    Raises:
+        InputError: where the path holds no such checkout.
+    """
+    source = Path(path) / "source"
+    if not (source / "model_func.py").is_file():
+        raise InputError(f"{source / 'model_func.py'}: no such file; --reference takes a checkout of the authors' repository.")
+    sys.path.insert(0, str(source))
+    try:
+        theirs = importlib.import_module("model_func")
+    finally:
+        sys.path.remove(str(source))
+    size = pair.shape[-1]
+    model = theirs.load_model(
+        {
+            "ModelType": "VoxelMorph",
+            "BackBone": "UNet",
+            "FeatNum": [16, 32, 64, 128, 256],
+            "ImgSize": size,
+            "IntegrateConfig": {"UseIntegrate": False, "TimeStep": 8},
+        }
+    ).to(pair.device)
+    descent = theirs.GradientDescent(
+        model, torch.optim.AdamW(model.parameters(), lr=1e-4), "MSE", "Grad", {"Similarity": 1, "Smoothness": WEIGHT}, "LayerWise"
+    )
+    moving, fixed = pair[:, :1].contiguous(), pair[:, 1:].contiguous()
+
+    def step() -> None:
+        descent.update_gradient(model(moving, fixed))
+
+    step()
+    return step
+
+
+def surgery_error(network: nn.Module, pair: Tensor) -> float:
+    """Largest difference, relative to the largest entry, between the handler's gradients and those of two separate backward passes."""
+    network, pair = copy.deepcopy(network).double(), pair.double()
+    gradients = []
+    for loss in (WarpedSimilarity(nn.MSELoss()), lambda field, _: SmoothnessLoss()(field)):
+        copied = copy.deepcopy(network)
+        loss(copied(pair), pair).backward()
+        gradients.append([p.grad.flatten() for p in copied.parameters()])
+    floor = TAU * max(r.norm() for r in gradients[1])
+    expected = []
+    for s, r in zip(*gradients):
+        conflict = s @ r < 0 and r.norm() >= floor
+        expected.append(s - (s @ r) / (r @ r) * r if conflict else s)
+    found: list[Tensor] = []
+    trainer = SupervisedTrainer(
+        device=pair.device,
+        max_epochs=1,
+        train_data_loader=[{"image": pair, "label": pair}],
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.0),
+        loss_function=WarpedSimilarity(nn.MSELoss()),
+        train_handlers=[GradientSurgeryHandler(network, SmoothnessLoss(), tau=TAU)],
+        decollate=False,
+    )
+    trainer.logger.setLevel("ERROR")
+
+    def keep(_: Engine) -> None:
+        found.extend(p.grad.flatten().clone() for p in network.parameters())
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, keep)
+    trainer.run()
+    scale = max(g.abs().max() for g in expected)
+    return float(max((a - b).abs().max() for a, b in zip(found, expected)) / scale)
+
+
+def time_rounds(steps: dict[str, Callable[[], None]], rounds: int, device: str, seed: int = 0) -> dict[str, list[float]]:
+    """Seconds of each step in each round; the order within a round is random."""
+    shuffle = random.Random(seed).shuffle
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    on_gpu = device.startswith("cuda")
+    clock = time.perf_counter if on_gpu else time.process_time
+    for _ in tqdm(range(rounds), desc="rounds", unit="round"):
+        names = list(steps)
+        shuffle(names)
+        for name in names:
+            if on_gpu:
+                torch.cuda.synchronize()
+            start = clock()
+            steps[name]()
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return {"median": float(median), "q1": float(low), "q3": float(high)}
+
+
+def baseline(name: str, names: Sequence[str]) -> str:
+    """The plain step in the same format."""
+    plain = f"plain, {name.partition(', ')[2]}"
+    return plain if plain in names else AS_WRITTEN
+
+
+def compare(seconds: dict[str, list[float]]) -> dict[str, dict]:
+    """Milliseconds of each step and ratios, round by round: to the plain step in its own format, as written, and to the reference."""
+    table = {}
+    for name, values in seconds.items():
+        row = {"milliseconds": quartiles([1e3 * value for value in values])}
+        for label, other in (
+            ("to_plain_same_format", baseline(name, list(seconds))),
+            ("to_plain_as_written", AS_WRITTEN),
+            ("to_reference", REFERENCE),
+        ):
+            if other in seconds and other != name:
+                row[label] = quartiles([value / base for value, base in zip(values, seconds[other])])
+        table[name] = row
+    return table
+
+
+def format_table(table: dict[str, dict]) -> str:
+    """Median [quartiles], a line a variant."""
+    columns = ("milliseconds", "to_plain_same_format", "to_plain_as_written", "to_reference")
+    lines = [f"{'step':<28}" + "".join(f"{column:>24}" for column in columns)]
+    for name, row in table.items():
+        cells = [f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if (v := row.get(column)) else "" for column in columns]
+        lines.append(f"{name:<28}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
+def processor(device: str) -> str:
+    """The name of the hardware that is measured."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    names = [line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Measure, print the table, write the JSON; returns what it writes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=8, help="pairs of slices a step")
+    parser.add_argument("--size", type=int, default=128, help="pixels along both axes")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--network", choices=sorted(NETWORKS), default="unet", help="unet is the published one")
+    parser.add_argument("--variants", nargs="+", choices=list(FORMATS), default=list(FORMATS))
+    parser.add_argument("--reference", help="checkout of the authors' repository, timed beside")
+    parser.add_argument("--json", help="file to write all figures to")
+    options = parser.parse_args(argv)
+
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = NETWORKS[options.network]().to(options.device)
+    pair = make_pair(options.batch, options.size, options.device)
+    error = surgery_error(network, pair[:2])
+    print(f"float64: surgery differs from two separate backward passes by {error:.1e} of the largest gradient")
+    if not error < GATE:
+        raise SystemExit(f"error: that is more than {GATE:.0e}; nothing was timed.")
+
+    new = lambda surgery, **form: make_step(copy.deepcopy(network), pair, surgery, **form)
+    steps = {AS_WRITTEN: new(False, fused=False)}
+    skipped = {}
+    for name in options.variants:
+        try:
+            steps |= {f"{kind}, {name}": new(kind == "surgery", **FORMATS[name]) for kind in ("plain", "surgery")}
+        except Exception as failure:
+            if name != "compile":
+                raise
+            skipped[name] = str(failure).strip().splitlines()[0]
+            print(f"compile: skipped, {skipped[name]}")
+    if options.reference:
+        steps[REFERENCE] = make_reference_step(options.reference, pair)
+    time_rounds(steps, 2, options.device)
+    seconds = time_rounds(steps, options.rounds, options.device)
+    table = compare(seconds)
+    hardware = f"{processor(options.device)}, {'one thread, CPU time' if options.device == 'cpu' else 'clock'}"
+    print(f"{options.network}, batch {options.batch}, {options.size} x {options.size}, {options.rounds} rounds; {hardware}")
+    print(format_table(table))
+    result = {
+        "options": {key: value for key, value in vars(options).items() if key not in ("json", "reference")},
+        "hardware": hardware,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "float64_error": error,
+        "skipped": skipped,
+        "steps": table,
+        "seconds": seconds,
+    }
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error

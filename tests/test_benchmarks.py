@@ -1,0 +1,73 @@
+"""The benchmark measures what it says: on small steps, and not at all where surgery is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import step
+from scripts.surgery import STRATEGIES
+
+TINY = ["--device", "cpu", "--batch", "2", "--size", "32", "--rounds", "3", "--network", "pyramid"]
+
+REFERENCE = """
+from torch import nn
+steps = []
+def load_model(config):
+    assert config["ImgSize"] == 32 and config["FeatNum"][-1] == 256
+    network = nn.Conv2d(2, 2, 1)
+    network.forward = lambda moving, fixed: {"Moved": moving, "Fixed": fixed}
+    return network
+class GradientDescent:
+    def __init__(self, model, optimizer, similarity, smoothness, weights, strategy):
+        assert strategy == "LayerWise"
+    def update_gradient(self, forward):
+        assert forward["Fixed"].shape == (2, 1, 32, 32)
+        steps.append(1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def keep_threads() -> None:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_prints_and_writes_ratios_of_each_round(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "model_func.py").write_text(REFERENCE)
+    variants = ["--variants", "contiguous", "channels_last", "--reference", str(tmp_path), "--json", str(tmp_path / "step.json")]
+    step.main(TINY + variants)
+    written = json.loads((tmp_path / "step.json").read_text())
+    names = {f"{kind}, {form}" for kind in ("plain", "surgery") for form in ("contiguous", "channels_last")}
+    assert set(written["steps"]) == names | {step.AS_WRITTEN, "reference"}
+    assert written["float64_error"] < 1e-10
+    seconds = written["seconds"]
+    assert all(len(values) == 3 for values in seconds.values())
+    ratios = sorted(s / p for s, p in zip(seconds["surgery, channels_last"], seconds["plain, channels_last"]))
+    row = written["steps"]["surgery, channels_last"]
+    assert row["to_plain_same_format"]["median"] == pytest.approx(ratios[1])
+    assert row["to_plain_same_format"]["q1"] == pytest.approx((ratios[0] + ratios[1]) / 2)
+    assert row["to_plain_as_written"]["median"] > 0
+    assert row["to_reference"]["median"] > 0
+    printed = capsys.readouterr().out
+    for name in written["steps"]:
+        assert f"\n{name}" in printed
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_wrong_surgery_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "projection" in STRATEGIES
+    monkeypatch.setattr("scripts.surgery.project", lambda similarity, *_: [1.001 * s for s in similarity])
+    monkeypatch.setattr(step, "time_rounds", lambda *_: pytest.fail("timed"))
+    with pytest.raises(SystemExit, match="nothing was timed"):
+        step.main(TINY)
+
+
+def test_bfloat16_runs_and_a_missing_checkout_is_named(tmp_path: Path) -> None:
+    with pytest.raises(step.InputError, match=r"model_func\.py: no such file; --reference takes a checkout"):
+        step.main([*TINY, "--variants", "bf16", "--reference", str(tmp_path)])
