@@ -32,9 +32,12 @@ class WarpedSimilarity(nn.Module):
         """A scalar.
 
         Args:
-            field: (B, d, *spatial), displacement in voxels of the fixed grid, moved(x) = moving(x + u(x)).
+            field: (B, d, *spatial), displacement in voxels of the fixed grid, moved(x) = moving(x + u(x)); or (2 B, …), whose second
+                half brings the fixed images onto the moving ones (`FieldInferer` both ways).
             pair: (B, 2, *spatial), moving and fixed image.
         """
+        if len(field) == 2 * len(pair):
+            pair = torch.cat([pair, pair.flip(1)])
         # LNCC divides by variances that half precision rounds to zero.
         with torch.autocast(field.device.type, enabled=False):
             pair = full_precision(pair)

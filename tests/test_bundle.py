@@ -68,7 +68,7 @@ def test_tensorboard_holds_losses_conflicts_and_validation(trained: tuple) -> No
 
 
 def test_resuming_is_bit_for_bit(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
-    options = {**SMALL, "config_file": TRAIN, "dataset_dir": phantoms, "output_dir": tmp_path, "lr_scheduler#T_max": STEPS}
+    options = {**SMALL, "config_file": TRAIN, "dataset_dir": phantoms, "output_dir": tmp_path}
     succeed(run_bundle(**options | {"max_epochs": 1}))
     succeed(run_bundle(**options, resume=tmp_path / "last_checkpoint_epoch=1.pt"))
     whole, resumed = read_state(trained[0]), read_state(tmp_path)
@@ -188,9 +188,15 @@ def test_options_of_the_method(phantoms: Path, tmp_path: Path) -> None:
         "granularity": "module",
         "network_def#backbone": {"_target_": "scripts.networks.RegistrationUNet", "features": [4, 8, 8, 8, 8], "conv_bias": True},
         "integration": None,
+        "both_ways": False,
         "similarity": {"_target_": "LocalNormalizedCrossCorrelationLoss", "spatial_dims": 2, "kernel_size": 9},
         "smoothness::norm": "l2",
-        "augmentation#rotation": 30.0,
+        "augmentation": None,
+        "lr_scheduler": {
+            "_target_": "torch.optim.lr_scheduler.CosineAnnealingLR",
+            "optimizer": "@optimizer",
+            "T_max": "$@max_epochs * len(@train::dataloader)",
+        },
     }
     (tmp_path / "method.yaml").write_text(yaml.safe_dump(override))
     options = {"dataset_dir": phantoms, "output_dir": tmp_path / "out", **SMALL}

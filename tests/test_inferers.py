@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from monai.inferers import SliceInferer
 from monai.networks.blocks import DVF2DDF
 from torch import nn
 
-from scripts.fields import integrate
+from scripts.fields import compose, integrate
 from scripts.inferers import FieldInferer
 
 
@@ -38,3 +39,18 @@ def test_a_stack_is_its_slices() -> None:
     found = FieldInferer(slices, DVF2DDF(num_steps=5, padding_mode="border"))(stack, Shear())
     each = FieldInferer(integration=DVF2DDF(num_steps=5, padding_mode="border"))(stack[0].movedim(-1, 0), Shear())
     torch.testing.assert_close(found[0].movedim(-1, 0), each)
+
+
+def test_both_ways_appends_the_inverse_fields() -> None:
+    pair = torch.rand(3, 2, 12, 10)
+    inferer = FieldInferer(integration=DVF2DDF(num_steps=7, padding_mode="border"), both_ways=True)
+    field = inferer(pair, lambda p: 0.5 * Shear()(p))
+    torch.testing.assert_close(field[:3], FieldInferer(integration=inferer.integration)(pair, lambda p: 0.5 * Shear()(p)))
+    torch.testing.assert_close(field[3:], FieldInferer(integration=inferer.integration)(pair, lambda p: -0.5 * Shear()(p)))
+    # On a smooth velocity the second half undoes the first.
+    x = torch.linspace(0, 3.14, 64)
+    velocity = 2 * torch.stack([torch.outer(x.sin(), x.sin()), -torch.outer(x.sin(), x.sin())])[None]
+    there, back = inferer(pair, lambda _: velocity).split(1)
+    assert compose(there, back).abs().max() < 0.02
+    with pytest.raises(ValueError, match="needs a velocity"):
+        FieldInferer(both_ways=True)

@@ -72,3 +72,11 @@ def test_losses_are_in_full_precision_under_autocast(similarity: nn.Module) -> N
         assert a.dtype == torch.float32
         assert torch.isfinite(a)
         assert torch.equal(a, b)
+
+
+def test_fields_of_both_ways_score_both_directions() -> None:
+    pair = torch.rand(3, 2, 9, 8, dtype=torch.float64)
+    there, back = torch.randn(2, 3, 2, 9, 8, dtype=torch.float64)
+    loss = WarpedSimilarity(nn.MSELoss())
+    expected = (loss(there, pair) + loss(back, pair.flip(1))) / 2
+    torch.testing.assert_close(loss(torch.cat([there, back]), pair), expected)
