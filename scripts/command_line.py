@@ -83,13 +83,16 @@ def is_path(name: str) -> bool:
     return name.endswith(("_dir", "_label", "_list", "_path")) or name in ("moving", "fixed", "cine", "checkpoint", "resume")
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """The error that an exception's chain began with, or the first InputError in it."""
+    while error.__cause__ is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
 def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """An `excepthook` whose last line is the first error of the chain: MONAI adds its own "Failed to evaluate" after it."""
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-        if isinstance(cause, InputError):
-            break
+    cause = first_cause(error)
     if not isinstance(cause, (InputError, KeyboardInterrupt)):
         traceback.print_exception(kind, error, trace)
     # An open progress bar would draw itself once more after the last line.

@@ -14,7 +14,7 @@ from monai.data import load_decathlon_datalist, partition_dataset
 
 from scripts.errors import InputError
 
-FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label")
+FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label")
 SPLIT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 DIRECTIONS = {"ES_to_ED": ("ES", "ED"), "ED_to_ES": ("ED", "ES")}
 
@@ -118,7 +118,8 @@ def find_image(folder: Path, stem: str, required: bool = True) -> Path | None:
 def json_pairs(path: str | Path, section: str) -> list[dict]:
     """A section ("training", "validation" or "test") of a MONAI data list in JSON; paths are relative to the file's folder.
 
-    Each item needs "moving" and "fixed", and may have "moving_label", "fixed_label", "subject" and "case".
+    Each item needs "moving" and "fixed", and may have "moving_label", "fixed_label", "subject" and "case"; for inference it may have
+    "cine", and with it "reference" (a frame, counted from 1) and "reference_label", instead.
 
     Raises:
         InputError: for a file or a section that is not there, or an item without an image.
@@ -136,16 +137,18 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
         for key in FILE_KEYS:
             if key in item:
                 item[key] = str(path.parent / item[key])
-            elif key in ("moving", "fixed"):
+            elif key in ("moving", "fixed") and "cine" not in item:
                 raise InputError(f"{path}: item {number} of '{section}' has no '{key}'; add the path of that image.")
-        item.setdefault("case", f"{stem_of(item['moving'])}_to_{stem_of(item['fixed'])}")
+        item.setdefault(
+            "case", stem_of(item["cine"]) if "cine" in item else f"{stem_of(item['moving'])}_to_{stem_of(item['fixed'])}"
+        )
         item.setdefault("subject", item["case"])
     return items
 
 
 def stem_of(path: str | Path) -> str:
-    """File name without .nii or .nii.gz."""
-    return re.sub(r"\.nii(\.gz)?$", "", Path(path).name)
+    """File name without _4d, .nii and .nii.gz."""
+    return re.sub(r"(_4d)?(\.nii(\.gz)?)?$", "", Path(path).name)
 
 
 def select_pairs(
@@ -185,24 +188,6 @@ def select_pairs(
     return items
 
 
-def inference_pairs(
-    moving: str | None,
-    fixed: str | None,
-    moving_label: str | None,
-    dataset_dir: str | None,
-    data_list: str | None,
-    direction: str = "ES_to_ED",
-) -> list[dict]:
-    """The items to register: one pair of files, all subjects of a folder in ACDC's layout, or the test section of a JSON list."""
-    if moving or fixed:
-        return single_pair(moving, fixed, moving_label)
-    if data_list:
-        return select_pairs(None, data_list, "test")
-    items = acdc_pairs(dataset_dir, acdc_subjects(dataset_dir), direction) if dataset_dir else []
-    check_files(items)
-    return items
-
-
 def require_one(**sources: object) -> None:
     """Stop unless exactly one source of data is given.
 
@@ -223,17 +208,5 @@ def check_files(items: Sequence[dict]) -> None:
     """
     for item in items:
         for key in FILE_KEYS:
-            if key in item and not Path(item[key]).is_file():
+            if key in item and not Path(item[key]).exists():
                 raise InputError(f"{item[key]}: no such file ({key} of case {item['case']}); mend the path.")
-
-
-def single_pair(moving: str, fixed: str, moving_label: str | None = None, fixed_label: str | None = None) -> list[dict]:
-    """A list of one item, for two images given on the command line."""
-    item = {"moving": moving, "fixed": fixed, "moving_label": moving_label, "fixed_label": fixed_label}
-    item = {key: str(value) for key, value in item.items() if value}
-    missing = [key for key in ("moving", "fixed") if key not in item]
-    if missing:
-        raise InputError(f"--{missing[0]} is missing: give both --moving and --fixed.")
-    item["case"] = item["subject"] = f"{stem_of(moving)}_to_{stem_of(fixed)}"
-    check_files([item])
-    return [item]

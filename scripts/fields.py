@@ -11,6 +11,8 @@ from monai.networks.blocks import DVF2DDF, Warp
 from torch import Tensor
 from torch.nn import functional as F
 
+FEW = 0.005
+
 
 def warp(image: Tensor, field: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
     """The image pulled through a field: out(x) = image(x + u(x)), shape (B, C, *spatial), through MONAI's `Warp`.
@@ -72,3 +74,78 @@ def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
     resized = F.interpolate(field, size=tuple(size), mode=mode, align_corners=False)
     scale = resized.new_tensor([new / previous for new, previous in zip(size, old)])
     return resized * scale.view(-1, *[1] * len(old))
+
+
+def invert(field: Tensor, tolerance: float = 1e-2, iterations: int = 12) -> tuple[Tensor, Tensor]:
+    """The inverse displacement v of a field u: v(y) + u(y + v(y)) = 0, with u interpolated linearly and its border repeated.
+
+    Fixed-point iterations v <- -u(y + v) everywhere, then Newton's method at the points that they leave: they converge where |grad u| < 1
+    alone. Where u folds or leads out of the grid there is no inverse; there v is the best that was found.
+
+    Args:
+        field: (B, d, *spatial), voxels.
+        tolerance: voxels; a point is done when its error is smaller.
+        iterations: of each kind, at most.
+
+    Returns:
+        The inverse, (B, d, *spatial), and the length of its error |v(y) + u(y + v(y))| in voxels, (B, *spatial).
+    """
+    inverse, residual = torch.zeros_like(field), field
+    error = field.norm(dim=1)
+    trial, trial_residual = inverse, residual
+    for _ in range(iterations):
+        # A few points that converge slowly are cheaper one by one.
+        if (error > tolerance).to(field.dtype).mean() < FEW:
+            break
+        trial = trial - trial_residual
+        trial_residual = trial + warp(field, trial)
+        trial_error = trial_residual.norm(dim=1)
+        better = trial_error < error
+        inverse, residual = (torch.where(better.unsqueeze(1), *pair) for pair in ((trial, inverse), (trial_residual, residual)))
+        error = torch.where(better, trial_error, error)
+    for image in range(len(field)):
+        unresolved = error[image] > tolerance
+        if unresolved.any():
+            points = unresolved.nonzero().to(field.dtype)
+            found, left = _newton(field[image], points, inverse[image][:, unresolved].T, tolerance, iterations)
+            inverse[image][:, unresolved] = found.T
+            error[image][unresolved] = left
+    return inverse, error
+
+
+def _newton(field: Tensor, points: Tensor, start: Tensor, tolerance: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """Newton's method for v + u(y + v) = 0 at points y (N, d) from v = start (N, d); returns v and its error (N,)."""
+    axes = len(field)
+    gradient = torch.stack(torch.gradient(field, dim=list(range(1, axes + 1))), dim=1)
+    table = torch.cat([field, gradient.flatten(0, 1)])
+    unit = torch.eye(axes, dtype=field.dtype, device=field.device)
+
+    def look_up(v: Tensor) -> tuple[Tensor, Tensor]:
+        values = sample(table, points + v)
+        return v + values[:, :axes], unit + values[:, axes:].unflatten(1, (axes, axes))
+
+    best, (residual, matrix) = start, look_up(start)
+    error = residual.norm(dim=1)
+    scale = torch.ones_like(error)
+    for _ in range(iterations):
+        # Near a fold a step would be of any length.
+        matrix = torch.where((torch.linalg.det(matrix) > 0.05)[:, None, None], matrix, unit)
+        trial = best - scale[:, None] * torch.linalg.solve(matrix, residual)
+        trial_residual, trial_matrix = look_up(trial)
+        trial_error = trial_residual.norm(dim=1)
+        better = (trial_error < error)[:, None]
+        scale = torch.where(better[:, 0], 1.0, 0.5 * scale)
+        best, residual = torch.where(better, trial, best), torch.where(better, trial_residual, residual)
+        matrix, error = torch.where(better[:, None], trial_matrix, matrix), torch.where(better[:, 0], trial_error, error)
+        if error.max() <= tolerance:
+            break
+    return best, error
+
+
+def sample(image: Tensor, points: Tensor) -> Tensor:
+    """Values (N, C) of an image (C, *spatial) at points (N, d) in voxels, linear, border repeated."""
+    sizes = torch.tensor(image.shape[1:], dtype=points.dtype, device=points.device)
+    grid = (2 * points / (sizes - 1).clamp(min=1) - 1).flip(-1)
+    shape = (1,) * (image.ndim - 1) + tuple(points.shape)
+    values = F.grid_sample(image[None], grid.view(shape), mode="bilinear", padding_mode="border", align_corners=True)
+    return values.reshape(len(image), -1).T

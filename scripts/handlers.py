@@ -226,12 +226,15 @@ class NonFiniteLossHandler:
 def running_mean(share: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
     """The `multi_avg_fn` of an `AveragedModel` that follows the weights closely at first and slowly later.
 
+    The n-th update (from 0) takes a share 3 / (3 + n) of the current weights, which is polynomial-decay averaging with eta = 2 (Shamir
+    and Zhang, ICML 2013), but never less than `share`, where it becomes an exponential mean.
+
     Args:
-        share: of the current weights in the mean, in the long run; the n-th update takes the larger of it and 9 / (10 + n).
+        share: of the current weights, in the long run.
     """
 
     def update(means: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
-        torch._foreach_lerp_(means, weights, [(9 / (10 + count)).clamp(min=share)] * len(means))
+        torch._foreach_lerp_(means, weights, [(3 / (3 + count)).clamp(min=share)] * len(means))
 
     return update
 

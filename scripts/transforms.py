@@ -14,41 +14,70 @@ from torch.nn import functional as F
 
 from scripts.errors import InputError
 from scripts.fields import resize_field
+from scripts.itk_fields import pull
 
 LABELS = {"rv": 1, "myo": 2, "lv": 3}
 AFFINE_TOLERANCE_MM = 1e-3
 
 
 class LoadCased(MapTransform):
-    """Load the NIfTI files of a case, channel first, as (1, X, Y, Z) MetaTensors in fp32, checked one by one and as a pair.
+    """Load the NIfTI files of a pair, channel first, as (1, X, Y, Z) MetaTensors in fp32, checked one by one and together.
 
     Args:
         keys: keys that hold paths; absent keys are skipped.
+        resample_moving: whether a moving image (and its label) on another grid is resampled onto the fixed one's.
 
     Raises:
         InputError: naming the file, for one that cannot be read, has not three axes, holds NaN or Inf, a label that holds anything but
             integers, or a file whose shape or affine (to 1e-3 mm) is not that of the image it belongs to.
     """
 
-    def __init__(self, keys: Sequence[str] = ("moving", "fixed", "moving_label", "fixed_label")) -> None:
+    def __init__(
+        self, keys: Sequence[str] = ("moving", "fixed", "moving_label", "fixed_label"), resample_moving: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys=True)
-        self.load = LoadImage(reader="NibabelReader", ensure_channel_first=True)
+        self.resample_moving = resample_moving
+        self.read = LoadImage(reader="NibabelReader", ensure_channel_first=True)
         # MONAI tries its other readers where one fails, and ITK's fills what a truncated file lacks with zeros.
-        self.load.readers = self.load.readers[-1:]
+        self.read.readers = self.read.readers[-1:]
 
     def __call__(self, data: Mapping[Hashable, str]) -> dict:
         item = dict(data)
         for key in self.key_iterator(data):
-            path = data[key]
-            try:
-                item[key] = self.load(path)
-            except Exception as error:
-                raise InputError(f"{path}: cannot be read as NIfTI ({root_cause(error)}); is the file complete?") from error
-            check_image(item[key], path, is_label=str(key).endswith("_label"))
-        for key, reference in (("moving", "fixed"), ("moving_label", "moving"), ("fixed_label", "fixed")):
+            item[key] = self.load(data[key], is_label=str(key).endswith("_label"))
+        for key, reference in (("moving_label", "moving"), ("fixed_label", "fixed")):
             if key in item and reference in item:
                 check_same_grid(item[key], data[key], item[reference], data[reference])
+        if "moving" in item and "fixed" in item:
+            if self.resample_moving:
+                for key, order in (("moving", 1), ("moving_label", 0)):
+                    item.update({key: resample(item[key], item["fixed"], order)} if key in item else {})
+            cure = "resample one onto the other's grid, or give --resample_moving True"
+            check_same_grid(item["moving"], data["moving"], item["fixed"], data["fixed"], cure)
         return item
+
+    def load(self, path: str, is_label: bool = False) -> MetaTensor:
+        """One checked image (1, X, Y, Z)."""
+        try:
+            image = self.read(path)
+        except Exception as error:
+            raise InputError(f"{path}: cannot be read as NIfTI ({root_cause(error)}); is the file complete?") from error
+        check_image(image, path, is_label)
+        return image
+
+    def load_label(self, path: str, image: MetaTensor, name: str) -> MetaTensor:
+        """One checked label (1, X, Y, Z) that lies on the grid of an image, which messages call `name`."""
+        label = self.load(path, is_label=True)
+        check_same_grid(label, path, image, name)
+        return label
+
+
+def resample(image: MetaTensor, reference: MetaTensor, order: int) -> MetaTensor:
+    """An image (1, X, Y, Z) on the grid of another one, 1 linear, 0 nearest neighbor; outside it repeats its border."""
+    affine = reference.affine.double().numpy()
+    still = np.zeros((3, *reference.shape[1:]))
+    array = pull(image[0].numpy(), image.affine.double().numpy(), still, affine, order)
+    return MetaTensor(torch.from_numpy(array)[None].to(image.dtype), affine=reference.affine, meta=image.meta)
 
 
 def root_cause(error: BaseException) -> str:
@@ -73,7 +102,9 @@ def check_image(image: Tensor, path: str, is_label: bool = False) -> None:
         raise InputError(f"{path}: holds fractions, so it is no label image; labels are the integers {LABELS}.")
 
 
-def check_same_grid(image: MetaTensor, path: str, reference: MetaTensor, reference_path: str) -> None:
+def check_same_grid(
+    image: MetaTensor, path: str, reference: MetaTensor, reference_path: str, cure: str = "resample one onto the other's grid"
+) -> None:
     """Stop where two images do not lie on one grid.
 
     Raises:
@@ -81,12 +112,12 @@ def check_same_grid(image: MetaTensor, path: str, reference: MetaTensor, referen
     """
     if image.shape != reference.shape:
         shapes = f"{tuple(image.shape[1:])} and {tuple(reference.shape[1:])}"
-        raise InputError(f"{path} and {reference_path}: have different shapes, {shapes}; resample one onto the other's grid.")
+        raise InputError(f"{path} and {reference_path}: have different shapes, {shapes}; {cure}.")
     # The affines agree where they put the corners of the image within the tolerance.
     extent = torch.tensor([*reference.shape[1:], 1.0], dtype=torch.float64)
     gap = ((image.affine.double() - reference.affine.double()).abs() * extent)[:3].sum(dim=1).max().item()
     if gap > AFFINE_TOLERANCE_MM:
-        raise InputError(f"{path} and {reference_path}: have affines up to {gap:.3g} mm apart; resample one onto the other's grid.")
+        raise InputError(f"{path} and {reference_path}: have affines up to {gap:.3g} mm apart; {cure}.")
 
 
 class ScaleSlicesd(MapTransform):

@@ -1,50 +1,118 @@
-"""What inference leaves on disk."""
+"""What inference leaves on disk: a folder a case, whole or not at all."""
 
 from __future__ import annotations
 
+import csv
+import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
-from monai.data import MetaTensor
 from monai.transforms import Transform
+from numpy.typing import NDArray
 
-from scripts.evaluation import warp_stack
+from scripts.cines import Cine, CineRegistration
+from scripts.function import volume_rows
+from scripts.itk_fields import write_field
+from scripts.report import write_report
+
+DONE = "quality.json"
 
 
-class WriteMovedd(Transform):
-    """Writes a registered case to `<output_dir>/<case>/`: `moved.nii.gz` and, where a label is there, `moved_label.nii.gz`.
+class WriteRegistration(Transform):
+    """Writes the "registration" of a case to `<output_dir>/<case>/`, under another name until all is there.
 
-    `moved` is the native moving image (fp32, linear), `moved_label` its label (nearest neighbor), both pulled through the field once
-    and on the fixed image's grid, with its affine.
+    A cine leaves `moved.nii.gz` (4-D), `fields/frame_NN.nii.gz` and `fields/frame_NN_inverse.nii.gz`, and with a label `labels.nii.gz`,
+    `function.json`, `volumes.csv` and `strain.csv`; a pair leaves `moved.nii.gz`, `field.nii.gz`, `field_inverse.nii.gz` and
+    `moved_label.nii.gz`. Both leave `quality.json`, `report.html` and, with landmarks, `points.csv`.
 
     Args:
         output_dir: folder of the cases.
-        field: key of the in-plane field (2, X, Y, Z), voxels of the fixed grid.
+        report: whether to write `report.html`.
+        parameters: shown in the report.
     """
 
-    def __init__(self, output_dir: str | Path, field: str = "pred") -> None:
+    def __init__(self, output_dir: str | Path, report: bool = True, parameters: Mapping[str, object] | None = None) -> None:
         self.output_dir = Path(output_dir)
-        self.field = field
+        self.report = report
+        self.parameters = {key: str(value) for key, value in (parameters or {}).items()}
 
     def __call__(self, data: Mapping) -> dict:
-        folder, fixed = self.output_dir / data["case"], data["fixed_image"]
-        folder.mkdir(parents=True, exist_ok=True)
-        moved = warp_stack(data["moving_image"].cpu(), data[self.field])
-        write_nifti(folder / "moved.nii.gz", moved[0].numpy().astype(np.float32), fixed)
-        if "moving_label" in data:
-            moved = warp_stack(data["moving_label"].cpu(), data[self.field], mode="nearest")
-            write_nifti(folder / "moved_label.nii.gz", moved[0].round().numpy().astype(np.uint8), fixed)
+        registration: CineRegistration = data["registration"]
+        final = self.output_dir / registration.cine.name
+        partial = final.with_name(f".part_{final.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            write_case(partial, registration)
+            if self.report:
+                write_report(partial / "report.html", registration, self.parameters)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
         return dict(data)
 
 
-def write_nifti(path: Path, array: np.ndarray, reference: MetaTensor) -> None:
-    """Write an array (X, Y, Z) with the affine of `reference`, in mm; the whole file or none."""
-    image = nib.Nifti1Image(array, torch.as_tensor(reference.affine).cpu().double().numpy())
-    image.header.set_xyzt_units("mm")
-    temporary = path.with_name(f".part_{path.name}")
-    nib.save(image, temporary)
-    os.replace(temporary, path)
+def write_case(folder: Path, registration: CineRegistration) -> None:
+    """The files of a registration but its report, into a folder that is there."""
+    cine, affine = registration.cine, registration.cine.affine
+    if registration.reference is None:
+        write_nifti(folder / "moved.nii.gz", registration.moved[..., 0].astype(np.float32), cine)
+        write_field(folder / "field.nii.gz", registration.fields[0], affine)
+        write_field(folder / "field_inverse.nii.gz", registration.inverses[0], affine)
+        if registration.labels is not None:
+            write_nifti(folder / "moved_label.nii.gz", registration.labels[..., 0], cine)
+    else:
+        write_nifti(folder / "moved.nii.gz", registration.moved.astype(np.float32), cine)
+        (folder / "fields").mkdir()
+        for t in range(cine.frames):
+            write_field(folder / "fields" / f"frame_{t + 1:02d}.nii.gz", registration.fields[t], affine)
+            write_field(folder / "fields" / f"frame_{t + 1:02d}_inverse.nii.gz", registration.inverses[t], affine)
+        if registration.labels is not None:
+            write_nifti(folder / "labels.nii.gz", registration.labels, cine)
+            write_json(folder / "function.json", registration.function)
+            write_rows(folder / "volumes.csv", volume_rows(registration.labels, cine.spacing, cine.times))
+            write_rows(folder / "strain.csv", registration.strain)
+    write_rows(folder / "points.csv", registration.points)
+    write_json(folder / DONE, registration.quality)
+
+
+def write_nifti(path: Path, array: NDArray, cine: Cine) -> None:
+    """Write (X, Y, Z) or (X, Y, Z, T) on the cine's grid, in mm and ms."""
+    image = nib.Nifti1Image(array, cine.affine)
+    image.header.set_xyzt_units("mm", "msec" if array.ndim == 4 else None)
+    if array.ndim == 4:
+        image.header.set_zooms((*image.header.get_zooms()[:3], cine.frame_time or 0.0))
+    nib.save(image, path)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
+    """A CSV with the columns of the first row; no file without rows."""
+    if not rows:
+        return
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """JSON, with null for NaN; no file without content."""
+    if content:
+        path.write_text(json.dumps(plain(content), indent=2) + "\n")
+
+
+def plain(value: object) -> object:
+    """The same structure of Python's own types, NaN as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

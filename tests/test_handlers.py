@@ -580,7 +580,7 @@ def test_running_mean_follows_its_recursion(share: float) -> None:
     trainer.run(shifts)
     for n, shift in enumerate(shifts):
         weight = weight + shift
-        mean = weight if n == 0 else mean + max(share, 9 / (10 + n)) * (weight - mean)
+        mean = weight if n == 0 else mean + max(share, 3 / (3 + n)) * (weight - mean)
     torch.testing.assert_close(averager.module[0].weight.detach(), mean)
     assert torch.equal(averager.module[0].weight, network[0].weight) == (share == 1)
     # Statistics are those of the network, not a mean.

@@ -1,0 +1,61 @@
+"""A field that was written before, applied to another image, its label, or landmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from scripts.cines import Cine
+from scripts.errors import InputError
+from scripts.itk_fields import move_points, pull, read_field, read_points, to_lps
+from scripts.transforms import LoadCased
+from scripts.writers import write_nifti, write_rows
+
+
+def apply_field(
+    field: str | Path,
+    moving: str | Path | None = None,
+    moving_label: str | Path | None = None,
+    points: str | Path | None = None,
+    output_dir: str | Path = ".",
+) -> list[Path]:
+    """Write `moved.nii.gz`, `moved_label.nii.gz` and `points.csv` to a folder: what a field makes of an image, a label and landmarks.
+
+    Args:
+        field: a field file (`itk_fields`); it says the grid of the outputs.
+        moving: image on any grid in the moving image's space, linearly interpolated.
+        moving_label: label in that space, nearest neighbor.
+        points: CSV of landmarks of the fixed image, mm along LPS; they are carried into the moving image.
+        output_dir: folder to write to.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: naming the file and the cure.
+    """
+    given = {"moved.nii.gz": (moving, 1), "moved_label.nii.gz": (moving_label, 0)}
+    if not (moving or moving_label or points):
+        raise InputError("--field: needs something to move; give --moving, --moving_label or --points.")
+    voxels, affine = read_field(field)
+    folder, written = Path(output_dir), []
+    outputs = {}
+    for name, (path, order) in given.items():
+        if path:
+            image = LoadCased().load(str(path), is_label=order == 0)
+            moved = pull(image[0].numpy(), image.affine.double().numpy(), voxels, affine, order)
+            outputs[name] = moved.astype(np.float32) if order else moved.round().astype(np.uint8)
+    rows = []
+    if points:
+        names, positions = read_points(points)
+        moved = to_lps(move_points(positions, voxels, affine))
+        rows = [{"name": name, "x": x, "y": y, "z": z} for name, (x, y, z) in zip(names, moved)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in outputs.items():
+        write_nifti(folder / name, array, Cine("", array[..., None], affine))
+        written.append(folder / name)
+    if rows:
+        write_rows(folder / "points.csv", rows)
+        written.append(folder / "points.csv")
+    return written

@@ -1,0 +1,159 @@
+"""What inference is asked to register: options and folders to a data list of cines and pairs (`frames.LoadCase` says what they hold)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+
+from scripts.cines import read_cine
+from scripts.datalists import acdc_pairs, check_files, find_image, json_pairs, read_info, stem_of
+from scripts.errors import InputError
+
+
+def inference_cases(**sources: object) -> list[dict]:
+    """The cases of `find_cases`, with names that differ."""
+    return unique_names(find_cases(**sources))
+
+
+def find_cases(
+    cine: str | None = None,
+    moving: str | None = None,
+    fixed: str | None = None,
+    dataset_dir: str | None = None,
+    data_list: str | None = None,
+    moving_label: str | None = None,
+    reference_frame: int | None = None,
+    reference_label: str | None = None,
+    direction: str = "ES_to_ED",
+) -> list[dict]:
+    """The cases of one of four sources; none where no source is given, so that a workflow can be inspected without data.
+
+    Args:
+        cine: a 4-D NIfTI file or a folder of DICOM files.
+        moving: a 3-D NIfTI image, with `fixed`.
+        fixed: the 3-D NIfTI image that `moving` is brought onto.
+        dataset_dir: a folder in ACDC's layout, of 4-D NIfTI files, or of folders of DICOM files.
+        data_list: a MONAI data list in JSON with a section "test".
+        moving_label: label of `moving`.
+        reference_frame: of a cine, counted from 1.
+        reference_label: label of the reference frame of `cine`.
+        direction: of pairs in ACDC's layout without a cine, see `datalists.acdc_pairs`.
+
+    Raises:
+        InputError: naming the file or option and the cure.
+    """
+    if cine:
+        return cine_cases(cine, reference_frame, reference_label)
+    if reference_label:
+        raise InputError("--reference_label: belongs to one cine; give it with --cine.")
+    if moving or fixed:
+        return [single_pair(moving, fixed, moving_label)]
+    if data_list:
+        items = json_pairs(data_list, "test")
+        if not items:
+            raise InputError(f"{data_list}: section 'test' is empty or missing; add cases to it.")
+        check_files(items)
+        return items
+    return folder_cases(Path(dataset_dir), reference_frame, direction) if dataset_dir else []
+
+
+def cine_cases(path: str | Path, reference_frame: int | None = None, label: str | None = None) -> list[dict]:
+    """One item for each cine of a file or a DICOM folder.
+
+    The reference frame is the one given, else the ED of an `Info.cfg` beside the file, else left for `LoadCase` to estimate.
+
+    Raises:
+        InputError: for a label whose frame nobody knows, or a path that is not there.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give --cine a 4-D NIfTI file or a folder of DICOM files.")
+    item: dict = {"cine": str(path)}
+    info = read_info(path.parent / "Info.cfg") if (path.parent / "Info.cfg").is_file() and path.is_file() else {}
+    if reference_frame:
+        item |= {"reference": int(reference_frame), "reference_basis": "given as --reference_frame"}
+    elif re.fullmatch(r"\d+", info.get("ED", "")):
+        item |= {"reference": int(info["ED"]), "reference_basis": "end diastole by Info.cfg"}
+    if label:
+        if "reference" not in item:
+            raise InputError(f"{label}: nobody knows which frame this label belongs to; give --reference_frame.")
+        item["reference_label"] = str(label)
+    if path.is_file():
+        stacks = {0: stem_of(path)}
+    else:
+        cines = read_cine(path)
+        # Scouts and stills lie among the cines that a scanner exports.
+        stacks = {stack: one.name for stack, one in enumerate(cines) if one.frames > 1}
+        if not stacks:
+            raise InputError(f"{path}: holds no cine, only stacks of one frame; give --cine the folder of a cine.")
+        if label and len(stacks) > 1:
+            raise InputError(
+                f"{path}: holds {len(stacks)} cines, and the label belongs to one; give each stack a folder of its own."
+            )
+    items = [{**item, "case": name, "subject": name, "stack": stack} for stack, name in stacks.items()]
+    check_files(items)
+    return items
+
+
+def folder_cases(root: Path, reference_frame: int | None, direction: str) -> list[dict]:
+    """The cases of a folder: subjects in ACDC's layout, 4-D NIfTI files, or DICOM folders, whichever it holds.
+
+    Raises:
+        InputError: where it holds none of them.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give --dataset_dir a folder that is there.")
+    subjects = sorted(path.parent for path in root.glob("*/Info.cfg"))
+    if subjects:
+        return [item for subject in subjects for item in subject_cases(subject, reference_frame, direction)]
+    files = [path for path in sorted((*root.glob("*.nii"), *root.glob("*.nii.gz"))) if is_cine(path)]
+    if files:
+        return [item for path in files for item in cine_cases(path, reference_frame)]
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and any(p.is_file() for p in path.rglob("*"))]
+    if folders or any(path.is_file() for path in root.iterdir()):
+        return [item for path in folders or [root] for item in cine_cases(path, reference_frame)]
+    raise InputError(f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of DICOM files.")
+
+
+def subject_cases(subject: Path, reference_frame: int | None, direction: str) -> list[dict]:
+    """A subject in ACDC's layout: its cine with the label at end diastole where there is one, else its pair."""
+    cine = find_image(subject, f"{subject.name}_4d", required=False)
+    if cine is None:
+        return acdc_pairs(subject.parent, [subject.name], direction)
+    ed = read_info(subject / "Info.cfg").get("ED", "")
+    label = None
+    if not reference_frame and re.fullmatch(r"\d+", ed):
+        label = find_image(subject, f"{subject.name}_frame{int(ed):02d}_gt", required=False)
+    return cine_cases(cine, reference_frame, str(label) if label else None)
+
+
+def is_cine(path: Path) -> bool:
+    """Whether a NIfTI file has four axes, by its header; one that cannot be read counts, so that it is reported."""
+    try:
+        return len(nib.load(path).shape) == 4
+    except Exception:
+        return True
+
+
+def single_pair(moving: str | None, fixed: str | None, moving_label: str | None = None) -> dict:
+    """The item of two images given on the command line."""
+    for name, value in (("moving", moving), ("fixed", fixed)):
+        if not value:
+            raise InputError(f"--{name} is missing: give both --moving and --fixed.")
+    item = {"moving": str(moving), "fixed": str(fixed)} | ({"moving_label": str(moving_label)} if moving_label else {})
+    item["case"] = item["subject"] = f"{stem_of(moving)}_to_{stem_of(fixed)}"
+    check_files([item])
+    return item
+
+
+def unique_names(items: Sequence[dict]) -> list[dict]:
+    """The items with names that differ: a second case of one name gets a number, lest it overwrite the first one's files."""
+    seen: dict[str, int] = {}
+    renamed = []
+    for item in items:
+        seen[item["case"]] = seen.get(item["case"], 0) + 1
+        renamed.append(item if seen[item["case"]] == 1 else {**item, "case": f"{item['case']}_{seen[item['case']]}"})
+    return renamed

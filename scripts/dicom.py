@@ -1,0 +1,268 @@
+"""A folder of DICOM cine MR, as a scanner exports it, to cines: one a stack, geometry in RAS mm, times in ms.
+
+Only the tags listed here are read, none of which tells who the patient is; messages give the folder as the user typed it and a file's
+name, never the folders between, which exports like to name after the patient.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scripts.cines import Array, Cine
+from scripts.errors import InputError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+SAME_ANGLE = 1.0
+"""Degrees within which files belong to one stack."""
+SAME_POSITION = 0.1
+"""Millimeters along the normal within which files belong to one slice."""
+SAME_GAP = 0.05
+"""Part of the median gap between slices by which a gap may differ from it."""
+TIME_TAGS = ("TriggerTime", "NominalCardiacTriggerDelayTime")
+"""Milliseconds after the trigger."""
+PHASE_TAGS = (*TIME_TAGS, "TemporalPositionIdentifier", "InstanceNumber", "AcquisitionTime")
+"""What orders phases: the first that all files of a stack have and that varies within its slices."""
+GEOMETRY_TAGS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
+"""What every image must have, and how many numbers each is."""
+GAP_TAGS = ("SpacingBetweenSlices", "SliceThickness")
+HEADER_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "NumberOfFrames")
+HEADER_TAGS += (*GEOMETRY_TAGS, *GAP_TAGS, *PHASE_TAGS)
+PIXEL_TAGS = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit")
+PIXEL_TAGS += ("PixelRepresentation", "PixelData", "RescaleSlope", "RescaleIntercept")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The header of a file: one phase of one slice. Vectors and lengths are DICOM's: LPS, mm."""
+
+    path: Path
+    label: str
+    """Names the file in messages."""
+    uid: str
+    series: str
+    size: tuple[int, int]
+    """Columns and rows: (X, Y)."""
+    spacing: Array
+    """Between columns and between rows, (2,)."""
+    axes: Array
+    """Directions of increasing column and row index, (2, 3)."""
+    position: Array
+    """Center of the first voxel, (3,)."""
+    gap: float | None
+    """Distance of slices as the first of `GAP_TAGS` tells it."""
+    order: dict[str, float]
+    """Those of `PHASE_TAGS` that the file has."""
+
+
+def read_dicom_cines(folder: str | Path) -> list[Cine]:
+    """Every stack of MR images in a folder, the one with the most slices first.
+
+    Files of any name are read, in subfolders too; what is no MR image is skipped. Files belong to one stack where orientation, pixel
+    spacing and size agree, whatever their series. A scout comes back as a cine of one frame.
+
+    Returns:
+        Cines named `<folder>` or, of several, `<folder>_stack1`, `<folder>_stack2`, ... Image (X, Y, Z, T), fp32, rescaled as the files
+        state: X counts columns, Y rows, Z slices along the normal (row × column direction), so that the affine (RAS mm) is right-handed.
+        Times (Z, T) in ms after the trigger, None unless all files of a stack tell.
+
+    Raises:
+        InputError: without pydicom or an MR image; for multi-frame files, files without geometry or readable pixels; for slices with
+            unequal numbers of phases, repeated slices or phases, or slices that are not evenly spaced on a line.
+    """
+    try:
+        from pydicom.config import disable_value_validation
+    except ImportError as error:
+        raise InputError(f"{folder}: reading DICOM needs pydicom; run `pip install pydicom`.") from error
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder that holds the DICOM files.")
+    name = folder.resolve().name
+    # Validation logs the values that it dislikes, such as UIDs.
+    with disable_value_validation():
+        instances = [read_instance(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
+        stacks = group_stacks([instance for instance in instances if instance is not None])
+        cines = [read_stack(folder, stack, name) for stack in stacks]
+    if not cines:
+        raise InputError(f"{folder}: holds no DICOM MR image; give the folder that holds the DICOM files of the cine.")
+    if len(cines) == 1:
+        return cines
+    cines.sort(key=lambda cine: (-cine.image.shape[2], *cine.affine.flat))
+    return [replace(cine, name=f"{name}_stack{number}") for number, cine in enumerate(cines, start=1)]
+
+
+def read_instance(folder: Path, path: Path) -> Instance | None:
+    """The header of a file, None where it is no MR image.
+
+    Raises:
+        InputError: for a multi-frame file, or one that lacks its geometry.
+    """
+    from pydicom import dcmread, uid
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        header = dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
+    except (InvalidDicomError, EOFError):
+        return None
+    multi_frame = (uid.EnhancedMRImageStorage, uid.EnhancedMRColorImageStorage, uid.LegacyConvertedEnhancedMRImageStorage)
+    kind = header.get("SOPClassUID")
+    if kind not in (uid.MRImageStorage, *multi_frame):
+        return None
+    label = f"{path.name} (series {numbers(header, 'SeriesNumber', default=0.0)[0]:g})"
+    if kind in multi_frame or numbers(header, "NumberOfFrames", default=1.0)[0] > 1:
+        raise InputError(
+            f"{folder}: {label} is Enhanced (multi-frame) DICOM, which is not read; convert it to one file a frame with dcm4che's "
+            "`emf2sf`, or to NIfTI with `dcm2niix`, or export it as classic DICOM."
+        )
+    geometry = {tag: numbers(header, tag, count) for tag, count in GEOMETRY_TAGS.items()}
+    missing = ", ".join(tag for tag, value in geometry.items() if value is None)
+    if missing:
+        raise InputError(f"{folder}: {label} has no valid {missing}; export it again or move it out of the folder.")
+    gaps = [value[0] for tag in GAP_TAGS if (value := numbers(header, tag)) is not None and value[0] > 0]
+    return Instance(
+        path=path,
+        label=label,
+        uid=str(header.get("SOPInstanceUID", path)),
+        series=str(header.get("SeriesInstanceUID")),
+        size=(int(geometry["Columns"][0]), int(geometry["Rows"][0])),
+        spacing=geometry["PixelSpacing"][::-1],
+        axes=geometry["ImageOrientationPatient"].reshape(2, 3),
+        position=geometry["ImagePositionPatient"],
+        gap=float(gaps[0]) if gaps else None,
+        order={tag: float(value[0]) for tag in PHASE_TAGS if (value := numbers(header, tag)) is not None},
+    )
+
+
+def numbers(header: Dataset, tag: str, count: int = 1, default: float | None = None) -> Array | None:
+    """The numbers of a tag, (count,); where it is absent, empty or no such numbers, the default that many times, or None."""
+    try:
+        values = np.array(header.get(tag), dtype=float).reshape(count)
+    except (TypeError, ValueError):
+        values = np.array([np.nan])
+    if np.isfinite(values).all():
+        return values
+    return None if default is None else np.full(count, default)
+
+
+def group_stacks(instances: Sequence[Instance]) -> list[list[Instance]]:
+    """Stacks: instances of one orientation (both axes within `SAME_ANGLE`), pixel spacing and size."""
+    stacks: list[list[Instance]] = []
+    for one in instances:
+        for stack in stacks:
+            parallel = (one.axes * stack[0].axes).sum(1).min() >= np.cos(np.deg2rad(SAME_ANGLE))
+            if parallel and one.size == stack[0].size and np.allclose(one.spacing, stack[0].spacing, rtol=1e-3):
+                stack.append(one)
+                break
+        else:
+            stacks.append([one])
+    return stacks
+
+
+def read_stack(folder: Path, stack: Sequence[Instance], name: str) -> Cine:
+    """The cine of a stack; see `read_dicom_cines` for axes, units and errors."""
+    what = f"{folder}: the stack of {len(stack)} images with {stack[0].label}"
+    # The nearest orthonormal pair to the mean of the files' directions.
+    u, _, v = np.linalg.svd(np.mean([one.axes for one in stack], axis=0), full_matrices=False)
+    axes = u @ v
+    slices = split_slices(stack, np.cross(*axes))
+    tag = phase_tag(what, slices)
+    slices = [sorted(phases, key=lambda phase: phase.order[tag]) for phases in slices]
+    affine = stack_affine(what, slices, axes)
+    pixels = [np.stack([read_pixels(folder, phase) for phase in phases], axis=-1) for phases in slices]
+    times = np.array([[phase.order[tag] for phase in phases] for phases in slices]) if tag in TIME_TAGS else None
+    return Cine(name, np.stack(pixels, axis=2), affine, times)
+
+
+def split_slices(stack: Sequence[Instance], normal: Array) -> list[list[Instance]]:
+    """Slices along the normal: one ends where the next position is more than `SAME_POSITION` ahead."""
+    ordered = sorted(stack, key=lambda one: float(one.position @ normal))
+    steps = np.diff([one.position @ normal for one in ordered])
+    bounds = [0, *(np.flatnonzero(steps > SAME_POSITION) + 1), len(ordered)]
+    return [ordered[start:stop] for start, stop in pairwise(bounds)]
+
+
+def phase_tag(what: str, slices: Sequence[Sequence[Instance]]) -> str:
+    """The tag of `PHASE_TAGS` that orders the phases of every slice.
+
+    Raises:
+        InputError: where a slice or phase is there twice, slices have unequal numbers of phases, or no tag orders them.
+    """
+    for number, phases in enumerate(slices, start=1):
+        series = Counter(phase.series for phase in phases)
+        # One series a phase is no repeat of the slice.
+        if len({phase.uid for phase in phases}) < len(phases) or (len(series) > 1 and max(series.values()) > 1):
+            raise InputError(
+                f"{what}: slice {number} is there more than once ({len(phases)} files, {len(series)} series); keep one of each and "
+                "move the others out of the folder."
+            )
+    counts = [len(phases) for phases in slices]
+    if len(set(counts)) > 1:
+        listed = ", ".join(map(str, counts))
+        raise InputError(
+            f"{what}: its slices have unequal numbers of phases ({listed}); add the missing files or move such slices away."
+        )
+    for tag in PHASE_TAGS:
+        values = [{phase.order.get(tag) for phase in phases} for phases in slices]
+        distinct = [len(group) for group in values]
+        if any(None in group for group in values) or min(distinct) == 1 < counts[0]:
+            continue
+        if min(distinct) < counts[0]:
+            number = int(np.argmin(distinct)) + 1
+            raise InputError(f"{what}: slice {number} has several images of one {tag}; keep one of each and move the others away.")
+        return tag
+    raise InputError(f"{what}: nothing tells the order of its phases; export it again with one of {', '.join(PHASE_TAGS)}.")
+
+
+def stack_affine(what: str, slices: Sequence[Sequence[Instance]], axes: Array) -> Array:
+    """Voxel index to RAS mm, (4, 4), from the positions of the slices; of a lone slice, its thickness is a tag's.
+
+    Raises:
+        InputError: where a lone slice has no such tag, gaps are unequal, or slices are shifted in plane.
+    """
+    normal, first = np.cross(*axes), slices[0][0]
+    positions = np.array([np.mean([phase.position for phase in phases], axis=0) for phases in slices])
+    if len(slices) > 1:
+        step = (positions[-1] - positions[0]) / (len(slices) - 1)
+        gaps = np.diff(positions @ normal)
+        if np.abs(gaps - np.median(gaps)).max() > SAME_GAP * np.median(gaps):
+            listed = ", ".join(f"{gap:.1f}" for gap in gaps)
+            raise InputError(f"{what}: its slices are unequally far apart ({listed} mm); add the missing slice or move some away.")
+        shifts = (positions - positions[0] - np.arange(len(slices))[:, None] * step) @ axes.T
+        if np.abs(shifts).max() > first.spacing.min() / 2:
+            raise InputError(f"{what}: its slices are shifted against each other in plane; keep the files of one stack only.")
+    elif first.gap is None:
+        raise InputError(f"{what}: its only slice has neither {' nor '.join(GAP_TAGS)}; export it again with one of them.")
+    else:
+        step = first.gap * normal
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([axes[0] * first.spacing[0], axes[1] * first.spacing[1], step, positions[0]])
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def read_pixels(folder: Path, instance: Instance) -> Array:
+    """Rescaled intensities of a file, (X, Y), fp32.
+
+    Raises:
+        InputError: where they cannot be decoded.
+    """
+    from pydicom import dcmread
+
+    data = dcmread(instance.path, specific_tags=list(PIXEL_TAGS))
+    try:
+        pixels = data.pixel_array.T.astype(np.float32)
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+        encoding = getattr(data.file_meta.get("TransferSyntaxUID"), "name", "unknown encoding")
+        raise InputError(
+            f"{folder}: the pixels of {instance.label} cannot be read ({encoding}); export it again, uncompressed, or for a compressed "
+            "file run `pip install pylibjpeg[all]`."
+        ) from error
+    slope, intercept = numbers(data, "RescaleSlope", default=1.0), numbers(data, "RescaleIntercept", default=0.0)
+    return pixels * np.float32(slope[0]) + np.float32(intercept[0])

@@ -1,0 +1,136 @@
+"""A case, cine or pair, as one stack of slice pairs for a 2-D network, and the fields that come back as a registration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from tqdm import tqdm
+
+from scripts.cines import Cine, CineRegistration, largest_cavity, read_cine
+from scripts.errors import InputError
+from scripts.evaluation import warp_stack
+from scripts.fields import invert
+from scripts.function import measure_function
+from scripts.itk_fields import move_points, read_points, to_lps
+from scripts.quality import assess
+from scripts.strain import measure_strain
+from scripts.transforms import LoadCased
+
+
+class LoadCase(Transform):
+    """Load a case of a data list: a cine with its reference frame, or a pair of images.
+
+    A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files and the number of the "stack" in it), and may have
+    "reference" (frame, counted from 1), "reference_basis" and "reference_label". The item gains "moving" (T, X, Y, Z),
+    "fixed" (1, X, Y, Z), "times" (Z, T) in ms where known, and "reference", 0 for a pair.
+
+    Args:
+        resample_moving: whether a moving image on another grid than the fixed one is resampled onto it.
+
+    Raises:
+        InputError: naming file and cure.
+    """
+
+    def __init__(self, resample_moving: bool = False) -> None:
+        self.load = LoadCased(resample_moving=resample_moving)
+
+    def __call__(self, data: Mapping) -> dict:
+        if "cine" not in data:
+            item = self.load(data)
+            label = {"reference_label": item.pop("moving_label")} if "moving_label" in item else {}
+            return {**item, **label, "reference": 0, "reference_basis": "the fixed image of the pair"}
+        cine = read_cine(data["cine"])[data.get("stack", 0)]
+        item = {**data, "reference_basis": data.get("reference_basis", "given")}
+        if not data.get("reference"):
+            item["reference"] = largest_cavity(cine.image)
+            item["reference_basis"] = "the frame with the largest estimated cavity: the most bright voxels in the beating region"
+        if not 1 <= item["reference"] <= cine.frames:
+            raise InputError(f"{data['cine']}: has the frames 1 to {cine.frames}, not {item['reference']}; mend --reference_frame.")
+        images = torch.from_numpy(cine.image).movedim(-1, 0)
+        item["moving"] = MetaTensor(images, affine=torch.from_numpy(cine.affine), meta={"filename_or_obj": str(data["cine"])})
+        item["fixed"] = item["moving"][item["reference"] - 1 : item["reference"]].clone()
+        if cine.times is not None:
+            item["times"] = torch.from_numpy(cine.times)
+        if "reference_label" in data:
+            item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], f"frame {item['reference']} of {data['cine']}")
+        return item
+
+
+class PairFrames(Transform):
+    """Every frame's slices beside the fixed ones: (T, X, Y, Z) and (1, X, Y, Z) to "pair" (2, X, Y, Z * T), frames fastest."""
+
+    def __call__(self, data: Mapping) -> dict:
+        moving, fixed = (torch.as_tensor(data[key]).movedim(0, -1) for key in ("moving", "fixed"))
+        pair = torch.stack([moving, fixed.expand_as(moving)]).flatten(-2)
+        return {**data, "pair": MetaTensor(pair, affine=data["fixed"].affine)}
+
+
+class AssembleRegistration(Transform):
+    """From an in-plane field (2, X, Y, Z * T) on the native grid to a "registration", with all that is measured on it.
+
+    Args:
+        points: CSV of landmarks of the reference frame or the fixed image (`itk_fields.read_points`), or None.
+        sector_origin: degrees, see `strain.measure_strain`; None finds the sectors by the RV.
+    """
+
+    def __init__(self, points: str | Path | None = None, sector_origin: float | None = None) -> None:
+        self.points = points
+        self.sector_origin = sector_origin
+
+    def __call__(self, data: Mapping) -> dict:
+        moving, fixed = (torch.as_tensor(data[key]).cpu().float() for key in ("moving_image", "fixed_image"))
+        affine = data["fixed_image"].affine.cpu().double().numpy()
+        reference, label, times = int(data["reference"]), data.get("reference_label"), data.get("times")
+        fields = torch.as_tensor(data["pred"]).cpu().float().unflatten(-1, (-1, len(moving))).movedim(-1, 0).clone()
+        if reference:
+            fields[reference - 1] = 0
+        inverses, errors = invert_stacks(fields)
+        moved = torch.stack([warp_stack(image[None], field)[0] for image, field in zip(moving, fields)], dim=-1)
+        cine = Cine(
+            str(data["case"]), moving.movedim(0, -1).numpy(), affine, None if times is None else torch.as_tensor(times).numpy()
+        )
+        registration = CineRegistration(
+            cine=cine,
+            reference=reference or None,
+            reference_basis=str(data["reference_basis"]),
+            fields=fields.numpy(),
+            inverses=inverses.numpy(),
+            moved=moved.numpy(),
+            fixed=fixed[0].numpy(),
+        )
+        if label is not None:
+            label = torch.as_tensor(label).cpu().float()
+            carried = inverses if reference else fields
+            labels = torch.stack([warp_stack(label, field, mode="nearest")[0] for field in carried], dim=-1)
+            registration.label, registration.labels = (x.round().numpy().astype(np.uint8) for x in (label[0], labels))
+        registration.quality = assess(registration, errors.numpy())
+        if registration.labels is not None and reference:
+            registration.function = measure_function(registration.labels, cine.spacing, cine.times, reference)
+            registration.strain = measure_strain(registration.fields, registration.label, affine, self.sector_origin, cine.times)
+        if self.points:
+            registration.points = carry_points(registration, self.points)
+        return {**data, "registration": registration}
+
+
+def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverses of in-plane fields (T, 2, X, Y, Z), slice by slice, and their errors in voxels (T, X, Y, Z)."""
+    inverses, errors = torch.zeros_like(fields), torch.zeros_like(fields[:, 0])
+    for t in tqdm(range(len(fields)), desc="inverting fields", unit="frame", leave=False, disable=len(fields) == 1):
+        inverse, error = invert(fields[t].movedim(-1, 0))
+        inverses[t], errors[t] = inverse.movedim(0, -1), error.movedim(0, -1)
+    return inverses, errors
+
+
+def carry_points(registration: CineRegistration, path: str | Path) -> list[dict]:
+    """Rows of landmarks in every frame: frame, name, x, y, z in mm along LPS."""
+    names, positions = read_points(path)
+    rows = []
+    for t, field in enumerate(registration.fields, start=1):
+        moved = to_lps(move_points(positions, field, registration.cine.affine))
+        rows += [{"frame": t, "name": name, "x": x, "y": y, "z": z} for name, (x, y, z) in zip(names, moved)]
+    return rows

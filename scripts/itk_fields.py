@@ -1,0 +1,148 @@
+"""The only room that knows ITK's conventions: displacement fields in mm along LPS axes, as ITK, ANTs and 3D Slicer apply them.
+
+A field file is a NIfTI of shape (X, Y, Z, 1, 3) with intent code 1007 (vector): at each voxel of the fixed grid the displacement in mm
+along the patient's left, posterior and superior axes, pull direction. With p(x) the position of voxel x, moved(x) is the moving
+image at p(x) + u(x). (Intent 1006 would say the same in words, and ITK would flip its axes.)
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+
+from scripts.errors import InputError
+
+Array = NDArray[np.floating]
+RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
+VECTOR = 1007
+
+
+def voxels_to_lps(field: Array, affine: Array) -> Array:
+    """A field in voxels as displacements in mm along LPS.
+
+    Args:
+        field: (d, X, Y, Z), d = 2 in-plane or 3, channel i along array axis i, voxels.
+        affine: voxel index to RAS in mm, (4, 4).
+
+    Returns:
+        (X, Y, Z, 3).
+    """
+    columns = affine[:3, : field.shape[0]] * RAS_TO_LPS[:, None]
+    return np.einsum("ij,jxyz->xyzi", columns, field)
+
+
+def lps_to_voxels(displacement: Array, affine: Array) -> Array:
+    """The reverse of `voxels_to_lps`: (X, Y, Z, 3) in mm along LPS to (3, X, Y, Z) in voxels of the grid of `affine`."""
+    inverse = np.linalg.inv(affine[:3, :3]) * RAS_TO_LPS
+    return np.einsum("ij,xyzj->ixyz", inverse, displacement)
+
+
+def write_field(path: str | Path, field: Array, affine: Array) -> None:
+    """Write a field to NIfTI; the whole file or none.
+
+    Args:
+        path: .nii.gz file.
+        field: (d, X, Y, Z), voxels of the fixed grid.
+        affine: of the fixed image.
+    """
+    path = Path(path)
+    image = nib.Nifti1Image(voxels_to_lps(field, affine)[:, :, :, None, :].astype(np.float32), affine)
+    image.header.set_intent(VECTOR)
+    image.header.set_xyzt_units("mm")
+    temporary = path.with_name(f".part_{path.name}")
+    nib.save(image, temporary)
+    os.replace(temporary, path)
+
+
+def read_field(path: str | Path) -> tuple[Array, Array]:
+    """A field file as (3, X, Y, Z) in voxels of its own grid, and that grid's affine (voxel index to RAS in mm).
+
+    Raises:
+        InputError: naming the file, for one that is no field of this kind.
+    """
+    try:
+        image = nib.load(path)
+        displacement = np.asarray(image.dataobj, dtype=np.float64)
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as NIfTI ({error}); is the file complete?") from error
+    if displacement.ndim != 5 or displacement.shape[3:] != (1, 3):
+        raise InputError(f"{path}: has the shape {displacement.shape}; a displacement field is (X, Y, Z, 1, 3), mm along LPS.")
+    if int(image.header["intent_code"]) != VECTOR:
+        raise InputError(
+            f"{path}: has intent code {int(image.header['intent_code'])}; a field in mm along LPS has {VECTOR} (vector)."
+        )
+    if not np.isfinite(displacement).all():
+        raise InputError(f"{path}: holds NaN or Inf; write the field anew.")
+    return lps_to_voxels(displacement[..., 0, :], image.affine), image.affine
+
+
+def pull(image: Array, image_affine: Array, field: Array, affine: Array, order: int = 1) -> Array:
+    """Any image pulled through a field, in physical space: out(x) = image at p(x) + u(x), on the field's grid.
+
+    Args:
+        image: (X', Y', Z').
+        image_affine: of the image, which may lie on another grid than the field.
+        field: (d, X, Y, Z), voxels of the field's grid.
+        affine: of that grid.
+        order: 1 linear, 0 nearest neighbor for labels.
+
+    Returns:
+        (X, Y, Z); what lies outside the image takes its border.
+    """
+    index = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in field.shape[1:]), indexing="ij"))
+    index[: field.shape[0]] += field
+    to_image = np.linalg.inv(image_affine) @ affine
+    where = np.einsum("ij,jxyz->ixyz", to_image[:3, :3], index) + to_image[:3, 3, None, None, None]
+    return map_coordinates(image, where, order=order, mode="nearest")
+
+
+def move_points(points: Array, field: Array, affine: Array) -> Array:
+    """Points carried by a field: p + u(p), for points and displacements in mm.
+
+    Args:
+        points: (N, 3), mm along RAS, of the fixed image.
+        field: (d, X, Y, Z), voxels of the fixed grid; between voxels it is interpolated linearly.
+        affine: of the fixed image.
+
+    Returns:
+        (N, 3), mm along RAS, where those points of the fixed image lie in the moving image.
+    """
+    inverse = np.linalg.inv(affine)
+    index = points @ inverse[:3, :3].T + inverse[:3, 3]
+    shift = np.stack([map_coordinates(channel, index.T, order=1, mode="nearest") for channel in field], axis=1)
+    return points + shift @ affine[:3, : field.shape[0]].T
+
+
+def read_points(path: str | Path) -> tuple[list[str], Array]:
+    """Landmarks from a CSV with the columns x, y, z in mm along LPS (as ITK, ANTs and 3D Slicer have them) and, if it likes, name.
+
+    Returns:
+        Names, and positions (N, 3) in mm along RAS.
+
+    Raises:
+        InputError: naming the file, for one without those columns or with an entry that is no number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; --points takes a CSV with the columns x, y, z in mm along LPS.")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file, skipinitialspace=True))
+    if not rows or not {"x", "y", "z"} <= set(rows[0]):
+        raise InputError(f"{path}: needs the columns x, y, z (mm along LPS) and a row for each point.")
+    try:
+        positions = np.array([[float(row[axis]) for axis in "xyz"] for row in rows]) * RAS_TO_LPS
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: holds an entry that is no number ({error}); mend it.") from error
+    return [row.get("name") or str(number) for number, row in enumerate(rows, start=1)], positions
+
+
+def to_lps(points: Array) -> Sequence[list[float]]:
+    """Positions (N, 3) in mm along RAS as lists in mm along LPS."""
+    return (points * RAS_TO_LPS).tolist()

@@ -1,0 +1,169 @@
+"""Whether to trust a registration: folding, inverse consistency, similarity, behavior over the cycle, and a verdict in plain words."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scripts.cines import CineRegistration
+from scripts.fields import jacobian_determinant
+from scripts.fields import warp as pull
+
+Array = NDArray[np.floating]
+
+THRESHOLDS = {
+    "folding_percent": 0.1,
+    "jacobian_min": 0.1,
+    "inverse_error_mm_p95": 0.1,
+    "mse_after_to_before": 0.9,
+    "closure_ratio": 3.0,
+    "moved_mm": 0.5,
+}
+"""Beyond which a figure is called out; `moved_mm` is the largest displacement below which nothing has been registered."""
+
+
+def assess(registration: CineRegistration, inversion_errors: Array | None = None) -> dict:
+    """Figures of each frame and slice, of the cycle, and a verdict.
+
+    Args:
+        registration: fields and images.
+        inversion_errors: |v + u(y + v)| in voxels, (T, X, Y, Z), as the inversion left it; None counts no unconverged voxel.
+
+    Returns:
+        "frames": a dict a frame (`frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of sentences;
+        "trustworthy", whether no threshold was crossed; "thresholds".
+    """
+    frames = []
+    for t in range(len(registration.fields)):
+        errors = None if inversion_errors is None else inversion_errors[t]
+        frames.append(frame_figures(registration, t, errors))
+    cycle = cycle_figures(registration) if registration.reference and len(frames) > 2 else {}
+    verdict = judge(frames, cycle, registration.reference)
+    return {
+        "verdict": verdict or ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."],
+        "trustworthy": not verdict,
+        "thresholds": THRESHOLDS,
+        "reference_frame": registration.reference,
+        "reference_basis": registration.reference_basis,
+        "cycle": cycle,
+        "frames": frames,
+    }
+
+
+def frame_figures(registration: CineRegistration, t: int, inversion_errors: Array | None = None) -> dict:
+    """Folding in percent, extremes of the Jacobian determinant, inverse errors in mm, and the relative squared error, of a frame.
+
+    The squared error is that of intensities in units of the fixed image's standard deviation. The inverse error is the larger of
+    u∘v and v∘u against the identity, where x + u(x) stays in view and the determinant is above 0.1.
+    """
+    u, v = (
+        torch.from_numpy(np.ascontiguousarray(f[t])).double().movedim(-1, 0) for f in (registration.fields, registration.inverses)
+    )
+    determinant = jacobian_determinant(u)
+    spacing = torch.tensor(registration.cine.spacing[:2], dtype=torch.float64).view(1, 2, 1, 1)
+    errors = []
+    for one, other in ((u, v), (v, u)):
+        length = ((one + pull(other, one)) * spacing).norm(dim=1)
+        valid = in_view(one) & (jacobian_determinant(one) > 0.1)
+        errors.append(torch.where(valid, length, torch.nan))
+    inverse = torch.stack(errors).flatten(2)
+    fixed = torch.from_numpy(np.ascontiguousarray(registration.fixed)).double().movedim(-1, 0)
+    scale = fixed.var().clamp(min=torch.finfo(torch.float64).tiny)
+    squares = [
+        ((torch.from_numpy(np.ascontiguousarray(image[..., t])).double().movedim(-1, 0) - fixed).square() / scale)
+        .flatten(1)
+        .mean(1)
+        for image in (registration.cine.image, registration.moved)
+    ]
+    length = (u * spacing).norm(dim=1).flatten(1)
+    unconverged = np.zeros(len(u)) if inversion_errors is None else (inversion_errors > 0.01).sum(axis=(0, 1))
+
+    def figures(part: slice) -> dict:
+        inside = inverse[:, part][~inverse[:, part].isnan()]
+        inside = inside if len(inside) else torch.zeros(1, dtype=torch.float64)
+        return {
+            "folding_percent": 100.0 * float((determinant[part] <= 0).double().mean()),
+            "jacobian_min": float(determinant[part].min()),
+            "jacobian_max": float(determinant[part].max()),
+            "inverse_error_mm_p95": float(np.percentile(inside.numpy(), 95)),
+            "inverse_error_mm_max": float(inside.max()),
+            "unconverged_voxels": int(unconverged[part].sum()),
+            "largest_displacement_mm": float(length[part].max()),
+            "mse_before": float(squares[0][part].mean()),
+            "mse_after": float(squares[1][part].mean()),
+        }
+
+    slices = [{"slice": z + 1, **figures(slice(z, z + 1))} for z in range(len(u))]
+    return {"frame": t + 1, **figures(slice(None)), "slices": slices}
+
+
+def in_view(field: torch.Tensor) -> torch.Tensor:
+    """Where x + u(x) lies in the image, (B, *spatial)."""
+    inside = torch.ones_like(field[:, 0], dtype=torch.bool)
+    for axis, size in enumerate(field.shape[2:]):
+        shape = [-1 if a == axis else 1 for a in range(field.ndim - 2)]
+        position = field[:, axis] + torch.arange(size, dtype=field.dtype).view(shape)
+        inside &= (position >= 0) & (position <= size - 1)
+    return inside
+
+
+def cycle_figures(registration: CineRegistration) -> dict:
+    """How the fields behave over the cycle, in mm over the moving region: step from frame to frame, roughness in time, and closure.
+
+    The heartbeat is periodic, so the step from the last frame to the first should be like the others; its ratio to the largest of them
+    is `closure_ratio`. Cines of a part of the cycle do not close.
+    """
+    spacing = np.array(registration.cine.spacing[:2]).reshape(1, 2, 1, 1, 1)
+    track = registration.fields * spacing
+    amplitude = np.linalg.norm(track, axis=1).max(axis=0)
+    moving = amplitude > max(0.25 * float(amplitude.max()), 1e-6)
+    if not moving.any():
+        return {}
+    track = track[:, :, moving]
+    steps = np.linalg.norm(np.roll(track, -1, axis=0) - track, axis=1).mean(axis=1)
+    bend = np.roll(track, -1, axis=0) - 2 * track + np.roll(track, 1, axis=0)
+    others = steps[:-1]
+    return {
+        "step_mm_mean": float(others.mean()),
+        "step_mm_max": float(others.max()),
+        "temporal_roughness_mm": float(np.linalg.norm(bend[1:-1], axis=1).mean()),
+        "closure_mm": float(steps[-1]),
+        "closure_ratio": float(steps[-1] / max(others.max(), 1e-6)),
+    }
+
+
+def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
+    """A sentence for each threshold that is crossed, with the frames; none where all is well."""
+    limit = THRESHOLDS
+    others = [f for f in frames if f["frame"] != reference]
+    sentences = []
+
+    def call_out(bad: list[dict], words: str) -> None:
+        if bad:
+            numbers = ", ".join(str(f["frame"]) for f in bad[:8]) + (", …" if len(bad) > 8 else "")
+            sentences.append(f"{words} (frame{'s' if len(bad) > 1 else ''} {numbers}).")
+
+    call_out(
+        [f for f in others if f["folding_percent"] > limit["folding_percent"]], "The field folds: tissue would pass through itself"
+    )
+    call_out(
+        [f for f in others if f["folding_percent"] <= limit["folding_percent"] and f["jacobian_min"] < limit["jacobian_min"]],
+        "Tissue is compressed to less than a tenth of its area somewhere",
+    )
+    call_out(
+        [f for f in others if f["inverse_error_mm_p95"] > limit["inverse_error_mm_p95"]], "The field cannot be inverted accurately"
+    )
+    still = [f for f in others if f["largest_displacement_mm"] < limit["moved_mm"]]
+    if len(still) == len(others) and others:
+        sentences.append(f"Nothing moves by more than {limit['moved_mm']} mm: were the images registered already?")
+    # Frames that resemble the reference from the start have nothing to gain.
+    apart = 0.25 * max((f["mse_before"] for f in others), default=0.0)
+    worse = [f for f in others if f["mse_before"] > apart and f["mse_after"] > limit["mse_after_to_before"] * f["mse_before"]]
+    call_out([f for f in worse if f not in still], "The images hardly fit better than before")
+    if cycle.get("closure_ratio", 0) > limit["closure_ratio"]:
+        sentences.append(
+            f"The last frame does not lead back to the first (a step of {cycle['closure_mm']:.1f} mm against {cycle['step_mm_max']:.1f} mm "
+            "at most elsewhere): the cine covers a part of the cycle, or the registration drifts."
+        )
+    return sentences

@@ -1,0 +1,90 @@
+"""The report as a browser shows it. Runs with BROWSER_TESTS=1, where playwright and Chromium are installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from test_report import PARAMETERS, register_phantom
+
+from scripts.report import write_report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.skipif(os.environ.get("BROWSER_TESTS") != "1", reason="BROWSER_TESTS=1 runs the tests in a browser")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium: playwright's own, otherwise the system's."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        found = own if Path(own).exists() else shutil.which("chromium") or shutil.which("google-chrome")
+        if not found:
+            pytest.skip("Chromium is not installed: run 'playwright install chromium', or install the system's")
+        # A container's root has no sandbox.
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(tmp_path_factory.mktemp("report") / "report.html", register_phantom(), PARAMETERS)
+
+
+@pytest.mark.parametrize("width", [1180, 420])
+def test_page_plays_without_errors(browser: Browser, report: Path, width: int, tmp_path: Path) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    complaints, requests = [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url[:60]))
+    page.goto(report.as_uri(), wait_until="load")
+    assert page.evaluate("[...document.images].length > 0 && [...document.images].every(image => image.naturalWidth > 0)")
+    # Nothing is wider than the window.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    shown = "[...document.querySelectorAll('.stack')].map(stack => [...stack.children].findIndex(image => image.offsetWidth > 0))"
+    seen = set()
+    for _ in range(100):
+        now = page.evaluate(shown)
+        assert len(set(now)) == 1
+        seen.add(now[0])
+        page.wait_for_timeout(30)
+    assert seen == set(range(6))
+
+    page.click("#play")
+    assert page.inner_text("#play") == "Play"
+    still = page.evaluate(shown)
+    page.wait_for_timeout(400)
+    assert page.evaluate(shown) == still
+    page.focus("#slider")
+    page.keyboard.press("Home")
+    assert page.evaluate(shown) == [0] * len(still)
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(shown) == [1] * len(still)
+    assert page.inner_text("#where").startswith("frame 2 of 6")
+    page.screenshot(path=tmp_path / "report.png", full_page=True)
+    assert (tmp_path / "report.png").stat().st_size > 50_000
+    assert complaints == []
+    assert all(url.startswith(("file:", "data:")) for url in requests)
+    page.close()
+
+
+def test_page_is_whole_without_scripts(browser: Browser, report: Path, tmp_path: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report.as_uri(), wait_until="load")
+    visible = page.locator(".stack img:visible")
+    assert visible.count() == 6
+    assert not page.locator("#play").is_visible()
+    assert page.get_by_text("Without JavaScript").is_visible()
+    page.screenshot(path=tmp_path / "still.png", full_page=True)
+    context.close()

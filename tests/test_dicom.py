@@ -1,0 +1,356 @@
+"""DICOM folders written by hand: every voxel at the place that its own file states, and nothing of the patient in what comes back."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import random
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import astuple
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.dicom import read_dicom_cines
+from scripts.errors import InputError
+from tests.conftest import ROOT
+
+pydicom = pytest.importorskip("pydicom")
+from pydicom.dataset import FileMetaDataset  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    CTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    MediaStorageDirectoryStorage,
+    MRImageStorage,
+    generate_uid,
+)
+
+ROWS, COLUMNS, SLICES, PHASES = 6, 8, 3, 4
+SPACING = (1.5, 1.25)
+"""Between rows and between columns, as PixelSpacing has it."""
+GAP = 9.0
+AXES = np.array([[0.77038, 0.618446, 0.155046], [-0.15161, 0.41389, -0.897613]])
+NORMAL = np.cross(*AXES)
+CORNER = np.array([-67.3, -244.9, 121.4])
+PATIENT = "Doe^Jane"
+
+Slice = list[pydicom.Dataset]
+
+
+def make_image(position: np.ndarray, seed: int = 0, axes: np.ndarray = AXES, **tags: object) -> pydicom.Dataset:
+    """One MR image; a tag that is None is left out."""
+    image = pydicom.Dataset()
+    image.PatientName, image.PatientID, image.SeriesDescription = PATIENT, "4711-JD", f"cine {PATIENT}"
+    image.SOPClassUID, image.SOPInstanceUID, image.Modality = MRImageStorage, generate_uid(), "MR"
+    image.ImageOrientationPatient, image.ImagePositionPatient = axes.round(6).ravel().tolist(), np.round(position, 5).tolist()
+    image.PixelSpacing, image.SliceThickness, image.SpacingBetweenSlices = list(SPACING), 7.0, GAP
+    image.Rows, image.Columns, image.SamplesPerPixel, image.PhotometricInterpretation = ROWS, COLUMNS, 1, "MONOCHROME2"
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
+    image.PixelData = np.random.default_rng(seed).integers(-100, 900, (ROWS, COLUMNS), dtype=np.int16).tobytes()
+    for tag, value in tags.items():
+        if value is None:
+            delattr(image, tag)
+        else:
+            setattr(image, tag, value)
+    return image
+
+
+def make_stack(
+    slices: int = SLICES, phases: int = PHASES, corner: np.ndarray = CORNER, axes: np.ndarray = AXES, seed: int = 0
+) -> list[Slice]:
+    """Slices of phases along the normal, a series each; slice z is triggered at 10 + z ms and every 30 + z ms thereafter."""
+    step = GAP * np.cross(*axes)
+    return [
+        [
+            make_image(
+                corner + z * step, 1000 * seed + 100 * z + t, axes, SeriesInstanceUID=uid, TriggerTime=10.0 + z + (30 + z) * t
+            )
+            for t in range(phases)
+        ]
+        for z, uid in enumerate(generate_uid() for _ in range(slices))
+    ]
+
+
+def set_tags(stack: list[Slice], rule: Callable[[int, int], dict[str, object]]) -> list[Slice]:
+    """The stack with tags by slice and phase, both counted from 0; None removes a tag."""
+    for z, phases in enumerate(stack):
+        for t, image in enumerate(phases):
+            for tag, value in rule(z, t).items():
+                if value is None:
+                    delattr(image, tag)
+                else:
+                    setattr(image, tag, value)
+    return stack
+
+
+def write(folder: Path, *stacks: list[Slice], syntax: str = ExplicitVRLittleEndian) -> Path:
+    """Files in shuffled order, in subfolders, without a suffix."""
+    images = [image for stack in stacks for phases in stack for image in phases]
+    random.Random(0).shuffle(images)
+    for number, image in enumerate(images):
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID, image.file_meta.MediaStorageSOPClassUID = syntax, image.SOPClassUID
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        path = folder / f"part{number % 2}" / f"IM{number:03d}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save_as(path, enforce_file_format=True)
+    return folder
+
+
+def expected_image(stack: list[Slice]) -> np.ndarray:
+    """(X, Y, Z, T) from (rows, columns) of each file."""
+    return np.stack([np.stack([image.pixel_array.T for image in phases], axis=-1) for phases in stack], axis=2)
+
+
+def error_of(folder: Path) -> str:
+    """The message for a folder: it names the folder, and nothing of the patient."""
+    with pytest.raises(InputError) as caught:
+        read_dicom_cines(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder}: ")
+    assert not re.search("doe|jane|4711", message, re.IGNORECASE)
+    return message
+
+
+def test_reads_a_stack_of_one_series_a_slice(tmp_path: Path) -> None:
+    stack = make_stack()
+    (cine,) = read_dicom_cines(write(tmp_path / "heart", stack))
+    assert cine.name == "heart"
+    assert cine.image.shape == (COLUMNS, ROWS, SLICES, PHASES)
+    assert cine.image.dtype == np.float32
+    np.testing.assert_array_equal(cine.image, expected_image(stack))
+    np.testing.assert_allclose(cine.times, [[10 + z + (30 + z) * t for t in range(PHASES)] for z in range(SLICES)])
+    assert cine.frame_time == pytest.approx(31)
+
+
+def test_affine_puts_a_voxel_where_its_file_does(tmp_path: Path) -> None:
+    stack = make_stack()
+    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    column, row = 5, 2
+    for z, phases in enumerate(stack):
+        lps = np.array(phases[0].ImagePositionPatient, float) + AXES[0] * SPACING[1] * column + AXES[1] * SPACING[0] * row
+        np.testing.assert_allclose((cine.affine @ [column, row, z, 1])[:3], lps * [-1, -1, 1], atol=1e-3)
+    np.testing.assert_allclose(cine.spacing, (SPACING[1], SPACING[0], GAP), rtol=1e-4)
+    assert np.linalg.det(cine.affine) > 0
+    np.testing.assert_array_equal(cine.affine[3], [0, 0, 0, 1])
+
+
+def test_slices_follow_the_normal_whatever_the_order_of_acquisition(tmp_path: Path) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"InstanceNumber": 100 - PHASES * z + t})
+    (cine,) = read_dicom_cines(write(tmp_path, stack[::-1]))
+    np.testing.assert_array_equal(cine.image, expected_image(stack))
+
+
+@pytest.mark.parametrize("series", [lambda z, t: "1.2.3", lambda z, t: f"1.2.{t + 1}"], ids=["one", "one a phase"])
+def test_series_do_not_matter(tmp_path: Path, series: Callable[[int, int], str]) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"SeriesInstanceUID": series(z, t)})
+    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    np.testing.assert_array_equal(cine.image, expected_image(stack))
+
+
+def test_stacks_are_told_apart_and_numbered_from_the_largest(tmp_path: Path) -> None:
+    long_axis = np.stack([NORMAL, AXES[1]])
+    stacks = [make_stack(1, 5, axes=long_axis, seed=1), make_stack(), make_stack(2, 2, CORNER + 300 * AXES[0], seed=2)]
+    set_tags(stacks[2], lambda z, t: {"PixelSpacing": [2.0, 2.0]})
+    cines = read_dicom_cines(write(tmp_path / "study", *stacks))
+    assert [cine.name for cine in cines] == ["study_stack1", "study_stack2", "study_stack3"]
+    for cine, stack in zip(cines, (stacks[1], stacks[2], stacks[0])):
+        np.testing.assert_array_equal(cine.image, expected_image(stack))
+
+
+def test_orientations_that_jitter_are_averaged(tmp_path: Path) -> None:
+    angles = np.deg2rad([-0.3, 0.0, 0.3])
+    turned = [np.stack([np.cos(a) * AXES[0] + np.sin(a) * AXES[1], np.cos(a) * AXES[1] - np.sin(a) * AXES[0]]) for a in angles]
+    stack = set_tags(make_stack(), lambda z, t: {"ImageOrientationPatient": turned[z].round(6).ravel().tolist()})
+    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    np.testing.assert_allclose(cine.affine[:2, 0], -AXES[0, :2] * SPACING[1], atol=1e-4)
+
+
+def test_other_files_are_skipped(tmp_path: Path) -> None:
+    stack = make_stack()
+    write(tmp_path, stack)
+    (tmp_path / "notes.txt").write_text("no DICOM")
+    (tmp_path / "empty").touch()
+    report = pydicom.Dataset()
+    report.SOPClassUID, report.SOPInstanceUID, report.Modality = "1.2.840.10008.5.1.4.1.1.88.11", generate_uid(), "SR"
+    directory = pydicom.Dataset()
+    directory.SOPClassUID, directory.SOPInstanceUID = MediaStorageDirectoryStorage, generate_uid()
+    write(tmp_path / "more", [[make_image(CORNER, SOPClassUID=CTImageStorage, Modality="CT"), report, directory]])
+    (cine,) = read_dicom_cines(tmp_path)
+    np.testing.assert_array_equal(cine.image, expected_image(stack))
+
+
+def test_intensities_are_rescaled_file_by_file(tmp_path: Path) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"RescaleSlope": 0.5 + z, "RescaleIntercept": -10.0 * t})
+    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    slope, intercept = 0.5 + np.arange(SLICES)[:, None], -10.0 * np.arange(PHASES)
+    np.testing.assert_allclose(cine.image, expected_image(stack) * slope + intercept, rtol=1e-6)
+    assert cine.image.dtype == np.float32
+
+
+@pytest.mark.parametrize("trigger", [None, 0.0], ids=["absent", "constant"])
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("TemporalPositionIdentifier", lambda z, t: t + 1),
+        ("InstanceNumber", lambda z, t: 100 * z + t),
+        ("AcquisitionTime", lambda z, t: f"13315{z}.{t}00000"),
+    ],
+)
+def test_other_tags_order_the_phases_without_times(
+    tmp_path: Path, trigger: float | None, tag: str, value: Callable[[int, int], object]
+) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"TriggerTime": trigger, tag: value(z, t)})
+    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    np.testing.assert_array_equal(cine.image, expected_image(stack))
+    assert cine.times is None
+
+
+def test_trigger_delays_of_converted_multi_frame_files_are_times(tmp_path: Path) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"TriggerTime": None, "NominalCardiacTriggerDelayTime": 20.0 * t})
+    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    np.testing.assert_allclose(cine.times, [[0, 20, 40, 60]] * SLICES)
+
+
+def test_trigger_times_of_some_files_are_no_times(tmp_path: Path) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"InstanceNumber": t})
+    del stack[0][0].TriggerTime
+    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    np.testing.assert_array_equal(cine.image, expected_image(stack))
+    assert cine.times is None
+
+
+@pytest.mark.parametrize(("between", "thickness"), [(GAP, GAP), (None, 7.0), (0.0, 7.0)])
+def test_a_lone_slice_takes_its_thickness_from_a_tag(tmp_path: Path, between: float | None, thickness: float) -> None:
+    stack = set_tags(make_stack(slices=1), lambda z, t: {"SpacingBetweenSlices": between})
+    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    assert cine.image.shape == (COLUMNS, ROWS, 1, PHASES)
+    assert cine.spacing[2] == pytest.approx(thickness, rel=1e-4)
+    assert np.linalg.det(cine.affine) > 0
+
+
+def test_nothing_of_the_patient_comes_back_or_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"SOPInstanceUID": f"1.2.04711.{z}{t + 1}"})
+    folder = tmp_path / PATIENT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write(folder, stack)
+    caplog.clear()
+    with warnings.catch_warnings(record=True) as shown, caplog.at_level(logging.DEBUG):
+        warnings.simplefilter("always")
+        (cine,) = read_dicom_cines(folder.rename(tmp_path / "case"))
+    assert [str(one.message) for one in shown] + caplog.messages == []
+    assert cine.name == "case"
+    assert not re.search("doe|jane|4711", str(astuple(cine)), re.IGNORECASE)
+
+
+def test_the_name_of_the_current_folder_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write(tmp_path / "heart", make_stack()))
+    assert [cine.name for cine in read_dicom_cines(".")] == ["heart"]
+
+
+def test_stops_without_images(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no DICOM")
+    assert "holds no DICOM MR image" in error_of(tmp_path)
+    assert "no such folder" in error_of(tmp_path / "absent")
+
+
+def test_stops_without_pydicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(name: str, *rest: object) -> object:
+        if name.startswith("pydicom"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    real = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", forbid)
+    assert "pip install pydicom" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("tags", [{"SOPClassUID": EnhancedMRImageStorage}, {"NumberOfFrames": 3}], ids=["enhanced", "frames"])
+def test_stops_at_multi_frame_files(tmp_path: Path, tags: dict) -> None:
+    message = error_of(write(tmp_path, make_stack(), [[make_image(CORNER, SeriesNumber=7, **tags)]]))
+    assert "(series 7) is Enhanced (multi-frame) DICOM" in message
+    assert "dcm2niix" in message
+
+
+@pytest.mark.parametrize("tag", ["ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"])
+def test_stops_at_files_without_geometry(tmp_path: Path, tag: str) -> None:
+    message = error_of(write(tmp_path, [[make_image(CORNER, **{tag: None})]]))
+    assert f"IM000 (series 0) has no valid {tag}; export it again" in message
+
+
+def test_stops_at_slices_of_unequal_numbers_of_phases(tmp_path: Path) -> None:
+    stack = make_stack()
+    stack[1].pop()
+    message = error_of(write(tmp_path, stack))
+    assert "unequal numbers of phases (4, 3, 4); add the missing files" in message
+    assert "the stack of 11 images with IM000 (series 0)" in message
+
+
+def test_stops_at_repeated_slices(tmp_path: Path) -> None:
+    repeat = make_stack()[1:2]
+    assert "slice 2 is there more than once (8 files, 2 series)" in error_of(write(tmp_path / "series", make_stack(), repeat))
+    stack = make_stack()
+    assert "slice 1 is there more than once" in error_of(write(write(tmp_path / "copies", stack) / "copy", stack).parent)
+    doubled = [phases + make_stack()[z] for z, phases in enumerate(make_stack())]
+    set_tags(doubled, lambda z, t: {"SeriesInstanceUID": "1.2.3"})
+    assert "slice 1 has several images of one TriggerTime; keep one" in error_of(write(tmp_path / "phases", doubled))
+
+
+def test_stops_at_a_missing_slice(tmp_path: Path) -> None:
+    stack = make_stack(slices=5)
+    assert "unequally far apart (9.0, 18.0, 9.0 mm); add the missing slice" in error_of(write(tmp_path, stack[:2] + stack[3:]))
+
+
+def test_stops_at_slices_shifted_in_plane(tmp_path: Path) -> None:
+    stack = make_stack()
+    set_tags(stack[1:2], lambda z, t: {"ImagePositionPatient": np.round(CORNER + GAP * NORMAL + 3 * AXES[0], 5).tolist()})
+    assert "shifted against each other in plane" in error_of(write(tmp_path, stack))
+
+
+def test_stops_where_nothing_orders_the_phases(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path, set_tags(make_stack(), lambda z, t: {"TriggerTime": None})))
+    assert "nothing tells the order of its phases; export it again with one of TriggerTime" in message
+
+
+def test_stops_at_a_lone_slice_without_thickness(tmp_path: Path) -> None:
+    stack = set_tags(make_stack(slices=1), lambda z, t: {"SpacingBetweenSlices": None, "SliceThickness": None})
+    assert "its only slice has neither SpacingBetweenSlices nor SliceThickness" in error_of(write(tmp_path, stack))
+
+
+def test_stops_at_pixels_that_cannot_be_read(tmp_path: Path) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"PixelData": b"\0\0"})
+    assert "(series 0) cannot be read (Explicit VR Little Endian); export it again" in error_of(write(tmp_path / "short", stack))
+    fragment = pydicom.encaps.encapsulate([b"\0\0\0\0"])
+    stack = set_tags(make_stack(), lambda z, t: {"PixelData": fragment})
+    message = error_of(write(tmp_path / "compressed", stack, syntax=JPEG2000Lossless))
+    assert "(JPEG 2000 Image Compression (Lossless Only))" in message
+
+
+def test_reads_what_a_scanner_wrote() -> None:
+    folder = ROOT.parent / "shared" / "data" / "scd" / "SC-HF-I-2_dicom"
+    if not folder.is_dir():
+        pytest.skip(f"no DICOM files in {folder.parent}")
+    (cine,) = read_dicom_cines(folder)
+    assert cine.name == "SC-HF-I-2_dicom"
+    assert cine.image.shape == (256, 256, 3, 20)
+    assert cine.image.max() > 255
+    np.testing.assert_allclose(cine.spacing, (1.367188, 1.367188, 10.0), rtol=1e-5)
+    np.testing.assert_allclose(cine.times[:, 0], [17.647, 17.442, 17.442], atol=1e-3)
+    assert (np.diff(cine.times, axis=1) > 34).all()
+
+    cropped = nib.load(folder.parent / "SC-HF-I-2" / "SC-HF-I-2_4d.nii.gz")
+    pixels = np.asarray(cropped.dataobj)
+    to_cine = np.linalg.inv(cine.affine) @ cropped.affine
+    # The NIfTI file is the same grid, cropped by 56 pixels and with its slices counted the other way.
+    np.testing.assert_allclose(to_cine, [[1, 0, 0, 56], [0, 1, 0, 56], [0, 0, -1, 7], [0, 0, 0, 1]], atol=2e-3)
+    for z in range(3):
+        crop = cine.image[56:200, 56:200, z]
+        for t in (0, 7, 19):
+            assert np.corrcoef(crop[..., t].ravel(), pixels[..., 7 - z, t].ravel())[0, 1] > 0.999
