@@ -5,11 +5,12 @@ BUNDLE := $(PY) -m monai.bundle run
 NAME := gsmorph_cardiac_registration
 VERSION = $(shell $(PY) -c "import json; print(json.load(open('configs/metadata.json'))['version'])")
 
-.PHONY: help demo test lint zip clean
+.PHONY: help demo test test-browser lint zip clean
 
 help:
 	@echo "make demo   phantoms, training by surgery, held-out figures, demo/registration.png (about 3 minutes)"
 	@echo "make test   lint and the whole test suite"
+	@echo "make test-browser   the report in headless chromium, which it installs where it can"
 	@echo "make zip    the bundle as dist/$(NAME)_v<version>.zip"
 	@echo "make clean  remove what the others made, and .venv"
 
@@ -37,6 +38,12 @@ test: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	$(PY) -m pytest
+
+# Without chromium the tests skip and say so.
+test-browser: .venv/.dev
+	$(PY) -m pip install --disable-pip-version-check -q playwright==1.65.2
+	$(PY) -m playwright install chromium || echo "playwright could not install chromium: the system's is taken where there is one"
+	BROWSER_TESTS=1 $(PY) -m pytest tests/browser -rs
 
 lint: .venv/.dev
 	.venv/bin/ruff check --fix .

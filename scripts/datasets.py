@@ -62,3 +62,45 @@ def batch_loader(dataset: Dataset, batch_size: int, distributed: bool = False) -
     return DataLoader(
         dataset, sampler=BatchSampler(sampler, max(min(batch_size, len(sampler)), 1), drop_last=True), batch_size=None
     )
+
+
+class FrameDataset(Dataset):
+    """All frames of all slices of unlabeled cines, resident on a device; a pair is a frame and another one of the same slice.
+
+    Args:
+        data: items with "cine", as `cases.inference_cases` lists them.
+        transform: makes of an item a dict whose "moving" is (T, X, Y, Z), scaled.
+        size: in-plane size; larger slices are cropped about their center, smaller ones padded with zeros.
+        device: where the frames live.
+        progress: whether to show a progress bar while files are read.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        transform: Callable[[dict], dict],
+        size: Sequence[int],
+        device: str | torch.device = "cpu",
+        progress: bool = True,
+    ) -> None:
+        fit = ResizeWithPadOrCrop((*size, -1))
+        frames, first, count = [torch.empty(0, *size)], [], []
+        for item in tqdm(data, desc="reading cines", disable=not progress, unit="cine"):
+            stack = fit(torch.as_tensor(transform(item)["moving"])).as_tensor().movedim(-1, 0)
+            for cine in stack:
+                first += [len(first)] * len(cine)
+                count += [len(cine)] * len(cine)
+                frames.append(cine)
+        self.frames = torch.cat(frames).to(device).contiguous()
+        self.first, self.count = torch.tensor(first, dtype=torch.long), torch.tensor(count, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: Sequence[int]) -> dict[str, Tensor]:
+        """{"pair": (B, 2, *size)} for a list of B frames: each as moving image, with a random other frame of its slice as fixed image."""
+        index = torch.as_tensor(index)
+        first, count = self.first[index], self.count[index]
+        step = 1 + (torch.rand(len(index)) * (count - 1)).long()
+        fixed = first + (index - first + step) % count
+        return {"pair": torch.stack([self.frames[index], self.frames[fixed]], dim=1)}

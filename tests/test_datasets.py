@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from scripts.datasets import SliceDataset, batch_loader
+from scripts.datasets import FrameDataset, SliceDataset, batch_loader
 
 
 def make_dataset(count: int = 3) -> SliceDataset:
@@ -38,3 +38,18 @@ def test_an_incomplete_batch_is_dropped_but_never_the_only_one() -> None:
 
 def test_no_data_gives_no_batch() -> None:
     assert len(batch_loader(make_dataset(0), 4)) == 0
+
+
+def test_frames_are_paired_within_their_slice() -> None:
+    cines = [torch.arange(3.0).view(3, 1, 1, 1).expand(3, 8, 8, 2) + 10 * torch.arange(2), torch.full((2, 6, 6, 1), 100.0)]
+    cines[1] = cines[1] + torch.arange(2.0).view(2, 1, 1, 1)
+    dataset = FrameDataset([{"moving": cine} for cine in cines], lambda item: item, (8, 8), progress=False)
+    assert len(dataset) == 8
+    slices = [{0, 1, 2}, {10, 11, 12}, {100, 101}]
+    seen = set()
+    for _ in range(30):
+        for moving, fixed in dataset[list(range(8))]["pair"][:, :, 4, 4].int().tolist():
+            assert moving != fixed
+            assert any({moving, fixed} <= frames for frames in slices)
+            seen.add((moving, fixed))
+    assert len(seen) == 6 + 6 + 2

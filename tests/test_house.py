@@ -12,8 +12,8 @@ from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).parent.parent
 PURE = ("surgery", "fields", "metrics", "losses", "networks")
-OPTIONAL = ("itk", "matplotlib", "tensorboard", "mlflow", "onnx")
-CONFIGS = ("train", "evaluate", "inference", "demo", "multi_gpu_train")
+OPTIONAL = ("itk", "matplotlib", "tensorboard", "mlflow", "onnx", "pydicom", "jinja2", "PIL")
+CONFIGS = ("train", "evaluate", "inference", "demo", "multi_gpu_train", "finetune")
 
 
 def imported(path: Path, top_level_only: bool = False) -> set[str]:
@@ -60,7 +60,7 @@ def test_every_plain_option_has_a_comment(name: str) -> None:
     for key, value in config.items():
         if (
             isinstance(value, (dict, list))
-            or str(value).startswith(("$@", "$scripts.checkpoints", "$scripts.datalists"))
+            or str(value).startswith(("@", "$@", "$scripts.checkpoints", "$scripts.datalists"))
             or key == "seed"
         ):
             continue

@@ -1,0 +1,59 @@
+"""Registration from Python: the inference workflow without its files.
+
+from scripts.api import register, register_cine
+
+result = register_cine("C_4d.nii.gz", reference_label="C_ED_gt.nii.gz", reference_frame=1)
+print(result.function["lv_ef_percent"], result.quality["verdict"])
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from monai.bundle import ConfigWorkflow
+
+from scripts.cines import CineRegistration
+from scripts.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+def register_cine(cine: str | Path, **options: object) -> CineRegistration:
+    """Register every frame of a cine to its reference frame, with the shipped weights.
+
+    Args:
+        cine: a 4-D NIfTI file, or a folder of DICOM files that holds one stack.
+        options: any top-level key of `configs/inference.yaml`, such as `reference_frame`, `reference_label`, `points`, `device`.
+
+    Returns:
+        What the workflow would write: fields in voxels of the reference frame, inverses, moved images, labels, function, strain, quality.
+
+    Raises:
+        InputError: naming file or option and the cure.
+    """
+    return run_one(cine=str(cine), **options)
+
+
+def register(moving: str | Path, fixed: str | Path, **options: object) -> CineRegistration:
+    """Register a moving to a fixed stack of slices (3-D NIfTI files); T = 1 in the result. Options and errors as in `register_cine`."""
+    return run_one(moving=str(moving), fixed=str(fixed), **options)
+
+
+def run_one(**options: object) -> CineRegistration:
+    """The registration of the one case that the options give."""
+    workflow = ConfigWorkflow(
+        config_file=str(ROOT / "configs" / "inference.yaml"),
+        meta_file=str(ROOT / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(ROOT),
+        **{key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
+        output_dir=None,
+    )
+    workflow.initialize()
+    cases = workflow.parser.get_parsed_content("data")
+    if len(cases) != 1:
+        raise InputError(f"{len(cases)} stacks: {', '.join(case['case'] for case in cases)}; give one.")
+    evaluator = workflow.parser.get_parsed_content("evaluator")
+    evaluator.run()
+    return evaluator.state.output[0]["registration"]

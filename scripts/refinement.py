@@ -1,0 +1,70 @@
+"""Fitting the network to the one pair at hand, by the same surgery as in training, and forgetting it afterwards."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from scripts.inferers import FieldInferer
+from scripts.losses import SmoothnessLoss, WarpedSimilarity
+from scripts.surgery import settle
+
+
+class RefiningInferer(FieldInferer):
+    """`FieldInferer` whose network first takes some steps of Adam on the pair itself; a copy does, so that no pair leaves a trace.
+
+    Each chunk of slices is fitted for itself, in both directions, the similarity gradient settled with the smoothness gradient tensor
+    by tensor.
+
+    Args:
+        inferer: see `FieldInferer`.
+        integration: see `FieldInferer`; needed.
+        iterations: steps a chunk of slices; 0 is no refinement.
+        learning_rate: of Adam.
+        similarity: a loss of (moved, fixed); default is the mean squared error.
+        tau: guard of the projection.
+    """
+
+    def __init__(
+        self,
+        inferer: Inferer | None = None,
+        integration: nn.Module | None = None,
+        iterations: int = 0,
+        learning_rate: float = 2e-4,
+        similarity: nn.Module | None = None,
+        tau: float = 1e-5,
+    ) -> None:
+        super().__init__(inferer, integration)
+        self.iterations = iterations
+        self.learning_rate = learning_rate
+        self.loss = WarpedSimilarity(similarity or nn.MSELoss())
+        self.constraint = SmoothnessLoss()
+        self.tau = tau
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
+        """See `FieldInferer`."""
+        if not self.iterations:
+            return super().__call__(inputs, network, *args, **kwargs)
+        return super().__call__(inputs, lambda pair: self.refine(network, pair)(pair), *args, **kwargs)
+
+    def refine(self, network: nn.Module, pair: Tensor) -> nn.Module:
+        """A copy of the network, fitted to a batch of pairs (B, 2, X, Y)."""
+        both_ways = FieldInferer(integration=self.integration, both_ways=True)
+        with torch.enable_grad():
+            fitted = copy.deepcopy(network)
+            parameters = [p for p in fitted.parameters() if p.requires_grad]
+            optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
+            pair = pair.detach().clone()
+            for _ in range(self.iterations):
+                field = both_ways(pair, fitted)
+                losses = self.loss(field, pair), self.constraint(field)
+                gradients = [torch.autograd.grad(loss, parameters, retain_graph=n == 0) for n, loss in enumerate(losses)]
+                settled, _ = settle(*gradients, tau=self.tau)
+                for parameter, gradient in zip(parameters, settled):
+                    parameter.grad = gradient
+                optimizer.step()
+        return fitted

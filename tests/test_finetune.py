@@ -1,0 +1,25 @@
+"""The shipped weights go on training on unlabeled cines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from conftest import ROOT, SMALL, run_bundle, succeed
+
+
+def test_weights_move_away_from_the_shipped_ones(phantoms: Path, tmp_path: Path) -> None:
+    files = tmp_path / "cines"
+    files.mkdir()
+    for number in (1, 2):
+        (files / f"c{number}.nii.gz").symlink_to(phantoms / f"phantom{number:03d}" / f"phantom{number:03d}_4d.nii.gz")
+    options = {**SMALL, "dataset_dir": files, "output_dir": tmp_path / "out", "max_epochs": 1, "batch_size": 4}
+    del options["val_interval"]
+    result = succeed(run_bundle(config_file="['configs/train.yaml','configs/finetune.yaml']", **options))
+    assert "conflicts=" in result.stderr
+    shipped, tuned = (torch.load(path, weights_only=True) for path in (ROOT / "models" / "model.pt", tmp_path / "out" / "model.pt"))
+    assert shipped.keys() == tuned.keys()
+    distance = sum((shipped[name] - tuned[name]).square().sum() for name in shipped).sqrt()
+    length = sum(value.square().sum() for value in shipped.values()).sqrt()
+    # It starts from the shipped weights: four steps do not lead far.
+    assert 0 < distance < 0.1 * length
