@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scripts.cines import Cine
 from scripts.errors import InputError
@@ -45,7 +46,7 @@ def apply_field(
         if path:
             image = LoadCased().load(str(path), is_label=order == 0)
             moved = pull(image[0].numpy(), image.affine.double().numpy(), voxels, affine, order)
-            outputs[name] = moved.astype(np.float32) if order else moved.round().astype(np.uint8)
+            outputs[name] = moved.astype(np.float32 if order else label_type(moved))
     rows = []
     if points:
         names, positions = read_points(points)
@@ -59,3 +60,8 @@ def apply_field(
         write_rows(folder / "points.csv", rows)
         written.append(folder / "points.csv")
     return written
+
+
+def label_type(label: NDArray) -> type[np.integer]:
+    """The type a label is written in: one byte where its values fit, else four."""
+    return np.uint8 if label.min() >= 0 and label.max() <= 255 else np.int32

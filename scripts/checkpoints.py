@@ -33,12 +33,16 @@ class RandomState:
             torch.cuda.set_rng_state(saved.cpu(), device)
 
 
-def load_weights(network: nn.Module, path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load_weights(network: nn.Module, path: str | Path | None, device: str | torch.device = "cpu") -> nn.Module:
     """Load a flat state_dict, as training writes and `models/` holds it, into a network; returns the network.
+
+    A path of None leaves the network as it is.
 
     Raises:
         InputError: naming the file, for one that is not there, not readable, or of another network.
     """
+    if path is None:
+        return network
     weights = read_checkpoint(path, device)
     try:
         network.load_state_dict(weights)

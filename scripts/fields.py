@@ -79,8 +79,9 @@ def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
 def invert(field: Tensor, tolerance: float = 1e-2, iterations: int = 12) -> tuple[Tensor, Tensor]:
     """The inverse displacement v of a field u: v(y) + u(y + v(y)) = 0, with u interpolated linearly and its border repeated.
 
-    Fixed-point iterations v <- -u(y + v) everywhere, then Newton's method at the points that they leave: they converge where |grad u| < 1
-    alone. Where u folds or leads out of the grid there is no inverse; there v is the best that was found.
+    Fixed-point iterations v <- -u(y + v) everywhere, which converge only where |grad u| < 1, then Newton's method at the points that they
+    leave. Where u folds, more points than one come to y, and v leads to one of them or to the nearest miss that was found, which the error
+    tells. Where y + v(y) lies out of the grid, v rests on the repeated border.
 
     Args:
         field: (B, d, *spatial), voxels.

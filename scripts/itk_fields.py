@@ -3,6 +3,10 @@
 A field file is a NIfTI of shape (X, Y, Z, 1, 3) with intent code 1007 (vector): at each voxel of the fixed grid the displacement in mm
 along the patient's left, posterior and superior axes, pull direction. With p(x) the position of voxel x, moved(x) is the moving
 image at p(x) + u(x). (Intent 1006 would say the same in words, and ITK would flip its axes.)
+
+ITK takes a vector image of one slice for two-dimensional and forgets where it lies, and would find no displacement at the
+fixed image's points. The field of a single slice is therefore written twice, as two slices, and the header's description says so;
+`read_field` gives one back.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from scripts.errors import InputError
 Array = NDArray[np.floating]
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 VECTOR = 1007
+ONE_SLICE = "one slice, written twice for ITK"
 
 
 def voxels_to_lps(field: Array, affine: Array) -> Array:
@@ -45,17 +50,19 @@ def lps_to_voxels(displacement: Array, affine: Array) -> Array:
 
 
 def write_field(path: str | Path, field: Array, affine: Array) -> None:
-    """Write a field to NIfTI; the whole file or none.
+    """Write a field to NIfTI; the whole file or none. A single slice is written twice, see the top of this file.
 
     Args:
         path: .nii.gz file.
         field: (d, X, Y, Z), voxels of the fixed grid.
         affine: of the fixed image.
     """
-    path = Path(path)
-    image = nib.Nifti1Image(voxels_to_lps(field, affine)[:, :, :, None, :].astype(np.float32), affine)
+    path, one_slice = Path(path), field.shape[-1] == 1
+    displacement = np.repeat(voxels_to_lps(field, affine), 2 if one_slice else 1, axis=2)
+    image = nib.Nifti1Image(displacement[:, :, :, None, :].astype(np.float32), affine)
     image.header.set_intent(VECTOR)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = ONE_SLICE if one_slice else ""
     temporary = path.with_name(f".part_{path.name}")
     nib.save(image, temporary)
     os.replace(temporary, path)
@@ -80,6 +87,8 @@ def read_field(path: str | Path) -> tuple[Array, Array]:
         )
     if not np.isfinite(displacement).all():
         raise InputError(f"{path}: holds NaN or Inf; write the field anew.")
+    if image.shape[2] == 2 and image.header["descrip"].item().decode("latin-1") == ONE_SLICE:
+        displacement = displacement[:, :, :1]
     return lps_to_voxels(displacement[..., 0, :], image.affine), image.affine
 
 
@@ -94,13 +103,14 @@ def pull(image: Array, image_affine: Array, field: Array, affine: Array, order: 
         order: 1 linear, 0 nearest neighbor for labels.
 
     Returns:
-        (X, Y, Z); what lies outside the image takes its border.
+        (X, Y, Z), floating; what lies outside the image takes its border.
     """
     index = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in field.shape[1:]), indexing="ij"))
     index[: field.shape[0]] += field
     to_image = np.linalg.inv(image_affine) @ affine
     where = np.einsum("ij,jxyz->ixyz", to_image[:3, :3], index) + to_image[:3, 3, None, None, None]
-    return map_coordinates(image, where, order=order, mode="nearest")
+    # SciPy would cut interpolated values down to the image's integers.
+    return map_coordinates(image, where, output=np.result_type(image, np.float32), order=order, mode="nearest")
 
 
 def move_points(points: Array, field: Array, affine: Array) -> Array:
@@ -132,14 +142,20 @@ def read_points(path: str | Path) -> tuple[list[str], Array]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; --points takes a CSV with the columns x, y, z in mm along LPS.")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file, skipinitialspace=True))
+    try:
+        # Excel begins its UTF-8 with a mark that would become part of the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8 text with the columns x, y, z.") from error
     if not rows or not {"x", "y", "z"} <= set(rows[0]):
         raise InputError(f"{path}: needs the columns x, y, z (mm along LPS) and a row for each point.")
     try:
         positions = np.array([[float(row[axis]) for axis in "xyz"] for row in rows]) * RAS_TO_LPS
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: holds an entry that is no number ({error}); mend it.") from error
+    if not np.isfinite(positions).all():
+        raise InputError(f"{path}: holds an entry that is no number (NaN or Inf); mend it.")
     return [row.get("name") or str(number) for number, row in enumerate(rows, start=1)], positions
 
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import run_bundle, succeed
 
 from scripts.api import register, register_cine
+from scripts.command_line import first_cause
 from scripts.errors import InputError
 from scripts.itk_fields import read_field
 
@@ -48,7 +49,8 @@ def test_a_pair(phantoms: Path) -> None:
 
 def test_errors_are_the_workflow_s(phantoms: Path) -> None:
     _, ed, _, _ = paths(phantoms)
-    with pytest.raises(Exception, match="cine is"):
+    with pytest.raises(RuntimeError) as caught:
         register_cine(ed, device="cpu")
+    assert "a cine is (X, Y, Z, T)" in str(first_cause(caught.value))
     with pytest.raises((InputError, RuntimeError)):
         register(ed, "nowhere.nii.gz", device="cpu")

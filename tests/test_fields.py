@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import itk
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import expm
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates
 
-from scripts.fields import compose, integrate, jacobian_determinant, resize_field, warp
+from scripts.fields import compose, integrate, invert, jacobian_determinant, resize_field, sample, warp
 
 KEPT: list[np.ndarray] = []
 SHAPES = {2: (16, 21), 3: (12, 15, 9)}
@@ -123,3 +125,98 @@ def test_resize_keeps_the_physical_displacement(axes: int) -> None:
     )
     field = smooth_field(shape)
     assert resize_field(field, shape) is field
+
+
+Map = Callable[[np.ndarray], np.ndarray]
+VIEWS = {2: (48, 61), 3: (26, 31, 22)}
+SPACING_MM = 1.5
+
+
+def invertible_maps(kind: str, shape: tuple[int, ...]) -> tuple[Map, Map]:
+    """x + u(x) and its analytic inverse, of positions (d, ...)."""
+    ones = [1] * len(shape)
+    center = (np.array(shape) / 2 - 0.5).reshape(-1, *ones)
+
+    def turned(x: np.ndarray, scale: float, angle: float | np.ndarray) -> np.ndarray:
+        d = scale * (x - center)
+        plane = np.cos(angle) * d[0] - np.sin(angle) * d[1], np.sin(angle) * d[0] + np.cos(angle) * d[1]
+        return center + np.stack([*plane, *d[2:]])
+
+    def swirl(x: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        return 0.8 * np.exp(-(((x - center) * scale)[:2] ** 2).sum(axis=0) / 81)
+
+    shift = np.array([2.5, -1.75, 0.6][: len(shape)]).reshape(-1, *ones)
+    return {
+        "expansion": (lambda x: turned(x, 2.4, 0), lambda y: turned(y, 1 / 2.4, 0)),
+        "contraction": (lambda x: turned(x, 0.6, 0), lambda y: turned(y, 1 / 0.6, 0)),
+        "rotation": (lambda x: turned(x, 1, np.radians(40)), lambda y: turned(y, 1, -np.radians(40))),
+        "swirl": (lambda x: turned(x, 1.3, swirl(x)), lambda y: turned(y, 1 / 1.3, -swirl(y, 1 / 1.3))),
+        "translation": (lambda x: x + shift, lambda y: y - shift),
+    }[kind]
+
+
+def at(field: np.ndarray, where: np.ndarray) -> np.ndarray:
+    return np.stack([map_coordinates(channel, where, order=1, mode="nearest") for channel in field])
+
+
+def inside(where: np.ndarray, margin: float = 0.0) -> np.ndarray:
+    last = np.array(where.shape[1:]).reshape(-1, *[1] * len(where)) - 1
+    return ((where >= margin) & (where <= last - margin)).all(axis=0)
+
+
+def length(field: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(field, axis=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["expansion", "contraction", "rotation", "swirl", "translation"])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_invert_against_the_analytic_inverse(axes: int, kind: str, dtype: torch.dtype) -> None:
+    x = grid(VIEWS[axes])
+    forward, backward = invertible_maps(kind, VIEWS[axes])
+    u = forward(x) - x
+    field = torch.from_numpy(u)[None].to(dtype)
+    inverse, error = invert(field)
+    assert (inverse.dtype, inverse.shape, error.shape) == (dtype, field.shape, field[:, 0].shape)
+    v, analytic = inverse[0].double().numpy(), backward(x) - x
+    view = inside(x + analytic)
+    assert view.mean() > 0.2
+    assert error[0].numpy()[view].max() <= 0.01
+    # An error in u grows by the inverse's gradient; a swirl is not linear between voxels, the others are.
+    assert length(v - analytic)[view].max() < (0.05 if kind == "swirl" else 0.02)
+    np.testing.assert_allclose(error[0], length(v + at(u, x + v)), atol=1e-4 if dtype == torch.float32 else 1e-9)
+    assert SPACING_MM * np.percentile(length(v + at(u, x + v))[inside(x + v)], 95) < 0.1
+    # Between a point whose origin is in view and one whose origin is not, v has a bend.
+    valid = inside(x + u) & inside(x, 2) & (jacobian_determinant(field)[0].numpy() > 0.1)
+    assert SPACING_MM * np.percentile(length(u + at(v, x + u))[valid], 95) < 0.1
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_the_error_of_an_inverse_tells_where_it_fails(axes: int) -> None:
+    shape, rng = VIEWS[axes], np.random.default_rng(5)
+    noise = np.stack([gaussian_filter(rng.normal(size=shape), 4) for _ in range(axes)])
+    folded, reflection, smooth = 20 * noise / np.abs(noise).max(), affine_field(-np.eye(axes), shape)[0], smooth_field(shape)[0]
+    fields = torch.stack([torch.from_numpy(folded), reflection, smooth])
+    before = fields.clone()
+    inverses, errors = invert(fields)
+    assert torch.equal(fields, before)
+    assert inverses.isfinite().all()
+    for u, v, error in zip(*(tensor.numpy() for tensor in (fields, inverses, errors))):
+        np.testing.assert_allclose(error, length(v + at(u, grid(shape) + v)), atol=1e-9)
+    assert errors[0].max() > 1
+    assert errors[2].max() <= 0.01
+    # Two points that come to one place cannot both be led back.
+    folds = jacobian_determinant(fields)[0].numpy() < 0
+    assert np.median(length(folded + at(inverses[0].numpy(), grid(shape) + folded))[folds]) > 1
+
+
+@pytest.mark.parametrize("shape", [(9, 12), (7, 8, 5), (7, 8, 1)])
+def test_sample_against_scipy(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(6)
+    image, points = rng.random((3, *shape)), rng.uniform(-2, np.array(shape) + 1, (200, len(shape)))
+    values = sample(torch.from_numpy(image), torch.from_numpy(points))
+    np.testing.assert_allclose(values, at(image, points.T).T, atol=1e-12)
+    single = sample(torch.from_numpy(image).float(), torch.from_numpy(points).float())
+    np.testing.assert_allclose(single, values, atol=1e-5)
+    corners = torch.tensor([[0] * len(shape), [n - 1 for n in shape]]).double()
+    np.testing.assert_allclose(sample(torch.from_numpy(image), corners), image.reshape(3, -1)[:, [0, -1]].T, atol=1e-12)

@@ -1,0 +1,333 @@
+"""Time to compute a field: our network against ITK's Demons and SyN, side by side in one process on the same slices.
+
+    python -m benchmarks.inference [--dataset_dir DIR] [--rounds 5] [--slices 30] [--crop 128] [--json inference.json]
+        [--variants contiguous channels_last bf16 demons symmetric syn]
+
+Central crops of end-systolic slices are brought onto end diastole: those of a test split in ACDC's layout, else of phantoms. Every
+method takes the same pairs of images in [0, 1] and returns displacements in pixels; reading, scaling, warping and writing are not
+timed. All methods take turns in each round, in a random order, and are compared within it: by the process's CPU time on one thread,
+or, with the network on a GPU, by the clock with the device waited for and ITK on one thread. Before any timing, each method must at
+least halve the mean squared difference of a phantom's slices; one that does not is left out.
+
+ours        the network and settings of configs/inference.yaml, its velocity integrated, by 1 or 10 slices a forward pass
+demons      DiffeomorphicDemonsRegistrationFilter, sigma 1, three levels by factors 4, 2, 1 in MultiResolutionPDEDeformableRegistration
+symmetric   SymmetricForcesDemonsRegistrationFilter, the same way (the Fast one is not wrapped for Python)
+syn         SyNImageRegistrationMethod on cross-correlation of radius 4, a level at a time, each until it converges; slow, on demand
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import Compose, ResizeWithPadOrCropd
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.step import Autocast, processor, quartiles, time_rounds
+from scripts.checkpoints import load_weights
+from scripts.datalists import select_pairs
+from scripts.errors import InputError
+from scripts.fields import warp
+from scripts.inferers import FieldInferer
+from scripts.metrics import dice_percent, folding_percent, mse_hundredfold, nan_mean
+from scripts.phantom import Phantom
+from scripts.transforms import LABELS, LoadCased, ScaleSlicesd, scale_slices
+
+Method = Callable[[Tensor], Tensor]
+"""Pairs (S, 2, X, Y) of moving and fixed slices -> fields (S, 2, X, Y) in pixels, channel i along array axis i, pull convention."""
+
+ROOT = Path(__file__).parent.parent
+NETWORK = {"contiguous": {}, "channels_last": {"channels_last": True}, "bf16": {"channels_last": True, "bf16": True}}
+BATCHES = (1, 10)
+OURS = "ours, channels_last, batch 10"  # what inference.yaml ships: the others are compared to it
+FACTORS = (4, 2, 1)  # of the pyramids
+SYN_RADIUS = 4  # pixels
+STILL = "no registration"
+GATE = 0.5
+
+
+def make_network_method(
+    config: ConfigParser, network: nn.Module, batch: int, channels_last: bool = False, bf16: bool = False
+) -> Method:
+    """Fields by the network, a batch of slices at a time.
+
+    Args:
+        config: inference.yaml, for how the network's output becomes a field.
+        network: in evaluation mode, on its device.
+        batch: slices a forward pass.
+        channels_last: memory format of network and input.
+        bf16: autocast of the network.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network = network.to(memory_format=layout)
+    network = Autocast(network) if bf16 else network
+    infer = FieldInferer(integration=config.get_parsed_content("integration", instantiate=True))
+
+    @torch.inference_mode()
+    def method(pairs: Tensor) -> Tensor:
+        return torch.cat([infer(chunk.contiguous(memory_format=layout), network) for chunk in pairs.split(batch)])
+
+    return method
+
+
+def slice_by_slice(register: Callable[[object, object], object]) -> Method:
+    """A method from a function of two ITK images, moving and fixed, to an ITK image of displacements.
+
+    Axis i of ITK's image is array axis i, and its spacing is 1: components and pixels need no conversion.
+    """
+    import itk
+
+    def to_itk(image: Tensor) -> object:
+        return itk.image_from_array(np.ascontiguousarray(image.numpy().T))
+
+    def method(pairs: Tensor) -> Tensor:
+        fields = [itk.array_from_image(register(to_itk(moving), to_itk(fixed))).T for moving, fixed in pairs.cpu()]
+        return torch.from_numpy(np.stack(fields))
+
+    return method
+
+
+def make_demons(name: str, iterations: int) -> Method:
+    """Demons with a Gaussian of 1 pixel over the field, by name of ITK's filter; ITK's pyramid, some iterations a level."""
+    import itk
+
+    image, field = itk.Image[itk.F, 2], itk.Image[itk.Vector[itk.F, 2], 2]
+
+    def register(moving: object, fixed: object) -> object:
+        demons = getattr(itk, name)[image, image, field].New(StandardDeviations=1.0)
+        pyramid = itk.MultiResolutionPDEDeformableRegistration[image, image, field, itk.F].New(MovingImage=moving, FixedImage=fixed)
+        pyramid.SetRegistrationFilter(demons)
+        # Halves the resolution from level to level.
+        pyramid.SetNumberOfLevels(len(FACTORS))
+        pyramid.SetNumberOfIterations([iterations] * len(FACTORS))
+        pyramid.Update()
+        return pyramid.GetOutput()
+
+    return slice_by_slice(register)
+
+
+def make_syn(iterations: int) -> Method:
+    """SyN (Avants et al., MIA 2008), each level started from the composition of the coarser ones; at most `iterations` a level."""
+    import itk
+
+    image, field = itk.Image[itk.F, 2], itk.Image[itk.Vector[itk.F, 2], 2]
+
+    def register(moving: object, fixed: object) -> object:
+        found = itk.CompositeTransform[itk.D, 2].New()
+        for factor in FACTORS:
+            correlation = itk.ANTSNeighborhoodCorrelationImageToImageMetricv4[image, image].New(Radius=[SYN_RADIUS] * 2)
+            # Python has no adaptors that carry a field from level to level within one filter.
+            level = itk.SyNImageRegistrationMethod[image, image].New(MovingImage=moving, FixedImage=fixed, Metric=correlation)
+            level.SetNumberOfLevels(1)
+            level.SetShrinkFactorsPerLevel([factor])
+            level.SetSmoothingSigmasPerLevel([factor / 2 if factor > 1 else 0])
+            level.SetNumberOfIterationsPerLevel([iterations])
+            level.SetLearningRate(0.25)
+            level.SetGaussianSmoothingVarianceForTheUpdateField(3)
+            level.SetGaussianSmoothingVarianceForTheTotalField(0)
+            level.SetMovingInitialTransform(found)
+            level.Update()
+            found.AddTransform(level.GetModifiableTransform())
+        sampled = itk.TransformToDisplacementFieldFilter[field, itk.D].New(
+            Transform=found, ReferenceImage=fixed, UseReferenceImage=True
+        )
+        sampled.Update()
+        return sampled.GetOutput()
+
+    return slice_by_slice(register)
+
+
+ITK = {
+    "demons": lambda iterations: make_demons("DiffeomorphicDemonsRegistrationFilter", iterations),
+    "symmetric": lambda iterations: make_demons("SymmetricForcesDemonsRegistrationFilter", iterations),
+    "syn": make_syn,
+}
+
+
+def make_methods(variants: Sequence[str], checkpoint: str, device: str, iterations: int) -> dict[str, Method]:
+    """The methods to compare by name, the shipped setting of ours always among them; torch and ITK are set to one thread on a CPU.
+
+    Raises:
+        InputError: for a checkpoint that cannot be read, or where ITK is needed and not installed.
+    """
+    config = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.yaml")))
+    methods = {}
+    for form in NETWORK:
+        for batch in BATCHES:
+            name = f"ours, {form}, batch {batch}"
+            if form in variants or name == OURS:
+                # Each has a network of its own, since the memory format is a property of the weights.
+                network = load_weights(config.get_parsed_content("network_def", instantiate=True, lazy=False), checkpoint)
+                methods[name] = make_network_method(config, network.to(device).eval(), batch, **NETWORK[form])
+    chosen = [name for name in ITK if name in variants]
+    if chosen:
+        limit_itk_to_one_thread()
+    return methods | {name: ITK[name](iterations) for name in chosen}
+
+
+def limit_itk_to_one_thread() -> None:
+    """Set ITK's global number of threads.
+
+    Raises:
+        InputError: where ITK is not installed.
+    """
+    try:
+        import itk
+    except ImportError as error:
+        raise InputError("itk: is not installed; pip install itk, or give --variants without demons, symmetric and syn.") from error
+    itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(1)
+
+
+def phantom_slices(count: int, size: int, seed: int = 0) -> dict[str, Tensor]:
+    """Slices of random phantoms, four each: "pairs" (S, 2, X, Y) in [0, 1] and "labels" (S, 2, X, Y), end systole then end diastole."""
+    stacks = []
+    for subject in range(-(-count // 4)):
+        phantom = Phantom.random((seed, subject), size=(size, size))
+        frames = (phantom.end_systole, 1)
+        images = torch.stack([scale_slices(torch.from_numpy(phantom.image(frame)).float()) for frame in frames])
+        labels = torch.stack([torch.from_numpy(phantom.label(frame)).float() for frame in frames])
+        stacks.append({"pairs": images.movedim(-1, 0), "labels": labels.movedim(-1, 0)})
+    return {key: torch.cat([stack[key] for stack in stacks])[:count] for key in ("pairs", "labels")}
+
+
+def acdc_slices(dataset_dir: str, count: int, size: int) -> dict[str, Tensor]:
+    """Slices of the test split in ACDC's layout, evenly spaced over all: as `phantom_slices`; without "labels" where one is missing.
+
+    Raises:
+        InputError: for a data set that cannot be read.
+    """
+    images, labels = ["moving", "fixed"], ["moving_label", "fixed_label"]
+    load = Compose(
+        [
+            LoadCased(),
+            ScaleSlicesd(images),
+            ResizeWithPadOrCropd([*images, *labels], (size, size, -1), mode="edge", allow_missing_keys=True),
+            ScaleSlicesd(images, clip_percentile=100.0),
+        ]
+    )
+    cases = [load(item) for item in tqdm(select_pairs(dataset_dir, None, "test"), desc="reading", unit="case")]
+    stack = lambda keys: torch.cat([torch.cat([case[key].as_tensor() for key in keys]).movedim(-1, 0) for case in cases])
+    slices = {"pairs": stack(images)}
+    if all(key in case for case in cases for key in labels):
+        slices["labels"] = stack(labels)
+    total = len(slices["pairs"])
+    chosen = torch.linspace(0, total - 1, min(count, total)).round().long()
+    return {key: value[chosen].contiguous() for key, value in slices.items()}
+
+
+def score(fields: Tensor, slices: dict[str, Tensor]) -> dict[str, float]:
+    """Mean squared difference (x 100), folding (%) and, with labels, Dice (%): over all slices as one stack, Dice then over structures."""
+    moved, fixed = (slices["pairs"][:, [channel]] for channel in (0, 1))
+    row = {
+        "mse": mse_hundredfold(warp(moved, fields), fixed),
+        "folding_percent": folding_percent(fields.movedim(0, -1)),
+    }
+    if "labels" in slices:
+        label = warp(slices["labels"][:, :1], fields, mode="nearest").round()
+        masks = [[(x == value).numpy() for x in (label, slices["labels"][:, 1:])] for value in LABELS.values()]
+        row["dice"] = nan_mean([dice_percent(*pair) for pair in masks])
+    return row
+
+
+def passes_gate(name: str, method: Method, slices: dict[str, Tensor], device: str) -> bool:
+    """Whether a method at least halves the mean squared difference of phantom slices; prints by how much."""
+    pairs = slices["pairs"]
+    before = score(torch.zeros_like(pairs), slices)["mse"]
+    after = score(method(pairs.to(device)).cpu(), slices)["mse"]
+    passed = after <= GATE * before
+    print(f"{name}: {after / before:.3f} of a phantom's mean squared difference is left{'' if passed else '; not timed'}")
+    return passed
+
+
+def compare(seconds: dict[str, list[float]], slices: int) -> dict[str, dict]:
+    """Milliseconds a slice pair, and time relative to ours, round by round."""
+    return {
+        name: {
+            "milliseconds": quartiles([1e3 * value / slices for value in values]),
+            "times_ours": quartiles([value / ours for value, ours in zip(values, seconds[OURS])]),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def format_table(table: dict[str, dict]) -> str:
+    """A line a method: median [quartiles] of the times, then the scores."""
+    timed, scored = ("milliseconds", "times_ours"), ("mse", "dice", "folding_percent")
+    lines = [f"{'method':<32}" + "".join(f"{c:>24}" for c in timed) + "".join(f"{c:>17}" for c in scored)]
+    for name, row in table.items():
+        cells = [f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if (v := row.get(column)) else "" for column in timed]
+        scores = [f"{row[column]:.3f}" if column in row else "" for column in scored]
+        lines.append(f"{name:<32}" + "".join(f"{c:>24}" for c in cells) + "".join(f"{c:>17}" for c in scores))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Measure, print the table, write the JSON; returns what it writes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset_dir", help="data set in ACDC's layout, whose test split is taken; default: phantoms")
+    parser.add_argument("--checkpoint", default=str(ROOT / "models" / "model.pt"))
+    parser.add_argument("--device", default="cpu", help="of the network; ITK runs on the CPU")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slices", type=int, default=30, help="pairs of slices a round")
+    parser.add_argument("--crop", type=int, default=128, help="pixels along both axes")
+    parser.add_argument("--iterations", type=int, default=50, help="of Demons and SyN, at each of three levels")
+    variants = [*NETWORK, *ITK]
+    parser.add_argument("--variants", nargs="+", choices=variants, default=[v for v in variants if v not in ("bf16", "syn")])
+    parser.add_argument("--json", help="file to write all figures to")
+    options = parser.parse_args(argv)
+
+    torch.set_num_threads(1)
+    methods = make_methods(options.variants, options.checkpoint, options.device, options.iterations)
+    phantom = phantom_slices(2, options.crop, seed=1)
+    failed = [name for name, method in methods.items() if not passes_gate(name, method, phantom, options.device)]
+    if OURS in failed:
+        raise SystemExit(f"error: {OURS} does not halve a phantom's mean squared difference; nothing was timed.")
+    if options.dataset_dir:
+        slices = acdc_slices(options.dataset_dir, options.slices, options.crop)
+    else:
+        slices = phantom_slices(options.slices, options.crop)
+    pairs = slices["pairs"].to(options.device)
+    table, steps = {STILL: score(torch.zeros_like(slices["pairs"]), slices)}, {}
+    for name, method in methods.items():
+        if name not in failed:
+            table[name] = score(method(pairs).cpu(), slices)  # and warms it up
+            steps[name] = lambda method=method: method(pairs)
+    seconds = time_rounds(steps, options.rounds, options.device)
+    for name, row in compare(seconds, len(pairs)).items():
+        table[name] |= row
+    clock = "one thread, CPU time" if options.device == "cpu" else f"clock; ITK on one thread of {processor('cpu')}"
+    hardware = f"{processor(options.device)}, {clock}"
+    source = "slices of the test split" if options.dataset_dir else "slices of phantoms"
+    print(f"{len(pairs)} {source}, {options.crop} x {options.crop}, {options.rounds} rounds; {hardware}; times_ours: {OURS} is 1")
+    print(format_table(table))
+    result = {
+        "options": {key: value for key, value in vars(options).items() if key not in ("json", "dataset_dir", "checkpoint")},
+        "data": source,
+        "slices": len(pairs),
+        "hardware": hardware,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()}
+        | ({"itk": version("itk")} if "itk" in sys.modules else {}),
+        "baseline": OURS,
+        "not_timed": failed,
+        "methods": table,
+        "seconds": seconds,
+    }
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,119 @@
+"""A field from its file applied to images, labels and landmarks, from Python and by the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import run_bundle, succeed, write_nifti
+from scipy.spatial.transform import Rotation
+
+from scripts.apply_field import apply_field
+from scripts.errors import InputError
+from scripts.itk_fields import move_points, pull, read_points, write_field
+
+SHAPE, OTHER_SHAPE = (14, 12, 3), (17, 15, 6)
+AFFINE, OTHER = np.eye(4), np.eye(4)
+AFFINE[:3] = np.c_[Rotation.from_euler("xyz", (20, -30, 40), degrees=True).as_matrix() * (1.3, 1.9, 8), (-31, 42, 7)]
+OTHER[:3] = np.c_[Rotation.from_euler("xyz", (25, -25, 30), degrees=True).as_matrix() * (-1.2, 1.7, 5), (-12, 45, 0)]
+
+
+def smooth_field() -> np.ndarray:
+    x, y, z = np.meshgrid(*(np.arange(n, dtype=float) for n in SHAPE), indexing="ij")
+    return np.stack([1.5 * np.sin(0.4 * y + z), 1.2 * np.cos(0.3 * x)])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    rng = np.random.default_rng(0)
+    write_field(tmp_path / "field.nii.gz", smooth_field(), AFFINE)
+    points = tmp_path / "landmarks.csv"
+    points.write_text("name,x,y,z\napex,20.5,-45,12\n,18,-50.25,20\n")
+    return {
+        "field": tmp_path / "field.nii.gz",
+        "moving": write_nifti(tmp_path / "moving.nii.gz", rng.normal(300, 90, OTHER_SHAPE).astype(np.float32), OTHER),
+        "moving_label": write_nifti(tmp_path / "label.nii.gz", rng.integers(0, 4, OTHER_SHAPE).astype(np.uint8), OTHER),
+        "points": points,
+    }
+
+
+def expected(path: Path, order: int) -> np.ndarray:
+    image = nib.load(path)
+    return pull(image.get_fdata(), image.affine, smooth_field(), AFFINE, order)
+
+
+def check_outputs(files: dict[str, Path], folder: Path) -> None:
+    moved, label = (nib.load(folder / f"{name}.nii.gz") for name in ("moved", "moved_label"))
+    assert (moved.get_data_dtype(), label.get_data_dtype()) == (np.float32, np.uint8)
+    np.testing.assert_allclose(moved.get_fdata(), expected(files["moving"], 1), atol=0.01)
+    # A point halfway between two voxels takes either.
+    assert (label.get_fdata() != expected(files["moving_label"], 0)).mean() < 0.01
+    for image in (moved, label):
+        np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
+        assert image.header.get_xyzt_units()[0] == "mm"
+    names, points = read_points(folder / "points.csv")
+    assert names == ["apex", "2"]
+    np.testing.assert_allclose(points, move_points(read_points(files["points"])[1], smooth_field(), AFFINE), atol=1e-4)
+
+
+def test_writes_what_pull_and_move_points_give(files: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    written = apply_field(**files, output_dir=folder)
+    assert written == [folder / name for name in ("moved.nii.gz", "moved_label.nii.gz", "points.csv")]
+    assert sorted(folder.iterdir()) == sorted(written)
+    check_outputs(files, folder)
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("moving", "moved.nii.gz"), ("moving_label", "moved_label.nii.gz"), ("points", "points.csv")]
+)
+def test_writes_only_what_is_asked(option: str, name: str, files: dict[str, Path], tmp_path: Path) -> None:
+    apply_field(files["field"], **{option: files[option]}, output_dir=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+def test_labels_of_any_size_keep_their_numbers(files: dict[str, Path], tmp_path: Path) -> None:
+    label = np.where(np.random.default_rng(1).random(OTHER_SHAPE) > 0.5, 300, -2).astype(np.int16)
+    path = write_nifti(tmp_path / "many.nii.gz", label, OTHER)
+    apply_field(files["field"], moving_label=path, output_dir=tmp_path / "out")
+    moved = nib.load(tmp_path / "out" / "moved_label.nii.gz")
+    assert set(np.unique(moved.get_fdata())) == {300, -2}
+
+
+def test_a_single_slice_stays_one(tmp_path: Path) -> None:
+    image = np.random.default_rng(2).normal(300, 90, (*SHAPE[:2], 1)).astype(np.float32)
+    write_field(tmp_path / "field.nii.gz", smooth_field()[..., :1], AFFINE)
+    moving = write_nifti(tmp_path / "slice.nii.gz", image, AFFINE)
+    apply_field(tmp_path / "field.nii.gz", moving, output_dir=tmp_path)
+    np.testing.assert_allclose(
+        nib.load(tmp_path / "moved.nii.gz").get_fdata(), pull(image, AFFINE, smooth_field()[..., :1], AFFINE), atol=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"moving": None, "moving_label": None, "points": None}, "--field: needs something to move"),
+        ({"field": "moving.nii.gz"}, "moving.nii.gz: has the shape"),
+        ({"field": "landmarks.csv"}, "landmarks.csv: cannot be read as NIfTI"),
+        ({"field": "absent.nii.gz"}, "absent.nii.gz: cannot be read"),
+        ({"moving": "absent.nii.gz"}, "absent.nii.gz: cannot be read"),
+        ({"moving": "field.nii.gz"}, "field.nii.gz: has the shape"),
+        ({"moving_label": "moving.nii.gz"}, "moving.nii.gz: holds fractions"),
+        ({"points": "absent.csv"}, "absent.csv: no such file"),
+        ({"points": "label.nii.gz"}, "label.nii.gz: cannot be read as CSV"),
+    ],
+)
+def test_bad_input_writes_nothing(change: dict, message: str, files: dict[str, Path], tmp_path: Path) -> None:
+    given = {**files, **{key: name and tmp_path / name for key, name in change.items()}}
+    with pytest.raises(InputError, match=message):
+        apply_field(**given, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(files: dict[str, Path], tmp_path: Path) -> None:
+    succeed(run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out"))
+    check_outputs(files, tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 3

@@ -1,0 +1,109 @@
+"""The benchmark of field computation compares what it says, and times no method whose fields do not register."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import inference
+
+itk = pytest.importorskip("itk")
+TINY = ["--crop", "64", "--rounds", "2", "--slices", "2", "--iterations", "10"]
+STILL: Callable = lambda pairs: torch.zeros_like(pairs)
+
+
+@pytest.fixture(autouse=True)
+def keep_threads() -> None:
+    threads, itk_threads = torch.get_num_threads(), itk.MultiThreaderBase.GetGlobalMaximumNumberOfThreads()
+    yield
+    torch.set_num_threads(threads)
+    itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(itk_threads)
+
+
+def test_prints_and_writes_ratios_of_each_round(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    inference.main([*TINY, "--json", str(tmp_path / "inference.json")])
+    written = json.loads((tmp_path / "inference.json").read_text())
+    ours = {f"ours, {form}, batch {batch}" for form in ("contiguous", "channels_last") for batch in (1, 10)}
+    assert set(written["seconds"]) == ours | {"demons", "symmetric"}
+    assert written["not_timed"] == []
+    assert written["versions"]["itk"] == itk.Version.GetITKVersion()
+    assert written["slices"] == 2
+    initial = written["methods"].pop("no registration")
+    assert set(written["methods"]) == set(written["seconds"])
+    for name, row in written["methods"].items():
+        seconds, base = written["seconds"][name], written["seconds"][inference.OURS]
+        assert len(seconds) == 2
+        assert row["milliseconds"]["median"] == pytest.approx(1e3 * sum(seconds) / 2 / 2)
+        assert row["times_ours"]["median"] == pytest.approx(sum(s / b for s, b in zip(seconds, base)) / 2)
+        assert row["times_ours"]["q1"] <= row["times_ours"]["median"] <= row["times_ours"]["q3"]
+        assert row["mse"] < initial["mse"]
+        assert row["dice"] > initial["dice"]
+    printed = capsys.readouterr().out
+    for name in written["methods"]:
+        assert f"\n{name}  " in printed
+
+
+def test_a_method_that_does_not_register_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setitem(inference.ITK, "demons", lambda iterations: STILL)
+    result = inference.main([*TINY, "--variants", "demons"])
+    assert result["not_timed"] == ["demons"]
+    assert set(result["seconds"]) == {inference.OURS}
+    assert "demons: 1.000 of a phantom's mean squared difference is left; not timed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_nothing_is_timed_where_ours_does_not_register(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    monkeypatch.setattr(inference, "make_network_method", lambda *_, **__: lambda pairs: torch.full_like(pairs, value))
+    monkeypatch.setattr(inference, "time_rounds", lambda *_: pytest.fail("timed"))
+    with pytest.raises(SystemExit, match="nothing was timed"):
+        inference.main([*TINY, "--variants", "contiguous"])
+
+
+@pytest.mark.parametrize("name", ["demons", "symmetric", "syn"])
+def test_fields_of_itk_follow_the_house(name: str) -> None:
+    grid = torch.stack(torch.meshgrid(torch.arange(40.0), torch.arange(56.0), indexing="ij"))
+    blob = lambda *center: torch.exp(-(grid - torch.tensor(center)[:, None, None]).square().sum(dim=0) / 50)
+    moving, fixed = blob(22.0, 27.0), blob(20.0, 28.0)
+    field = inference.ITK[name](20)(torch.stack([moving, fixed])[None])
+    assert field.shape == (1, 2, 40, 56)
+    # moved(x) = moving(x + u(x)), and what is about (20, 28) in the fixed image lies about (22, 27) in the moving one.
+    mean = (field[0] * fixed).sum(dim=(1, 2)) / fixed.sum()
+    torch.testing.assert_close(mean, torch.tensor([2.0, -1.0]), atol=0.3, rtol=0)
+
+
+def test_batches_and_formats_give_the_same_fields() -> None:
+    checkpoint = str(inference.ROOT / "models" / "model.pt")
+    methods = inference.make_methods(["contiguous", "channels_last"], checkpoint, "cpu", 1)
+    pairs = inference.phantom_slices(3, 64)["pairs"]
+    expected, *others = (method(pairs) for method in methods.values())
+    assert len(others) == 3
+    assert expected.abs().max() > 1
+    for field in others:
+        torch.testing.assert_close(field, expected, atol=1e-3, rtol=0)
+
+
+def test_a_data_set_is_cropped_padded_and_scored_with_its_labels(phantoms: Path) -> None:
+    slices = inference.acdc_slices(str(phantoms), count=9, size=38)
+    assert slices["pairs"].shape == slices["labels"].shape == (2, 2, 38, 38)
+    assert slices["pairs"].amin(dim=(2, 3)).eq(0).all()
+    assert slices["pairs"].amax(dim=(2, 3)).eq(1).all()
+    assert set(slices["labels"].unique().tolist()) == {0, 1, 2, 3}
+    row = inference.score(torch.zeros_like(slices["pairs"]), slices)
+    assert row["mse"] > 0
+    assert 30 < row["dice"] < 95
+    assert "dice" not in inference.score(torch.zeros_like(slices["pairs"]), {"pairs": slices["pairs"]})
+    result = inference.main([*TINY, "--slices", "1", "--variants", "bf16", "--dataset_dir", str(phantoms)])
+    assert result["data"] == "slices of the test split"
+    assert result["slices"] == 1
+
+
+def test_a_missing_checkpoint_or_itk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(inference.InputError, match=r"absent\.pt: no such checkpoint"):
+        inference.main([*TINY, "--checkpoint", "absent.pt"])
+    monkeypatch.setitem(inference.sys.modules, "itk", None)
+    with pytest.raises(inference.InputError, match="itk: is not installed; pip install itk"):
+        inference.main(TINY)

@@ -1,0 +1,318 @@
+"""Fields in files against ITK's own reader and resamplers, on oblique, anisotropic, flipped grids and single slices, and landmarks against
+analytic displacements in mm.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import write_nifti
+from scipy.spatial.transform import Rotation
+
+from scripts.errors import InputError
+from scripts.evaluation import warp_stack
+from scripts.fields import invert
+from scripts.itk_fields import lps_to_voxels, move_points, pull, read_field, read_points, to_lps, voxels_to_lps, write_field
+
+LPS = np.array([-1.0, -1.0, 1.0])
+SCALAR, VECTORS = itk.Image[itk.F, 3], itk.Image[itk.Vector[itk.F, 3], 3]
+
+
+def grid_affine(
+    angles: tuple[float, float, float], spacing: tuple[float, float, float], origin: tuple = (-31, 42, 7)
+) -> np.ndarray:
+    """Voxel index to RAS: a rotation by Euler angles in degrees, with a negative spacing where an axis is flipped."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * np.array(spacing)
+    affine[:3, 3] = origin
+    return affine
+
+
+GRIDS = {
+    "oblique": (grid_affine((20, -30, 40), (1.3, 1.9, 8)), (26, 22, 4)),
+    "negative determinant": (grid_affine((-65, 15, 110), (-1.4, 1.1, 5)), (26, 22, 4)),
+    "two negative axes": (grid_affine((0, 0, 0), (-1.5, -1.2, 10)), (24, 27, 3)),
+    "left-handed through-plane": (grid_affine((5, 50, -20), (0.9, 2.1, -6)), (22, 25, 5)),
+    "single slice": (grid_affine((20, -30, 40), (1.3, 1.9, 8)), (26, 22, 1)),
+    "single flipped slice": (grid_affine((-65, 15, 110), (-1.4, 1.1, 5)), (22, 26, 1)),
+}
+AFFINE, SHAPE = GRIDS["oblique"]
+
+
+def indices(shape: tuple[int, ...]) -> np.ndarray:
+    return np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij"))
+
+
+def waves(index: np.ndarray, channels: int = 2) -> np.ndarray:
+    """A smooth field in voxels at voxel positions (3, ...): up to 2.5 in-plane and, of three channels, 0.6 through-plane."""
+    x, y, z = index
+    field = np.stack([2.5 * np.sin(0.25 * y + 0.2 * z), 2 * np.cos(0.21 * x - 0.1 * y), 0.6 * np.sin(0.2 * (x + y)) + 0 * z])
+    return field[:channels]
+
+
+def positions(index: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Of voxel positions (3, ...), in mm along RAS."""
+    return np.einsum("ij,j...->i...", affine[:3, :3], index) + affine[:3, 3].reshape(3, *[1] * (index.ndim - 1))
+
+
+def read_itk(path: Path, kind: type) -> itk.Image:
+    """Single slices too as an image in space, which `itk.imread` would not take them for."""
+    reader = itk.ImageFileReader[kind].New(FileName=str(path))
+    reader.Update()
+    return reader.GetOutput()
+
+
+def itk_moved(field: Path, moving: Path, fixed: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The moving image on the fixed grid by ITK's two ways to apply a field, given nothing but the files."""
+    vectors, moving_image, fixed_image = read_itk(field, VECTORS), read_itk(moving, SCALAR), read_itk(fixed, SCALAR)
+    warped = itk.WarpImageFilter[SCALAR, SCALAR, VECTORS].New(Input=moving_image, DisplacementField=vectors)
+    warped.SetOutputParametersFromImage(fixed_image)
+    warped.Update()
+    # The resampler wants displacements in double precision; a view does not own its memory.
+    doubles = itk.array_from_image(vectors).astype(np.float64)
+    double_field = itk.image_view_from_array(doubles, ttype=itk.Image[itk.Vector[itk.D, 3], 3])
+    double_field.CopyInformation(vectors)
+    transform = itk.DisplacementFieldTransform[itk.D, 3].New(DisplacementField=double_field)
+    resampled = itk.resample_image_filter(moving_image, transform=transform, use_reference_image=True, reference_image=fixed_image)
+    return tuple(itk.array_from_image(image).T for image in (warped.GetOutput(), resampled))
+
+
+def stays_inside(field: np.ndarray, to_image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Where x + u(x), taken to another image's voxels, lies in a voxel of it; ITK gives nothing beyond."""
+    index = indices(field.shape[1:])
+    index[: len(field)] += field
+    where, last = positions(index, to_image), np.array(size).reshape(3, 1, 1, 1) - 1
+    return ((where >= -0.49) & (where <= last + 0.49)).all(axis=0)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+@pytest.mark.parametrize("name", GRIDS)
+def test_itk_moves_the_image_as_we_do(name: str, channels: int, tmp_path: Path) -> None:
+    affine, shape = GRIDS[name]
+    image = np.random.default_rng(0).normal(500, 200, shape).astype(np.float32)
+    field = waves(indices(shape), channels) * np.array([1, 1, shape[2] > 1]).reshape(3, 1, 1, 1)[:channels]
+    write_field(tmp_path / "field.nii.gz", field, affine)
+    moving = write_nifti(tmp_path / "moving.nii.gz", image, affine)
+    inside = stays_inside(field, np.eye(4), shape)
+    assert inside.mean() > 0.4
+    read, read_affine = read_field(tmp_path / "field.nii.gz")
+    ours = [pull(image, affine, field, affine), pull(image, affine, read, read_affine)]
+    if channels == 2:
+        ours.append(warp_stack(torch.from_numpy(image)[None], torch.from_numpy(field))[0].numpy())
+    assert np.abs(ours[0] - image)[inside].max() > 0.2 * np.ptp(image)
+    for theirs in itk_moved(tmp_path / "field.nii.gz", moving, moving):
+        for moved in ours:
+            assert moved.shape == theirs.shape
+            assert np.abs(moved - theirs)[inside].max() < 1e-3 * np.ptp(image)
+
+
+def test_an_image_on_another_grid(tmp_path: Path) -> None:
+    other = grid_affine((35, -20, 5), (-1.7, 2.2, 3.1))
+    size, field = (34, 30, 26), waves(indices(SHAPE), 3)
+    # The other grid is laid so that the centers of both coincide.
+    other[:3, 3] += AFFINE[:3] @ [12.5, 10.5, 1.5, 1] - other[:3] @ [16.5, 14.5, 12.5, 1]
+    to_image = np.linalg.inv(other) @ AFFINE
+    inside = stays_inside(field, to_image, size)
+    assert inside.mean() > 0.5
+    write_field(tmp_path / "field.nii.gz", field, AFFINE)
+    fixed = write_nifti(tmp_path / "fixed.nii.gz", np.zeros(SHAPE, np.float32), AFFINE)
+    noise = np.random.default_rng(1).normal(0, 1, size).astype(np.float32)
+    moved = pull(noise, other, field, AFFINE)
+    for theirs in itk_moved(tmp_path / "field.nii.gz", write_nifti(tmp_path / "noise.nii.gz", noise, other), fixed):
+        assert np.abs(moved - theirs)[inside].max() < 1e-3 * np.ptp(noise)
+    # What is linear in space, linear interpolation gives exactly.
+    ramp = lambda where: np.einsum("i,i...->...", [0.7, -1.1, 0.4], where)
+    index = indices(SHAPE)
+    expected = ramp(positions(index + field, AFFINE))
+    moved = pull(ramp(positions(indices(size), other)), other, field, AFFINE)
+    np.testing.assert_allclose(moved[inside], expected[inside], atol=1e-9)
+
+
+def test_pull_of_integers_labels_and_what_lies_outside() -> None:
+    still, label = np.zeros((2, 6, 5, 2)), np.random.default_rng(2).integers(0, 4, (6, 5, 2))
+    half = still.copy()
+    half[0] = 0.5
+    np.testing.assert_allclose(pull(label, AFFINE, half, AFFINE)[:5], (label[1:] + label[:-1]) / 2, atol=1e-6)
+    np.testing.assert_array_equal(pull(label, AFFINE, still + 0.3, AFFINE, order=0), label)
+    np.testing.assert_array_equal(pull(label, AFFINE, still - 9.0, AFFINE, order=0), np.broadcast_to(label[:1, :1], label.shape))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_file_lies_where_the_image_lies(name: str, tmp_path: Path) -> None:
+    affine, shape = GRIDS[name]
+    field = waves(indices(shape))
+    write_field(tmp_path / "field.nii.gz", field, affine)
+    file = nib.load(tmp_path / "field.nii.gz")
+    # A vector image of one slice would be two-dimensional to ITK.
+    assert file.shape == (*shape[:2], max(shape[2], 2), 1, 3)
+    assert file.header["intent_code"] == 1007
+    assert file.get_data_dtype() == np.float32
+    assert file.header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(file.affine, affine, atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["field.nii.gz"]
+    vectors = read_itk(tmp_path / "field.nii.gz", VECTORS)
+    corner = [n - 1 for n in shape]
+    np.testing.assert_allclose(vectors.TransformIndexToPhysicalPoint(corner), (affine @ [*corner, 1])[:3] * LPS, atol=1e-4)
+    # The displacement in mm along LPS takes a voxel's position to that of the voxel x + u.
+    index = indices(shape)
+    target = positions(index + np.pad(field, [(0, 1), *[(0, 0)] * 3]), affine)
+    expected = np.moveaxis(target - positions(index, affine), 0, -1) * LPS
+    np.testing.assert_allclose(itk.array_from_image(vectors).transpose(2, 1, 0, 3)[:, :, : shape[2]], expected, atol=1e-5)
+    read, read_affine = read_field(tmp_path / "field.nii.gz")
+    assert read.shape == (3, *shape)
+    np.testing.assert_allclose(read[:2], field, atol=1e-5)
+    np.testing.assert_allclose(read[2], 0, atol=1e-5)
+    np.testing.assert_allclose(read_affine, affine, atol=1e-5)
+
+
+def test_two_slices_stay_two(tmp_path: Path) -> None:
+    write_field(tmp_path / "field.nii.gz", np.ones((2, 4, 3, 2)), AFFINE)
+    assert read_field(tmp_path / "field.nii.gz")[0].shape == (3, 4, 3, 2)
+
+
+def test_a_failed_write_leaves_the_old_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "field.nii.gz"
+    write_field(path, np.ones((2, 4, 3, 2)), AFFINE)
+    before = path.read_bytes()
+
+    def fail(image: nib.Nifti1Image, to: Path) -> None:
+        Path(to).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(nib, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_field(path, np.zeros((2, 4, 3, 2)), AFFINE)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_voxels_and_mm_are_each_other_s_reverse(name: str) -> None:
+    affine, shape = GRIDS[name]
+    field = np.random.default_rng(3).normal(0, 3, (3, *shape))
+    np.testing.assert_allclose(lps_to_voxels(voxels_to_lps(field, affine), affine), field, atol=1e-12)
+    in_plane = lps_to_voxels(voxels_to_lps(field[:2], affine), affine)
+    np.testing.assert_allclose(in_plane, np.concatenate([field[:2], 0 * field[2:]]), atol=1e-12)
+
+
+def test_by_hand_on_an_oblique_grid() -> None:
+    # Axis 0 is 1.5 mm toward (0.8 R, 0.6 A), axis 1 is 2 mm toward (0.6 L, 0.8 A), axis 2 is 8 mm downward.
+    affine = np.array([[1.2, -1.2, 0, 5], [0.9, 1.6, 0, 6], [0, 0, -8, 7], [0, 0, 0, 1.0]])
+    field = np.array([2.0, 1.0, 0.5]).reshape(3, 1, 1, 1)
+    # RAS: 2 * (1.2, 0.9, 0) + (-1.2, 1.6, 0) + 0.5 * (0, 0, -8) = (1.2, 3.4, -4).
+    np.testing.assert_allclose(voxels_to_lps(field, affine)[0, 0, 0], [-1.2, -3.4, -4.0])
+    np.testing.assert_allclose(voxels_to_lps(field[:2], affine)[0, 0, 0], [-1.2, -3.4, 0.0])
+    np.testing.assert_allclose(to_lps(np.array([[1.0, -2.0, 3.0]])), [[-1.0, 2.0, 3.0]])
+
+
+@pytest.mark.parametrize("damage", ["image", "two vectors", "intent", "nan", "truncated", "missing", "text"])
+def test_refuses_other_files(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "field.nii.gz"
+    array = np.random.default_rng(4).normal(size=(12, 11, 3, 1, 2 if damage == "two vectors" else 3)).astype(np.float32)
+    if damage == "nan":
+        array[3, 2, 1, 0, 2] = np.nan
+    image = nib.Nifti1Image(array[..., 0, 0] if damage == "image" else array, AFFINE)
+    image.header.set_intent(1006 if damage == "intent" else 1007)
+    nib.save(image, path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-900])
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "text":
+        path.write_text("x,y,z")
+    message = {
+        "image": r"has the shape \(12, 11, 3\); a displacement field is \(X, Y, Z, 1, 3\), mm along LPS",
+        "two vectors": r"has the shape \(12, 11, 3, 1, 2\)",
+        "intent": "has intent code 1006; a field in mm along LPS has 1007",
+        "nan": "holds NaN or Inf; write the field anew",
+    }.get(damage, "cannot be read as NIfTI .*; is the file complete?")
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: {message}"):
+        read_field(path)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+@pytest.mark.parametrize("name", GRIDS)
+def test_points_move_by_the_displacement_in_mm(name: str, channels: int) -> None:
+    affine, shape = GRIDS[name]
+    linear = np.array([[0.1, -0.2, 0.3], [0.05, 0.15, -0.4], [-0.02, 0.03, 0.2]])[:channels]
+    field = np.einsum("ij,j...->i...", linear, indices(shape)) + 0.7
+    index = np.random.default_rng(5).uniform(0, 1, (50, 3)) * (np.array(shape) - 1)
+    points, shift = positions(index.T, affine).T, index @ linear.T + 0.7
+    moved = move_points(points, field, affine)
+    # Linear interpolation of a linear field is exact.
+    np.testing.assert_allclose(moved, points + shift @ affine[:3, :channels].T, atol=1e-9)
+    # By ITK's own transform, in LPS.
+    transform = itk.DisplacementFieldTransform[itk.D, 3].New()
+    slices = np.repeat(voxels_to_lps(field, affine), 2, axis=2) if shape[2] == 1 else voxels_to_lps(field, affine)
+    vectors = np.ascontiguousarray(slices.transpose(2, 1, 0, 3))
+    view = itk.image_view_from_array(vectors, ttype=itk.Image[itk.Vector[itk.D, 3], 3])
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    view.SetSpacing(spacing.tolist())
+    view.SetOrigin((affine[:3, 3] * LPS).tolist())
+    view.SetDirection(itk.matrix_from_array(affine[:3, :3] / spacing * LPS[:, None]))
+    transform.SetDisplacementField(view)
+    theirs = [transform.TransformPoint(point) for point in to_lps(points)]
+    np.testing.assert_allclose(to_lps(moved), theirs, atol=1e-6)
+
+
+def test_points_between_voxels_of_a_smooth_field() -> None:
+    index = np.random.default_rng(6).uniform(1, 2, (40, 3)) * [10, 9, 1]
+    points = positions(index.T, AFFINE).T
+    expected = points + waves(index.T).T @ AFFINE[:3, :2].T
+    assert np.linalg.norm(move_points(points, waves(indices(SHAPE)), AFFINE) - expected, axis=1).max() < 0.1
+
+
+def test_a_label_and_its_center_go_to_one_place() -> None:
+    affine, shape, center = grid_affine((20, -30, 40), (1.3, -1.9, 3.1)), (46, 34, 20), np.array([24.0, 15.0, 9.0])
+    x, y, z = indices(shape)
+    field = np.stack([5 + np.sin(0.06 * y), 4 * np.cos(0.05 * x) - 6, 2 + np.sin(0.1 * z + 0.05 * x)])
+    inverse, error = invert(torch.from_numpy(field)[None])
+    assert error.max() < 0.01
+    where = positions(indices(shape), affine)
+    middle = positions(center[:, None], affine)
+    ball = (np.linalg.norm(where - middle.reshape(3, 1, 1, 1), axis=0) < 9).astype(np.uint8)
+    carried = pull(ball, affine, inverse[0].numpy(), affine, order=0)
+    moved = move_points(middle.T, field, affine)[0]
+    gap = np.linalg.inv(affine[:3, :3]) @ (where[:, carried == 1].mean(axis=1) - moved)
+    assert np.linalg.norm(moved - middle[:, 0]) > 5
+    assert np.abs(gap).max() < 0.5
+    # Through the field itself it would go the other way.
+    astray = pull(ball, affine, field, affine, order=0)
+    assert np.linalg.norm(where[:, astray == 1].mean(axis=1) - moved) > 10
+
+
+@pytest.mark.parametrize("begin", ["", "\ufeff"])
+def test_reads_points(begin: str, tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text(f"{begin}x, y, z, name\n1, 2, 3, apex\n-4.5, 5e1, 6,\n", encoding="utf-8")
+    names, points = read_points(path)
+    assert names == ["apex", "2"]
+    np.testing.assert_array_equal(points, [[-1, -2, 3], [4.5, -50, 6]])
+    np.testing.assert_array_equal(to_lps(points), [[1, 2, 3], [-4.5, 50, 6]])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file; --points takes a CSV with the columns x, y, z in mm along LPS"),
+        (b"", "needs the columns x, y, z"),
+        (b"x,y,z\n", "a row for each point"),
+        (b"x,y,name\n1,2,3\n", "needs the columns x, y, z"),
+        (b"x,y,z\n1,2,three\n", "no number .*three.*; mend it"),
+        (b"x,y,z\n1,2,3\n1,2\n", "no number"),
+        (b"x,y,z\n1,nan,3\n", "no number"),
+        (b"x,y,z\n1,2,inf\n", "no number"),
+        (b"\x1f\x8b\x08\x00\xff\xfe", "cannot be read as CSV"),
+    ],
+)
+def test_refuses_other_points(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .*{message}"):
+        read_points(path)
