@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 
 import nibabel as nib
@@ -55,8 +56,7 @@ def find_cases(
         items = json_pairs(data_list, "test")
         if not items:
             raise InputError(f"{data_list}: section 'test' is empty or missing; add cases to it.")
-        check_files(items)
-        return items
+        return [case for item in items for case in report_later(listed_cases, item["case"], item, reference_frame)]
     return folder_cases(Path(dataset_dir), reference_frame, direction) if dataset_dir else []
 
 
@@ -73,7 +73,9 @@ def cine_cases(path: str | Path, reference_frame: int | None = None, label: str 
         raise InputError(f"{path}: no such file; give --cine a 4-D NIfTI file or a folder of DICOM files.")
     item: dict = {"cine": str(path)}
     info = read_info(path.parent / "Info.cfg") if (path.parent / "Info.cfg").is_file() and path.is_file() else {}
-    if reference_frame:
+    if reference_frame is not None:
+        if not re.fullmatch(r"[1-9]\d*", str(reference_frame)):
+            raise InputError(f"{path}: has no frame {reference_frame}; --reference_frame is a number, counted from 1.")
         item |= {"reference": int(reference_frame), "reference_basis": "given as --reference_frame"}
     elif re.fullmatch(r"\d+", info.get("ED", "")):
         item |= {"reference": int(info["ED"]), "reference_basis": "end diastole by Info.cfg"}
@@ -108,14 +110,36 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
         raise InputError(f"{root}: no such folder; give --dataset_dir a folder that is there.")
     subjects = sorted(path.parent for path in root.glob("*/Info.cfg"))
     if subjects:
-        return [item for subject in subjects for item in subject_cases(subject, reference_frame, direction)]
+        found = [report_later(subject_cases, subject.name, subject, reference_frame, direction) for subject in subjects]
+        return [item for items in found for item in items]
     files = [path for path in sorted((*root.glob("*.nii"), *root.glob("*.nii.gz"))) if is_cine(path)]
     if files:
         return [item for path in files for item in cine_cases(path, reference_frame)]
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and any(p.is_file() for p in path.rglob("*"))]
     if folders or any(path.is_file() for path in root.iterdir()):
-        return [item for path in folders or [root] for item in cine_cases(path, reference_frame)]
+        found = [report_later(cine_cases, path.name, path, reference_frame) for path in folders or [root]]
+        return [item for items in found for item in items]
     raise InputError(f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of DICOM files.")
+
+
+def report_later(find: Callable[..., list[dict]], name: str, *args: object) -> list[dict]:
+    """The cases that `find` makes of one of many, or one that `frames.LoadCase` refuses with the reason: the others go on."""
+    try:
+        return find(*args)
+    except InputError as error:
+        return [{"case": name, "subject": name, "error": error}]
+
+
+def listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:
+    """The cases of an item of a JSON list; the reference frame of a cine is found as that of `--cine` is."""
+    check_files([item])
+    if "cine" not in item:
+        return [item]
+    cases = cine_cases(item["cine"], item.get("reference", reference_frame), item.get("reference_label"))
+    own = {key: item[key] for key in ("case", "subject")} | (
+        {"reference_basis": "given in the data list"} if "reference" in item else {}
+    )
+    return [{**case, **own} for case in cases]
 
 
 def subject_cases(subject: Path, reference_frame: int | None, direction: str) -> list[dict]:
@@ -125,7 +149,7 @@ def subject_cases(subject: Path, reference_frame: int | None, direction: str) ->
         return acdc_pairs(subject.parent, [subject.name], direction)
     ed = read_info(subject / "Info.cfg").get("ED", "")
     label = None
-    if not reference_frame and re.fullmatch(r"\d+", ed):
+    if reference_frame is None and re.fullmatch(r"\d+", ed):
         label = find_image(subject, f"{subject.name}_frame{int(ed):02d}_gt", required=False)
     return cine_cases(cine, reference_frame, str(label) if label else None)
 
@@ -151,9 +175,9 @@ def single_pair(moving: str | None, fixed: str | None, moving_label: str | None 
 
 def unique_names(items: Sequence[dict]) -> list[dict]:
     """The items with names that differ: a second case of one name gets a number, lest it overwrite the first one's files."""
-    seen: dict[str, int] = {}
-    renamed = []
+    renamed: dict[str, dict] = {}
     for item in items:
-        seen[item["case"]] = seen.get(item["case"], 0) + 1
-        renamed.append(item if seen[item["case"]] == 1 else {**item, "case": f"{item['case']}_{seen[item['case']]}"})
-    return renamed
+        names = (item["case"] if number == 1 else f"{item['case']}_{number}" for number in count(1))
+        name = next(name for name in names if name not in renamed)
+        renamed[name] = {**item, "case": name}
+    return list(renamed.values())

@@ -32,9 +32,14 @@ def run_cases(evaluator: SupervisedEvaluator, dataset: Dataset, output_dir: str 
     logger, done, failed = logging.getLogger("inference"), [], {}
     # A failed case is reported by one line, not by the engine's traceback as well.
     evaluator.logger.setLevel(logging.CRITICAL)
+    # Ignite would resume a run that failed, and so skip the next case; and it would keep the length of the first data loader.
+    evaluator.interrupt_resume_enabled = False
+    evaluator.state.epoch_length = 1
     waiting = [n for n, item in enumerate(dataset.data) if overwrite or not is_done(output_dir, item)]
     if len(waiting) < len(dataset.data):
-        logger.info(f"{len(dataset.data) - len(waiting)} cases are done already; --overwrite True runs them again")
+        logger.info(
+            f"{len(dataset.data) - len(waiting)} of {len(dataset.data)} cases are done already; --overwrite True runs them again"
+        )
     bar = tqdm(waiting, desc="cases", unit="case")
     for number in bar:
         name = str(dataset.data[number]["case"])

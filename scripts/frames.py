@@ -27,7 +27,7 @@ class LoadCase(Transform):
 
     A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files and the number of the "stack" in it), and may have
     "reference" (frame, counted from 1), "reference_basis" and "reference_label". The item gains "moving" (T, X, Y, Z),
-    "fixed" (1, X, Y, Z), "times" (Z, T) in ms where known, and "reference", 0 for a pair.
+    "fixed" (1, X, Y, Z), "times" (Z, T) in ms where known, and "reference", 0 for a pair. One with an "error" raises it.
 
     Args:
         resample_moving: whether a moving image on another grid than the fixed one is resampled onto it.
@@ -40,6 +40,8 @@ class LoadCase(Transform):
         self.load = LoadCased(resample_moving=resample_moving)
 
     def __call__(self, data: Mapping) -> dict:
+        if "error" in data:
+            raise data["error"]
         if "cine" not in data:
             item = self.load(data)
             label = {"reference_label": item.pop("moving_label")} if "moving_label" in item else {}
@@ -50,14 +52,16 @@ class LoadCase(Transform):
             item["reference"] = largest_cavity(cine.image)
             item["reference_basis"] = "the frame with the largest estimated cavity: the most bright voxels in the beating region"
         if not 1 <= item["reference"] <= cine.frames:
-            raise InputError(f"{data['cine']}: has the frames 1 to {cine.frames}, not {item['reference']}; mend --reference_frame.")
+            given = f"{item['reference']} ({item['reference_basis']})"
+            raise InputError(f"{data['cine']}: has the frames 1 to {cine.frames}, no reference frame {given}; mend that number.")
         images = torch.from_numpy(cine.image).movedim(-1, 0)
         item["moving"] = MetaTensor(images, affine=torch.from_numpy(cine.affine), meta={"filename_or_obj": str(data["cine"])})
         item["fixed"] = item["moving"][item["reference"] - 1 : item["reference"]].clone()
         if cine.times is not None:
             item["times"] = torch.from_numpy(cine.times)
         if "reference_label" in data:
-            item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], f"frame {item['reference']} of {data['cine']}")
+            name = f"frame {item['reference']} of {data['cine']}"
+            item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], name)
         return item
 
 
@@ -65,7 +69,7 @@ class PairFrames(Transform):
     """Every frame's slices beside the fixed ones: (T, X, Y, Z) and (1, X, Y, Z) to "pair" (2, X, Y, Z * T), frames fastest."""
 
     def __call__(self, data: Mapping) -> dict:
-        moving, fixed = (torch.as_tensor(data[key]).movedim(0, -1) for key in ("moving", "fixed"))
+        moving, fixed = (data[key].as_tensor().movedim(0, -1) for key in ("moving", "fixed"))
         pair = torch.stack([moving, fixed.expand_as(moving)]).flatten(-2)
         return {**data, "pair": MetaTensor(pair, affine=data["fixed"].affine)}
 

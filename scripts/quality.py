@@ -67,7 +67,7 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
         length = ((one + pull(other, one)) * spacing).norm(dim=1)
         valid = in_view(one) & (jacobian_determinant(one) > 0.1)
         errors.append(torch.where(valid, length, torch.nan))
-    inverse = torch.stack(errors).flatten(2)
+    inverse = [error.flatten(1) for error in errors]
     fixed = torch.from_numpy(np.ascontiguousarray(registration.fixed)).double().movedim(-1, 0)
     scale = fixed.var().clamp(min=torch.finfo(torch.float64).tiny)
     squares = [
@@ -80,14 +80,14 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
     unconverged = np.zeros(len(u)) if inversion_errors is None else (inversion_errors > 0.01).sum(axis=(0, 1))
 
     def figures(part: slice) -> dict:
-        inside = inverse[:, part][~inverse[:, part].isnan()]
-        inside = inside if len(inside) else torch.zeros(1, dtype=torch.float64)
+        inside = [error[part][~error[part].isnan()].numpy() for error in inverse]
+        inside = [error if len(error) else np.zeros(1) for error in inside]
         return {
             "folding_percent": 100.0 * float((determinant[part] <= 0).double().mean()),
             "jacobian_min": float(determinant[part].min()),
             "jacobian_max": float(determinant[part].max()),
-            "inverse_error_mm_p95": float(np.percentile(inside.numpy(), 95)),
-            "inverse_error_mm_max": float(inside.max()),
+            "inverse_error_mm_p95": max(float(np.percentile(error, 95)) for error in inside),
+            "inverse_error_mm_max": max(float(error.max()) for error in inside),
             "unconverged_voxels": int(unconverged[part].sum()),
             "largest_displacement_mm": float(length[part].max()),
             "mse_before": float(squares[0][part].mean()),
@@ -134,33 +134,37 @@ def cycle_figures(registration: CineRegistration) -> dict:
 
 
 def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
-    """A sentence for each threshold that is crossed, with the frames; none where all is well."""
+    """A sentence for each threshold that is crossed, with the frames of a cine; none where all is well."""
     limit = THRESHOLDS
     others = [f for f in frames if f["frame"] != reference]
     sentences = []
 
     def call_out(bad: list[dict], words: str) -> None:
+        numbers = ", ".join(str(f["frame"]) for f in bad[:8]) + (", …" if len(bad) > 8 else "")
+        # A pair has no frames.
+        where = f" (frame{'s' if len(bad) > 1 else ''} {numbers})" if reference else ""
         if bad:
-            numbers = ", ".join(str(f["frame"]) for f in bad[:8]) + (", …" if len(bad) > 8 else "")
-            sentences.append(f"{words} (frame{'s' if len(bad) > 1 else ''} {numbers}).")
+            sentences.append(f"{words}{where}.")
 
+    folds = [f for f in others if f["folding_percent"] > limit["folding_percent"]]
+    call_out(folds, "The field folds: tissue would pass through itself")
+    points = [f for f in others if f not in folds and f["folding_percent"] > 0]
+    call_out(points, f"The field folds at single points, in {limit['folding_percent']} % of the area or less")
     call_out(
-        [f for f in others if f["folding_percent"] > limit["folding_percent"]], "The field folds: tissue would pass through itself"
-    )
-    call_out(
-        [f for f in others if f["folding_percent"] <= limit["folding_percent"] and f["jacobian_min"] < limit["jacobian_min"]],
+        [f for f in others if f["folding_percent"] == 0 and f["jacobian_min"] < limit["jacobian_min"]],
         "Tissue is compressed to less than a tenth of its area somewhere",
     )
     call_out(
         [f for f in others if f["inverse_error_mm_p95"] > limit["inverse_error_mm_p95"]], "The field cannot be inverted accurately"
     )
     still = [f for f in others if f["largest_displacement_mm"] < limit["moved_mm"]]
-    if len(still) == len(others) and others:
-        sentences.append(f"Nothing moves by more than {limit['moved_mm']} mm: were the images registered already?")
     # Frames that resemble the reference from the start have nothing to gain.
     apart = 0.25 * max((f["mse_before"] for f in others), default=0.0)
     worse = [f for f in others if f["mse_before"] > apart and f["mse_after"] > limit["mse_after_to_before"] * f["mse_before"]]
-    call_out([f for f in worse if f not in still], "The images hardly fit better than before")
+    if others and len(still) == len(others):
+        sentences.append(f"Nothing moves by more than {limit['moved_mm']} mm: were the images registered already?")
+    else:
+        call_out(worse, "The images hardly fit better than before")
     if cycle.get("closure_ratio", 0) > limit["closure_ratio"]:
         sentences.append(
             f"The last frame does not lead back to the first (a step of {cycle['closure_mm']:.1f} mm against {cycle['step_mm_max']:.1f} mm "

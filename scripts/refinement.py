@@ -34,7 +34,7 @@ class RefiningInferer(FieldInferer):
         inferer: Inferer | None = None,
         integration: nn.Module | None = None,
         iterations: int = 0,
-        learning_rate: float = 2e-4,
+        learning_rate: float = 5e-4,
         similarity: nn.Module | None = None,
         tau: float = 1e-5,
     ) -> None:

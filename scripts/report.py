@@ -372,14 +372,11 @@ def frame_table(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     }
     rows = [flatten(row) for row in rows]
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [
-        [
-            (format_value(v), v is not None and key in suspect and suspect[key](v, row))
-            for key, v in ((key, row.get(key)) for key in keys)
+    for row in rows:
+        row["cells"] = [
+            (format_value(row.get(k)), row.get(k) is not None and k in suspect and suspect[k](row[k], row)) for k in keys
         ]
-        for row in rows
-    ]
-    return {"columns": [describe(key) for key in keys], "rows": cells}
+    return {"columns": [describe(key) for key in keys], "rows": [row["cells"] for row in rows]}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

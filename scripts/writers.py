@@ -30,17 +30,19 @@ class WriteRegistration(Transform):
     `moved_label.nii.gz`. Both leave `quality.json`, `report.html` and, with landmarks, `points.csv`.
 
     Args:
-        output_dir: folder of the cases.
+        output_dir: folder of the cases; None writes nothing.
         report: whether to write `report.html`.
         parameters: shown in the report.
     """
 
-    def __init__(self, output_dir: str | Path, report: bool = True, parameters: Mapping[str, object] | None = None) -> None:
-        self.output_dir = Path(output_dir)
+    def __init__(self, output_dir: str | Path | None, report: bool = True, parameters: Mapping[str, object] | None = None) -> None:
+        self.output_dir = None if output_dir is None else Path(output_dir)
         self.report = report
         self.parameters = {key: str(value) for key, value in (parameters or {}).items()}
 
     def __call__(self, data: Mapping) -> dict:
+        if self.output_dir is None:
+            return dict(data)
         registration: CineRegistration = data["registration"]
         final = self.output_dir / registration.cine.name
         partial = final.with_name(f".part_{final.name}")
@@ -53,8 +55,13 @@ class WriteRegistration(Transform):
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        shutil.rmtree(final, ignore_errors=True)
+        # Removing takes time, renaming none: an interruption leaves the old folder or the new one, never half of one.
+        old = final.with_name(f".old_{final.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            os.replace(final, old)
         os.replace(partial, final)
+        shutil.rmtree(old, ignore_errors=True)
         return dict(data)
 
 

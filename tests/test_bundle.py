@@ -19,6 +19,7 @@ from conftest import ROOT, SMALL, count, last_line, run_bundle, succeed, write_n
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.evaluation import FIGURES
+from scripts.itk_fields import pull, read_field
 from scripts.phantom import Phantom
 
 TRAIN, EVALUATE, INFERENCE = (f"configs/{name}.yaml" for name in ("train", "evaluate", "inference"))
@@ -125,11 +126,30 @@ def frames(phantoms: Path, subject: str = "phantom001") -> dict[str, Path]:
     return {"moving": es, "fixed": ed, "moving_label": es.with_name(es.name.replace(".nii", "_gt.nii"))}
 
 
+PAIR_FILES = {"moved.nii.gz", "field.nii.gz", "field_inverse.nii.gz", "quality.json", "report.html"}
+CINE_FILES = {"moved.nii.gz", "quality.json"} | {
+    f"fields/frame_{t:02d}{end}.nii.gz" for t in range(1, 5) for end in ("", "_inverse")
+}
+LABEL_FILES = {"labels.nii.gz", "function.json", "volumes.csv", "strain.csv"}
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_field_makes(path: Path, image: np.ndarray, moved: np.ndarray) -> None:
+    """A moved image is what SciPy makes of an image, sampled once through the field as it was written."""
+    field, affine = read_field(path)
+    expected = pull(image, affine, field, affine)
+    np.testing.assert_allclose(moved, expected, atol=1e-3 * np.ptp(image))
+
+
 def test_run_infers_a_pair_on_the_fixed_grid(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
     pair = frames(phantoms)
     succeed(infer(trained=trained, output_dir=tmp_path, **pair))
     (folder,) = tmp_path.iterdir()
-    assert {path.name for path in folder.iterdir()} == {"moved.nii.gz", "moved_label.nii.gz"}
+    assert folder.name == "phantom001_frame03_to_phantom001_frame01"
+    assert files(folder) == PAIR_FILES | {"moved_label.nii.gz"}
     fixed, moving = nib.load(pair["fixed"]), nib.load(pair["moving"]).get_fdata()
     moved, label = (nib.load(folder / name) for name in ("moved.nii.gz", "moved_label.nii.gz"))
     for image in (moved, label):
@@ -137,16 +157,73 @@ def test_run_infers_a_pair_on_the_fixed_grid(trained: tuple, phantoms: Path, tmp
         np.testing.assert_allclose(image.affine, fixed.affine, atol=1e-5)
     assert abs(np.linalg.det(fixed.affine[:3, :3] / fixed.header.get_zooms()) ** 2 - 1) < 1e-3
     assert np.abs(fixed.affine[:3, :3] / fixed.header.get_zooms()).max() < 0.99, "the phantom's axes are oblique"
+    assert_field_makes(folder / "field.nii.gz", moving, moved.get_fdata())
     # In the scanner's unit, and near the moving image: two epochs move little.
     assert 0 < np.abs(moved.get_fdata() - moving).mean() < 0.3 * moving.std()
     assert set(np.unique(label.get_fdata())) == {0, 1, 2, 3}
 
 
-def test_run_inference_infers_a_folder(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
-    succeed(infer("inference", trained=trained, output_dir=tmp_path, dataset_dir=phantoms))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"phantom{n:03d}" for n in range(1, 6)]
-    for folder in tmp_path.iterdir():
-        assert {path.name for path in folder.iterdir()} == {"moved.nii.gz", "moved_label.nii.gz"}
+def test_run_infers_a_cine_with_its_label_and_landmarks(phantoms: Path, tmp_path: Path) -> None:
+    """By the shipped weights."""
+    subject = phantoms / "phantom001"
+    path, label = subject / "phantom001_4d.nii.gz", subject / "phantom001_frame01_gt.nii.gz"
+    points = tmp_path / "points.csv"
+    points.write_text("name,x,y,z\napex,0,0,0\nbase,5,-5,10\n")
+    options = {"config_file": INFERENCE, "cine": path, "reference_label": label, "points": points, "device": "cpu"}
+    succeed(run_bundle(**options, output_dir=tmp_path / "out"))
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["phantom001"]
+    folder = tmp_path / "out" / "phantom001"
+    assert files(folder) == CINE_FILES | LABEL_FILES | {"points.csv", "report.html"}
+    cine, moved, labels = nib.load(path), nib.load(folder / "moved.nii.gz"), nib.load(folder / "labels.nii.gz")
+    for image in (moved, labels):
+        assert image.shape == cine.shape
+        np.testing.assert_allclose(image.affine, cine.affine, atol=1e-5)
+        assert image.header.get_xyzt_units() == ("mm", "msec")
+        assert image.header.get_zooms()[3] == pytest.approx(1000 * cine.header.get_zooms()[3], rel=1e-5)
+    assert moved.get_data_dtype() == np.float32
+    for t in range(4):
+        field = folder / "fields" / f"frame_{t + 1:02d}.nii.gz"
+        assert_field_makes(field, cine.get_fdata()[..., t], moved.get_fdata()[..., t])
+        assert np.any(nib.load(field).get_fdata()) == (t > 0)
+    np.testing.assert_array_equal(labels.get_fdata()[..., 0], nib.load(label).get_fdata())
+    with (folder / "points.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["frame"], row["name"]) for row in rows] == [(str(t), name) for t in range(1, 5) for name in ("apex", "base")]
+    np.testing.assert_allclose([[float(row[axis]) for axis in "xyz"] for row in rows[:2]], [[0, 0, 0], [5, -5, 10]], atol=1e-4)
+    quality = json.loads((folder / "quality.json").read_text())
+    assert (quality["reference_frame"], quality["reference_basis"]) == (1, "end diastole by Info.cfg")
+    assert [frame["frame"] for frame in quality["frames"]] == [1, 2, 3, 4]
+    function = json.loads((folder / "function.json").read_text())
+    assert (function["ed_frame"], function["es_frame"]) == (1, 3)
+    for name in ("quality.json", "function.json", "report.html"):
+        assert str(subject) not in (folder / name).read_text()
+
+
+def test_run_inference_goes_on_past_a_bad_case_and_skips_what_is_done(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
+    data, out, names = tmp_path / "data", tmp_path / "out", [f"phantom{n:03d}" for n in range(1, 4)]
+    for name in names:
+        shutil.copytree(phantoms / name, data / name)
+    bad = data / "phantom001" / "phantom001_4d.nii.gz"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:2000])
+    options = {"trained": trained, "output_dir": out, "dataset_dir": data, "report": False}
+    line = last_line(infer("inference", **options))
+    assert "1 of 3 cases failed: phantom001;" in line
+    assert "phantom001_4d.nii.gz: cannot be read as NIfTI" in line
+    assert sorted(path.name for path in out.iterdir()) == names[1:]
+    assert all(files(path) == CINE_FILES | LABEL_FILES for path in out.iterdir())
+
+    def written() -> dict[str, int]:
+        return {path.name: (path / "moved.nii.gz").stat().st_mtime_ns for path in out.iterdir()}
+
+    bad.write_bytes(whole)
+    first = written()
+    succeed(infer("inference", **options))
+    second = written()
+    assert sorted(second) == names
+    assert {name: second[name] for name in first} == first
+    succeed(infer("inference", overwrite=True, **options))
+    assert all(time > second[name] for name, time in written().items())
 
 
 @pytest.mark.parametrize(("kind", "config"), [("train", TRAIN), ("infer", INFERENCE)])
@@ -256,6 +333,16 @@ def test_two_processes_train_and_validate_together(phantoms: Path, tmp_path: Pat
             ("other.pt: holds the weights of another network",),
         ),
         (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "device": "cuda:7"}, ("--device cuda:7: no such device here",)),
+        (INFERENCE, {}, ("give exactly one of --cine, --moving with --fixed, --dataset_dir, --data_list; got none",)),
+        (INFERENCE, {"cine": "CINE", "moving": "FIXED", "fixed": "FIXED"}, ("got --cine and --moving",)),
+        (INFERENCE, {"cine": "FIXED"}, ("has the shape (40, 36, 2)", "--moving and --fixed")),
+        (INFERENCE, {"cine": "CINE", "reference_label": "LABEL"}, ("label.nii.gz: nobody knows which frame", "--reference_frame")),
+        (
+            INFERENCE,
+            {"cine": "CINE", "reference_frame": 1, "reference_label": "SMALL"},
+            ("small.nii.gz and frame 1 of", "cine_4d.nii.gz: have different shapes, (40, 35, 2) and (40, 36, 2)"),
+        ),
+        (INFERENCE, {"cine": "CINE", "reference_frame": 5}, ("cine_4d.nii.gz: has the frames 1 to 4, no reference frame 5",)),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -269,12 +356,17 @@ def test_bad_input_ends_with_the_cure(phantoms: Path, tmp_path: Path, config: st
     array[..., 1] = 3
     write_nifti(files["CONSTANT"], array, constant.affine)
     torch.save({"weight": torch.zeros(2)}, files["OTHER"])
+    # Where no Info.cfg tells the reference frame.
+    files |= {name: tmp_path / f"{name.lower()}.nii.gz" for name in ("LABEL", "SMALL")} | {"CINE": tmp_path / "cine_4d.nii.gz"}
+    shutil.copy(fixed.with_name("phantom001_4d.nii.gz"), files["CINE"])
+    label = nib.load(shutil.copy(fixed.with_name("phantom001_frame01_gt.nii.gz"), files["LABEL"]))
+    write_nifti(files["SMALL"], label.get_fdata()[:, 1:].astype(np.uint8), label.affine)
     options = {key: files.get(value, value) for key, value in options.items()}
     result = run_bundle(config_file=config, output_dir=tmp_path / "out", **{"device": "cpu", **options})
     line = last_line(result)
     for word in words:
         assert word in line
-    assert not list((tmp_path / "out").rglob("*.nii.gz*"))
+    assert not list((tmp_path / "out").rglob("*"))
 
 
 def test_inference_config_has_the_network_of_training() -> None:

@@ -12,7 +12,6 @@ from scripts.datalists import (
     acdc_pairs,
     acdc_splits,
     acdc_subjects,
-    inference_pairs,
     json_pairs,
     read_info,
     require_one,
@@ -73,7 +72,7 @@ def test_json_list_has_paths_relative_to_its_file(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "b.nii"):
         (tmp_path / name).touch()
     (tmp_path / "list.json").write_text(json.dumps({"test": [{"moving": "a.nii.gz", "fixed": "b.nii"}]}))
-    items = inference_pairs(None, None, None, None, str(tmp_path / "list.json"))
+    items = json_pairs(tmp_path / "list.json", "test")
     assert items == [
         {"moving": str(tmp_path / "a.nii.gz"), "fixed": str(tmp_path / "b.nii"), "case": "a_to_b", "subject": "a_to_b"}
     ]
@@ -82,7 +81,6 @@ def test_json_list_has_paths_relative_to_its_file(tmp_path: Path) -> None:
 
 def test_no_source_gives_no_items_so_that_a_config_can_be_inspected() -> None:
     assert select_pairs(None, None, "train") == []
-    assert inference_pairs(None, None, None, None, None) == []
 
 
 def spoil_nothing(root: Path) -> None:
@@ -163,8 +161,3 @@ def test_exactly_one_source(sources: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         require_one(**sources)
     require_one(moving="a", dataset_dir=None)
-
-
-def test_half_a_pair_is_refused() -> None:
-    with pytest.raises(InputError, match="--fixed is missing"):
-        inference_pairs("a.nii.gz", None, None, None, None)

@@ -1,53 +1,188 @@
-"""Files that inference leaves: on the fixed grid, with its affine, whole or not at all."""
+"""Folders that inference leaves: whole or not at all, on the fixed grid, in the units that their headers say."""
 
 from __future__ import annotations
 
+import csv
+import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.data import MetaTensor
-from scipy.ndimage import map_coordinates
 
-from scripts.writers import WriteMovedd, write_nifti
+from scripts import writers
+from scripts.cines import Cine, CineRegistration
+from scripts.function import measure_function
+from scripts.itk_fields import read_field
+from scripts.phantom import Phantom
+from scripts.quality import assess
+from scripts.strain import measure_strain
+from scripts.writers import DONE, WriteRegistration, plain, write_nifti, write_rows
 
-AFFINE = np.array([[0.9, -0.4, 1.0, -30], [0.5, 1.2, -2.0, 40], [0.1, 0.6, 7.5, 5], [0, 0, 0, 1.0]])
-
-
-def test_moved_image_and_label_equal_scipy(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    image, label = rng.normal(500, 200, (14, 11, 2)), rng.integers(0, 4, (14, 11, 2))
-    field = rng.normal(0, 2, (2, 14, 11, 2))
-    meta = lambda array: MetaTensor(torch.from_numpy(array)[None].float(), affine=torch.from_numpy(AFFINE))
-    item = {"case": "a/b", "moving_image": meta(image), "fixed_image": meta(image), "moving_label": meta(label)}
-    WriteMovedd(tmp_path)({**item, "pred": torch.from_numpy(field).float()})
-    moved, moved_label = (nib.load(tmp_path / "a" / "b" / f"{name}.nii.gz") for name in ("moved", "moved_label"))
-    assert moved.get_data_dtype() == np.float32
-    assert moved_label.get_data_dtype() == np.uint8
-    x, y = np.meshgrid(np.arange(14.0), np.arange(11.0), indexing="ij")
-    for z in range(2):
-        where = np.stack([x, y]) + field[..., z]
-        expected = map_coordinates(image[..., z], where, order=1, mode="nearest")
-        np.testing.assert_allclose(moved.get_fdata()[..., z], expected, atol=0.05)
-        nearest = [np.clip(np.round(w), 0, n - 1).astype(int) for w, n in zip(where, (14, 11))]
-        np.testing.assert_array_equal(moved_label.get_fdata()[..., z], label[..., z][tuple(nearest)])
-    for file in (moved, moved_label):
-        np.testing.assert_allclose(file.affine, AFFINE, atol=1e-6)
-        assert file.header.get_xyzt_units()[0] == "mm"
+PHANTOM = Phantom.random((0, 1), size=(24, 22), slices=2, frames=3)
+TIMES = np.array([[10.0, 50, 100], [20, 55, 120]])
+CINE_FILES = {"moved.nii.gz", "quality.json"} | {f"fields/frame_{t:02d}{end}.nii.gz" for t in (1, 2, 3) for end in ("", "_inverse")}
+LABEL_FILES = {"labels.nii.gz", "function.json", "volumes.csv", "strain.csv"}
+PAIR_FILES = {"moved.nii.gz", "field.nii.gz", "field_inverse.nii.gz", "quality.json"}
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, reference = tmp_path / "moved.nii.gz", MetaTensor(torch.zeros(1, 2, 2, 2))
-    write_nifti(path, np.zeros((2, 2, 2), np.float32), reference)
-    before = path.read_bytes()
+def register(label: bool = True, pair: bool = False, times: np.ndarray | None = TIMES, name: str = "heart") -> CineRegistration:
+    frames = (2,) if pair else (1, 2, 3)
+    images = np.stack([PHANTOM.image(t) for t in frames], axis=-1)
+    fields, inverses = (np.stack([PHANTOM.field(*(t, 1)[::way]) for t in frames]).astype(np.float32) for way in (1, -1))
+    moved = images + np.arange(len(frames)) + 0.25
+    registration = CineRegistration(
+        Cine(name, images, PHANTOM.affine, None if pair else times),
+        None if pair else 1,
+        "given",
+        fields,
+        inverses,
+        moved,
+        fixed=images[..., 0],
+    )
+    if label:
+        registration.label = PHANTOM.label(frames[0])
+        registration.labels = np.stack([PHANTOM.label(t) for t in frames], axis=-1)
+    if label and not pair:
+        registration.function = measure_function(registration.labels, registration.cine.spacing, times, 1)
+        registration.strain = measure_strain(fields, registration.label, PHANTOM.affine, times=times)
+    registration.quality = assess(registration)
+    return registration
 
-    def fail(image: nib.Nifti1Image, to: Path) -> None:
-        Path(to).write_bytes(b"half")
+
+def write(folder: Path, registration: CineRegistration, **options: object) -> Path:
+    WriteRegistration(folder, **{"report": False, **options})({"registration": registration})
+    return folder / registration.cine.name
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def cine() -> CineRegistration:
+    return register()
+
+
+def test_a_cine_leaves_all_its_files(cine: CineRegistration, tmp_path: Path) -> None:
+    folder = write(tmp_path, cine)
+    assert files(folder) == CINE_FILES | LABEL_FILES
+    moved, labels = nib.load(folder / "moved.nii.gz"), nib.load(folder / "labels.nii.gz")
+    np.testing.assert_array_equal(moved.get_fdata(), cine.moved.astype(np.float32))
+    np.testing.assert_array_equal(labels.get_fdata(), cine.labels)
+    assert (moved.get_data_dtype(), labels.get_data_dtype()) == (np.float32, np.uint8)
+    for image in (moved, labels):
+        np.testing.assert_allclose(image.affine, PHANTOM.affine, atol=1e-5)
+        assert image.header.get_xyzt_units() == ("mm", "msec")
+        np.testing.assert_allclose(image.header.get_zooms(), (*PHANTOM.spacing, (90 + 100) / 4), rtol=1e-6)
+    for t in range(3):
+        for name, expected in (("", cine.fields), ("_inverse", cine.inverses)):
+            field, affine = read_field(folder / "fields" / f"frame_{t + 1:02d}{name}.nii.gz")
+            np.testing.assert_allclose(field[:2], expected[t], atol=1e-5)
+            np.testing.assert_allclose(field[2], 0, atol=1e-5)
+            np.testing.assert_allclose(affine, PHANTOM.affine, atol=1e-5)
+    assert json.loads((folder / "function.json").read_text())["lv_edv_ml"] == pytest.approx(cine.function["lv_edv_ml"])
+    assert json.loads((folder / "quality.json").read_text()) == plain(cine.quality)
+    for name, expected in (("volumes", 3), ("strain", len(cine.strain))):
+        with (folder / f"{name}.csv").open() as file:
+            assert len(list(csv.DictReader(file))) == expected
+
+
+def test_without_label_there_is_neither_function_nor_strain(tmp_path: Path) -> None:
+    assert files(write(tmp_path, register(label=False))) == CINE_FILES
+
+
+def test_an_unknown_frame_time_stays_unknown(tmp_path: Path) -> None:
+    header = nib.load(write(tmp_path, register(times=None)) / "moved.nii.gz").header
+    assert header.get_zooms()[3] == 0
+
+
+def test_a_pair_leaves_one_field_and_its_moved_label(tmp_path: Path) -> None:
+    pair = register(pair=True)
+    folder = write(tmp_path, pair)
+    assert files(folder) == PAIR_FILES | {"moved_label.nii.gz"}
+    moved = nib.load(folder / "moved.nii.gz")
+    assert moved.shape == (24, 22, 2)
+    np.testing.assert_array_equal(moved.get_fdata(), pair.moved[..., 0].astype(np.float32))
+    np.testing.assert_array_equal(nib.load(folder / "moved_label.nii.gz").get_fdata(), pair.labels[..., 0])
+    np.testing.assert_allclose(read_field(folder / "field.nii.gz")[0][:2], pair.fields[0], atol=1e-5)
+    np.testing.assert_allclose(read_field(folder / "field_inverse.nii.gz")[0][:2], pair.inverses[0], atol=1e-5)
+    assert files(write(tmp_path / "other", register(label=False, pair=True))) == PAIR_FILES
+
+
+def test_landmarks_and_the_report_are_written_where_there_are_some(cine: CineRegistration, tmp_path: Path) -> None:
+    rows = [{"frame": 1, "name": 'apex, "tip"', "x": 1.5, "y": -2.0, "z": 3.25}]
+    cine.points = rows
+    try:
+        folder = write(tmp_path / "a" / "b", cine, report=True, parameters={"working spacing": 1.5})
+    finally:
+        cine.points = []
+    with (folder / "points.csv").open() as file:
+        assert [{key: row[key] for key in row} for row in csv.DictReader(file)] == [{k: str(v) for k, v in rows[0].items()}]
+    assert "1.5" in (folder / "report.html").read_text()
+    assert files(folder) == CINE_FILES | LABEL_FILES | {"points.csv", "report.html"}
+
+
+def test_neither_patient_nor_paths_are_in_the_figures(cine: CineRegistration, tmp_path: Path) -> None:
+    folder = write(tmp_path, cine)
+    for name in ("quality.json", "function.json", "volumes.csv", "strain.csv"):
+        text = (folder / name).read_text()
+        assert str(tmp_path) not in text
+        assert "heart" not in text
+    for path in folder.rglob("*.nii.gz"):
+        header = nib.load(path).header
+        assert not any(header[key].item().strip(b"\0") for key in ("db_name", "aux_file", "intent_name", "data_type"))
+
+
+def test_a_failing_report_leaves_no_folder(cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, *args: object) -> None:
+        path.write_text("half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(nib, "save", fail)
+    monkeypatch.setattr(writers, "write_report", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_nifti(path, np.ones((2, 2, 2), np.float32), reference)
-    assert path.read_bytes() == before
+        write(tmp_path, cine, report=True)
+    assert not list(tmp_path.iterdir())
+    # Nor does it touch what was there.
+    before = {path: path.read_bytes() for path in write(tmp_path, cine).rglob("*") if path.is_file()}
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path, cine, report=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_rewriting_replaces_the_whole_folder(cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path, cine)
+    (folder / "stray.txt").touch()
+    # What an interrupted run left behind.
+    for name in (".part_heart", ".old_heart"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / DONE).touch()
+    removed, rmtree = [], shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: (removed.append(path.name), rmtree(path, **options)))
+    assert files(write(tmp_path, register(label=False))) == CINE_FILES
+    # A folder is renamed, not emptied, so that an interruption leaves no half.
+    assert set(removed) == {".part_heart", ".old_heart"}
+    assert [path.name for path in tmp_path.iterdir()] == ["heart"]
+
+
+def test_no_output_folder_writes_nothing(cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {"registration": cine, "case": "heart"}
+    assert WriteRegistration(None)(data) == data
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_holds_plain_types_and_null_for_nan() -> None:
+    value = {1: np.float32(0.5), "a": [np.int64(3), float("nan"), np.inf], "b": (np.bool_(True), None, "x")}
+    assert json.dumps(plain(value), allow_nan=False) == '{"1": 0.5, "a": [3, null, null], "b": [true, null, "x"]}'
+
+
+def test_no_rows_leave_no_file(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.csv", [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stack_is_written_in_mm_without_time(cine: CineRegistration, tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", np.ones((24, 22, 2), np.uint8), cine.cine)
+    assert nib.load(tmp_path / "a.nii.gz").header.get_xyzt_units() == ("mm", "unknown")

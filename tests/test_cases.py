@@ -1,0 +1,182 @@
+"""Options and folders to cases: which frame is the reference, what is found in a folder, and that one bad case spares the others."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_nifti
+
+from scripts import cases
+from scripts.cases import cine_cases, find_cases, inference_cases, unique_names
+from scripts.cines import Cine
+from scripts.errors import InputError
+from scripts.frames import LoadCase
+
+
+@pytest.fixture
+def copy(phantoms: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(phantoms, tmp_path / "data"))
+
+
+@pytest.fixture
+def subject(copy: Path) -> Path:
+    return copy / "phantom001"
+
+
+def test_no_source_gives_no_cases_so_that_a_config_can_be_inspected() -> None:
+    assert find_cases() == []
+
+
+def test_the_reference_is_the_one_given_else_that_of_info_cfg_else_open(subject: Path) -> None:
+    path = subject / "phantom001_4d.nii.gz"
+    (subject / "Info.cfg").write_text("ED: 4\nES: 2\n")
+    (item,) = find_cases(cine=str(path))
+    assert (item["case"], item["subject"], item["cine"], item["stack"]) == ("phantom001", "phantom001", str(path), 0)
+    assert (item["reference"], item["reference_basis"]) == (4, "end diastole by Info.cfg")
+    (item,) = find_cases(cine=str(path), reference_frame=2)
+    assert item["reference"] == 2
+    assert "--reference_frame" in item["reference_basis"]
+    (subject / "Info.cfg").unlink()
+    (item,) = find_cases(cine=str(path))
+    assert "reference" not in item
+
+
+@pytest.mark.parametrize("frame", [0, -1, 1.5, "ED"])
+def test_a_frame_that_is_no_number_from_one_is_refused(subject: Path, frame: object) -> None:
+    with pytest.raises(InputError, match="counted from 1"):
+        find_cases(cine=str(subject / "phantom001_4d.nii.gz"), reference_frame=frame)
+
+
+def test_a_label_needs_a_known_frame_and_one_cine(subject: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, label = subject / "phantom001_4d.nii.gz", subject / "phantom001_frame01_gt.nii.gz"
+    (item,) = find_cases(cine=str(path), reference_label=str(label))
+    assert item["reference_label"] == str(label)
+    with pytest.raises(InputError, match=r"nowhere.nii: no such file \(reference_label"):
+        find_cases(cine=str(path), reference_label="nowhere.nii")
+    with pytest.raises(InputError, match="give it with --cine"):
+        find_cases(dataset_dir=str(subject.parent), reference_label=str(label))
+    (subject / "Info.cfg").unlink()
+    with pytest.raises(InputError, match="nobody knows which frame") as caught:
+        find_cases(cine=str(path), reference_label=str(label))
+    assert str(label) in str(caught.value)
+    stacks = [Cine(f"one_stack{n}", np.zeros((2, 2, 2, t)), np.eye(4)) for n, t in ((1, 3), (2, 1), (3, 2))]
+    monkeypatch.setattr(cases, "read_cine", lambda path: stacks)
+    with pytest.raises(InputError, match="holds 2 cines"):
+        find_cases(cine=str(subject), reference_label=str(label), reference_frame=1)
+    # A still among them is no case.
+    assert [(item["case"], item["stack"]) for item in cine_cases(subject)] == [("one_stack1", 0), ("one_stack3", 2)]
+    monkeypatch.setattr(cases, "read_cine", lambda path: stacks[1:2])
+    with pytest.raises(InputError, match="only stacks of one frame"):
+        cine_cases(subject)
+
+
+def test_a_folder_in_acdc_layout_gives_cines_with_their_label_else_pairs(copy: Path) -> None:
+    for folder in (copy / "phantom002", copy / "phantom003"):
+        next(folder.glob("*_4d.nii.gz")).unlink()
+    items = find_cases(dataset_dir=str(copy))
+    assert [item["subject"] for item in items] == [f"phantom{n:03d}" for n in range(1, 6)]
+    assert ["cine" in item for item in items] == [True, False, False, True, True]
+    assert items[0]["reference_label"].endswith("phantom001_frame01_gt.nii.gz")
+    assert items[1]["moving_label"].endswith("phantom002_frame03_gt.nii.gz")
+    # With another reference frame the label at end diastole has no frame; with both directions a pair is two cases.
+    items = find_cases(dataset_dir=str(copy), reference_frame=2, direction="both")
+    assert len(items) == 7
+    assert (items[0]["reference"], "reference_label" in items[0]) == (2, False)
+
+
+def test_a_folder_of_files_gives_those_with_four_axes(copy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name in ("phantom002", "phantom001"):
+        shutil.copy(copy / name / f"{name}_4d.nii.gz", folder)
+    shutil.copy(copy / "phantom001" / "phantom001_frame01.nii.gz", folder)
+    (folder / "broken.nii.gz").write_text("no image")
+    assert [item["case"] for item in find_cases(dataset_dir=str(folder))] == ["broken", "phantom001", "phantom002"]
+
+
+def test_a_folder_of_dicom_folders_gives_a_case_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b", "a", "bad"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "1.dcm").touch()
+    (tmp_path / "empty").mkdir()
+
+    def read(path: Path) -> list[Cine]:
+        if path.name == "bad":
+            raise InputError(f"{path}: holds no DICOM MR image")
+        return [Cine(f"{path.name}_stack{n}", np.zeros((2, 2, 2, 4)), np.eye(4)) for n in (1, 2)]
+
+    monkeypatch.setattr(cases, "read_cine", read)
+    items = find_cases(dataset_dir=str(tmp_path))
+    assert [item["case"] for item in items] == ["a_stack1", "a_stack2", "b_stack1", "b_stack2", "bad"]
+    with pytest.raises(InputError, match="bad: holds no DICOM"):
+        LoadCase()(items[-1])
+
+
+def test_a_bad_subject_is_a_case_that_fails_by_itself(copy: Path) -> None:
+    next((copy / "phantom001").glob("*_4d.nii.gz")).unlink()
+    next((copy / "phantom001").glob("*_frame03.nii.gz")).unlink()
+    items = find_cases(dataset_dir=str(copy))
+    assert [item["case"] for item in items] == [f"phantom{n:03d}" for n in range(1, 6)]
+    with pytest.raises(InputError, match=r"phantom001_frame03.nii.gz: no such file"):
+        LoadCase()(items[0])
+    assert LoadCase()(items[1])["moving"].shape == (4, 40, 36, 2)
+
+
+def test_a_folder_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds neither subjects"):
+        find_cases(dataset_dir=str(tmp_path))
+    with pytest.raises(InputError, match="no such folder"):
+        find_cases(dataset_dir=str(tmp_path / "nowhere"))
+
+
+def test_a_list_holds_pairs_and_cines_with_paths_relative_to_it(subject: Path) -> None:
+    cine, label, names = "phantom001_4d.nii.gz", "phantom001_frame01_gt.nii.gz", [f"phantom001_frame0{n}.nii.gz" for n in (3, 1)]
+    listed = [
+        {"moving": names[0], "fixed": names[1]},
+        {"cine": cine, "reference": 2, "reference_label": label, "case": "mine"},
+        {"cine": cine},
+        {"cine": "nowhere.nii.gz"},
+    ]
+    (subject / "list.json").write_text(json.dumps({"test": listed}))
+    pair, first, second, missing = find_cases(data_list=str(subject / "list.json"))
+    name = "phantom001_frame03_to_phantom001_frame01"
+    assert pair == {"moving": str(subject / names[0]), "fixed": str(subject / names[1]), "case": name, "subject": name}
+    assert (first["case"], first["reference"], first["reference_basis"]) == ("mine", 2, "given in the data list")
+    assert first["reference_label"] == str(subject / label)
+    # Info.cfg holds here, too.
+    assert (second["case"], second["reference"]) == ("phantom001", 1)
+    with pytest.raises(InputError, match=r"nowhere.nii.gz: no such file"):
+        LoadCase()(missing)
+    (subject / "Info.cfg").unlink()
+    (subject / "list.json").write_text(json.dumps({"test": [{"cine": cine, "reference_label": label}]}))
+    with pytest.raises(InputError, match="nobody knows which frame"):
+        LoadCase()(find_cases(data_list=str(subject / "list.json"))[0])
+
+
+def test_a_pair_needs_both_images_that_are_there(tmp_path: Path) -> None:
+    path = str(write_nifti(tmp_path / "a_4d.nii.gz", np.zeros((2, 2, 2))))
+    assert find_cases(moving=path, fixed=path, moving_label=path) == [
+        {"moving": path, "fixed": path, "moving_label": path, "case": "a_to_a", "subject": "a_to_a"}
+    ]
+    for options, words in (
+        ({"moving": path}, "--fixed is missing"),
+        ({"fixed": path}, "--moving is missing"),
+        ({"moving": path, "fixed": "b.nii.gz"}, "b.nii.gz: no such file"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            find_cases(**options)
+
+
+def test_names_differ(subject: Path) -> None:
+    names = ["a", "b", "a", "a_2", "a", "a_2"]
+    renamed = unique_names([{"case": name, "number": n} for n, name in enumerate(names)])
+    assert [item["number"] for item in renamed] == list(range(6))
+    assert len({item["case"] for item in renamed}) == 6
+    assert [item["case"] for item in renamed][:3] == ["a", "b", "a_2"]
+    (subject / "list.json").write_text(json.dumps({"test": [{"cine": "phantom001_4d.nii.gz"}] * 2}))
+    assert [item["case"] for item in inference_cases(data_list=str(subject / "list.json"))] == ["phantom001", "phantom001_2"]

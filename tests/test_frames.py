@@ -1,0 +1,282 @@
+"""A case as slice pairs for the network, and fields back as a registration: against NumPy, SciPy and the phantom's exact motion."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import write_nifti
+from monai.data import DataLoader, Dataset, decollate_batch
+from monai.transforms import Compose, CopyItemsd
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from scripts.cases import find_cases
+from scripts.cines import CineRegistration
+from scripts.errors import InputError
+from scripts.frames import AssembleRegistration, LoadCase, PairFrames, invert_stacks
+from scripts.phantom import Phantom
+from scripts.phantom import write_nifti as write_phantom
+from scripts.transforms import ScaleSlicesd
+
+PHANTOM = Phantom.random((0, 1), size=(48, 44), slices=3, frames=5)
+T, Z = 5, 3
+LPS = np.diag([-1.0, -1.0, 1.0])
+
+
+def prepare(item: Mapping, resample_moving: bool = False) -> dict:
+    """What the network is handed of a case, as the workflow makes it."""
+    names = ["moving", "fixed"]
+    copies = CopyItemsd(names, names=["moving_image", "fixed_image"])
+    transforms = Compose([LoadCase(resample_moving), copies, ScaleSlicesd(names), PairFrames()])
+    (batch,) = DataLoader(Dataset([dict(item)], transforms), batch_size=1)
+    return decollate_batch(batch)[0]
+
+
+def assemble(item: Mapping, fields: np.ndarray, **options: object) -> CineRegistration:
+    """A registration from fields (T, 2, X, Y, Z), handed over as the network's are: (2, X, Y, Z * T), frames fastest."""
+    pred = np.moveaxis(fields, 0, -1).reshape(*fields.shape[1:4], -1)
+    return AssembleRegistration(**options)({**item, "pred": torch.from_numpy(pred).float()})["registration"]
+
+
+@pytest.fixture(scope="module")
+def cine_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cine") / "heart_4d.nii.gz"
+    cine = np.stack([PHANTOM.image(t).round() for t in range(1, T + 1)], axis=-1).astype(np.int16)
+    write_phantom(path, cine, PHANTOM)
+    write_phantom(path.with_name("label.nii.gz"), PHANTOM.label(1), PHANTOM)
+    return path
+
+
+@pytest.fixture(scope="module")
+def item(cine_path: Path) -> dict:
+    case = find_cases(cine=str(cine_path), reference_frame=1, reference_label=str(cine_path.with_name("label.nii.gz")))[0]
+    return prepare(case)
+
+
+@pytest.fixture(scope="module")
+def exact() -> np.ndarray:
+    return np.stack([PHANTOM.field(t, 1) for t in range(1, T + 1)])
+
+
+@pytest.fixture(scope="module")
+def registered(item: dict, exact: np.ndarray) -> CineRegistration:
+    return assemble(item, exact)
+
+
+def scipy_warp(image: np.ndarray, field: np.ndarray, order: int = 1) -> np.ndarray:
+    """A stack (X, Y, Z) pulled slice by slice through an in-plane field (2, X, Y, Z)."""
+    grid = np.stack(np.meshgrid(*map(np.arange, image.shape[:2]), indexing="ij"))
+    slices = [map_coordinates(image[..., z], grid + field[..., z], order=order, mode="nearest") for z in range(image.shape[2])]
+    return np.stack(slices, axis=-1)
+
+
+def scale(stack: np.ndarray, clip: float) -> np.ndarray:
+    clipped = np.minimum(stack.astype(float), clip)
+    low, high = (f(clipped, axis=(0, 1), keepdims=True) for f in (np.min, np.max))
+    return (clipped - low) / (high - low)
+
+
+def test_pairs_are_every_frame_and_the_reference_slice_by_slice(cine_path: Path, item: dict) -> None:
+    cine = nib.load(cine_path).get_fdata()
+    pair = item["pair"].numpy()
+    assert pair.shape == (2, 48, 44, Z * T)
+    assert item["pair"].dtype == torch.float32
+    moving = scale(cine, np.percentile(cine, 99, method="higher"))
+    fixed = scale(cine[..., 0], np.percentile(cine[..., 0], 99, method="higher"))
+    for z in range(Z):
+        for t in range(T):
+            np.testing.assert_allclose(pair[0, ..., z * T + t], moving[:, :, z, t], atol=1e-6)
+            np.testing.assert_allclose(pair[1, ..., z * T + t], fixed[:, :, z], atol=1e-6)
+
+
+def test_fields_return_to_their_frame_and_slice(item: dict) -> None:
+    # The value tells frame, slice and channel.
+    value = np.array([[[0.1 * t + 0.01 * z + 0.003 * i for z in range(Z)] for i in range(2)] for t in range(T)])
+    pred = torch.empty_like(item["pair"].as_tensor())
+    for t in range(T):
+        for z in range(Z):
+            pred[0, ..., z * T + t], pred[1, ..., z * T + t] = value[t, 0, z], value[t, 1, z]
+    for reference in (1, 4):
+        result = AssembleRegistration()({**item, "reference": reference, "pred": pred})["registration"]
+        assert not result.fields[reference - 1].any()
+        assert not result.inverses[reference - 1].any()
+        for t in set(range(T)) - {reference - 1}:
+            expected = np.broadcast_to(value[t][:, None, None], (2, 48, 44, Z))
+            np.testing.assert_allclose(result.fields[t], expected, atol=1e-6)
+            np.testing.assert_allclose(result.inverses[t], -expected, atol=1e-5)
+
+
+def test_a_registration_says_where_it_comes_from(registered: CineRegistration, cine_path: Path) -> None:
+    cine = nib.load(cine_path)
+    assert registered.cine.name == "heart"
+    assert (registered.reference, registered.reference_basis) == (1, "given as --reference_frame")
+    np.testing.assert_array_equal(registered.cine.image, cine.get_fdata())
+    np.testing.assert_array_equal(registered.fixed, cine.get_fdata()[..., 0])
+    np.testing.assert_allclose(registered.cine.affine, cine.affine, atol=1e-6)
+    expected = np.tile(1000 * PHANTOM.cycle / T * np.arange(T), (Z, 1))
+    np.testing.assert_allclose(registered.cine.times, expected, rtol=1e-5)
+    assert len(registered.quality["frames"]) == T
+    assert registered.function["reference_frame"] == 1
+    assert {row["frame"] for row in registered.strain} == set(range(1, T + 1))
+
+
+def test_moved_equals_scipy_through_the_field(registered: CineRegistration) -> None:
+    for t in range(T):
+        expected = scipy_warp(registered.cine.image[..., t].astype(float), registered.fields[t])
+        np.testing.assert_allclose(registered.moved[..., t], expected, atol=1e-3 * np.ptp(registered.cine.image))
+    # The exact motion brings the frames onto the reference, up to noise.
+    frame, reference = PHANTOM.end_systole - 1, registered.fixed
+    before, after = (np.square(x[..., frame] - reference).mean() for x in (registered.cine.image, registered.moved))
+    assert after < 0.2 * before
+
+
+def test_labels_go_through_the_inverse(registered: CineRegistration) -> None:
+    assert registered.labels.dtype == np.uint8
+    np.testing.assert_array_equal(registered.labels[..., 0], registered.label)
+    for t in range(T):
+        expected = scipy_warp(registered.label.astype(float), registered.inverses[t], order=0)
+        # Voxels halfway between two others may go to either.
+        assert (registered.labels[..., t] != expected).mean() < 1e-3
+        np.testing.assert_allclose(registered.inverses[t], PHANTOM.field(1, t + 1), atol=0.05)
+        for value in (1, 2, 3):
+            found, true = registered.labels[..., t] == value, PHANTOM.label(t + 1) == value
+            assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.9
+
+
+def test_label_and_points_carry_a_structure_to_the_same_place(item: dict, exact: np.ndarray, tmp_path: Path) -> None:
+    affine = PHANTOM.affine
+    center = np.argwhere(PHANTOM.label(1)[..., 1] == 2)[40]
+    x, y = np.meshgrid(np.arange(48), np.arange(44), indexing="ij")
+    disk = np.zeros((48, 44, Z), np.float32)
+    disk[..., 1] = (x - center[0]) ** 2 + (y - center[1]) ** 2 <= 9.5
+    middle = LPS @ (affine @ [*center, 1, 1])[:3]
+    path = tmp_path / "points.csv"
+    path.write_text("name,x,y,z\nspot," + ",".join(map(str, middle)) + "\n")
+    marked = {**item, "reference_label": item["reference_label"].clone().copy_(torch.from_numpy(disk)[None])}
+    result = assemble(marked, exact, points=path)
+    assert [(row["frame"], row["name"]) for row in result.points] == [(t, "spot") for t in range(1, T + 1)]
+    places = np.array([[row[axis] for axis in "xyz"] for row in result.points])
+    for t, place in enumerate(places):
+        centroid = np.argwhere(result.labels[..., t] == 1).mean(axis=0)
+        assert np.linalg.norm(LPS @ (affine @ [*centroid, 1])[:3] - place) < 1.5  # mm, of voxels of 2.9 mm
+        true = PHANTOM.to_frame(np.array([*center], float)[:, None, None] * np.ones((2, 1, Z)), t + 1)[:, 0, 1]
+        np.testing.assert_allclose(LPS @ (affine @ [*true, 1, 1])[:3], place, atol=0.01)
+    assert np.linalg.norm(places - places[0], axis=1).max() > 3
+
+
+def test_raw_and_8_bit_copies_give_the_network_the_same(cine_path: Path, item: dict, tmp_path: Path) -> None:
+    cine = nib.load(cine_path)
+    raw = cine.get_fdata()
+    clip = np.percentile(raw, 99.5)
+    for array in (np.round(255 * np.minimum(raw, clip) / clip).astype(np.uint8), (7 * raw).astype(np.int16)):
+        path = write_nifti(tmp_path / "copy_4d.nii.gz", array, cine.affine)
+        pair = prepare({"cine": str(path), "reference": 1, "case": "copy"})["pair"]
+        torch.testing.assert_close(pair.as_tensor(), item["pair"].as_tensor(), rtol=0, atol=0.02)
+
+
+def test_the_reference_frame_is_estimated_where_nobody_tells(cine_path: Path) -> None:
+    loaded = LoadCase()(find_cases(cine=str(cine_path))[0])
+    assert loaded["reference"] == 1
+    assert "largest estimated cavity" in loaded["reference_basis"]
+    np.testing.assert_array_equal(loaded["fixed"][0], nib.load(cine_path).get_fdata()[..., 0])
+
+
+def test_a_cine_without_times_or_label_has_neither_function_nor_strain(cine_path: Path, exact: np.ndarray, tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a_4d.nii.gz", np.asarray(nib.load(cine_path).dataobj), PHANTOM.affine)
+    result = assemble(prepare({"cine": str(path), "reference": 1, "case": "a"}), exact)
+    assert result.cine.times is None
+    assert (result.label, result.labels, result.function, result.strain, result.points) == (None, None, {}, [], [])
+
+
+def test_what_does_not_fit_the_cine_is_refused(cine_path: Path, tmp_path: Path) -> None:
+    label = nib.load(cine_path.with_name("label.nii.gz"))
+    small = write_nifti(tmp_path / "small.nii.gz", label.get_fdata()[:-1].astype(np.uint8), label.affine)
+    moved = label.affine.copy()
+    moved[0, 3] += 1
+    shifted = write_nifti(tmp_path / "shifted.nii.gz", label.get_fdata().astype(np.uint8), moved)
+    for options, words in (
+        ({"reference": 6}, "has the frames 1 to 5, no reference frame 6"),
+        ({"reference": 1, "reference_label": str(small)}, "small.nii.gz and frame 1 of .*different shapes"),
+        ({"reference": 1, "reference_label": str(shifted)}, "shifted.nii.gz and frame 1 of .*1 mm apart"),
+    ):
+        with pytest.raises(InputError, match=words) as caught:
+            LoadCase()({"cine": str(cine_path), "case": "a", **options})
+        assert str(cine_path) in str(caught.value)
+
+
+@pytest.fixture
+def pair_paths(tmp_path: Path) -> dict[str, str]:
+    paths = {}
+    for name, array in (("moving", PHANTOM.image(3)), ("fixed", PHANTOM.image(1)), ("moving_label", PHANTOM.label(3))):
+        paths[name] = str(tmp_path / f"{name}.nii.gz")
+        write_phantom(Path(paths[name]), array.astype(np.float32), PHANTOM)
+    return paths
+
+
+def test_a_pair_is_moved_with_its_label_by_the_field(pair_paths: dict[str, str]) -> None:
+    field = PHANTOM.field(3, 1)
+    result = assemble(prepare({**pair_paths, "case": "pair"}), field[None])
+    assert result.reference is None
+    np.testing.assert_allclose(result.fields[0], field, atol=1e-5)
+    np.testing.assert_allclose(result.fixed, PHANTOM.image(1), rtol=1e-5)
+    np.testing.assert_allclose(result.cine.image[..., 0], PHANTOM.image(3), rtol=1e-5)
+    np.testing.assert_array_equal(result.label, PHANTOM.label(3))
+    assert result.labels.shape == (48, 44, Z, 1)
+    assert (result.labels[..., 0] != scipy_warp(PHANTOM.label(3).astype(float), field, order=0)).mean() < 1e-3
+    assert (result.labels[..., 0] == PHANTOM.label(1)).mean() > 0.97
+    np.testing.assert_allclose(result.moved[..., 0], scipy_warp(PHANTOM.image(3), field), atol=1e-3 * np.ptp(PHANTOM.image(3)))
+    assert (result.function, result.strain) == ({}, [])
+
+
+def test_points_of_a_pair_are_those_of_the_fixed_image(pair_paths: dict[str, str], tmp_path: Path) -> None:
+    rows = [LPS @ (PHANTOM.affine @ [x, y, 1, 1])[:3] for x, y in ((20, 21), (30, 18))]
+    with (tmp_path / "points.csv").open("w") as file:
+        csv.writer(file).writerows([("x", "y", "z"), *rows])
+    field = PHANTOM.field(3, 1)
+    result = assemble(prepare({**pair_paths, "case": "pair"}), field[None], points=tmp_path / "points.csv")
+    for row, (x, y) in zip(result.points, ((20, 21), (30, 18))):
+        expected = LPS @ (PHANTOM.affine @ [x + field[0, x, y, 1], y + field[1, x, y, 1], 1, 1])[:3]
+        np.testing.assert_allclose([row[axis] for axis in "xyz"], expected, atol=1e-3)
+
+
+def test_a_moving_image_on_another_grid_is_brought_onto_the_fixed_one(tmp_path: Path) -> None:
+    # Intensities that are linear in space are the same on any grid.
+    def linear(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+        index = np.stack([*np.meshgrid(*map(np.arange, shape), indexing="ij"), np.ones(shape)])
+        return np.einsum("i,ijkl->jkl", np.array([3.0, -2.0, 5.0, 700.0]) @ affine, index).astype(np.float32)
+
+    fixed, moving = np.diag([2.0, 2.0, 8.0, 1.0]), np.diag([1.5, 1.7, 4.0, 1.0])
+    angle = np.deg2rad(10)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    moving[:3, :3] = turn @ moving[:3, :3]
+    moving[:3, 3] = [-10, -20, -5]
+    paths = {
+        "fixed": str(write_nifti(tmp_path / "fixed.nii.gz", linear((20, 20, 3), fixed), fixed)),
+        "moving": str(write_nifti(tmp_path / "moving.nii.gz", linear((60, 60, 8), moving), moving)),
+        "moving_label": str(write_nifti(tmp_path / "label.nii.gz", np.full((60, 60, 8), 2, np.uint8), moving)),
+        "case": "pair",
+    }
+    with pytest.raises(InputError, match=r"moving.nii.gz and .*fixed.nii.gz.*--resample_moving True"):
+        LoadCase()(paths)
+    result = assemble(prepare(paths, resample_moving=True), np.zeros((1, 2, 20, 20, 3)))
+    np.testing.assert_allclose(result.cine.image[..., 0], linear((20, 20, 3), fixed), rtol=1e-4)
+    np.testing.assert_allclose(result.cine.affine, fixed)
+    np.testing.assert_array_equal(result.labels, np.full((20, 20, 3, 1), 2))
+
+
+def test_stacks_are_inverted_slice_by_slice() -> None:
+    rng = np.random.default_rng(0)
+    smooth = gaussian_filter(rng.normal(0, 40, (2, 2, 30, 28, 3)), (0, 0, 5, 5, 0))
+    inverses, errors = (x.numpy() for x in invert_stacks(torch.from_numpy(smooth)))
+    grid = np.stack(np.meshgrid(np.arange(30.0), np.arange(28.0), indexing="ij"))
+    for t in range(2):
+        for z in range(3):
+            v = inverses[t, ..., z]
+            left = v + np.stack([map_coordinates(channel, grid + v, order=1, mode="nearest") for channel in smooth[t, ..., z]])
+            np.testing.assert_allclose(errors[t, ..., z], np.linalg.norm(left, axis=0), atol=1e-6)
+            assert np.percentile(np.linalg.norm(left, axis=0), 95) < 0.011

@@ -1,0 +1,257 @@
+"""Figures of quality by hand and from analytic fields, and a verdict whose every sentence has a field that earns it."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy.ndimage import map_coordinates
+
+from scripts.cines import Cine, CineRegistration
+from scripts.phantom import Phantom
+from scripts.quality import THRESHOLDS, assess
+from scripts.writers import plain
+
+SHAPE = (24, 20, 3)
+SPACING = (2.0, 1.5)
+AFFINE = np.diag([*SPACING, 8.0, 1.0])
+X, Y = (a.astype(float) for a in np.meshgrid(np.arange(24), np.arange(20), indexing="ij"))
+BUMP = np.exp(-(((X - 12) * SPACING[0]) ** 2 + ((Y - 10) * SPACING[1]) ** 2) / (2 * 6.0**2))
+"""A hill of 6 mm width in the middle of the slice."""
+
+
+def register(
+    fields: np.ndarray,
+    inverses: np.ndarray | None = None,
+    images: np.ndarray | None = None,
+    moved: np.ndarray | None = None,
+    reference: int | None = 1,
+    fixed: np.ndarray | None = None,
+    affine: np.ndarray = AFFINE,
+) -> CineRegistration:
+    """A registration with fields (T, 2, X, Y, Z); by default of images that fit at once."""
+    rng = np.random.default_rng(0)
+    shape = fields.shape[2:]
+    texture = rng.normal(100, 30, shape)
+    if images is None:
+        images = texture[..., None] + rng.normal(0, 20, (*shape, len(fields)))
+        images[..., 0] = texture
+    moved = np.repeat(texture[..., None], len(fields), axis=-1) if moved is None else moved
+    fixed = texture if fixed is None and reference is None else fixed
+    inverses = invert(fields) if inverses is None else inverses
+    return CineRegistration(Cine("case", images, affine), reference, "given", fields, inverses, moved, fixed=fixed)
+
+
+def invert(fields: np.ndarray) -> np.ndarray:
+    """Inverses by a hundred fixed-point iterations with SciPy."""
+    inverses = np.zeros_like(fields)
+    for t, z in np.ndindex(len(fields), fields.shape[-1]):
+        grid = np.stack(np.meshgrid(*map(np.arange, fields.shape[2:4]), indexing="ij"))
+        for _ in range(100):
+            where = grid + inverses[t, ..., z]
+            inverses[t, ..., z] = [-map_coordinates(channel, where, order=1, mode="nearest") for channel in fields[t, ..., z]]
+    return inverses
+
+
+def wave(*amplitudes: float) -> np.ndarray:
+    """Fields (T, 2, X, Y, Z) whose first channel is a hill of these heights in mm."""
+    return np.stack([np.stack([a / SPACING[0] * BUMP, 0 * BUMP])[..., None].repeat(3, axis=-1) for a in amplitudes])
+
+
+def sentences(registration: CineRegistration, errors: np.ndarray | None = None) -> list[str]:
+    return assess(registration, errors)["verdict"]
+
+
+GOOD = (0.0, 2.0, 3.5, 3.0, 1.5)
+"""A motion that comes and goes."""
+
+
+@pytest.mark.parametrize("reference", [1, None])
+def test_a_good_field_earns_no_sentence(reference: int | None) -> None:
+    fields = wave(*GOOD) if reference else wave(3.0)
+    found = assess(register(fields, reference=reference, images=None if reference else 50 * np.ones((*SHAPE, 1))))
+    assert found["trustworthy"]
+    assert found["verdict"] == ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."]
+    assert found["thresholds"] == THRESHOLDS
+    assert bool(found["cycle"]) == bool(reference)
+
+
+def test_the_phantoms_exact_motion_earns_no_sentence() -> None:
+    phantom, frames = Phantom.random(3, size=(64, 64), slices=2, frames=6), range(1, 7)
+    images = np.stack([phantom.image(t) for t in frames], axis=-1)
+    fields, inverses = (np.stack([phantom.field(*(t, 1)[::way]) for t in frames]) for way in (1, -1))
+    moved = np.empty_like(images)
+    for t, z in np.ndindex(6, 2):
+        where = (phantom.grid + fields[t])[..., z]
+        moved[..., z, t] = map_coordinates(images[..., z, t], where, order=1, mode="nearest")
+    assert assess(register(fields, inverses, images, moved, affine=phantom.affine))["trustworthy"]
+
+
+def test_determinants_of_a_known_field() -> None:
+    # u = (a x, b y) in voxels has the determinant (1 + a)(1 + b) everywhere, one slice each.
+    factors = [(0.1, 0.2), (-0.3, 0.0), (-1.5, 0.1)]
+    field = np.stack([np.stack([a * (X - 12), b * (Y - 10)]) for a, b in factors], axis=-1)
+    determinants = [(1 + a) * (1 + b) for a, b in factors]
+    (frame,) = assess(register(field[None], np.zeros((1, 2, *SHAPE)), reference=None))["frames"]
+    assert [part["slice"] for part in frame["slices"]] == [1, 2, 3]
+    for part, expected in zip(frame["slices"], determinants):
+        assert part["jacobian_min"] == pytest.approx(expected)
+        assert part["jacobian_max"] == pytest.approx(expected)
+        assert part["folding_percent"] == (100 if expected <= 0 else 0)
+    assert (frame["jacobian_min"], frame["jacobian_max"]) == pytest.approx((min(determinants), max(determinants)))
+    assert frame["folding_percent"] == pytest.approx(100 / 3)
+    length = np.sqrt((field[0] * SPACING[0]) ** 2 + (field[1] * SPACING[1]) ** 2)
+    assert frame["largest_displacement_mm"] == pytest.approx(length.max())
+    assert frame["slices"][1]["largest_displacement_mm"] == pytest.approx(length[..., 1].max())
+
+
+def test_squared_errors_by_hand() -> None:
+    rng = np.random.default_rng(1)
+    fixed, images, moved = (rng.normal(400, 90, (*SHAPE, *extra)) for extra in ((), (2,), (2,)))
+    images[..., 0] = fixed
+    found = assess(register(wave(0, 2), images=images, moved=moved, fixed=fixed))
+    for t, frame in enumerate(found["frames"]):
+        assert frame["frame"] == t + 1
+        for part, z in ((frame, slice(None)), *((part, part["slice"] - 1) for part in frame["slices"])):
+            for name, image in (("before", images), ("after", moved)):
+                squares = ((image[..., t] - fixed) ** 2 / fixed.var(ddof=1)).mean(axis=(0, 1))
+                assert part[f"mse_{name}"] == pytest.approx(squares[z].mean())
+
+
+def test_the_inverse_error_of_a_shift_that_is_off() -> None:
+    # v undoes u but for 0.3 pixels along the second axis, in the second slice: 0.45 mm, wherever x + u(x) stays in view.
+    fields = np.zeros((1, 2, *SHAPE))
+    fields[:, 0], fields[:, 1] = 4, -2
+    inverses = -fields
+    inverses[:, 1, ..., 1] += 0.3
+    errors = np.zeros((1, *SHAPE))
+    errors[0, 3:6, 4, 1] = 0.2
+    (frame,) = assess(register(fields, inverses, reference=None), errors)["frames"]
+    assert [part["inverse_error_mm_max"] for part in frame["slices"]] == pytest.approx([0, 0.45, 0])
+    assert [part["inverse_error_mm_p95"] for part in frame["slices"]] == pytest.approx([0, 0.45, 0])
+    assert frame["inverse_error_mm_max"] == pytest.approx(0.45)
+    assert [part["unconverged_voxels"] for part in frame["slices"]] == [0, 3, 0]
+    assert frame["unconverged_voxels"] == 3
+
+
+def test_the_worse_direction_counts() -> None:
+    # x + u(x) reaches rows 6 to 17 alone, where v is right. In row 0, of 13 that v keeps in view, it is not: by u, 12 mm.
+    fields = np.zeros((1, 2, *SHAPE))
+    fields[:, 0] = -0.5 * (X - 12)[..., None]
+    inverses = -2 * fields
+    inverses[:, 0, :2] = 0
+    (frame,) = assess(register(fields, inverses, reference=None))["frames"]
+    assert frame["inverse_error_mm_p95"] == pytest.approx(12)
+
+
+def test_a_motion_that_closes_and_one_that_does_not() -> None:
+    phase = 2 * np.pi * np.arange(12) / 12
+    closed = assess(register(wave(*(2 - 2 * np.cos(phase)))))
+    drifts = assess(register(wave(*np.linspace(0, 5, 12))))
+    # By hand: where the hill exceeds a quarter of its height, the mean of it, times the steps of the amplitude.
+    mean = BUMP[BUMP > 0.25].mean()
+    for found, track in ((closed, 2 - 2 * np.cos(phase)), (drifts, np.linspace(0, 5, 12))):
+        steps = [abs(b - a) * mean for a, b in pairwise(track)]
+        bends = [abs(a - 2 * b + c) * mean for a, b, c in zip(track, track[1:], track[2:])]
+        cycle = found["cycle"]
+        assert cycle["step_mm_mean"] == pytest.approx(np.mean(steps))
+        assert cycle["step_mm_max"] == pytest.approx(max(steps))
+        assert cycle["closure_mm"] == pytest.approx(abs(track[-1] - track[0]) * mean)
+        assert cycle["closure_ratio"] == pytest.approx(cycle["closure_mm"] / max(steps))
+        assert cycle["temporal_roughness_mm"] == pytest.approx(np.mean(bends), abs=1e-9)
+    assert closed["trustworthy"]
+    assert len(drifts["verdict"]) == 1
+    assert drifts["verdict"][0].startswith("The last frame does not lead back to the first")
+
+
+def fold(depth: float, voxels: int) -> np.ndarray:
+    """A good field with jumps along the first axis, whose determinant there is 1 - depth / 2 and little more."""
+    field = wave(0.0, 3.0, 3.0)
+    for n in range(voxels):
+        field[1, 0, 4 + 4 * (n % 4), 2 + 3 * (n // 4), 0] -= depth
+    return field
+
+
+def spoil(kind: str) -> CineRegistration:
+    good = wave(0.0, 3.0, 3.0)
+    if kind == "folds":
+        return register(fold(4.0, 16))
+    if kind == "folds at a point":
+        shape = (60, 60, 3)
+        fields = np.zeros((3, 2, *shape))
+        fields[1:, 0, 30:, :] = 0.5
+        fields[1, 0, 10, 10, 0] = -2.5
+        return register(fields, np.zeros_like(fields))
+    if kind == "compressed":
+        fields = np.zeros((3, 2, *SHAPE))
+        fields[1:, 0] = (-0.95 * np.clip(X - 10, 0, 3))[..., None]
+        return register(fields)
+    if kind == "not inverted":
+        inverses = invert(good)
+        inverses[1] *= 0.8
+        return register(good, inverses)
+    if kind == "still":
+        return register(0.1 * good)
+    rng = np.random.default_rng(0)
+    images = rng.normal(100, 30, (*SHAPE, 3))
+    return register(good, images=images, moved=images[..., :1] + 0.99 * (images - images[..., :1]))
+
+
+WORDS = {
+    "folds": "The field folds: tissue would pass through itself (frame 2).",
+    "folds at a point": "The field folds at single points, in 0.1 % of the area or less (frame 2).",
+    "compressed": "Tissue is compressed to less than a tenth of its area somewhere (frames 2, 3).",
+    "not inverted": "The field cannot be inverted accurately (frame 2).",
+    "still": "Nothing moves by more than 0.5 mm: were the images registered already?",
+    "no better": "The images hardly fit better than before (frames 2, 3).",
+}
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_every_sentence_has_a_field_that_earns_it(kind: str) -> None:
+    cine = spoil(kind)
+    found = assess(cine)
+    assert not found["trustworthy"]
+    others = {"The field cannot be inverted accurately"} if kind.startswith("folds") else set()
+    said = [words for words in found["verdict"] if not any(words.startswith(other) for other in others)]
+    assert said == [WORDS[kind]]
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_a_pair_has_no_frame_in_its_sentences(kind: str) -> None:
+    cine = spoil(kind)
+    t = slice(1, 2)
+    pair = register(cine.fields[t], cine.inverses[t], cine.cine.image[..., t], cine.moved[..., t], None, cine.fixed)
+    said = sentences(pair)
+    assert WORDS[kind].split(" (frame")[0].rstrip(".") in [words.rstrip(".") for words in said]
+    assert not any("(frame" in words for words in said)
+    assert all(words[-1] in ".?" for words in said)
+
+
+def test_a_frame_that_stays_where_others_move_is_called_out() -> None:
+    images = np.random.default_rng(0).normal(100, 30, (*SHAPE, 3))
+    moved = np.stack([images[..., 0], images[..., 0], images[..., 2]], axis=-1)
+    assert sentences(register(wave(0, 3, 0), images=images, moved=moved)) == ["The images hardly fit better than before (frame 3)."]
+
+
+def test_frames_that_resemble_the_reference_need_not_improve() -> None:
+    images = np.random.default_rng(0).normal(100, 30, (*SHAPE, 3))
+    images[..., 2] = images[..., 0] + 3
+    moved = np.repeat(images[..., :1], 3, axis=-1)
+    moved[..., 2] = images[..., 2]
+    assert assess(register(wave(0, 3, 1.5), images=images, moved=moved))["trustworthy"]
+
+
+def test_quality_is_json_without_paths_or_names() -> None:
+    text = json.dumps(plain(assess(register(wave(*GOOD)), np.zeros((5, *SHAPE)))), allow_nan=False)
+    assert "/" not in text
+    assert "case" not in text
+    assert json.loads(text)["frames"][0]["largest_displacement_mm"] == 0
+
+
+def test_a_constant_fixed_image_leaves_finite_figures() -> None:
+    registration = register(wave(0, 1, 2), images=np.ones((*SHAPE, 3)), moved=np.ones((*SHAPE, 3)))
+    json.dumps(plain(assess(registration)), allow_nan=False)
+    assert assess(registration)["frames"][1]["mse_after"] == 0
