@@ -29,6 +29,7 @@ def find_cases(
     reference_frame: int | None = None,
     reference_label: str | None = None,
     direction: str = "ES_to_ED",
+    points: str | None = None,
 ) -> list[dict]:
     """The cases of one of four sources; none where no source is given, so that a workflow can be inspected without data.
 
@@ -42,10 +43,13 @@ def find_cases(
         reference_frame: of a cine, counted from 1.
         reference_label: label of the reference frame of `cine`.
         direction: of pairs in ACDC's layout without a cine, see `datalists.acdc_pairs`.
+        points: landmarks, which belong to one case.
 
     Raises:
         InputError: naming the file or option and the cure.
     """
+    if points and (dataset_dir or data_list):
+        raise InputError("--points: belongs to one case; give it with --cine, or with --moving and --fixed.")
     if cine:
         return cine_cases(cine, reference_frame, reference_label)
     if reference_label:

@@ -16,7 +16,7 @@ from scripts.errors import InputError
 from scripts.evaluation import warp_stack
 from scripts.fields import invert
 from scripts.function import measure_function
-from scripts.itk_fields import move_points, read_points, to_lps
+from scripts.itk_fields import move_points, pull, read_points, to_lps
 from scripts.quality import assess
 from scripts.strain import measure_strain
 from scripts.transforms import LoadCased
@@ -95,6 +95,8 @@ class AssembleRegistration(Transform):
             fields[reference - 1] = 0
         inverses, errors = invert_stacks(fields)
         moved = torch.stack([warp_stack(image[None], field)[0] for image, field in zip(moving, fields)], dim=-1)
+        if "moving_native" in data:
+            moved = pull_native(data["moving_native"], fields[0], affine)
         cine = Cine(
             str(data["case"]), moving.movedim(0, -1).numpy(), affine, None if times is None else torch.as_tensor(times).numpy()
         )
@@ -111,6 +113,8 @@ class AssembleRegistration(Transform):
             label = torch.as_tensor(label).cpu().float()
             carried = inverses if reference else fields
             labels = torch.stack([warp_stack(label, field, mode="nearest")[0] for field in carried], dim=-1)
+            if "moving_label_native" in data:
+                labels = pull_native(data["moving_label_native"], fields[0], affine, order=0)
             registration.label, registration.labels = (x.round().numpy().astype(np.uint8) for x in (label[0], labels))
         registration.quality = assess(registration, errors.numpy())
         if registration.labels is not None and reference:
@@ -119,6 +123,12 @@ class AssembleRegistration(Transform):
         if self.points:
             registration.points = carry_points(registration, self.points)
         return {**data, "registration": registration}
+
+
+def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, order: int = 1) -> torch.Tensor:
+    """An image (1, X', Y', Z') of another grid through a field (2, X, Y, Z) of the fixed grid: (X, Y, Z, 1)."""
+    moved = pull(torch.as_tensor(image)[0].cpu().numpy(), image.affine.cpu().double().numpy(), field.numpy(), affine, order)
+    return torch.from_numpy(moved)[..., None]
 
 
 def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

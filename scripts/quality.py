@@ -55,7 +55,8 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
     """Folding in percent, extremes of the Jacobian determinant, inverse errors in mm, and the relative squared error, of a frame.
 
     The squared error is that of intensities in units of the fixed image's standard deviation. The inverse error is the larger of
-    u∘v and v∘u against the identity, where x + u(x) stays in view and the determinant is above 0.1.
+    u∘v and v∘u against the identity, where x + u(x) stays in view and the determinant is above 0.1. Unconverged are voxels whose inverse
+    stays in view and is off by more than a hundredth of a voxel.
     """
     u, v = (
         torch.from_numpy(np.ascontiguousarray(f[t])).double().movedim(-1, 0) for f in (registration.fields, registration.inverses)
@@ -77,7 +78,9 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
         for image in (registration.cine.image, registration.moved)
     ]
     length = (u * spacing).norm(dim=1).flatten(1)
-    unconverged = np.zeros(len(u)) if inversion_errors is None else (inversion_errors > 0.01).sum(axis=(0, 1))
+    unconverged = np.zeros(len(u))
+    if inversion_errors is not None:
+        unconverged = ((inversion_errors > 0.011) & in_view(v).movedim(0, -1).numpy()).sum(axis=(0, 1))
 
     def figures(part: slice) -> dict:
         inside = [error[part][~error[part].isnan()].numpy() for error in inverse]

@@ -25,7 +25,8 @@ class LoadCased(MapTransform):
 
     Args:
         keys: keys that hold paths; absent keys are skipped.
-        resample_moving: whether a moving image (and its label) on another grid is resampled onto the fixed one's.
+        resample_moving: whether a moving image (and its label) on another grid is resampled onto the fixed one's; the native ones stay
+            under "moving_native" and "moving_label_native".
 
     Raises:
         InputError: naming the file, for one that cannot be read, has not three axes, holds NaN or Inf, a label that holds anything but
@@ -51,7 +52,10 @@ class LoadCased(MapTransform):
         if "moving" in item and "fixed" in item:
             if self.resample_moving:
                 for key, order in (("moving", 1), ("moving_label", 0)):
-                    item.update({key: resample(item[key], item["fixed"], order)} if key in item else {})
+                    if key in item:
+                        # What is written is sampled once, from the native image.
+                        item[f"{key}_native"] = item[key]
+                        item[key] = resample(item[key], item["fixed"], order)
             cure = "resample one onto the other's grid, or give --resample_moving True"
             check_same_grid(item["moving"], data["moving"], item["fixed"], data["fixed"], cure)
         return item
@@ -123,8 +127,8 @@ def check_same_grid(
 class ScaleSlicesd(MapTransform):
     """Scale each slice of a stack (1, X, Y, Z) to [0, 1], so that scanner units and 8-bit copies give the same input.
 
-    Intensities are clipped at a percentile of the stack, then each slice is scaled min-max (the published protocol scales its 8-bit,
-    clipped slices min-max; clipping those again changes nothing).
+    Intensities are clipped at a percentile of the stack (of each frame's, in a cine), then each slice is scaled min-max (the published
+    protocol scales its 8-bit, clipped slices min-max; clipping those again changes nothing).
 
     Args:
         keys: images to scale.
@@ -148,18 +152,21 @@ class ScaleSlicesd(MapTransform):
 
 
 def scale_slices(image: Tensor, clip_percentile: float = 100.0, name: str = "the image") -> Tensor:
-    """Each slice of (..., X, Y, Z) scaled min-max to [0, 1], after clipping at a percentile of the stack.
+    """Each slice of (..., X, Y, Z) scaled min-max to [0, 1], after clipping at a percentile of its stack.
 
     Raises:
         InputError: for a constant slice, with `name` and the number of the slice, counted from 1.
     """
     if clip_percentile < 100:
         # NumPy's: torch.quantile stops at 16 million voxels.
-        image = image.clamp(max=float(np.percentile(torch.as_tensor(image).numpy(), clip_percentile, method="higher")))
+        limit = np.percentile(torch.as_tensor(image).numpy(), clip_percentile, axis=(-3, -2, -1), keepdims=True, method="higher")
+        image = image.clamp(max=torch.from_numpy(np.asarray(limit)))
     low, high = image.amin(dim=(-3, -2), keepdim=True), image.amax(dim=(-3, -2), keepdim=True)
     constant = (high <= low).flatten().nonzero().flatten().tolist()
     if constant:
-        raise InputError(f"{name}: slice {constant[0] + 1} is constant, there is nothing to register; remove that slice.")
+        raise InputError(
+            f"{name}: slice {constant[0] % image.shape[-1] + 1} is constant, there is nothing to register; remove that slice."
+        )
     return (image - low) / (high - low)
 
 

@@ -86,8 +86,9 @@ def test_pairs_are_every_frame_and_the_reference_slice_by_slice(cine_path: Path,
     pair = item["pair"].numpy()
     assert pair.shape == (2, 48, 44, Z * T)
     assert item["pair"].dtype == torch.float32
-    moving = scale(cine, np.percentile(cine, 99, method="higher"))
-    fixed = scale(cine[..., 0], np.percentile(cine[..., 0], 99, method="higher"))
+    # Each frame is clipped as a stack of its own, as in training.
+    moving = np.stack([scale(cine[..., t], np.percentile(cine[..., t], 99, method="higher")) for t in range(T)], axis=-1)
+    fixed = moving[..., 0]
     for z in range(Z):
         for t in range(T):
             np.testing.assert_allclose(pair[0, ..., z * T + t], moving[:, :, z, t], atol=1e-6)

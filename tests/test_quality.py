@@ -127,13 +127,14 @@ def test_the_inverse_error_of_a_shift_that_is_off() -> None:
     inverses = -fields
     inverses[:, 1, ..., 1] += 0.3
     errors = np.zeros((1, *SHAPE))
+    # Of these three the first one leads out of view.
     errors[0, 3:6, 4, 1] = 0.2
     (frame,) = assess(register(fields, inverses, reference=None), errors)["frames"]
     assert [part["inverse_error_mm_max"] for part in frame["slices"]] == pytest.approx([0, 0.45, 0])
     assert [part["inverse_error_mm_p95"] for part in frame["slices"]] == pytest.approx([0, 0.45, 0])
     assert frame["inverse_error_mm_max"] == pytest.approx(0.45)
-    assert [part["unconverged_voxels"] for part in frame["slices"]] == [0, 3, 0]
-    assert frame["unconverged_voxels"] == 3
+    assert [part["unconverged_voxels"] for part in frame["slices"]] == [0, 2, 0]
+    assert frame["unconverged_voxels"] == 2
 
 
 def test_the_worse_direction_counts() -> None:
