@@ -158,8 +158,9 @@ def test_run_infers_a_pair_on_the_fixed_grid(trained: tuple, phantoms: Path, tmp
     assert abs(np.linalg.det(fixed.affine[:3, :3] / fixed.header.get_zooms()) ** 2 - 1) < 1e-3
     assert np.abs(fixed.affine[:3, :3] / fixed.header.get_zooms()).max() < 0.99, "the phantom's axes are oblique"
     assert_field_makes(folder / "field.nii.gz", moving, moved.get_fdata())
-    # In the scanner's unit, and near the moving image: two epochs move little.
-    assert 0 < np.abs(moved.get_fdata() - moving).mean() < 0.3 * moving.std()
+    # In the scanner's unit: linear interpolation stays in the moving image's range.
+    assert not np.array_equal(moved.get_fdata(), moving)
+    assert moving.min() <= moved.get_fdata().min() < moved.get_fdata().max() <= moving.max()
     assert set(np.unique(label.get_fdata())) == {0, 1, 2, 3}
 
 
