@@ -152,7 +152,7 @@ class PyramidNetwork(nn.Module):
         spatial_dims: int = 2,
         features: Sequence[int] = (16, 32, 32, 32),
         hidden: int = 32,
-        corrections: int = 3,
+        corrections: int = 2,
         norm: str | tuple = ("group", {"num_groups": 8}),
         integration_steps: int = 4,
         smoothing: float = 1.5,
