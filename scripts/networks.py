@@ -145,6 +145,8 @@ class PyramidNetwork(nn.Module):
         integration_steps: squarings of the velocity before it warps features inside the network; 0 warps by the velocity itself.
         smoothing: standard deviation of a Gaussian over the velocity, in pixels of the finest level (half resolution).
         flow_std: standard deviation of the initial weights that give the velocity; small, so that training starts near the identity.
+        antisymmetric: whether each correction is half the difference of what the block says of both directions, so that exchanging
+            the images turns the sign of the velocity, and the field of the way back is the inverse; for up to twice the time.
     """
 
     def __init__(
@@ -157,9 +159,11 @@ class PyramidNetwork(nn.Module):
         integration_steps: int = 4,
         smoothing: float = 1.5,
         flow_std: float = 1e-3,
+        antisymmetric: bool = True,
     ) -> None:
         super().__init__()
         self.corrections = corrections
+        self.antisymmetric = antisymmetric
         self.integration_steps = integration_steps
         self.mode = {2: "bilinear", 3: "trilinear"}[spatial_dims]
         self.encoders = nn.ModuleList(
@@ -194,9 +198,16 @@ class PyramidNetwork(nn.Module):
             features = pyramid[len(pyramid) - 1 - level]
             if level > 0:
                 velocity = 2.0 * F.interpolate(velocity, size=features.shape[2:], mode=self.mode, align_corners=False)
+            fixed = features[batch:]
+            if self.antisymmetric:
+                fixed = torch.cat([fixed, features[:batch]])
             for _ in range(self.corrections):
-                warped = pull(features[:batch], self.integrate(velocity).to(features.dtype))
-                velocity = velocity + estimator(torch.cat([warped, features[batch:], velocity], dim=1))
+                there = torch.cat([velocity, -velocity]) if self.antisymmetric else velocity
+                warped = pull(features[: len(there)], self.integrate(there).to(features.dtype))
+                correction = estimator(torch.cat([warped, fixed, there], dim=1))
+                if self.antisymmetric:
+                    correction = 0.5 * (correction[:batch] - correction[batch:])
+                velocity = velocity + correction
         velocity = self.smooth(velocity)
         return 2.0 * F.interpolate(velocity, size=pair.shape[2:], mode=self.mode, align_corners=False)
 

@@ -95,3 +95,14 @@ def test_smoothing_is_a_normalized_gaussian() -> None:
     expected = gaussian_filter(field[0].numpy(), (0, 1.5, 1.5), mode="nearest", radius=(0, smooth.radius, smooth.radius))
     torch.testing.assert_close(smooth(field)[0], torch.from_numpy(expected), atol=1e-6, rtol=0)
     assert torch.equal(GaussianSmoothing(2, 2, 0.0)(field), field)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_exchanged_images_turn_the_sign_of_the_velocity(axes: int) -> None:
+    torch.manual_seed(0)
+    pair = torch.rand(2, 2, *(32, 16, 16)[:axes])
+    for antisymmetric in (True, False):
+        network = PyramidNetwork(axes, (4, 8), hidden=8, norm=GROUP, flow_std=0.1, antisymmetric=antisymmetric)
+        there, back = network(pair), network(pair.flip(1))
+        assert there.abs().max() > 0.1
+        assert torch.allclose(there, -back, atol=1e-5) == antisymmetric
