@@ -9,9 +9,9 @@ from pathlib import Path
 
 import nibabel as nib
 
-from scripts.cines import read_cine
 from scripts.datalists import acdc_pairs, check_files, find_image, json_pairs, read_info, stem_of
 from scripts.errors import InputError
+from scripts.readers import read_cine
 
 
 def inference_cases(**sources: object) -> list[dict]:

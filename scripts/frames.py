@@ -11,13 +11,14 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from tqdm import tqdm
 
-from scripts.cines import Cine, CineRegistration, largest_cavity, read_cine
+from scripts.cines import Cine, CineRegistration, largest_cavity
 from scripts.errors import InputError
 from scripts.evaluation import warp_stack
 from scripts.fields import invert
 from scripts.function import measure_function
 from scripts.itk_fields import move_points, pull, read_points, to_lps
 from scripts.quality import assess
+from scripts.readers import read_cine
 from scripts.strain import measure_strain
 from scripts.transforms import LoadCased
 

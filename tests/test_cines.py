@@ -1,73 +1,24 @@
-"""Reading cines: intensities, frame times as headers tell them, and the frame that is taken for end diastole."""
+"""Cines as objects, and the frame that is taken for end diastole."""
 
 from __future__ import annotations
 
-import re
 from itertools import pairwise
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, write_nifti
+from conftest import ROOT
 
-from scripts.cines import Cine, CineRegistration, largest_cavity, otsu_threshold, read_cine, read_nifti_cine
+from scripts.cines import Cine, CineRegistration, largest_cavity, otsu_threshold
 from scripts.datalists import read_info
-from scripts.errors import InputError
 from scripts.phantom import Phantom
+from scripts.readers import read_cine
 
 SHAPE = (7, 6, 3, 5)
-
-
-def write_cine(path: Path, array: np.ndarray, step: float | None = None, unit: str | None = None) -> Path:
-    image = nib.Nifti1Image(array, np.diag([1.5, 1.5, 8.0, 1.0]))
-    if step is not None:
-        image.header.set_xyzt_units("mm", unit)
-        image.header.set_zooms((1.5, 1.5, 8.0, step))
-    nib.save(image, path)
-    return path
 
 
 @pytest.fixture
 def array() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 3000, SHAPE).astype(np.int16)
-
-
-@pytest.mark.parametrize(
-    ("step", "unit", "milliseconds"),
-    [(37.5, "msec", 37.5), (0.0375, "sec", 37.5), (37500, "usec", 37.5), (1.0, "sec", None), (0.0, "msec", None)]
-    + [(37.5, None, None), (None, None, None), (30.0, "hz", None)],
-)
-def test_frame_times_are_the_headers(
-    tmp_path: Path, array: np.ndarray, step: float | None, unit: str | None, milliseconds: float | None
-) -> None:
-    cine = read_nifti_cine(write_cine(tmp_path / "some_4d.nii.gz", array, step, unit))
-    if milliseconds is None:
-        assert cine.times is None
-        assert cine.frame_time is None
-    else:
-        np.testing.assert_allclose(cine.times, np.tile(milliseconds * np.arange(5), (3, 1)), rtol=1e-6)
-        assert cine.frame_time == pytest.approx(milliseconds)
-
-
-def test_a_cine_keeps_values_affine_and_name(tmp_path: Path, array: np.ndarray) -> None:
-    affine = np.array([[0.9, -0.4, 1.0, -30], [0.5, 1.2, -2.0, 40], [0.1, 0.6, 7.5, 5], [0, 0, 0, 1.0]])
-    for name in ("one_4d.nii.gz", "one.nii"):
-        (cine,) = read_cine(write_nifti(tmp_path / name, array, affine))
-        np.testing.assert_array_equal(cine.image, array)
-        assert cine.image.dtype == np.float32
-        np.testing.assert_allclose(cine.affine, affine, atol=1e-6)
-        np.testing.assert_allclose(cine.spacing, np.sqrt((affine[:3, :3] ** 2).sum(axis=0)), rtol=1e-6)
-        assert cine.frames == 5
-        assert cine.name == "one"
-
-
-def test_a_scaled_file_is_read_in_its_unit(tmp_path: Path, array: np.ndarray) -> None:
-    image = nib.Nifti1Image(array / 3000 - 0.5, np.eye(4))
-    image.set_data_dtype(np.int16)
-    nib.save(image, tmp_path / "a.nii")
-    assert nib.load(tmp_path / "a.nii").dataobj.slope < 0.01
-    np.testing.assert_allclose(read_nifti_cine(tmp_path / "a.nii").image, array / 3000 - 0.5, atol=1e-4)
 
 
 def test_uneven_times_of_slices_give_their_mean_step() -> None:
@@ -80,30 +31,6 @@ def test_the_reference_counts_from_one(array: np.ndarray) -> None:
     still = np.zeros((5, 2, *SHAPE[:3]))
     registration = CineRegistration(Cine("a", array, np.eye(4)), 2, "given", still, still, array)
     np.testing.assert_array_equal(registration.fixed, array[..., 1])
-
-
-def test_what_is_no_cine_is_named_with_its_cure(tmp_path: Path, array: np.ndarray) -> None:
-    whole = write_nifti(tmp_path / "whole.nii.gz", array).read_bytes()
-    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.nii").write_text("no image")
-    write_nifti(tmp_path / "stack.nii.gz", array[..., 0])
-    write_nifti(tmp_path / "one.nii.gz", array[..., :1])
-    for name, value in (("nan", np.nan), ("inf", np.inf)):
-        bad = array.astype(np.float32)
-        bad[2, 3, 1, 4] = value
-        write_nifti(tmp_path / f"{name}.nii.gz", bad)
-    for name, words in {
-        "missing.nii.gz": "no such file",
-        "cut.nii.gz": "is the file complete?",
-        "text.nii": "cannot be read as NIfTI",
-        "stack.nii.gz": "--moving and --fixed",
-        "one.nii.gz": "two frames or more",
-        "nan.nii.gz": "NaN or Inf",
-        "inf.nii.gz": "replace those voxels",
-    }.items():
-        with pytest.raises(InputError, match=re.escape(words)) as caught:
-            read_nifti_cine(tmp_path / name)
-        assert str(caught.value).startswith(str(tmp_path / name))
 
 
 def plain_otsu(values: list[float], edges: list[float]) -> float:

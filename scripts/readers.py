@@ -1,0 +1,59 @@
+"""Cines from files: 4-D NIfTI here, DICOM in `dicom.py`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from scripts.cines import Array, Cine
+from scripts.dicom import read_dicom_cines
+from scripts.errors import InputError
+
+
+def read_cine(path: str | Path) -> list[Cine]:
+    """The cines of a 4-D NIfTI file (one) or of a folder of DICOM files (one for each stack).
+
+    Raises:
+        InputError: naming the file or folder and the cure.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_dicom_cines(path)
+    return [read_nifti_cine(path)]
+
+
+def read_nifti_cine(path: str | Path) -> Cine:
+    """A 4-D NIfTI file, with the frame time of its header.
+
+    Raises:
+        InputError: naming the file, for one that is not there, cannot be read, is no cine, or holds NaN or Inf.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give --cine a 4-D NIfTI file or a folder of DICOM files.")
+    try:
+        file = nib.load(path)
+        image = np.asarray(file.dataobj, dtype=np.float32)
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as NIfTI ({error}); is the file complete?") from error
+    if image.ndim != 4 or image.shape[3] < 2:
+        raise InputError(
+            f"{path}: has the shape {image.shape}; a cine is (X, Y, Z, T) with two frames or more. Register two 3-D images by "
+            "--moving and --fixed."
+        )
+    if not np.isfinite(image).all():
+        raise InputError(f"{path}: holds NaN or Inf; replace those voxels.")
+    name = re.sub(r"(_4d)?\.nii(\.gz)?$", "", path.name)
+    return Cine(name, image, file.affine, frame_times(file))
+
+
+def frame_times(file: nib.Nifti1Image) -> Array | None:
+    """Milliseconds of each slice and frame (Z, T) by a NIfTI header, the same for all slices; None where it does not tell."""
+    step = float(file.header.get_zooms()[3]) * {"sec": 1e3, "msec": 1.0, "usec": 1e-3}.get(file.header.get_xyzt_units()[1], 0.0)
+    # A header that was never filled in says one second.
+    if not 0 < step < 1000:
+        return None
+    return np.tile(step * np.arange(file.shape[3]), (file.shape[2], 1))
