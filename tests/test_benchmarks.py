@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import step
+from benchmarks import step, strain
 from scripts.surgery import STRATEGIES
 
 TINY = ["--device", "cpu", "--batch", "2", "--size", "32", "--rounds", "3", "--network", "pyramid"]
@@ -71,3 +71,17 @@ def test_wrong_surgery_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bfloat16_runs_and_a_missing_checkout_is_named(tmp_path: Path) -> None:
     with pytest.raises(step.InputError, match=r"model_func\.py: no such file; --reference takes a checkout"):
         step.main([*TINY, "--variants", "bf16", "--reference", str(tmp_path)])
+
+
+def test_strain_of_registered_phantoms_is_printed_beside_the_exact_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "strain.json"
+    strain.main(["--subjects", "1", "--size", "64", "--frames", "4", "--json", str(path)])
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["radial"] > 0.2
+    assert row["circumferential"] < -0.1
+    for name in ("radial", "circumferential"):
+        assert 0 < row[f"{name}_error_global"] < row[f"{name}_error_worst_sector"]
+        assert row[f"{name}_error_global"] < 0.1
+    assert 0 < row["lv_ef_error"] < 10
+    printed = capsys.readouterr().out
+    assert f"{row['lv_ef_error']:.4f}" in printed
