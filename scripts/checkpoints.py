@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import textwrap
 from pathlib import Path
 
+import ignite.distributed as idist
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch import nn
 
@@ -29,6 +31,10 @@ class RandomState:
         version, words, gauss = state["python"]
         random.setstate((version, tuple(words), gauss))
         torch.set_rng_state(state["torch"].cpu())
+        if idist.get_rank():
+            # The state is the first process's; another one must not augment alike.
+            torch.manual_seed(int(torch.randint(2**31, ())) + idist.get_rank())
+            random.seed(torch.initial_seed())
         for device, saved in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(saved.cpu(), device)
 
@@ -69,17 +75,49 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         raise InputError(f"{path}: is no checkpoint that can be read ({type(error).__name__}); give another one.") from error
 
 
+class BestWeights:
+    """Writes a network's weights, a flat state_dict, when an evaluator's key metric is better than ever; a resumed training knows it.
+
+    Args:
+        path: `model.pt`; the whole file or none.
+        network: whose weights are written.
+    """
+
+    def __init__(self, path: str | Path, network: nn.Module) -> None:
+        self.path = Path(path)
+        self.network = network
+        self.score = float("-inf")
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        score = float(engine.state.metrics[engine.state.key_metric_name])
+        if score > self.score:
+            self.score = score
+            if idist.get_rank() == 0:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = self.path.with_name(f".part_{self.path.name}")
+                torch.save(self.network.state_dict(), temporary)
+                os.replace(temporary, self.path)
+
+    def state_dict(self) -> dict:
+        return {"score": self.score}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.score = state["score"]
+
+
 class LastCheckpoint(CheckpointSaver):
-    """Writes the whole training state every few epochs as `last_checkpoint_epoch=N.pt` and removes the one before.
+    """Writes the whole training state every epoch as `last_checkpoint_epoch=N.pt` and removes the one before.
 
     Args:
         save_dir: folder of the checkpoint.
         save_dict: the objects to save; the trainer itself is added as "trainer".
-        interval: epochs between two checkpoints.
     """
 
-    def __init__(self, save_dir: str, save_dict: dict, interval: int = 1) -> None:
-        super().__init__(save_dir=save_dir, save_dict=dict(save_dict), file_prefix="last", save_interval=interval, n_saved=1)
+    def __init__(self, save_dir: str, save_dict: dict) -> None:
+        super().__init__(save_dir=save_dir, save_dict=dict(save_dict), file_prefix="last", save_interval=1, n_saved=1)
 
     def attach(self, engine: Engine) -> None:
         self.save_dict["trainer"] = engine

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from scripts.errors import InputError
+
+OPTION = re.compile(r"--?[A-Za-z_]")
+PATHS = ("moving", "fixed", "cine", "field", "points", "checkpoint", "initial_weights", "resume")
 
 
 def check(argv: Sequence[str] | None = None) -> None:
@@ -59,12 +63,12 @@ def parse_options(argv: Sequence[str]) -> dict[str, str | None]:
     """The `--name value` and `--name=value` options of a command line; None where no value follows."""
     options: dict[str, str | None] = {}
     for position, word in enumerate(argv):
-        if not word.startswith("--") or word == "--":
+        # Fire takes -a for --a, and --a-b for a_b.
+        if not OPTION.match(word):
             continue
-        name, equals, value = word[2:].partition("=")
-        following = argv[position + 1] if position + 1 < len(argv) else "--"
-        # Fire takes --a-b for a_b.
-        options[name.replace("-", "_")] = value if equals else None if following.startswith("--") else following
+        name, equals, value = word.lstrip("-").partition("=")
+        following = argv[position + 1] if position + 1 < len(argv) else "--none"
+        options[name.replace("-", "_")] = value if equals else None if OPTION.match(following) else following
     return options
 
 
@@ -80,7 +84,7 @@ def load_configs(options: dict[str, str | None]) -> dict:
 
 def is_path(name: str) -> bool:
     """Whether an option takes a file or a folder, by its name."""
-    return name.endswith(("_dir", "_label", "_list", "_path")) or name in ("moving", "fixed", "cine", "checkpoint", "resume")
+    return name.endswith(("_dir", "_label", "_list", "_path")) or name in PATHS
 
 
 def first_cause(error: BaseException) -> BaseException:

@@ -6,16 +6,19 @@ Each item holds `case` (a name for its outputs), `subject`, `moving` and `fixed`
 from __future__ import annotations
 
 import json
+import logging
+import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai.data import load_decathlon_datalist, partition_dataset
+from monai.data import load_decathlon_datalist
 
 from scripts.errors import InputError
 
 FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label")
-SPLIT_FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
+SPLITS = ("train", "val", "test")
+HELD_OUT = 0.1  # of the subjects, for val and for test
 DIRECTIONS = {"ES_to_ED": ("ES", "ED"), "ED_to_ES": ("ED", "ES")}
 
 
@@ -43,10 +46,12 @@ def acdc_subjects(dataset_dir: str | Path) -> list[str]:
 
 
 def split_subjects(subjects: Sequence[str], seed: int = 0) -> dict[str, list[str]]:
-    """A seeded split by subject into train, val and test (80/10/10 %), the same whatever the order of `subjects`."""
+    """A seeded split by subject into train, val and test (80/10/10 %, one at least), the same whatever the order of `subjects`."""
     ordered = sorted(subjects)
-    parts = partition_dataset(ordered, ratios=list(SPLIT_FRACTIONS.values()), shuffle=True, seed=seed)
-    return {name: sorted(part) for name, part in zip(SPLIT_FRACTIONS, parts)}
+    random.Random(seed).shuffle(ordered)
+    held_out = max(round(len(ordered) * HELD_OUT), 1)
+    parts = ordered[2 * held_out :], ordered[:held_out], ordered[held_out : 2 * held_out]
+    return {name: sorted(part) for name, part in zip(SPLITS, parts)}
 
 
 def acdc_splits(dataset_dir: str | Path, seed: int = 0) -> dict[str, list[str]]:
@@ -59,7 +64,7 @@ def acdc_splits(dataset_dir: str | Path, seed: int = 0) -> dict[str, list[str]]:
     if not path.exists():
         return split_subjects(subjects, seed)
     try:
-        splits = {name: list(json.loads(path.read_text())[name]) for name in SPLIT_FRACTIONS}
+        splits = {name: list(json.loads(path.read_text())[name]) for name in SPLITS}
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: needs the lists train, val and test ({error!r}); mend it or remove it.") from error
     missing = sorted(set().union(*splits.values()) - set(subjects))
@@ -177,6 +182,7 @@ def select_pairs(
         source = f"{data_list}: section '{section}'"
     elif split == "test_or_all" and not (Path(dataset_dir) / "splits.json").exists():
         items, source = acdc_pairs(dataset_dir, acdc_subjects(dataset_dir), direction), str(dataset_dir)
+        logging.getLogger("evaluation").info(f"{dataset_dir}: no splits.json, so every subject is scored, those of a training too")
     else:
         subjects = acdc_splits(dataset_dir, seed)["test" if split == "test_or_all" else split]
         if split == "test_or_all" and not subjects:

@@ -6,19 +6,19 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.metrics import Average
+from ignite.metrics import Metric
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from scripts.fields import warp
-from scripts.metrics import DEFINITIONS, center_region, folding_percent, mse_hundredfold, nan_mean, overlap, summarize
+from scripts.metrics import DEFINITIONS, center_region, folding_percent, mse_hundredfold, overlap, summarize
 from scripts.transforms import LABELS, scale_slices
 
 FIGURES = ("dice", "dice_rv", "dice_myo", "dice_lv", "hd95_mm", "hd95_voxel", "mse", "folding_percent")
@@ -82,8 +82,11 @@ def score_case(
     # Each slice is scaled by its own range over the crop; what the field pulls in from outside is scaled the same way.
     low, high = (f(moving_plain[inside], dim=(1, 2), keepdim=True) for f in (torch.amin, torch.amax))
     scaled_moving = (moving_plain - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
-    scaled_fixed = scale_slices(fixed_crop)
+    name = fixed.meta.get("filename_or_obj", "the fixed image") if isinstance(fixed, MetaTensor) else "the fixed image"
+    scaled_fixed = scale_slices(fixed_crop, name=f"{name}, central crop")
     spacing = moving.pixdim.tolist() if isinstance(moving, MetaTensor) else [1.0, 1.0, 1.0]
+    labels = [torch.as_tensor(label) for label in (moving_label, fixed_label) if label is not None]
+    present = {name: value for name, value in LABELS.items() if all((label == value).any() for label in labels)}
     scores = {}
     for stage in STAGES:
         u = torch.zeros_like(field) if stage == "initial" else field
@@ -91,27 +94,54 @@ def score_case(
         if moving_label is not None and fixed_label is not None:
             moved_label = warp_stack(moving_label.cpu(), u, mode="nearest")[inside][0].round().numpy().astype(np.uint8)
             fixed_map = torch.as_tensor(fixed_label).cpu()[inside][0].round().numpy().astype(np.uint8)
-            row.update(overlap(moved_label, fixed_map, LABELS, spacing))
+            row.update(overlap(moved_label, fixed_map, present, spacing))
         row["mse"] = mse_hundredfold(warp_stack(scaled_moving, u)[inside], scaled_fixed)
         row["folding_percent"] = folding_percent(u, region)
         scores[stage] = {key: float(row[key]) for key in FIGURES}
     return scores
 
 
-def average_score(figure: str, device: str | torch.device = "cpu") -> Average:
-    """Ignite's average of one registered figure over the cases of a run (one case an iteration), reduced exactly over processes."""
-    transform = lambda output: nan_mean([case["scores"]["registered"][figure] for case in output])
-    return Average(output_transform=transform, device=device)
+class MeanOverCases(Metric):
+    """Mean over the cases of a run of figures that a function takes from a case; NaN is left out, and the first figure wins that has any.
+
+    Over several processes sums and counts are added up.
+
+    Args:
+        figures: makes of a case's "scores" some figures in the order of preference.
+        device: where sums are kept.
+    """
+
+    def __init__(self, figures: Callable[[Mapping], Sequence[float]], device: str | torch.device = "cpu") -> None:
+        self.figures = figures
+        super().__init__(device=device)
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        self.sums: torch.Tensor | None = None
+
+    def update(self, output: Sequence[Mapping]) -> None:
+        """Add the cases of an iteration."""
+        for case in output:
+            values = torch.tensor(self.figures(case["scores"]), dtype=torch.float32)
+            row = torch.stack([values.nan_to_num(0.0), (~values.isnan()).float()]).to(self._device)
+            self.sums = row if self.sums is None else self.sums + row
+
+    def compute(self) -> float:
+        """The mean; NaN without any figure."""
+        sums = torch.zeros(2, 1, device=self._device) if self.sums is None else self.sums
+        total, count = idist.all_reduce(sums).cpu()
+        there = count.nonzero().flatten().tolist()
+        return float(total[there[0]] / count[there[0]]) if there else float("nan")
 
 
-def average_key_score(device: str | torch.device = "cpu") -> Average:
-    """The figure by which the best weights are chosen: Dice in percent, or the negative MSE where cases carry no labels."""
+def average_score(figure: str, device: str | torch.device = "cpu") -> MeanOverCases:
+    """The mean of one registered figure over the cases of a run."""
+    return MeanOverCases(lambda scores: [scores["registered"][figure]], device)
 
-    def score(output: Sequence[dict]) -> float:
-        dice = nan_mean([case["scores"]["registered"]["dice"] for case in output])
-        return -nan_mean([case["scores"]["registered"]["mse"] for case in output]) if np.isnan(dice) else dice
 
-    return Average(output_transform=score, device=device)
+def average_key_score(device: str | torch.device = "cpu") -> MeanOverCases:
+    """The figure by which the best weights are chosen: Dice in percent, or the negative MSE where no case carries labels."""
+    return MeanOverCases(lambda scores: [scores["registered"]["dice"], -scores["registered"]["mse"]], device)
 
 
 class EvaluationReport:
@@ -137,7 +167,8 @@ class EvaluationReport:
 
     def collect(self, engine: Engine) -> None:
         for batch, output in zip(engine.state.batch, engine.state.output):
-            names = {"subject": batch["subject"], "direction": batch.get("direction", self.directions[0])}
+            direction = batch.get("direction", self.directions[0])
+            names = {"subject": batch["subject"], "case": batch.get("case", batch["subject"]), "direction": direction}
             figures = {f"{stage}_{key}": output["scores"][stage][key] for stage in STAGES for key in FIGURES}
             self.rows.append({**names, **figures})
 
@@ -147,9 +178,9 @@ class EvaluationReport:
             return
         summary: dict = {"definitions": DEFINITIONS}
         table: dict[str, dict] = {}
-        for direction in sorted({row["direction"] for row in rows}, key=self.directions.index):
-            # A distributed sampler repeats cases to fill the last round.
-            chosen = {row["subject"]: row for row in rows if row["direction"] == direction}
+        order = {name: number for number, name in enumerate(self.directions)}
+        for direction in sorted({row["direction"] for row in rows}, key=lambda name: (order.get(name, len(order)), name)):
+            chosen = name_rows([row for row in rows if row["direction"] == direction])
             figures: dict = {"direction": direction, "subjects": len(chosen)}
             for stage in STAGES:
                 figures[stage] = summarize([{key: row[f"{stage}_{key}"] for key in FIGURES} for row in chosen.values()])
@@ -164,6 +195,13 @@ class EvaluationReport:
         write_csv(self.output_dir / "metrics.csv", list(table.values()))
         write_text(self.output_dir / "summary.json", json.dumps(nan_to_none(summary), indent=2) + "\n")
         logging.getLogger("evaluation").info(f"wrote {self.output_dir / 'metrics.csv'} and summary.json")
+
+
+def name_rows(rows: Sequence[dict]) -> dict[str, dict]:
+    """Rows by subject, or by case for a subject of several; a case that a sampler repeated counts once."""
+    cases = {row["case"]: row for row in rows}
+    subjects = [row["subject"] for row in cases.values()]
+    return {row["subject"] if subjects.count(row["subject"]) == 1 else case: row for case, row in cases.items()}
 
 
 def gather_rows(rows: list[dict]) -> list[dict]:

@@ -86,6 +86,7 @@ class GradientSurgeryHandler:
         """Listen to a `SupervisedTrainer`."""
         self.check(engine)
         engine.add_event_handler(Events.STARTED, self.check)
+        engine.add_event_handler(Events.STARTED, self.announce)
         engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.differentiate)
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.operate)
@@ -103,6 +104,12 @@ class GradientSurgeryHandler:
             kinds = {kind.__name__ for module in network.modules() for kind in type(module).__mro__}
             if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
                 raise ValueError("GradientSurgeryHandler needs whole gradient tensors: use DistributedDataParallel, not sharding.")
+
+    def announce(self, engine: Engine) -> None:
+        """Log what settles the gradients."""
+        guard = f"tau {self.tau:g}" if self.strategy == "projection" else f"weight {self.weight:g}"
+        groups = max(self.groups) + 1
+        engine.logger.info(f"gradient surgery: {self.strategy}, {groups} groups of {len(self.parameters)} tensors, {guard}")
 
     def start_epoch(self, engine: Engine) -> None:
         self.sums = None

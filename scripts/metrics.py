@@ -14,7 +14,7 @@ from scripts.fields import jacobian_determinant
 
 DEFINITIONS = {
     "protocol": "per subject over the stack, on the central crop; mean and population standard deviation over subjects",
-    "dice": "mean over the structures present in the moved or the fixed label, in percent; one absent from both is left out",
+    "dice": "mean over the structures that both labels hold, in percent; one that either lacks is left out",
     "dice_rv": "Dice of the right ventricle, label 1, in percent",
     "dice_myo": "Dice of the left ventricular myocardium, label 2, in percent",
     "dice_lv": "Dice of the left ventricular cavity, label 3, in percent",

@@ -80,6 +80,10 @@ def test_resuming_is_bit_for_bit(trained: tuple, phantoms: Path, tmp_path: Path)
     assert whole["lr_scheduler"] == resumed["lr_scheduler"]
     assert torch.equal(whole["random_state"]["torch"], resumed["random_state"]["torch"])
     assert whole["random_state"]["python"] == resumed["random_state"]["python"]
+    # The best weights so far stay the best: the first epoch's, or the second's in both.
+    assert whole["best_weights"] == resumed["best_weights"]
+    one, other = (torch.load(folder / "model.pt", weights_only=True) for folder in (trained[0], tmp_path))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoints(trained: tuple, phantoms: Path, tmp_path: Path) -> None:

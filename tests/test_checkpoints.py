@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from torch import nn
 
-from scripts.checkpoints import RandomState, ResumeHandler, load_weights
+from scripts.checkpoints import BestWeights, RandomState, ResumeHandler, load_weights
 from scripts.errors import InputError
 
 
@@ -64,3 +65,24 @@ def test_resuming_needs_the_whole_state(tmp_path: Path) -> None:
         handler(None)
     with pytest.raises(InputError, match="no such checkpoint"):
         ResumeHandler(str(tmp_path / "none.pt"), {"network": network})(None)
+
+
+def test_best_weights_survive_a_resumption(tmp_path: Path) -> None:
+    network = nn.Linear(1, 1, bias=False)
+
+    def run(handler: BestWeights, score: float) -> float:
+        with torch.no_grad():
+            network.weight.fill_(score)
+        engine = Engine(lambda *_: None)
+        engine.state.key_metric_name = "score"
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: e.state.metrics.update(score=score))
+        handler.attach(engine)
+        engine.run([0])
+        return torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item()
+
+    first = BestWeights(tmp_path / "model.pt", network)
+    assert [run(first, score) for score in (1.0, 3.0, 2.0)] == [1.0, 3.0, 3.0]
+    resumed = BestWeights(tmp_path / "model.pt", network)
+    resumed.load_state_dict(first.state_dict())
+    assert [run(resumed, score) for score in (2.5, 4.0)] == [3.0, 4.0]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]

@@ -21,6 +21,8 @@ RUN = ["python", "run", "--config_file", "configs/inference.yaml"]
         (["--dataset_dir", "2024_01"], r"--dataset_dir 2024_01: was read as 202401; write it as --dataset_dir \./2024_01"),
         (["--output_dir", "7"], r"write it as --output_dir \./7"),
         (["--moving", "--fixed", "b.nii.gz"], "--moving"),
+        (["-referense_frame", "3"], "--referense_frame: no such option"),
+        (["--points", "2024_01"], r"write it as --points \./2024_01"),
     ],
 )
 def test_refuses(words: list[str], message: str) -> None:

@@ -53,6 +53,14 @@ def test_split_keeps_subjects_apart_whatever_their_order() -> None:
     assert {name: len(part) for name, part in splits.items()} == {"train": 80, "val": 10, "test": 10}
 
 
+@pytest.mark.parametrize("count", [3, 4, 5, 13, 14, 24, 93])
+def test_no_subject_is_lost(count: int) -> None:
+    names = [f"p{n}" for n in range(count)]
+    splits = split_subjects(names)
+    assert sorted(name for part in splits.values() for name in part) == sorted(names)
+    assert all(splits.values())
+
+
 def test_splits_json_wins_over_the_seed(copy: Path) -> None:
     assert acdc_splits(copy, seed=5) == json.loads((copy / "splits.json").read_text())
     (copy / "splits.json").unlink()

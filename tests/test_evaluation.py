@@ -15,7 +15,15 @@ from monai.data import MetaTensor
 from scipy.ndimage import binary_erosion, distance_transform_edt, map_coordinates
 
 from scripts.datalists import acdc_pairs, acdc_splits
-from scripts.evaluation import FIGURES, EvaluationReport, ScoreRegistrationd, average_key_score, average_score, score_case
+from scripts.evaluation import (
+    FIGURES,
+    EvaluationReport,
+    ScoreRegistrationd,
+    average_key_score,
+    average_score,
+    name_rows,
+    score_case,
+)
 from scripts.transforms import LoadCased
 
 
@@ -146,3 +154,31 @@ def test_report_has_a_row_a_subject_and_both_directions(tmp_path: Path, capsys: 
     assert "ES_to_ED, 2 subjects" in printed
     assert "2.000 ± 1.000" in printed
     assert not list((tmp_path / "new").glob("*.part"))
+
+
+def test_means_leave_out_what_cases_lack() -> None:
+    nan = float("nan")
+    cases = [{"dice": 80.0, "mse": 1.0}, {"dice": nan, "mse": 3.0}, {"dice": 90.0, "mse": 2.0}]
+    engine = Engine(lambda _, case: [{"scores": {"registered": case}}])
+    for name, metric in (("dice", average_score("dice")), ("mse", average_score("mse")), ("key", average_key_score())):
+        metric.attach(engine, name)
+    assert engine.run(cases).metrics == pytest.approx({"dice": 85.0, "mse": 2.0, "key": 85.0})
+    # A second run forgets the first one.
+    assert engine.run(cases[1:2]).metrics == pytest.approx({"dice": nan, "mse": 3.0, "key": -3.0}, nan_ok=True)
+
+
+def test_a_structure_that_one_label_lacks_is_left_out() -> None:
+    case = make_case()
+    case["moving_label"][case["moving_label"] == 1] = 0
+    scores = ScoreRegistrationd((16, 16))({**case, "pred": torch.zeros(2, 24, 20, 2)})["scores"]["initial"]
+    assert np.isnan(scores["dice_rv"])
+    assert scores["dice"] == pytest.approx((scores["dice_myo"] + scores["dice_lv"]) / 2)
+
+
+def test_two_pairs_of_a_subject_are_two_rows(tmp_path: Path) -> None:
+    rows = [{"subject": s, "case": c, "direction": "d"} for s, c in (("a", "a1"), ("a", "a2"), ("b", "b1"), ("b", "b1"))]
+    assert list(name_rows(rows)) == ["a1", "a2", "b"]
+    report([("a", "frame 3 to 1", 1.0), ("a", "ES_to_ED", 2.0)], tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["registered"]["dice"]["mean"] == 2.0
+    assert summary["frame 3 to 1"]["registered"]["dice"]["mean"] == 1.0
