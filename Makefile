@@ -37,7 +37,7 @@ demo: .venv/.runtime
 test: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest
 
 # Without chromium the tests skip and say so.
 test-browser: .venv/.dev

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.cines import CineRegistration
+from scripts.command_line import first_cause
 from scripts.errors import InputError
 
 ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "configs" / "inference.yaml"
 
 
 def register_cine(cine: str | Path, **options: object) -> CineRegistration:
@@ -41,8 +43,11 @@ def register(moving: str | Path, fixed: str | Path, **options: object) -> CineRe
 
 def run_one(**options: object) -> CineRegistration:
     """The registration of the one case that the options give."""
+    unknown = set(options) - set(ConfigParser.load_config_file(str(CONFIG)))
+    if unknown:
+        raise InputError(f"{', '.join(sorted(unknown))}: no such option; they are the top-level keys of {CONFIG.name}.")
     workflow = ConfigWorkflow(
-        config_file=str(ROOT / "configs" / "inference.yaml"),
+        config_file=str(CONFIG),
         meta_file=str(ROOT / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="infer",
@@ -50,10 +55,14 @@ def run_one(**options: object) -> CineRegistration:
         **{key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
         output_dir=None,
     )
-    workflow.initialize()
-    cases = workflow.parser.get_parsed_content("data")
-    if len(cases) != 1:
-        raise InputError(f"{len(cases)} stacks: {', '.join(case['case'] for case in cases)}; give one.")
-    evaluator = workflow.parser.get_parsed_content("evaluator")
-    evaluator.run()
+    try:
+        workflow.initialize()
+        cases = workflow.parser.get_parsed_content("data")
+        if len(cases) != 1:
+            raise InputError("give one case: a cine, or a moving and a fixed image.")
+        evaluator = workflow.parser.get_parsed_content("evaluator")
+        evaluator.run()
+    except Exception as error:
+        # MONAI and ignite chain their own errors after the first one.
+        raise first_cause(error) from None
     return evaluator.state.output[0]["registration"]

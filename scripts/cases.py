@@ -30,6 +30,7 @@ def find_cases(
     reference_label: str | None = None,
     direction: str = "ES_to_ED",
     points: str | None = None,
+    section: str = "test",
 ) -> list[dict]:
     """The cases of one of four sources; none where no source is given, so that a workflow can be inspected without data.
 
@@ -38,12 +39,13 @@ def find_cases(
         moving: a 3-D NIfTI image, with `fixed`.
         fixed: the 3-D NIfTI image that `moving` is brought onto.
         dataset_dir: a folder in ACDC's layout, of 4-D NIfTI files, or of folders of DICOM files.
-        data_list: a MONAI data list in JSON with a section "test".
+        data_list: a MONAI data list in JSON.
         moving_label: label of `moving`.
         reference_frame: of a cine, counted from 1.
         reference_label: label of the reference frame of `cine`.
         direction: of pairs in ACDC's layout without a cine, see `datalists.acdc_pairs`.
         points: landmarks, which belong to one case.
+        section: of the data list.
 
     Raises:
         InputError: naming the file or option and the cure.
@@ -57,26 +59,27 @@ def find_cases(
     if moving or fixed:
         return [single_pair(moving, fixed, moving_label)]
     if data_list:
-        items = json_pairs(data_list, "test")
+        items = json_pairs(data_list, section)
         if not items:
-            raise InputError(f"{data_list}: section 'test' is empty or missing; add cases to it.")
+            raise InputError(f"{data_list}: section '{section}' is empty or missing; add cases to it.")
         return [case for item in items for case in report_later(listed_cases, item["case"], item, reference_frame)]
     return folder_cases(Path(dataset_dir), reference_frame, direction) if dataset_dir else []
 
 
 def cine_cases(path: str | Path, reference_frame: int | None = None, label: str | None = None) -> list[dict]:
-    """One item for each cine of a file or a DICOM folder.
+    """The cine of a file or a DICOM folder, as a list of one item.
 
     The reference frame is the one given, else the ED of an `Info.cfg` beside the file, else left for `LoadCase` to estimate.
 
     Raises:
-        InputError: for a label whose frame nobody knows, or a path that is not there.
+        InputError: for a label whose frame nobody knows, a folder of several stacks, or a path that is not there.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; give --cine a 4-D NIfTI file or a folder of DICOM files.")
     item: dict = {"cine": str(path)}
-    info = read_info(path.parent / "Info.cfg") if (path.parent / "Info.cfg").is_file() and path.is_file() else {}
+    info_path = (path.parent if path.is_file() else path) / "Info.cfg"
+    info = read_info(info_path) if info_path.is_file() else {}
     if reference_frame is not None:
         if not re.fullmatch(r"[1-9]\d*", str(reference_frame)):
             raise InputError(f"{path}: has no frame {reference_frame}; --reference_frame is a number, counted from 1.")
@@ -95,10 +98,8 @@ def cine_cases(path: str | Path, reference_frame: int | None = None, label: str 
         stacks = {stack: one.name for stack, one in enumerate(cines) if one.frames > 1}
         if not stacks:
             raise InputError(f"{path}: holds no cine, only stacks of one frame; give --cine the folder of a cine.")
-        if label and len(stacks) > 1:
-            raise InputError(
-                f"{path}: holds {len(stacks)} cines, and the label belongs to one; give each stack a folder of its own."
-            )
+        if len(stacks) > 1:
+            raise InputError(f"{path}: holds {len(stacks)} different stacks of cines; give each one a folder of its own.")
     items = [{**item, "case": name, "subject": name, "stack": stack} for stack, name in stacks.items()]
     check_files(items)
     return items

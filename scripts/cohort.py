@@ -21,7 +21,7 @@ def run_cases(evaluator: SupervisedEvaluator, dataset: Dataset, output_dir: str 
         evaluator: its postprocessing writes a case to `<output_dir>/<case>/`.
         dataset: of a data list, each item with a "case".
         output_dir: folder of the cases.
-        overwrite: whether to run a case again that is there already.
+        overwrite: whether to run a case again that is there already; a single one always is.
 
     Returns:
         The names of the cases that were run.
@@ -35,6 +35,8 @@ def run_cases(evaluator: SupervisedEvaluator, dataset: Dataset, output_dir: str 
     # Ignite would resume a run that failed, and so skip the next case; and it would keep the length of the first data loader.
     evaluator.interrupt_resume_enabled = False
     evaluator.state.epoch_length = 1
+    # A single case was asked for by its files and options: what lies there may come from others.
+    overwrite = overwrite or len(dataset.data) == 1
     waiting = [n for n, item in enumerate(dataset.data) if overwrite or not is_done(output_dir, item)]
     if len(waiting) < len(dataset.data):
         logger.info(

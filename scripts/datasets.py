@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
+from scripts.errors import InputError
+
 
 class SliceDataset(Dataset):
     """All slices of all pairs as one tensor (N, 2, *size), moving and fixed, on a device.
@@ -69,7 +71,7 @@ class FrameDataset(Dataset):
 
     Args:
         data: items with "cine", as `cases.inference_cases` lists them.
-        transform: makes of an item a dict whose "moving" is (T, X, Y, Z), scaled.
+        transform: makes of an item a dict whose "moving" is (T, X, Y, Z), scaled; a pair, T = 1, gives its "fixed" as second frame.
         size: in-plane size; larger slices are cropped about their center, smaller ones padded with zeros.
         device: where the frames live.
         progress: whether to show a progress bar while files are read.
@@ -86,8 +88,13 @@ class FrameDataset(Dataset):
         fit = ResizeWithPadOrCrop((*size, -1))
         frames, first, count = [torch.empty(0, *size)], [], []
         for item in tqdm(data, desc="reading cines", disable=not progress, unit="cine"):
-            stack = fit(torch.as_tensor(transform(item)["moving"])).as_tensor().movedim(-1, 0)
-            for cine in stack:
+            loaded = transform(item)
+            stack = torch.as_tensor(loaded["moving"])
+            if len(stack) == 1 and "fixed" in loaded:
+                stack = torch.cat([stack, torch.as_tensor(loaded["fixed"])])
+            if len(stack) < 2:
+                raise InputError(f"{item.get('case')}: has one frame; a pair needs two.")
+            for cine in fit(stack).as_tensor().movedim(-1, 0):
                 first += [len(first)] * len(cine)
                 count += [len(cine)] * len(cine)
                 frames.append(cine)

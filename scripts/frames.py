@@ -14,9 +14,8 @@ from tqdm import tqdm
 from scripts.cines import Cine, CineRegistration, largest_cavity
 from scripts.errors import InputError
 from scripts.evaluation import warp_stack
-from scripts.fields import invert
 from scripts.function import measure_function
-from scripts.itk_fields import move_points, pull, read_points, to_lps
+from scripts.itk_fields import invert_field, move_points, pull, read_points, to_lps
 from scripts.quality import assess
 from scripts.readers import read_cine
 from scripts.strain import measure_strain
@@ -134,11 +133,9 @@ def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, orde
 
 def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Inverses of in-plane fields (T, 2, X, Y, Z), slice by slice, and their errors in voxels (T, X, Y, Z)."""
-    inverses, errors = torch.zeros_like(fields), torch.zeros_like(fields[:, 0])
-    for t in tqdm(range(len(fields)), desc="inverting fields", unit="frame", leave=False, disable=len(fields) == 1):
-        inverse, error = invert(fields[t].movedim(-1, 0))
-        inverses[t], errors[t] = inverse.movedim(0, -1), error.movedim(0, -1)
-    return inverses, errors
+    frames = tqdm(fields.numpy(), desc="inverting fields", unit="frame", leave=False, disable=len(fields) == 1)
+    inverses, errors = zip(*(invert_field(field) for field in frames))
+    return torch.from_numpy(np.stack(inverses)), torch.from_numpy(np.stack(errors))
 
 
 def carry_points(registration: CineRegistration, path: str | Path) -> list[dict]:

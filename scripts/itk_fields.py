@@ -18,10 +18,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from scripts.errors import InputError
+from scripts.fields import invert
 
 Array = NDArray[np.floating]
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -128,6 +130,20 @@ def move_points(points: Array, field: Array, affine: Array) -> Array:
     index = points @ inverse[:3, :3].T + inverse[:3, 3]
     shift = np.stack([map_coordinates(channel, index.T, order=1, mode="nearest") for channel in field], axis=1)
     return points + shift @ affine[:3, : field.shape[0]].T
+
+
+def invert_field(field: Array, tolerance: float = 1e-2) -> tuple[Array, Array]:
+    """The inverse of an in-plane field, slice by slice: v with v(y) + u(y + v(y)) = 0 (`fields.invert` for NumPy arrays).
+
+    Args:
+        field: (2, X, Y, Z) in voxels, channel i along array axis i, pull direction.
+        tolerance: voxels.
+
+    Returns:
+        The inverse (2, X, Y, Z), and the length of its error in voxels (X, Y, Z).
+    """
+    inverse, error = invert(torch.from_numpy(np.ascontiguousarray(field)).movedim(-1, 0), tolerance)
+    return inverse.movedim(0, -1).numpy(), error.movedim(0, -1).numpy()
 
 
 def read_points(path: str | Path) -> tuple[list[str], Array]:

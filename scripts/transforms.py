@@ -73,6 +73,8 @@ class LoadCased(MapTransform):
         """One checked label (1, X, Y, Z) that lies on the grid of an image, which messages call `name`."""
         label = self.load(path, is_label=True)
         check_same_grid(label, path, image, name)
+        if not 0 <= label.min() <= label.max() <= max(LABELS.values()):
+            raise InputError(f"{path}: holds {int(label.min())} to {int(label.max())}; labels are {LABELS} and 0 elsewhere.")
         return label
 
 

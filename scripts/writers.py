@@ -9,8 +9,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import monai
 import nibabel as nib
 import numpy as np
+import torch
 from monai.transforms import Transform
 from numpy.typing import NDArray
 
@@ -38,7 +40,7 @@ class WriteRegistration(Transform):
     def __init__(self, output_dir: str | Path | None, report: bool = True, parameters: Mapping[str, object] | None = None) -> None:
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.report = report
-        self.parameters = {key: str(value) for key, value in (parameters or {}).items()}
+        self.parameters = {**versions(), **{key: str(value) for key, value in (parameters or {}).items()}}
 
     def __call__(self, data: Mapping) -> dict:
         if self.output_dir is None:
@@ -63,6 +65,12 @@ class WriteRegistration(Transform):
         os.replace(partial, final)
         shutil.rmtree(old, ignore_errors=True)
         return dict(data)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the bundle and of what it computes with."""
+    metadata = json.loads((Path(__file__).parent.parent / "configs" / "metadata.json").read_text())
+    return {"bundle": f"{metadata['name']} {metadata['version']}", "torch": torch.__version__, "MONAI": monai.__version__}
 
 
 def write_case(folder: Path, registration: CineRegistration) -> None:
@@ -95,17 +103,21 @@ def write_nifti(path: Path, array: NDArray, cine: Cine) -> None:
     image.header.set_xyzt_units("mm", "msec" if array.ndim == 4 else None)
     if array.ndim == 4:
         image.header.set_zooms((*image.header.get_zooms()[:3], cine.frame_time or 0.0))
-    nib.save(image, path)
+    temporary = path.with_name(f".part_{path.name}")
+    nib.save(image, temporary)
+    os.replace(temporary, path)
 
 
 def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
     """A CSV with the columns of the first row; no file without rows."""
     if not rows:
         return
-    with path.open("w", newline="") as file:
+    temporary = path.with_name(f".part_{path.name}")
+    with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    os.replace(temporary, path)
 
 
 def write_json(path: Path, content: Mapping) -> None:

@@ -66,10 +66,11 @@ def test_a_label_needs_a_known_frame_and_one_cine(subject: Path, monkeypatch: py
     assert str(label) in str(caught.value)
     stacks = [Cine(f"one_stack{n}", np.zeros((2, 2, 2, t)), np.eye(4)) for n, t in ((1, 3), (2, 1), (3, 2))]
     monkeypatch.setattr(cases, "read_cine", lambda path: stacks)
-    with pytest.raises(InputError, match="holds 2 cines"):
-        find_cases(cine=str(subject), reference_label=str(label), reference_frame=1)
-    # A still among them is no case.
-    assert [(item["case"], item["stack"]) for item in cine_cases(subject)] == [("one_stack1", 0), ("one_stack3", 2)]
+    with pytest.raises(InputError, match="holds 2 different stacks of cines; give each one a folder of its own"):
+        find_cases(cine=str(subject))
+    # A still beside a cine is no case.
+    monkeypatch.setattr(cases, "read_cine", lambda path: stacks[1:])
+    assert [(item["case"], item["stack"]) for item in cine_cases(subject)] == [("one_stack3", 1)]
     monkeypatch.setattr(cases, "read_cine", lambda path: stacks[1:2])
     with pytest.raises(InputError, match="only stacks of one frame"):
         cine_cases(subject)
@@ -99,7 +100,7 @@ def test_a_folder_of_files_gives_those_with_four_axes(copy: Path, tmp_path: Path
     assert [item["case"] for item in find_cases(dataset_dir=str(folder))] == ["broken", "phantom001", "phantom002"]
 
 
-def test_a_folder_of_dicom_folders_gives_a_case_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_dicom_folders_gives_a_case_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("b", "a", "bad"):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / "1.dcm").touch()
@@ -108,13 +109,20 @@ def test_a_folder_of_dicom_folders_gives_a_case_a_stack(tmp_path: Path, monkeypa
     def read(path: Path) -> list[Cine]:
         if path.name == "bad":
             raise InputError(f"{path}: holds no DICOM MR image")
-        return [Cine(f"{path.name}_stack{n}", np.zeros((2, 2, 2, 4)), np.eye(4)) for n in (1, 2)]
+        return [Cine(path.name, np.zeros((2, 2, 2, 4)), np.eye(4))]
 
     monkeypatch.setattr(cases, "read_cine", read)
     items = find_cases(dataset_dir=str(tmp_path))
-    assert [item["case"] for item in items] == ["a_stack1", "a_stack2", "b_stack1", "b_stack2", "bad"]
+    assert [item["case"] for item in items] == ["a", "b", "bad"]
     with pytest.raises(InputError, match="bad: holds no DICOM"):
         LoadCase()(items[-1])
+
+
+def test_info_cfg_in_a_dicom_folder_names_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "read_cine", lambda path: [Cine(path.name, np.zeros((2, 2, 2, 4)), np.eye(4))])
+    (tmp_path / "Info.cfg").write_text("ED: 3\n")
+    (item,) = find_cases(cine=str(tmp_path))
+    assert (item["reference"], item["reference_basis"]) == (3, "end diastole by Info.cfg")
 
 
 def test_a_bad_subject_is_a_case_that_fails_by_itself(copy: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from scripts.datasets import FrameDataset, SliceDataset, batch_loader
+from scripts.errors import InputError
 
 
 def make_dataset(count: int = 3) -> SliceDataset:
@@ -53,3 +55,11 @@ def test_frames_are_paired_within_their_slice() -> None:
             assert any({moving, fixed} <= frames for frames in slices)
             seen.add((moving, fixed))
     assert len(seen) == 6 + 6 + 2
+
+
+def test_a_pair_gives_its_two_frames_and_a_single_frame_is_refused() -> None:
+    pair = {"moving": torch.zeros(1, 8, 8, 2), "fixed": torch.ones(1, 8, 8, 2), "case": "a"}
+    dataset = FrameDataset([pair], lambda item: item, (8, 8), progress=False)
+    assert dataset[[0, 1, 2, 3]]["pair"][:, :, 0, 0].tolist() == [[0, 1], [1, 0], [0, 1], [1, 0]]
+    with pytest.raises(InputError, match="a: has one frame"):
+        FrameDataset([{"moving": torch.zeros(1, 8, 8, 2), "case": "a"}], lambda item: item, (8, 8), progress=False)

@@ -13,12 +13,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_nifti
+from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from scripts.errors import InputError
 from scripts.evaluation import warp_stack
 from scripts.fields import invert
-from scripts.itk_fields import lps_to_voxels, move_points, pull, read_field, read_points, to_lps, voxels_to_lps, write_field
+from scripts.itk_fields import (
+    invert_field,
+    lps_to_voxels,
+    move_points,
+    pull,
+    read_field,
+    read_points,
+    to_lps,
+    voxels_to_lps,
+    write_field,
+)
 
 LPS = np.array([-1.0, -1.0, 1.0])
 SCALAR, VECTORS = itk.Image[itk.F, 3], itk.Image[itk.Vector[itk.F, 3], 3]
@@ -316,3 +327,16 @@ def test_refuses_other_points(content: bytes | None, message: str, tmp_path: Pat
         path.write_bytes(content)
     with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .*{message}"):
         read_points(path)
+
+
+def test_invert_field_is_the_slice_by_slice_inverse() -> None:
+    x = np.linspace(0, np.pi, 24)
+    field = np.stack([np.outer(np.sin(x), np.sin(x)), -np.outer(np.sin(x), np.sin(x))])[..., None] * np.array([1.0, 2.0])
+    inverse, error = invert_field(field)
+    assert inverse.shape == field.shape
+    assert error.shape == field.shape[1:]
+    assert error.max() <= 0.01
+    for z in range(2):
+        where = np.stack(np.meshgrid(*[np.arange(24.0)] * 2, indexing="ij")) + inverse[..., z]
+        pulled = np.stack([map_coordinates(channel[..., z], where, order=1, mode="nearest") for channel in field])
+        np.testing.assert_allclose(inverse[..., z] + pulled, 0, atol=0.011)
