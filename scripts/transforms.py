@@ -30,7 +30,7 @@ class LoadCased(MapTransform):
 
     Raises:
         InputError: naming the file, for one that cannot be read, has not three axes, holds NaN or Inf, a label that holds anything but
-            integers, or a file whose shape or affine (to 1e-3 mm) is not that of the image it belongs to.
+            the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm) is not that of the image it belongs to.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class LoadCased(MapTransform):
         item = dict(data)
         for key in self.key_iterator(data):
             item[key] = self.load(data[key], is_label=str(key).endswith("_label"))
+            if str(key).endswith("_label"):
+                check_structures(item[key], data[key])
         for key, reference in (("moving_label", "moving"), ("fixed_label", "fixed")):
             if key in item and reference in item:
                 check_same_grid(item[key], data[key], item[reference], data[reference])
@@ -73,8 +75,7 @@ class LoadCased(MapTransform):
         """One checked label (1, X, Y, Z) that lies on the grid of an image, which messages call `name`."""
         label = self.load(path, is_label=True)
         check_same_grid(label, path, image, name)
-        if not 0 <= label.min() <= label.max() <= max(LABELS.values()):
-            raise InputError(f"{path}: holds {int(label.min())} to {int(label.max())}; labels are {LABELS} and 0 elsewhere.")
+        check_structures(label, path)
         return label
 
 
@@ -106,6 +107,16 @@ def check_image(image: Tensor, path: str, is_label: bool = False) -> None:
         raise InputError(f"{path}: holds NaN or Inf; replace those voxels.")
     if is_label and not torch.equal(image, image.round()):
         raise InputError(f"{path}: holds fractions, so it is no label image; labels are the integers {LABELS}.")
+
+
+def check_structures(label: Tensor, path: str) -> None:
+    """Stop at a label map that holds other values than the heart's structures.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if not 0 <= label.min() <= label.max() <= max(LABELS.values()):
+        raise InputError(f"{path}: holds {label.min():g} to {label.max():g}; labels are {LABELS} and 0 elsewhere.")
 
 
 def check_same_grid(

@@ -347,6 +347,15 @@ def test_two_processes_train_and_validate_together(phantoms: Path, tmp_path: Pat
             {"cine": "CINE", "reference_frame": 1, "reference_label": "SMALL"},
             ("small.nii.gz and frame 1 of", "cine_4d.nii.gz: have different shapes, (40, 35, 2) and (40, 36, 2)"),
         ),
+        (INFERENCE, {"moving": "SMALL", "fixed": "FIXED"}, ("small.nii.gz and", "have different shapes", "--resample_moving True")),
+        (
+            INFERENCE,
+            {"moving": "SHIFTED", "fixed": "FIXED"},
+            ("shifted.nii.gz and", "have affines up to", "--resample_moving True"),
+        ),
+        (INFERENCE, {"moving": "NAN", "fixed": "FIXED"}, ("nan.nii.gz: holds NaN or Inf",)),
+        (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "moving_label": "FIXED"}, ("labels are",)),
+        (TRAIN, {"dataset_dir": "EMPTY"}, ("split 'train' is empty; add subjects to it",)),
         (INFERENCE, {"cine": "CINE", "reference_frame": 5}, ("cine_4d.nii.gz: has the frames 1 to 4, no reference frame 5",)),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
@@ -365,13 +374,20 @@ def test_bad_input_ends_with_the_cure(phantoms: Path, tmp_path: Path, config: st
     files |= {name: tmp_path / f"{name.lower()}.nii.gz" for name in ("LABEL", "SMALL")} | {"CINE": tmp_path / "cine_4d.nii.gz"}
     shutil.copy(fixed.with_name("phantom001_4d.nii.gz"), files["CINE"])
     label = nib.load(shutil.copy(fixed.with_name("phantom001_frame01_gt.nii.gz"), files["LABEL"]))
+    files |= {name: tmp_path / f"{name.lower()}.nii.gz" for name in ("SHIFTED", "NAN")} | {"EMPTY": tmp_path / "empty"}
+    shift = np.eye(4)
+    shift[0, 3] = 1.0
+    write_nifti(files["SHIFTED"], constant.get_fdata(), constant.affine @ shift)
+    write_nifti(files["NAN"], np.where(array == 3, np.nan, array), constant.affine)
+    shutil.copytree(phantoms, files["EMPTY"])
+    (files["EMPTY"] / "splits.json").write_text('{"train": [], "val": ["phantom001"], "test": []}')
     write_nifti(files["SMALL"], label.get_fdata()[:, 1:].astype(np.uint8), label.affine)
     options = {key: files.get(value, value) for key, value in options.items()}
     result = run_bundle(config_file=config, output_dir=tmp_path / "out", **{"device": "cpu", **options})
     line = last_line(result)
     for word in words:
         assert word in line
-    assert not list((tmp_path / "out").rglob("*"))
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and "tensorboard" not in path.parts]
 
 
 def test_inference_config_has_the_network_of_training() -> None:

@@ -83,6 +83,7 @@ def test_a_label_belongs_to_its_image_and_holds_integers(tmp_path: Path, stack: 
     for name, label, words in (
         ("fraction", np.full(SHAPE, 0.5, np.float32), "holds fractions"),
         ("shape", np.zeros((12, 10, 2), np.uint8), "different shapes"),
+        ("structures", np.full(SHAPE, 257, np.int16), "holds 257 to 257; labels are"),
     ):
         path = str(write_nifti(tmp_path / f"{name}.nii.gz", label))
         with pytest.raises(InputError, match=words) as caught:
