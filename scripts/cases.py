@@ -53,7 +53,10 @@ def find_cases(
     if points and (dataset_dir or data_list):
         raise InputError("--points: belongs to one case; give it with --cine, or with --moving and --fixed.")
     if cine:
-        return cine_cases(cine, reference_frame, reference_label)
+        items = cine_cases(cine, reference_frame, reference_label)
+        if points and "reference" not in items[0]:
+            raise InputError(f"{points}: nobody knows which frame these points belong to; give --reference_frame.")
+        return items
     if reference_label:
         raise InputError("--reference_label: belongs to one cine; give it with --cine.")
     if moving or fixed:

@@ -61,6 +61,8 @@ def test_a_label_needs_a_known_frame_and_one_cine(subject: Path, monkeypatch: py
     with pytest.raises(InputError, match="give it with --cine"):
         find_cases(dataset_dir=str(subject.parent), reference_label=str(label))
     (subject / "Info.cfg").unlink()
+    with pytest.raises(InputError, match=r"p\.csv: nobody knows which frame these points belong to"):
+        find_cases(cine=str(path), points="p.csv")
     with pytest.raises(InputError, match="nobody knows which frame") as caught:
         find_cases(cine=str(path), reference_label=str(label))
     assert str(label) in str(caught.value)
