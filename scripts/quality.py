@@ -14,13 +14,13 @@ Array = NDArray[np.floating]
 
 THRESHOLDS = {
     "folding_percent": 0.1,
-    "jacobian_min": 0.1,
+    "jacobian_min": 0.02,
     "inverse_error_mm_p95": 0.1,
     "mse_after_to_before": 0.9,
     "closure_ratio": 3.0,
     "moved_mm": 0.5,
 }
-"""Beyond which a figure is called out; `moved_mm` is the largest displacement below which nothing has been registered."""
+"""Beyond which a figure is called out; cavities that empty are compressed a lot, hence the small `jacobian_min`; `moved_mm` is the largest displacement below which nothing has been registered."""
 
 
 def assess(registration: CineRegistration, inversion_errors: Array | None = None) -> dict:
@@ -155,7 +155,7 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
     call_out(points, f"The field folds at single points, in {limit['folding_percent']} % of the area or less")
     call_out(
         [f for f in others if f["folding_percent"] == 0 and f["jacobian_min"] < limit["jacobian_min"]],
-        "Tissue is compressed to less than a tenth of its area somewhere",
+        "Tissue is compressed to less than a fiftieth of its area somewhere",
     )
     call_out(
         [f for f in others if f["inverse_error_mm_p95"] > limit["inverse_error_mm_p95"]], "The field cannot be inverted accurately"

@@ -187,7 +187,7 @@ def spoil(kind: str) -> CineRegistration:
         return register(fields, np.zeros_like(fields))
     if kind == "compressed":
         fields = np.zeros((3, 2, *SHAPE))
-        fields[1:, 0] = (-0.95 * np.clip(X - 10, 0, 3))[..., None]
+        fields[1:, 0] = (-0.99 * np.clip(X - 10, 0, 3))[..., None]
         return register(fields)
     if kind == "not inverted":
         inverses = invert(good)
@@ -203,7 +203,7 @@ def spoil(kind: str) -> CineRegistration:
 WORDS = {
     "folds": "The field folds: tissue would pass through itself (frame 2).",
     "folds at a point": "The field folds at single points, in 0.1 % of the area or less (frame 2).",
-    "compressed": "Tissue is compressed to less than a tenth of its area somewhere (frames 2, 3).",
+    "compressed": "Tissue is compressed to less than a fiftieth of its area somewhere (frames 2, 3).",
     "not inverted": "The field cannot be inverted accurately (frame 2).",
     "still": "Nothing moves by more than 0.5 mm: were the images registered already?",
     "no better": "The images hardly fit better than before (frames 2, 3).",
