@@ -20,7 +20,8 @@ THRESHOLDS = {
     "closure_ratio": 3.0,
     "moved_mm": 0.5,
 }
-"""Beyond which a figure is called out; cavities that empty are compressed a lot, hence the small `jacobian_min`; `moved_mm` is the largest displacement below which nothing has been registered."""
+"""Beyond which a figure is called out. Cavities that empty are compressed a lot, hence the small `jacobian_min`; `moved_mm` is the largest
+displacement below which nothing has been registered."""
 
 
 def assess(registration: CineRegistration, inversion_errors: Array | None = None) -> dict:
