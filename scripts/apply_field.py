@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,10 @@ def apply_field(
     for name, (path, order) in given.items():
         if path:
             image = LoadCased().load(str(path), is_label=order == 0)
-            moved = pull(image[0].numpy(), image.affine.double().numpy(), voxels, affine, order)
+            image_affine = image.affine.double().numpy()
+            if not boxes_meet(image.shape[1:], image_affine, voxels.shape[1:], affine):
+                raise InputError(f"{path}: lies apart from {field} in space; give the image that the field belongs to.")
+            moved = pull(image[0].numpy(), image_affine, voxels, affine, order)
             outputs[name] = moved.astype(np.float32 if order else label_type(moved))
     rows = []
     if points:
@@ -65,3 +70,11 @@ def apply_field(
 def label_type(label: NDArray) -> type[np.integer]:
     """The type a label is written in: one byte where its values fit, else four."""
     return np.uint8 if label.min() >= 0 and label.max() <= 255 else np.int32
+
+
+def boxes_meet(shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray) -> bool:
+    """Whether the box about another grid reaches into that of a grid, both of a shape (X, Y, Z) and an affine to mm."""
+    corners = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in other_shape))))
+    index = np.linalg.inv(affine) @ other_affine @ np.vstack([corners.T, np.ones(len(corners))])
+    low, high = index[:3].min(axis=1), index[:3].max(axis=1)
+    return bool((low < np.array(shape) - 0.5).all() and (high > -0.5).all())

@@ -117,3 +117,18 @@ def test_the_command(files: dict[str, Path], tmp_path: Path) -> None:
     succeed(run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out"))
     check_outputs(files, tmp_path / "out")
     assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_an_image_elsewhere_is_refused(tmp_path: Path) -> None:
+    affine = np.diag([1.5, 1.5, 8.0, 1.0])
+    write_field(tmp_path / "field.nii.gz", np.zeros((2, 8, 8, 3)), affine)
+    for distance, meets in ((0.0, True), (9.0, True), (5000.0, False), (-14.0, False)):
+        shifted = affine.copy()
+        shifted[0, 3] = distance
+        path = write_nifti(tmp_path / "image.nii.gz", np.ones((8, 8, 3), np.float32), shifted)
+        if meets:
+            apply_field(tmp_path / "field.nii.gz", path, output_dir=tmp_path / "out")
+        else:
+            with pytest.raises(InputError, match=r"image\.nii\.gz: lies apart from .*field\.nii\.gz in space"):
+                apply_field(tmp_path / "field.nii.gz", path, output_dir=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
