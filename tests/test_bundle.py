@@ -394,3 +394,17 @@ def test_inference_config_has_the_network_of_training() -> None:
     train, inference = (ConfigParser.load_config_file(str(ROOT / name)) for name in (TRAIN, INFERENCE))
     for key in ("network_def", "integration", "clip_percentile", "working_spacing"):
         assert train[key] == inference[key]
+
+
+def test_another_working_spacing_still_writes_the_native_grid(phantoms: Path, tmp_path: Path) -> None:
+    pair = frames(phantoms)
+    options = {"moving": pair["moving"], "fixed": pair["fixed"], "output_dir": tmp_path, "working_spacing": 2.5, "report": False}
+    succeed(run_bundle(config_file=INFERENCE, device="cpu", **options))
+    (folder,) = tmp_path.iterdir()
+    fixed, moving = (nib.load(pair[name]) for name in ("fixed", "moving"))
+    moved = nib.load(folder / "moved.nii.gz")
+    assert moved.shape == fixed.shape
+    assert fixed.header.get_zooms()[0] > 3, "the native pixels are not those that the network sees"
+    assert_field_makes(folder / "field.nii.gz", moving.get_fdata(), moved.get_fdata())
+    before, after = (np.mean((image.get_fdata() - fixed.get_fdata()) ** 2) for image in (moving, moved))
+    assert after < 0.8 * before
