@@ -1,5 +1,6 @@
 # make demo: phantoms, training by surgery, held-out figures and a picture. make test: the test suite. Both are safe to run twice.
 PYTHON ?= python3
+PYTHON_VERSION = $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])" 2>/dev/null)
 PY := .venv/bin/python
 BUNDLE := $(PY) -m monai.bundle run
 NAME := gsmorph_cardiac_registration
@@ -14,9 +15,10 @@ help:
 	@echo "make zip    the bundle as dist/$(NAME)_v<version>.zip"
 	@echo "make clean  remove what the others made, and .venv"
 
-.venv/.python: 
-	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
-	    'Python 3.10 to 3.13 is needed, this is %d.%d: make PYTHON=/path/to/python3.12 ...' % v)"
+# An error of make's own is one line; a recipe that fails would add another.
+.venv/.python:
+	$(if $(filter 3.10 3.11 3.12 3.13,$(PYTHON_VERSION)),,$(error Python 3.10 to 3.13 is needed, $(PYTHON) is \
+	    $(or $(PYTHON_VERSION),not there): make PYTHON=/path/to/python3.12 ...))
 	$(PYTHON) -m venv .venv
 	@touch $@
 
