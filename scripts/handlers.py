@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, DistributedSampler
 
-from scripts.surgery import STRATEGIES, group_indices, settle
+from scripts.surgery import RULES, STRATEGIES, group_indices, settle
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
 
@@ -44,9 +44,10 @@ class GradientSurgeryHandler:
     Args:
         network: the network to train, bare or wrapped as the trainer's is.
         constraint: the smoothness, a function of the trainer's prediction (the field, (B, d, *spatial)) that returns a scalar.
-        strategy: "projection" (GSMorph), "agreement" (GS-Agr), "agreement_noise" or "weighted_sum".
+        strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr), "agreement_noise" or
+            "weighted_sum"; see `scripts.surgery`.
         granularity: "tensor" (GSMorph), "module" or "vector" (GS-PCGrad).
-        tau: projection is skipped in groups with |r| < tau * max |r|, whose r is rounding noise; 1e-5 suits fp32, 0 turns it off.
+        tau: r is taken for zero in groups with |r| < tau * max |r|, where it is rounding noise; 1e-5 suits fp32, 0 turns it off.
         weight: of the smoothness, for "weighted_sum" alone.
 
     Raises:
@@ -107,7 +108,7 @@ class GradientSurgeryHandler:
 
     def announce(self, engine: Engine) -> None:
         """Log what settles the gradients."""
-        guard = f"tau {self.tau:g}" if self.strategy == "projection" else f"weight {self.weight:g}"
+        guard = f"tau {self.tau:g}" if self.strategy in RULES else f"weight {self.weight:g}"
         groups = max(self.groups) + 1
         engine.logger.info(f"gradient surgery: {self.strategy}, {groups} groups of {len(self.parameters)} tensors, {guard}")
 

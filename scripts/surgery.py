@@ -2,7 +2,8 @@
 
 Per group of tensors with flattened gradients s (similarity) and r (smoothness), GSMorph (Dou et al., MICCAI 2023) keeps s where
 <s, r> >= 0 and otherwise takes its projection on the plane normal to r, s - <s, r> / |r|^2 r. A group is one tensor (GSMorph), the
-tensors of one module, or all tensors at once (GS-PCGrad). Nothing here waits for the device.
+tensors of one module, or all tensors at once (GS-PCGrad). The other rules, for comparison: each gradient projected off the other, the
+bisector of both (ConFIG), sign agreement entry by entry, and the weighted sum. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Conflicts(NamedTuple):
     smoothness_norm: Tensor
     """|r|, shape (groups,)."""
     well_posed: Tensor
-    """True where |r| >= tau * max |r|, shape (groups,); elsewhere r is rounding noise and s is left alone."""
+    """True where |r| >= tau * max |r|, shape (groups,); elsewhere r is rounding noise and taken for zero."""
 
     @property
     def conflicting(self) -> Tensor:
@@ -112,13 +113,111 @@ def project(
         conflicts: what `find_conflicts` returned for these arguments (with its guard); None finds them with tau = 0.
     """
     conflicts = conflicts or find_conflicts(similarity, smoothness, groups)
-    norm = conflicts.smoothness_norm.clamp(min=torch.finfo(conflicts.dot.dtype).tiny)
-    # Two divisions by |r|: its square underflows long before |r| does. An overflow of r spoils every group, so that a GradScaler,
-    # which sees only the result, skips the step; dropped as no conflict it would pass in silence.
-    spoiled = 0.0 * conflicts.smoothness_norm.max()
-    coefficient = (torch.where(conflicts.conflicting, conflicts.dot / norm / norm, 0.0) + spoiled).unbind()
+    coefficient = (removal(conflicts, conflicts.smoothness_norm) + spoiled(conflicts.smoothness_norm)).unbind()
     index = range(len(similarity)) if groups is None else groups
     return [s - coefficient[i] * r for s, r, i in zip(similarity, smoothness, index)]
+
+
+def removal(conflicts: Conflicts, norm: Tensor) -> Tensor:
+    """How much of a gradient with these norms to subtract from the other for its projection: <s, r> / norm² in conflict, else 0."""
+    norm = norm.clamp(min=torch.finfo(norm.dtype).tiny)
+    # Two divisions: the square underflows long before the norm does.
+    return torch.where(conflicts.conflicting, conflicts.dot / norm / norm, 0.0)
+
+
+def spoiled(*norms: Tensor) -> Tensor:
+    """0, or NaN where a norm of any group overflowed.
+
+    Added to coefficients it spoils every group, so that a GradScaler, which sees only the result, skips the step; dropped as no
+    conflict an overflow would pass in silence.
+    """
+    return 0.0 * sum(norm.max() for norm in norms)
+
+
+def project_both(
+    similarity: Sequence[Tensor],
+    smoothness: Sequence[Tensor],
+    groups: Sequence[int] | None = None,
+    conflicts: Conflicts | None = None,
+) -> list[Tensor]:
+    """Each gradient projected off the other where they conflict, and added (PCGrad: Yu et al., NeurIPS 2020, algorithm 1).
+
+    s - <s, r> / |r|² r + r - <s, r> / |s|² s where <s, r> < 0, and s + r elsewhere. No step makes either loss worse to first order, but
+    the scale of the smoothness counts as a weight does: it is added.
+
+    Args:
+        similarity: gradients s of the similarity loss.
+        smoothness: gradients r of the smoothness loss, the same shapes in the same order.
+        groups: the group of each tensor; None makes each tensor a group.
+        conflicts: what `find_conflicts` returned for these arguments; groups that are not well-posed keep s. None: tau = 0.
+    """
+    conflicts = conflicts or find_conflicts(similarity, smoothness, groups)
+    of_s = 1.0 - removal(conflicts, conflicts.similarity_norm)
+    of_r = 1.0 * conflicts.well_posed - removal(conflicts, conflicts.smoothness_norm)
+    return combine(similarity, smoothness, of_s, of_r, groups, conflicts)
+
+
+def project_on_dual_cone(
+    similarity: Sequence[Tensor],
+    smoothness: Sequence[Tensor],
+    groups: Sequence[int] | None = None,
+    conflicts: Conflicts | None = None,
+) -> list[Tensor]:
+    """Mean of the projections of s and r on the dual cone {g : <g, s> >= 0, <g, r> >= 0} (UPGrad: Quinton and Rey, arXiv 2406.16232).
+
+    In conflict the nearest point of the cone to s is its projection on the plane normal to r, and the other way round. So for two
+    gradients this is half of `project_both`, and Adam, whose steps do not depend on the gradient's scale, makes the same of both.
+
+    Args:
+        similarity: gradients s of the similarity loss.
+        smoothness: gradients r of the smoothness loss, the same shapes in the same order.
+        groups: the group of each tensor; None makes each tensor a group.
+        conflicts: what `find_conflicts` returned for these arguments; groups that are not well-posed get s / 2. None: tau = 0.
+    """
+    return [0.5 * gradient for gradient in project_both(similarity, smoothness, groups, conflicts)]
+
+
+def bisect(
+    similarity: Sequence[Tensor],
+    smoothness: Sequence[Tensor],
+    groups: Sequence[int] | None = None,
+    conflicts: Conflicts | None = None,
+) -> list[Tensor]:
+    """The direction at equal angles to s and r, as long as both projections on it together (ConFIG: Liu et al., ICLR 2025, eq. 2).
+
+    For two gradients the paper's pseudo-inverse is the bisector, and with its length (<s, d> + <r, d>) d, d the unit vector of
+    s / |s| + r / |r|, becomes (|s| + |r|) / 2 (s / |s| + r / |r|): 0 for opposite gradients, the sum for parallel ones. The direction
+    does not depend on the scale of either loss.
+
+    Args:
+        similarity: gradients s of the similarity loss.
+        smoothness: gradients r of the smoothness loss, the same shapes in the same order.
+        groups: the group of each tensor; None makes each tensor a group.
+        conflicts: what `find_conflicts` returned for these arguments; groups that are not well-posed keep s. None: tau = 0.
+    """
+    conflicts = conflicts or find_conflicts(similarity, smoothness, groups)
+    s, r = conflicts.similarity_norm, conflicts.smoothness_norm
+    tiny = torch.finfo(s.dtype).tiny
+    # Without a direction there is no angle: where one gradient is zero (against the other), the other one is the result.
+    s_counts, r_counts = s > tiny * r.clamp(min=1.0), (r > tiny * s.clamp(min=1.0)) & conflicts.well_posed
+    of_s = torch.where(s_counts & r_counts, 0.5 + 0.5 * r / s.clamp(min=tiny), 1.0)
+    of_r = torch.where(s_counts & r_counts, 0.5 + 0.5 * s / r.clamp(min=tiny), 1.0 * conflicts.well_posed)
+    return combine(similarity, smoothness, of_s, of_r, groups, conflicts)
+
+
+def combine(
+    similarity: Sequence[Tensor],
+    smoothness: Sequence[Tensor],
+    of_s: Tensor,
+    of_r: Tensor,
+    groups: Sequence[int] | None,
+    conflicts: Conflicts,
+) -> list[Tensor]:
+    """of_s * s + of_r * r with coefficients of shape (groups,); NaN everywhere where a norm overflowed."""
+    nan = spoiled(conflicts.similarity_norm, conflicts.smoothness_norm)
+    of_s, of_r = (of_s + nan).unbind(), (of_r + nan).unbind()
+    index = range(len(similarity)) if groups is None else groups
+    return [of_s[i] * s + of_r[i] * r for s, r, i in zip(similarity, smoothness, index)]
 
 
 def agree(similarity: Sequence[Tensor], smoothness: Sequence[Tensor], noise: bool = False) -> list[Tensor]:
@@ -145,6 +244,17 @@ def add_weighted(similarity: Sequence[Tensor], smoothness: Sequence[Tensor], wei
     return [s + weight * r for s, r in zip(similarity, smoothness)]
 
 
+RULES = {
+    "projection": project,
+    "pcgrad_symmetric": project_both,
+    "upgrad": project_on_dual_cone,
+    "config": bisect,
+}
+"""Strategies that settle group by group, with the guard."""
+
+STRATEGIES = (*RULES, "agreement", "agreement_noise", "weighted_sum")
+
+
 def settle(
     similarity: Sequence[Tensor],
     smoothness: Sequence[Tensor],
@@ -158,9 +268,10 @@ def settle(
     Args:
         similarity: gradients s of the similarity loss.
         smoothness: gradients r of the smoothness loss, the same shapes in the same order.
-        strategy: "projection", "agreement", "agreement_noise" or "weighted_sum".
-        groups: the group of each tensor; None makes each tensor a group. Only the projection depends on it.
-        tau: guard of `find_conflicts`; only the projection depends on it.
+        strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr), "agreement_noise" or
+            "weighted_sum" (VoxelMorph).
+        groups: the group of each tensor; None makes each tensor a group. Agreement and weighted sum do not depend on it.
+        tau: guard of `find_conflicts`; agreement and weighted sum do not depend on it.
         weight: of the smoothness in "weighted_sum".
 
     Returns:
@@ -172,11 +283,8 @@ def settle(
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}.")
     conflicts = find_conflicts(similarity, smoothness, groups, tau)
-    if strategy == "projection":
-        return project(similarity, smoothness, groups, conflicts), conflicts
+    if strategy in RULES:
+        return RULES[strategy](similarity, smoothness, groups, conflicts), conflicts
     if strategy == "weighted_sum":
         return add_weighted(similarity, smoothness, weight), conflicts
     return agree(similarity, smoothness, noise=strategy == "agreement_noise"), conflicts
-
-
-STRATEGIES = ("projection", "agreement", "agreement_noise", "weighted_sum")

@@ -26,6 +26,7 @@ from training_runs import DDP_CASES, LEARNING_RATE, WithUnused, ddp_network, ddp
 from scripts.handlers import GradientSurgeryHandler, NonFiniteLossHandler, TrainingProgress, WeightAveraging, running_mean
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.networks import RegistrationUNet
+from scripts.surgery import STRATEGIES
 
 TAU = 1e-5
 Gradients = dict[str, np.ndarray]
@@ -270,7 +271,7 @@ def test_constraint_runs_in_full_precision_under_autocast() -> None:
     assert trainer.state.output["smoothness"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("strategy", ["projection", "agreement", "agreement_noise", "weighted_sum"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("spoiled", ["similarity", "smoothness"])
 def test_scaler_skips_the_step_of_an_overflow(spoiled: str, strategy: str) -> None:
     def spoil(loss: Tensor, name: str, field: Tensor) -> Tensor:
