@@ -1,0 +1,250 @@
+"""What a user chooses where there is no weight: Dice and folding over rate, batch and averaging for surgery, over λ for weighted sums.
+
+    python -m benchmarks.sensitivity --dataset_dir DIR [--output_dir sensitivity] [--epochs 3] [--runs N] [--figure FILE.png]
+
+Every run trains `train.yaml` on the same number of slice presentations and is scored on `val`, with the last weights and with their
+running mean. The network is one whose fields can fold: a displacement, neither integrated nor smoothed, one direction at a time; so what
+keeps a field smooth is how the two gradients are settled. A finished run is a file in the output folder and is not run again; `--runs`
+stops after so many. `sensitivity.json`, `sensitivity.csv` and the figure hold what is finished so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isnan
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
+from tqdm import tqdm
+
+from benchmarks.step import processor
+from scripts.api import ROOT
+from scripts.errors import InputError
+from scripts.evaluation import nan_to_none, write_csv, write_text
+
+FIGURES = ("dice", "folding_percent", "hd95_voxel", "mse")
+FOLDABLE = {
+    "integration": None,
+    "network_def#backbone#integration_steps": 0,
+    "network_def#backbone#smoothing": 0.0,
+    "network_def#backbone#antisymmetric": False,
+}
+RATES, BATCHES = (3e-4, 1e-3, 3e-3), (4, 16)
+WEIGHTS = (0.01, 0.1, 0.0, 0.03, 0.001, 0.003)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is varied; the defaults are those of train.yaml."""
+
+    strategy: str = "projection"
+    weight: float = 0.0
+    learning_rate: float = 1e-3
+    batch_size: int = 4
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """A file name."""
+        weight = f"_{self.weight:g}" if self.strategy == "weighted_sum" else ""
+        return f"{self.strategy}{weight}_rate{self.learning_rate:g}_batch{self.batch_size}_seed{self.seed}"
+
+
+def plan() -> list[Run]:
+    """All runs, those first that say most; the last ones tell how much another seed changes."""
+    sums = [Run("weighted_sum", weight) for weight in WEIGHTS]
+    surgery = [Run(learning_rate=rate, batch_size=batch) for batch in BATCHES for rate in RATES]
+    others = [Run("config"), Run("pcgrad_symmetric")]
+    seeds = [Run(seed=1), Run("weighted_sum", 0.01, seed=1)]
+    rates = [Run("weighted_sum", 0.01, rate) for rate in RATES]
+    return list(dict.fromkeys([Run(), *sums[:3], *surgery, *sums[3:], *others, *seeds, *rates]))
+
+
+def train(run: Run, settings: dict, dataset_dir: str, progress: tqdm) -> dict:
+    """Train and score one run; the bar advances by slices.
+
+    Returns:
+        "mean" and "last": the figures on `val` of the running mean of the weights and of the last weights; "steps", "slices",
+        "seconds", and the means of the last epoch, "similarity", "smoothness" and "conflict_ratio".
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        workflow = ConfigWorkflow(
+            config_file=[str(ROOT / "configs" / "train.yaml"), *settings["config"]],
+            meta_file=str(ROOT / "configs" / "metadata.json"),
+            logging_file=False,
+            workflow_type="train",
+            **FOLDABLE,
+            dataset_dir=dataset_dir,
+            output_dir=folder,
+            max_epochs=settings["epochs"],
+            val_interval=settings["epochs"],
+            device=settings["device"],
+            is_not_rank0=True,  # neither logs nor checkpoints
+            **asdict(run),
+        )
+        workflow.initialize()
+        trainer, evaluator = (workflow.parser.get_parsed_content(name) for name in ("train::trainer", "validate::evaluator"))
+        slices = []
+
+        def advance(engine: Engine) -> None:
+            slices.append(len(engine.state.output["pred"]))
+            progress.total = engine.state.epoch_length * engine.state.max_epochs * slices[0]
+            progress.update(slices[-1])
+
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, advance)
+        start = time.perf_counter()
+        workflow.run()
+        seconds = time.perf_counter() - start
+        score = lambda: {name: evaluator.state.metrics[f"val_{name}"] for name in FIGURES}
+        mean = score()
+        evaluator.network = workflow.parser.get_parsed_content("network")
+        evaluator.run(global_epoch=settings["epochs"])
+        epoch = {name: trainer.state.metrics[name] for name in ("similarity", "smoothness", "conflict_ratio")}
+        workflow.finalize()
+    if isnan(mean["dice"]):
+        raise InputError(f"{dataset_dir}: no label in the `val` split; Dice needs <subject>_frameNN_gt.nii.gz beside the images.")
+    return {"mean": mean, "last": score(), "steps": len(slices), "slices": sum(slices), "seconds": seconds, **epoch}
+
+
+def load(path: Path, settings: dict) -> dict | None:
+    """A finished run of the same settings, else None."""
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    return found if found["settings"] == settings else None
+
+
+def collect(results: Sequence[dict], output_dir: Path) -> None:
+    """Write `sensitivity.json` and `sensitivity.csv`, a row a run and a kind of weights."""
+    write_text(output_dir / "sensitivity.json", json.dumps(nan_to_none({"runs": list(results)}), indent=1) + "\n")
+    keys = ("steps", "slices", "similarity", "smoothness", "conflict_ratio")
+    rows = [
+        {**result["run"], "weights": kind, **result[kind], **{key: result[key] for key in keys}}
+        for result in results
+        for kind in ("mean", "last")
+    ]
+    if rows:
+        write_csv(output_dir / "sensitivity.csv", rows)
+
+
+def draw(results: Sequence[dict], path: Path) -> None:
+    """Dice against folding: surgery over rate, batch and averaging, beside the curve of the weighted sums.
+
+    Args:
+        results: as `collect` takes them.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(11.5, 5.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    by_run = {Run(**result["run"]): result for result in results}
+    point = lambda run, kind="mean": (by_run[run][kind]["folding_percent"], by_run[run][kind]["dice"])
+    sums = sorted((run for run in by_run if run == Run("weighted_sum", run.weight)), key=lambda run: run.weight)
+    for axes in (left, right):
+        axes.plot(*zip(*map(point, sums)), color="0.6", marker="o", markersize=5, zorder=1, label="weighted sum over λ")
+    for run in sums:
+        right.annotate(f"λ {run.weight:g}", point(run), xytext=(6, -10), textcoords="offset points", color="0.35", fontsize=9)
+    colors = dict(zip(RATES, ("tab:blue", "tab:green", "tab:red")))
+    markers = dict(zip(BATCHES, ("o", "s")))
+    surgery = [run for run in by_run if run.strategy == "projection" and run.seed == 0]
+    for run in surgery:
+        style = {"color": colors[run.learning_rate], "marker": markers[run.batch_size], "markersize": 9, "linestyle": "none"}
+        (x, y), (x0, y0) = point(run), point(run, "last")
+        left.plot([x0, x], [y0, y], color=style["color"], linewidth=0.8, alpha=0.6, zorder=2)
+        left.plot(x0, y0, **style, markerfacecolor="white", zorder=3)
+        left.plot(x, y, **style, zorder=4)
+    if Run() in by_run:
+        for axes in (left, right):
+            axes.plot(*point(Run()), marker="o", markersize=17, color="none", markeredgecolor="black", zorder=5)
+        right.plot(*point(Run()), marker="o", markersize=9, color=colors[1e-3], zorder=4)
+        right.annotate("GSMorph's projection", point(Run()), xytext=(12, 6), textcoords="offset points", fontsize=9)
+    for run, name, marker in ((Run("pcgrad_symmetric"), "PCGrad, UPGrad", "^"), (Run("config"), "ConFIG", "v")):
+        if run in by_run:
+            right.plot(*point(run), marker=marker, markersize=9, color="tab:purple", zorder=4)
+            right.annotate(name, point(run), xytext=(9, -3), textcoords="offset points", fontsize=9)
+    rates = sorted(
+        (run for run in by_run if run == Run("weighted_sum", 0.01, run.learning_rate)), key=lambda run: run.learning_rate
+    )
+    if len(rates) > 1:
+        right.plot(*zip(*map(point, rates)), color="tab:orange", linewidth=0.8, zorder=2)
+    for run in rates:
+        if run.learning_rate != 1e-3:
+            right.plot(*point(run), marker="o", markersize=7, color="tab:orange", zorder=3)
+            text = f"λ 0.01, rate {run.learning_rate:g}"
+            right.annotate(text, point(run), xytext=(8, -3), textcoords="offset points", color="tab:orange", fontsize=9)
+    left.set_title("surgery: no λ, yet rate, batch and averaging move it")
+    right.set_title("what λ does, and the other strategies without one")
+    left.set_ylabel("Dice, % (val)")
+    for axes in (left, right):
+        axes.set_xscale("symlog", linthresh=0.01)
+        axes.set_xlabel("folding, % of pixels (0.01 and below linear)")
+        axes.grid(alpha=0.3)
+    # Room for the names of the points.
+    left.set_xlim(0, 5 * max(x for run in by_run for x, _ in (point(run), point(run, "last"))) + 1e-3)
+    handle = lambda label, **style: Line2D([], [], linestyle="none", markersize=8, label=label, **style)
+    legend = [handle(f"rate {rate:g}", color=color, marker="D") for rate, color in colors.items()]
+    legend += [handle(f"batch {batch}", color="0.3", marker=marker) for batch, marker in markers.items()]
+    legend += [
+        handle("running mean of the weights", color="0.3", marker="D"),
+        handle("last weights", color="0.3", marker="D", markerfacecolor="white"),
+        handle("defaults", color="none", markeredgecolor="black", marker="o"),
+        Line2D([], [], color="0.6", marker="o", label="weighted sum over λ"),
+    ]
+    figure.legend(handles=legend, fontsize=9, loc="outside lower center", ncols=5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict]:
+    """Do the runs that are left, write the tables and the figure; returns the finished runs."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sensitivity", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset_dir", required=True, help="folder in ACDC's layout, trained on `train`, scored on `val`")
+    parser.add_argument("--output_dir", default="sensitivity", help="folder of the finished runs and the tables")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the training slices, the same for every run")
+    parser.add_argument("--runs", type=int, help="stop after so many runs; all that are left by default")
+    parser.add_argument("--config", nargs="*", default=[], help="configs merged over train.yaml, such as configs/demo.yaml")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--figure", help="PNG to write; <output_dir>/sensitivity.png by default")
+    options = parser.parse_args(argv)
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    logging.getLogger().setLevel(logging.WARNING)
+    output_dir = Path(options.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    settings = {key: getattr(options, key) for key in ("epochs", "device", "config")}
+    settings["dataset"] = Path(options.dataset_dir).resolve().name
+    paths = {run: output_dir / f"{run.name}.json" for run in plan()}
+    left = [run for run, path in paths.items() if load(path, settings) is None]
+    print(f"{len(paths) - len(left)} of {len(paths)} runs are finished", flush=True)
+    for number, run in enumerate(left[: options.runs], 1):
+        with tqdm(unit="slice", desc=f"{run.name}, {number} of {len(left[: options.runs])}") as progress:
+            result = train(run, settings, options.dataset_dir, progress)
+        hardware = {"processor": processor(options.device), "torch": torch.__version__, "python": platform.python_version()}
+        write_text(
+            paths[run], json.dumps({"run": asdict(run), **result, "settings": settings, "hardware": hardware}, indent=1) + "\n"
+        )
+        figures = ", ".join(f"{name} {result['mean'][name]:.3g} ({result['last'][name]:.3g})" for name in FIGURES)
+        print(f"{run.name}: {figures}, {result['seconds']:.0f} s", flush=True)
+    results = [result for path in paths.values() if (result := load(path, settings)) is not None]
+    collect(results, output_dir)
+    if results:
+        draw(results, Path(options.figure or output_dir / "sensitivity.png"))
+    return results
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
