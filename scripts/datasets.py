@@ -7,21 +7,29 @@ from collections.abc import Callable, Sequence
 import torch
 from monai.transforms import ResizeWithPadOrCrop
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
 from scripts.errors import InputError
 
+LABEL_KEYS = ("moving_label", "fixed_label")
+UNLABELED = -1
+
 
 class SliceDataset(Dataset):
-    """All slices of all pairs as one tensor (N, 2, *size), moving and fixed, on a device.
+    """All slices of all pairs as one tensor (N, 2, *size), moving and fixed, on a device; where wanted, their labels as another one.
 
     Args:
         data: items of a data list.
-        transform: makes of an item a dict whose "pair" is (2, X, Y, Z).
+        transform: makes of an item a dict whose "pair" is (2, X, Y, Z), with labels "moving_label" and "fixed_label", (1, X, Y, Z).
         size: in-plane size; larger slices are cropped about their center, smaller ones padded with zeros.
-        device: where the tensor lives.
+        device: where the tensors live.
         progress: whether to show a progress bar while files are read.
+        labels: whether to hold labels as well, int8; an image without a label has UNLABELED everywhere.
+
+    Raises:
+        InputError: where labels are wanted and no item has any.
     """
 
     def __init__(
@@ -31,20 +39,44 @@ class SliceDataset(Dataset):
         size: Sequence[int],
         device: str | torch.device = "cpu",
         progress: bool = True,
+        labels: bool = False,
     ) -> None:
         fit = ResizeWithPadOrCrop((*size, -1))
-        stacks = [torch.empty(0, 2, *size)]
+        if labels and data and not any(key in item for item in data for key in LABEL_KEYS):
+            raise InputError(
+                "labels: no item of the training data has any; add moving_label and fixed_label, or set labels to false."
+            )
+        pairs, maps = [torch.empty(0, 2, *size)], [torch.empty(0, 2, *size, dtype=torch.int8)]
         for item in tqdm(data, desc="reading pairs", disable=not progress, unit="pair"):
-            pair = transform(item)["pair"]
-            stacks.append(fit(torch.as_tensor(pair)).as_tensor().movedim(-1, 0))
-        self.pairs = torch.cat(stacks).to(device).contiguous()
+            loaded = transform(item)
+            pairs.append(fit(torch.as_tensor(loaded["pair"])).as_tensor().movedim(-1, 0))
+            if labels:
+                maps.append(fit(stack_labels(loaded)).as_tensor().movedim(-1, 0))
+        self.pairs = torch.cat(pairs).to(device).contiguous()
+        self.labels = torch.cat(maps).to(device).contiguous() if labels else None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int | Sequence[int]) -> dict[str, Tensor]:
-        """{"pair": (2, *size)} for one index, (B, 2, *size) for a list of B."""
-        return {"pair": self.pairs[index]}
+        """{"pair": (2, *size)} for one index, (B, 2, *size) for a list of B; with labels "label" in the same shape, moving then fixed."""
+        index = torch.as_tensor(index).to(self.pairs.device, non_blocking=True)
+        batch = {"pair": self.pairs[index]}
+        return batch if self.labels is None else batch | {"label": self.labels[index]}
+
+
+def stack_labels(item: dict) -> Tensor:
+    """The labels of an item's pair on its grid, (2, X, Y, Z) int8; UNLABELED for an image without one."""
+    pair, labels = item["pair"], []
+    for key in LABEL_KEYS:
+        if key in item:
+            label = torch.as_tensor(item[key]).movedim(-1, 0)
+            # The pair may have another working spacing; their outer pixel edges coincide.
+            label = F.interpolate(label.float(), size=pair.shape[1:3], mode="nearest-exact").movedim(0, -1)
+            labels.append(label[0].round().to(torch.int8))
+        else:
+            labels.append(torch.full(pair.shape[1:], UNLABELED, dtype=torch.int8))
+    return torch.stack(labels)
 
 
 def batch_loader(dataset: Dataset, batch_size: int, distributed: bool = False) -> DataLoader:
@@ -110,4 +142,5 @@ class FrameDataset(Dataset):
         first, count = self.first[index], self.count[index]
         step = 1 + (torch.rand(len(index)) * (count - 1)).long()
         fixed = first + (index - first + step) % count
+        index, fixed = (frames.to(self.frames.device, non_blocking=True) for frames in (index, fixed))
         return {"pair": torch.stack([self.frames[index], self.frames[fixed]], dim=1)}

@@ -225,7 +225,7 @@ class FieldToNatived(Transform):
 
 
 class RandomPairAugmentation(Transform):
-    """Augments a batch of pairs (B, 2, *spatial) at once, on its device; both images of a pair alike.
+    """Augments a batch of pairs (B, 2, *spatial) at once, on its device; both images of a pair alike, and its labels as its images.
 
     Args:
         size: spatial size of a random crop, for each pair its own; None takes all.
@@ -234,6 +234,8 @@ class RandomPairAugmentation(Transform):
         gamma: standard deviation of the logarithm of a gamma curve, one a pair, applied to intensities in [0, 1]; 0 is none.
         rotation: largest angle in degrees of a random rotation, one a pair, 2-D only; 0 is none.
         zoom: standard deviation of the logarithm of a random magnification, one a pair, 2-D only; 0 is none.
+        elastic: standard deviation in pixels of a smooth random deformation, one a pair, 2-D only; 0 is none.
+        elastic_spacing: pixels between its control points; folds begin where `elastic` comes near a third of it.
     """
 
     def __init__(
@@ -244,6 +246,8 @@ class RandomPairAugmentation(Transform):
         gamma: float = 0.2,
         rotation: float = 0.0,
         zoom: float = 0.0,
+        elastic: float = 0.0,
+        elastic_spacing: float = 32.0,
     ) -> None:
         self.size = size
         self.swap = swap
@@ -251,55 +255,96 @@ class RandomPairAugmentation(Transform):
         self.gamma = gamma
         self.rotation = rotation
         self.zoom = zoom
+        self.elastic = elastic
+        self.elastic_spacing = elastic_spacing
 
-    def __call__(self, pair: Tensor) -> Tensor:
-        batch, axes = pair.shape[0], pair.ndim - 2
-        if self.rotation or self.zoom:
-            angle = torch.deg2rad(torch.empty(batch, device=pair.device).uniform_(-self.rotation, self.rotation))
-            pair = rotate_and_zoom(pair, angle, torch.exp(torch.randn(batch, device=pair.device) * self.zoom))
+    def __call__(self, pair: Tensor, label: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """The augmented pair; with labels (B, 2, *spatial) of its images, of an integer type, the pair and its labels."""
+        batch, axes, device = pair.shape[0], pair.ndim - 2, pair.device
+        images = [pair] if label is None else [pair, label]
+        each = lambda values: values.view(-1, *[1] * (axes + 1))
+        half = lambda: each(torch.rand(batch, device=device) < 0.5)
+        if self.rotation or self.zoom or self.elastic:
+            angle = torch.deg2rad(torch.empty(batch, device=device).uniform_(-self.rotation, self.rotation))
+            grid = sampling_grid(pair, angle, torch.exp(torch.randn(batch, device=device) * self.zoom))
+            if self.elastic:
+                grid = grid + smooth_noise(pair, self.elastic, self.elastic_spacing)
+            images = [sample_slices(image, grid) for image in images]
         if self.size is not None:
-            pair = random_crops(pair, self.size)
+            starts = [torch.randint(old - new + 1, (batch, 1), device=device) for old, new in zip(pair.shape[2:], self.size)]
+            images = [crop_each(image, starts, self.size) for image in images]
         if self.flip:
-            pair = torch.rot90(pair, random.randrange(4), (2, 3)) if pair.shape[2] == pair.shape[3] else pair
+            if images[0].shape[2] == images[0].shape[3]:
+                turns = random.randrange(4)
+                images = [torch.rot90(image, turns, (2, 3)) for image in images]
             for axis in range(axes):
-                chosen = torch.rand(batch, device=pair.device) < 0.5
-                pair = torch.where(chosen.view(-1, *[1] * (axes + 1)), pair.flip(axis + 2), pair)
+                chosen = half()
+                images = [torch.where(chosen, image.flip(axis + 2), image) for image in images]
         if self.swap:
-            chosen = torch.rand(batch, device=pair.device) < 0.5
-            pair = torch.where(chosen.view(-1, *[1] * (axes + 1)), pair.flip(1), pair)
+            chosen = half()
+            images = [torch.where(chosen, image.flip(1), image) for image in images]
         if self.gamma:
-            exponent = torch.exp(torch.randn(batch, device=pair.device) * self.gamma)
-            pair = pair.clamp(0, 1) ** exponent.view(-1, *[1] * (axes + 1))
-        return pair
+            images[0] = images[0].clamp(0, 1) ** each(torch.exp(torch.randn(batch, device=device) * self.gamma))
+        return images[0] if label is None else (images[0], images[1])
 
 
-def rotate_and_zoom(pair: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
-    """Each pair of (B, 2, X, Y) rotated about the center by its angle (B,) in radians and magnified by its zoom (B,); linear, border
-    repeated."""
+def sampling_grid(pair: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
+    """Where to sample (B, C, X, Y) to rotate each pair about the center by its angle (B,) in radians and to magnify it by its zoom (B,).
+
+    Returns:
+        (B, X, Y, 2) in `grid_sample`'s coordinates without aligned corners: y before x, -1 and 1 at the outer pixel edges.
+    """
     height, width = pair.shape[2:]
     cos, sin, zero = torch.cos(angle) / zoom, torch.sin(angle) / zoom, torch.zeros_like(angle)
     # affine_grid's coordinates reach from -1 to 1 on each axis: hence the aspect ratio.
     rows = [torch.stack([cos, -sin * height / width, zero], dim=1), torch.stack([sin * width / height, cos, zero], dim=1)]
-    grid = F.affine_grid(torch.stack(rows, dim=1), list(pair.shape), align_corners=False)
-    return F.grid_sample(pair, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.affine_grid(torch.stack(rows, dim=1), list(pair.shape), align_corners=False)
 
 
-def random_crops(pair: Tensor, size: Sequence[int]) -> Tensor:
-    """A random crop of each pair in (B, 2, *spatial) -> (B, 2, *size), drawn without waiting for the device."""
-    for axis, (old, new) in enumerate(zip(pair.shape[2:], size), start=2):
-        starts = torch.randint(0, old - new + 1, (len(pair), 1))
-        index = (starts + torch.arange(new)).to(pair.device, non_blocking=True)
-        shape = [len(pair)] + [new if a == axis else 1 for a in range(1, pair.ndim)]
-        expanded = [*pair.shape[:axis], new, *pair.shape[axis + 1 :]]
-        pair = pair.gather(axis, index.view(shape).expand(expanded))
-    return pair
+def smooth_noise(pair: Tensor, deviation: float, spacing: float) -> Tensor:
+    """A random displacement for each pair of (B, C, X, Y): normal at control points `spacing` pixels apart, cubic between them.
+
+    Args:
+        pair: gives shape, type and device.
+        deviation: standard deviation at the control points, in pixels.
+        spacing: pixels.
+
+    Returns:
+        (B, X, Y, 2) in the coordinates of `sampling_grid`.
+    """
+    height, width = pair.shape[2:]
+    points = [max(round(n / spacing), 1) + 1 for n in (height, width)]
+    noise = torch.randn(len(pair), 2, *points, device=pair.device, dtype=pair.dtype)
+    noise = F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=True)
+    # Channel 0 of the grid is y; an axis of n pixels is 2 long.
+    return torch.stack([noise[:, 1] * (2 * deviation / width), noise[:, 0] * (2 * deviation / height)], dim=-1)
+
+
+def sample_slices(image: Tensor, grid: Tensor) -> Tensor:
+    """(B, C, X, Y) at the points of a grid (`sampling_grid`), its border repeated; linear, nearest for labels of an integer type."""
+    if image.is_floating_point():
+        return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    sampled = F.grid_sample(image.to(grid.dtype), grid, mode="nearest", padding_mode="border", align_corners=False)
+    return sampled.to(image.dtype)
+
+
+def crop_each(image: Tensor, starts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """(B, C, *spatial) -> (B, C, *size): of each image the piece that starts at its own voxel, (B, 1) along each axis."""
+    for axis, (start, new) in enumerate(zip(starts, size), start=2):
+        index = start + torch.arange(new, device=start.device)
+        shape = [len(image)] + [new if a == axis else 1 for a in range(1, image.ndim)]
+        expanded = [*image.shape[:axis], new, *image.shape[axis + 1 :]]
+        image = image.gather(axis, index.view(shape).expand(expanded))
+    return image
 
 
 class PreparePair:
     """`prepare_batch` of MONAI's engines for pairs: (network input, loss target), both the pair (B, 2, *spatial).
 
+    Where the batch holds labels of its images under "label" (`SliceDataset` with labels), the target is (pair, label), augmented alike.
+
     Args:
-        augment: a function of the batch, or None.
+        augment: a function of the pair, or of the pair and its labels, or None.
         channels_last: whether to hand the network its input in channels-last memory format (2-D).
     """
 
@@ -309,12 +354,16 @@ class PreparePair:
 
     def __call__(
         self, batchdata: Mapping[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         pair = batchdata["pair"].to(device=device, non_blocking=non_blocking, **kwargs)
         # Gradients of MetaTensors are MetaTensors, and slow.
         pair = pair.as_tensor() if isinstance(pair, MetaTensor) else pair
-        if self.augment is not None:
-            pair = self.augment(pair)
+        label = batchdata.get("label")
+        if label is None:
+            pair = pair if self.augment is None else self.augment(pair)
+        else:
+            label = label.to(device=device, non_blocking=non_blocking)
+            pair, label = (pair, label) if self.augment is None else self.augment(pair, label)
         if self.channels_last and pair.ndim == 4:
             pair = pair.contiguous(memory_format=torch.channels_last)
-        return pair, pair
+        return pair, pair if label is None else (pair, label)

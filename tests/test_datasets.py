@@ -42,6 +42,27 @@ def test_no_data_gives_no_batch() -> None:
     assert len(batch_loader(make_dataset(0), 4)) == 0
 
 
+def test_labels_lie_on_their_pairs_and_missing_ones_are_marked() -> None:
+    label = torch.zeros(1, 6, 8, 2)
+    label[:, 2:4, 4:6] = 3
+    wide = label.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    items = [
+        {"pair": torch.cat([label, label]) / 3, "moving_label": label, "fixed_label": label},
+        # On a finer grid than the pair, as where the working spacing is coarse.
+        {"pair": torch.cat([label, label]) / 3, "moving_label": wide},
+    ]
+    dataset = SliceDataset(items, lambda item: item, (8, 4), progress=False, labels=True)
+    batch = dataset[[0, 1, 2, 3]]
+    assert batch["label"].dtype == torch.int8
+    assert batch["label"].shape == batch["pair"].shape == (4, 2, 8, 4)
+    assert torch.equal(batch["label"][:, 0].float(), (3 * batch["pair"][:, 0]).round())
+    assert batch["label"][:2, 1].max() == 3
+    assert batch["label"][2:, 1, 1:7].unique().tolist() == [-1]
+    assert set(SliceDataset(items, lambda item: item, (8, 4), progress=False)[[0]]) == {"pair"}
+    with pytest.raises(InputError, match="no item of the training data has any"):
+        SliceDataset([{"pair": items[0]["pair"]}], lambda item: item, (8, 4), progress=False, labels=True)
+
+
 def test_frames_are_paired_within_their_slice() -> None:
     cines = [torch.arange(3.0).view(3, 1, 1, 1).expand(3, 8, 8, 2) + 10 * torch.arange(2), torch.full((2, 6, 6, 1), 100.0)]
     cines[1] = cines[1] + torch.arange(2.0).view(2, 1, 1, 1)
