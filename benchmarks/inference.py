@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from benchmarks.step import Autocast, processor, quartiles, time_rounds
 from scripts.checkpoints import load_weights
+from scripts.classical import METHODS, limit_itk_to_one_thread
 from scripts.datalists import select_pairs
 from scripts.errors import InputError
 from scripts.fields import warp
@@ -49,8 +50,6 @@ ROOT = Path(__file__).parent.parent
 NETWORK = {"contiguous": {}, "channels_last": {"channels_last": True}, "bf16": {"channels_last": True, "bf16": True}}
 BATCHES = (1, 10)
 OURS = "ours, channels_last, batch 10"  # what inference.yaml ships: the others are compared to it
-FACTORS = (4, 2, 1)  # of the pyramids
-SYN_RADIUS = 4  # pixels
 STILL = "no registration"
 GATE = 0.5
 
@@ -79,77 +78,20 @@ def make_network_method(
     return method
 
 
-def slice_by_slice(register: Callable[[object, object], object]) -> Method:
-    """A method from a function of two ITK images, moving and fixed, to an ITK image of displacements.
-
-    Axis i of ITK's image is array axis i, and its spacing is 1: components and pixels need no conversion.
-    """
-    import itk
-
-    def to_itk(image: Tensor) -> object:
-        return itk.image_from_array(np.ascontiguousarray(image.numpy().T))
+def slice_by_slice(register: Callable[..., np.ndarray], iterations: int) -> Method:
+    """A method from one of `scripts.classical`."""
 
     def method(pairs: Tensor) -> Tensor:
-        fields = [itk.array_from_image(register(to_itk(moving), to_itk(fixed))).T for moving, fixed in pairs.cpu()]
+        fields = [register(moving, fixed, iterations=iterations) for moving, fixed in pairs.cpu().numpy()]
         return torch.from_numpy(np.stack(fields))
 
     return method
 
 
-def make_demons(name: str, iterations: int) -> Method:
-    """Demons with a Gaussian of 1 pixel over the field, by name of ITK's filter; ITK's pyramid, some iterations a level."""
-    import itk
-
-    image, field = itk.Image[itk.F, 2], itk.Image[itk.Vector[itk.F, 2], 2]
-
-    def register(moving: object, fixed: object) -> object:
-        demons = getattr(itk, name)[image, image, field].New(StandardDeviations=1.0)
-        pyramid = itk.MultiResolutionPDEDeformableRegistration[image, image, field, itk.F].New(MovingImage=moving, FixedImage=fixed)
-        pyramid.SetRegistrationFilter(demons)
-        # Halves the resolution from level to level.
-        pyramid.SetNumberOfLevels(len(FACTORS))
-        pyramid.SetNumberOfIterations([iterations] * len(FACTORS))
-        pyramid.Update()
-        return pyramid.GetOutput()
-
-    return slice_by_slice(register)
-
-
-def make_syn(iterations: int) -> Method:
-    """SyN (Avants et al., MIA 2008), each level started from the composition of the coarser ones; at most `iterations` a level."""
-    import itk
-
-    image, field = itk.Image[itk.F, 2], itk.Image[itk.Vector[itk.F, 2], 2]
-
-    def register(moving: object, fixed: object) -> object:
-        found = itk.CompositeTransform[itk.D, 2].New()
-        for factor in FACTORS:
-            correlation = itk.ANTSNeighborhoodCorrelationImageToImageMetricv4[image, image].New(Radius=[SYN_RADIUS] * 2)
-            # Python has no adaptors that carry a field from level to level within one filter.
-            level = itk.SyNImageRegistrationMethod[image, image].New(MovingImage=moving, FixedImage=fixed, Metric=correlation)
-            level.SetNumberOfLevels(1)
-            level.SetShrinkFactorsPerLevel([factor])
-            level.SetSmoothingSigmasPerLevel([factor / 2 if factor > 1 else 0])
-            level.SetNumberOfIterationsPerLevel([iterations])
-            level.SetLearningRate(0.25)
-            level.SetGaussianSmoothingVarianceForTheUpdateField(3)
-            level.SetGaussianSmoothingVarianceForTheTotalField(0)
-            level.SetMovingInitialTransform(found)
-            level.Update()
-            found.AddTransform(level.GetModifiableTransform())
-        sampled = itk.TransformToDisplacementFieldFilter[field, itk.D].New(
-            Transform=found, ReferenceImage=fixed, UseReferenceImage=True
-        )
-        sampled.Update()
-        return sampled.GetOutput()
-
-    return slice_by_slice(register)
-
-
 ITK = {
-    "demons": lambda iterations: make_demons("DiffeomorphicDemonsRegistrationFilter", iterations),
-    "symmetric": lambda iterations: make_demons("SymmetricForcesDemonsRegistrationFilter", iterations),
-    "syn": make_syn,
+    "demons": lambda iterations: slice_by_slice(METHODS["diffeomorphic_demons"], iterations),
+    "symmetric": lambda iterations: slice_by_slice(METHODS["demons"], iterations),
+    "syn": lambda iterations: slice_by_slice(METHODS["syn"], iterations),
 }
 
 
@@ -172,19 +114,6 @@ def make_methods(variants: Sequence[str], checkpoint: str, device: str, iteratio
     if chosen:
         limit_itk_to_one_thread()
     return methods | {name: ITK[name](iterations) for name in chosen}
-
-
-def limit_itk_to_one_thread() -> None:
-    """Set ITK's global number of threads.
-
-    Raises:
-        InputError: where ITK is not installed.
-    """
-    try:
-        import itk
-    except ImportError as error:
-        raise InputError("itk: is not installed; pip install itk, or give --variants without demons, symmetric and syn.") from error
-    itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(1)
 
 
 def phantom_slices(count: int, size: int, seed: int = 0) -> dict[str, Tensor]:

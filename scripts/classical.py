@@ -1,0 +1,119 @@
+"""Classical registration of single slices by ITK: Demons and SyN over three levels of resolution. ITK is imported where it is used.
+
+Each method takes two arrays (X, Y), moving and fixed, and gives a displacement (2, X, Y) in pixels, channel i along array axis i, pull
+convention (moved(x) = moving(x + u(x))). Arrays reach ITK transposed, with spacing 1: then axis i of ITK's image is array axis i, and
+components and pixels need no conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.errors import InputError
+
+Array = NDArray[np.float32]
+FACTORS = (4, 2, 1)  # of the pyramids
+CORRELATION_RADIUS = 4  # pixels
+
+
+def to_itk(image: Array) -> object:
+    """An ITK image of a slice (X, Y)."""
+    import itk
+
+    return itk.image_from_array(np.ascontiguousarray(image.T, dtype=np.float32))
+
+
+def to_array(field: object) -> Array:
+    """A displacement (2, X, Y) of an ITK image of vectors."""
+    import itk
+
+    return np.ascontiguousarray(itk.array_from_image(field).T)
+
+
+def demons(moving: Array, fixed: Array, filter_name: str, iterations: int = 50, sigma: float = 1.0) -> Array:
+    """Demons (Thirion, MIA 1998) by the named ITK filter, in ITK's pyramid.
+
+    Args:
+        moving: slice (X, Y).
+        fixed: slice (X, Y).
+        filter_name: `SymmetricForcesDemonsRegistrationFilter`, or `DiffeomorphicDemonsRegistrationFilter` (Vercauteren et al.,
+            NeuroImage 2009). (The Fast symmetric one is not wrapped for Python.)
+        iterations: at each of three levels.
+        sigma: standard deviation in pixels of the Gaussian over the displacement after each iteration.
+    """
+    import itk
+
+    image, field = itk.Image[itk.F, 2], itk.Image[itk.Vector[itk.F, 2], 2]
+    level = getattr(itk, filter_name)[image, image, field].New(StandardDeviations=sigma)
+    pyramid = itk.MultiResolutionPDEDeformableRegistration[image, image, field, itk.F].New(
+        MovingImage=to_itk(moving), FixedImage=to_itk(fixed)
+    )
+    pyramid.SetRegistrationFilter(level)
+    # Halves the resolution from level to level.
+    pyramid.SetNumberOfLevels(len(FACTORS))
+    pyramid.SetNumberOfIterations([iterations] * len(FACTORS))
+    pyramid.Update()
+    return to_array(pyramid.GetOutput())
+
+
+def syn(
+    moving: Array, fixed: Array, iterations: int = 50, update_variance: float = 3.0, total_variance: float = 0.0, step: float = 0.25
+) -> Array:
+    """SyN on cross-correlation (Avants et al., MIA 2008), each level started from the composition of the coarser ones.
+
+    Args:
+        moving: slice (X, Y).
+        fixed: slice (X, Y).
+        iterations: at most, at each of three levels; a level ends earlier where it converges.
+        update_variance: in pixels², of the Gaussian over each update.
+        total_variance: in pixels², of the Gaussian over the whole displacement of a level.
+        step: largest update in pixels.
+    """
+    import itk
+
+    image, vectors = itk.Image[itk.F, 2], itk.Image[itk.Vector[itk.F, 2], 2]
+    moving, fixed = to_itk(moving), to_itk(fixed)
+    found = itk.CompositeTransform[itk.D, 2].New()
+    for factor in FACTORS:
+        correlation = itk.ANTSNeighborhoodCorrelationImageToImageMetricv4[image, image].New(Radius=[CORRELATION_RADIUS] * 2)
+        # Python has no adaptors that carry a field from level to level within one filter.
+        level = itk.SyNImageRegistrationMethod[image, image].New(MovingImage=moving, FixedImage=fixed, Metric=correlation)
+        level.SetNumberOfLevels(1)
+        level.SetShrinkFactorsPerLevel([factor])
+        level.SetSmoothingSigmasPerLevel([factor / 2 if factor > 1 else 0])
+        level.SetNumberOfIterationsPerLevel([iterations])
+        level.SetLearningRate(step)
+        level.SetGaussianSmoothingVarianceForTheUpdateField(update_variance)
+        level.SetGaussianSmoothingVarianceForTheTotalField(total_variance)
+        level.SetMovingInitialTransform(found)
+        level.Update()
+        found.AddTransform(level.GetModifiableTransform())
+    sampled = itk.TransformToDisplacementFieldFilter[vectors, itk.D].New(
+        Transform=found, ReferenceImage=fixed, UseReferenceImage=True
+    )
+    sampled.Update()
+    return to_array(sampled.GetOutput())
+
+
+METHODS: dict[str, Callable[..., Array]] = {
+    "demons": partial(demons, filter_name="SymmetricForcesDemonsRegistrationFilter"),
+    "diffeomorphic_demons": partial(demons, filter_name="DiffeomorphicDemonsRegistrationFilter"),
+    "syn": syn,
+}
+
+
+def limit_itk_to_one_thread() -> None:
+    """Set ITK's global number of threads.
+
+    Raises:
+        InputError: where ITK is not installed.
+    """
+    try:
+        import itk
+    except ImportError as error:
+        raise InputError("itk: is not installed; pip install itk, or leave out Demons and SyN.") from error
+    itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(1)

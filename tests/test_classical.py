@@ -1,0 +1,31 @@
+"""ITK's methods give fields in the house's units, axes and direction, and say what is missing."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from scripts.classical import METHODS, limit_itk_to_one_thread
+from scripts.errors import InputError
+
+itk = pytest.importorskip("itk")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fields_of_itk_follow_the_house(name: str) -> None:
+    grid = np.stack(np.meshgrid(np.arange(40.0), np.arange(56.0), indexing="ij"))
+    blob = lambda *center: np.exp(-((grid - np.array(center)[:, None, None]) ** 2).sum(axis=0) / 50).astype(np.float32)
+    moving, fixed = blob(22.0, 27.0), blob(20.0, 28.0)
+    field = METHODS[name](moving, fixed, iterations=20)
+    assert field.shape == (2, 40, 56)
+    # moved(x) = moving(x + u(x)), and what is about (20, 28) in the fixed image lies about (22, 27) in the moving one.
+    mean = (field * fixed).sum(axis=(1, 2)) / fixed.sum()
+    np.testing.assert_allclose(mean, [2.0, -1.0], atol=0.3)
+
+
+def test_a_missing_itk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "itk", None)
+    with pytest.raises(InputError, match="itk: is not installed; pip install itk"):
+        limit_itk_to_one_thread()
