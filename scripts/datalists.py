@@ -1,10 +1,13 @@
 """Folders and JSON files to MONAI data lists: one dict a pair, with the paths of its images and labels.
 
 Each item holds `case` (a name for its outputs), `subject`, `moving` and `fixed`, and where they exist `moving_label` and `fixed_label`.
+Where a path leads to a cine, `moving_frame` and `fixed_frame` say which frame of it and of its label, counted from 0; `label_values` are
+this project's labels (1 RV, 2 myocardium, 3 LV) in the order of the file's own, 0, 1, 2, ….
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import random
@@ -20,6 +23,9 @@ FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "referenc
 SPLITS = ("train", "val", "test")
 HELD_OUT = 0.1  # of the subjects, for val and for test
 DIRECTIONS = {"ES_to_ED": ("ES", "ED"), "ED_to_ES": ("ED", "ES")}
+MMS_TABLE = "*M&Ms_Dataset_[Ii]nformation*opendataset.csv"
+MMS_SPLITS = {"Training": "train", "Validation": "val", "Testing": "test"}
+MMS_LABELS = [0, 3, 2, 1]  # its own are 1 LV, 2 myocardium, 3 RV
 
 
 def read_info(path: str | Path) -> dict[str, str]:
@@ -54,23 +60,33 @@ def split_subjects(subjects: Sequence[str], seed: int = 0) -> dict[str, list[str
     return {name: sorted(part) for name, part in zip(SPLITS, parts)}
 
 
-def acdc_splits(dataset_dir: str | Path, seed: int = 0) -> dict[str, list[str]]:
-    """Subjects of "train", "val" and "test": from `splits.json` where there is one, else by a seeded split.
+def folder_subjects(dataset_dir: str | Path) -> list[str]:
+    """Names of the subjects of a folder in ACDC's layout or in that of M&Ms, sorted."""
+    return sorted(mms_subjects(dataset_dir)) if mms_table(dataset_dir) else acdc_subjects(dataset_dir)
+
+
+def published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
+    """Subjects of "train", "val" and "test" as the folder gives them, by a `splits.json` or the folders of M&Ms; else None.
 
     Raises:
         InputError: for a `splits.json` that is not readable or names a subject without a folder.
     """
-    subjects, path = acdc_subjects(dataset_dir), Path(dataset_dir) / "splits.json"
+    path = Path(dataset_dir) / "splits.json"
     if not path.exists():
-        return split_subjects(subjects, seed)
+        return mms_splits(dataset_dir) if mms_table(dataset_dir) else None
     try:
         splits = {name: list(json.loads(path.read_text())[name]) for name in SPLITS}
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: needs the lists train, val and test ({error!r}); mend it or remove it.") from error
-    missing = sorted(set().union(*splits.values()) - set(subjects))
+    missing = sorted(set().union(*splits.values()) - set(folder_subjects(dataset_dir)))
     if missing:
         raise InputError(f"{path}: names subjects without a folder: {', '.join(missing)}; mend it or add them.")
     return splits
+
+
+def folder_splits(dataset_dir: str | Path, seed: int = 0) -> dict[str, list[str]]:
+    """Subjects of "train", "val" and "test": the published ones where there are some, else by a seeded split."""
+    return published_splits(dataset_dir) or split_subjects(folder_subjects(dataset_dir), seed)
 
 
 def acdc_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str = "ES_to_ED") -> list[dict]:
@@ -84,16 +100,11 @@ def acdc_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str 
     Raises:
         InputError: for a frame number that `Info.cfg` lacks, or a frame that is not there.
     """
-    if direction != "both" and direction not in DIRECTIONS:
-        raise InputError(f"direction is one of {', '.join(DIRECTIONS)} or both, got {direction!r}.")
     items = []
     for subject in subjects:
         folder = Path(dataset_dir) / subject
         info = read_info(folder / "Info.cfg")
-        for name, phases in DIRECTIONS.items():
-            if direction not in (name, "both"):
-                continue
-            item = {"case": subject if direction != "both" else f"{subject}_{name}", "subject": subject, "direction": name}
+        for item, phases in directed_items(subject, direction):
             for role, phase in zip(("moving", "fixed"), phases):
                 if not re.fullmatch(r"\d+", info.get(phase, "")):
                     raise InputError(f"{folder / 'Info.cfg'}: has no frame number for {phase}; add a line such as '{phase}: 1'.")
@@ -104,6 +115,21 @@ def acdc_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str 
                     item[f"{role}_label"] = str(label)
             items.append(item)
     return items
+
+
+def directed_items(subject: str, direction: str) -> list[tuple[dict, tuple[str, str]]]:
+    """The names of a subject's items, one a direction, each with the phases of its moving and its fixed image.
+
+    Raises:
+        InputError: for an unknown direction.
+    """
+    if direction != "both" and direction not in DIRECTIONS:
+        raise InputError(f"direction is one of {', '.join(DIRECTIONS)} or both, got {direction!r}.")
+    return [
+        ({"case": subject if direction != "both" else f"{subject}_{name}", "subject": subject, "direction": name}, phases)
+        for name, phases in DIRECTIONS.items()
+        if direction in (name, "both")
+    ]
 
 
 def find_image(folder: Path, stem: str, required: bool = True) -> Path | None:
@@ -118,6 +144,65 @@ def find_image(folder: Path, stem: str, required: bool = True) -> Path | None:
     if required:
         raise InputError(f"{folder / stem}.nii.gz: no such file; Info.cfg names this frame, so add it or mend Info.cfg.")
     return None
+
+
+def mms_table(dataset_dir: str | Path) -> Path | None:
+    """The table of a folder in the published layout of M&Ms (Campello et al., IEEE TMI 2021), or None where it has none.
+
+    That layout is `211230_M&Ms_Dataset_information_diagnosis_opendataset.csv` beside the folders Training/Labeled, Training/Unlabeled,
+    Validation and Testing of `<code>/<code>_sa.nii.gz` (a 4-D cine) and `<code>/<code>_sa_gt.nii.gz` (its labels, at ED and ES).
+    """
+    return next(iter(sorted(Path(dataset_dir).glob(MMS_TABLE))), None)
+
+
+def mms_subjects(dataset_dir: str | Path) -> dict[str, dict]:
+    """The subjects that have a cine and both frame numbers, by name: their "folder", "ED", "ES" (counted from 0) and "vendor".
+
+    Raises:
+        InputError: for a table without the columns that are needed, or where no subject is left.
+    """
+    path = mms_table(dataset_dir)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    lacking = [name for name in ("External code", "ED", "ES") if not rows or name not in rows[0]]
+    if lacking:
+        raise InputError(f"{path}: has no column {' and no '.join(lacking)}; take the table that M&Ms is published with.")
+    phases = {row["External code"]: row for row in rows if all(re.fullmatch(r"\d+", row[phase] or "") for phase in ("ED", "ES"))}
+    found = {}
+    for cine in sorted(Path(dataset_dir).rglob("*_sa.nii.gz")):
+        code = cine.parent.name
+        if cine.name == f"{code}_sa.nii.gz" and code in phases:
+            row = phases[code]
+            found[code] = {"folder": cine.parent, "ED": int(row["ED"]), "ES": int(row["ES"]), "vendor": row.get("Vendor", "")}
+    if not found:
+        raise InputError(
+            f"{path}: no <code>/<code>_sa.nii.gz below this folder whose ED and ES the table gives; unpack the data there."
+        )
+    return found
+
+
+def mms_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
+    """The published split of M&Ms, by its folders Training, Validation and Testing; None where the subjects lie elsewhere."""
+    places = {code: subject["folder"].relative_to(dataset_dir).parts[0] for code, subject in mms_subjects(dataset_dir).items()}
+    if not set(places.values()) & set(MMS_SPLITS):
+        return None
+    return {split: sorted(code for code in places if places[code] == place) for place, split in MMS_SPLITS.items()}
+
+
+def mms_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str = "ES_to_ED") -> list[dict]:
+    """One item a subject, as `acdc_pairs`, of frames of its cine; "vendor" is the scanner's, A to D."""
+    known, items = mms_subjects(dataset_dir), []
+    for code in subjects:
+        subject = known[code]
+        files = [subject["folder"] / f"{code}_sa{end}.nii.gz" for end in ("", "_gt")]
+        for item, phases in directed_items(code, direction):
+            item |= {"vendor": subject["vendor"], "label_values": MMS_LABELS}
+            for role, phase in zip(("moving", "fixed"), phases):
+                item |= {role: str(files[0]), f"{role}_frame": subject[phase]}
+                if files[1].exists():
+                    item[f"{role}_label"] = str(files[1])
+            items.append(item)
+    return items
 
 
 def json_pairs(path: str | Path, section: str) -> list[dict]:
@@ -159,14 +244,15 @@ def stem_of(path: str | Path) -> str:
 def select_pairs(
     dataset_dir: str | None, data_list: str | None, split: str, direction: str = "ES_to_ED", seed: int = 0
 ) -> list[dict]:
-    """The items of a split, from a MONAI JSON list where one is given, else from a folder in ACDC's layout.
+    """The items of a split, from a MONAI JSON list where one is given, else from a folder in ACDC's layout or in that of M&Ms.
 
     Args:
-        dataset_dir: folder in ACDC's layout; unused where `data_list` is given.
+        dataset_dir: the folder; unused where `data_list` is given.
         data_list: a JSON file with the sections training, validation and test, or None.
-        split: "train", "val" or "test"; "test_or_all" takes every subject where the folder has no `splits.json` or its test is empty.
+        split: "train", "val" or "test"; "test_or_all" takes every subject where nothing but the seed splits the folder, or its test is
+            empty.
         direction: see `acdc_pairs`; a JSON list states its own.
-        seed: of the split, where there is no `splits.json`.
+        seed: of the split, where nothing else splits the folder.
 
     Returns:
         The items; an empty list where neither source is given, so that a workflow can be inspected without data.
@@ -180,14 +266,18 @@ def select_pairs(
         section = {"train": "training", "val": "validation"}.get(split, "test")
         items = json_pairs(data_list, section)
         source = f"{data_list}: section '{section}'"
-    elif split == "test_or_all" and not (Path(dataset_dir) / "splits.json").exists():
-        items, source = acdc_pairs(dataset_dir, acdc_subjects(dataset_dir), direction), str(dataset_dir)
-        logging.getLogger("evaluation").info(f"{dataset_dir}: no splits.json, so every subject is scored, those of a training too")
     else:
-        subjects = acdc_splits(dataset_dir, seed)["test" if split == "test_or_all" else split]
-        if split == "test_or_all" and not subjects:
-            subjects = acdc_subjects(dataset_dir)
-        items, source = acdc_pairs(dataset_dir, subjects, direction), f"{dataset_dir}: split '{split}'"
+        if split != "test_or_all":
+            subjects = folder_splits(dataset_dir, seed)[split]
+        else:
+            published = published_splits(dataset_dir)
+            if published is None:
+                logging.getLogger("evaluation").info(
+                    f"{dataset_dir}: no splits.json, so every subject is scored, those of a training too"
+                )
+            subjects = (published or {"test": []})["test"] or folder_subjects(dataset_dir)
+        items = (mms_pairs if mms_table(dataset_dir) else acdc_pairs)(dataset_dir, subjects, direction)
+        source = f"{dataset_dir}: split '{split}'"
     if not items:
         raise InputError(f"{source} is empty; add subjects to it.")
     check_files(items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Mapping, Sequence
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -22,6 +23,9 @@ AFFINE_TOLERANCE_MM = 1e-3
 
 class LoadCased(MapTransform):
     """Load the NIfTI files of a pair, channel first, as (1, X, Y, Z) MetaTensors in fp32, checked one by one and together.
+
+    Where an item has "moving_frame" or "fixed_frame", that frame (from 0) of a cine and of its label is loaded; where it has
+    "label_values", labels are renamed by it (see `datalists`).
 
     Args:
         keys: keys that hold paths; absent keys are skipped.
@@ -45,9 +49,12 @@ class LoadCased(MapTransform):
     def __call__(self, data: Mapping[Hashable, str]) -> dict:
         item = dict(data)
         for key in self.key_iterator(data):
-            item[key] = self.load(data[key], is_label=str(key).endswith("_label"))
-            if str(key).endswith("_label"):
+            is_label, frame = str(key).endswith("_label"), data.get(f"{str(key).removesuffix('_label')}_frame")
+            item[key] = self.load(data[key], is_label, frame)
+            if is_label:
                 check_structures(item[key], data[key])
+                if "label_values" in data:
+                    item[key] = rename_labels(item[key], data["label_values"])
         for key, reference in (("moving_label", "moving"), ("fixed_label", "fixed")):
             if key in item and reference in item:
                 check_same_grid(item[key], data[key], item[reference], data[reference])
@@ -62,10 +69,10 @@ class LoadCased(MapTransform):
             check_same_grid(item["moving"], data["moving"], item["fixed"], data["fixed"], cure)
         return item
 
-    def load(self, path: str, is_label: bool = False) -> MetaTensor:
-        """One checked image (1, X, Y, Z)."""
+    def load(self, path: str, is_label: bool = False, frame: int | None = None) -> MetaTensor:
+        """One checked image (1, X, Y, Z): a file, or one frame, counted from 0, of a file (X, Y, Z, T)."""
         try:
-            image = self.read(path)
+            image = self.read(path) if frame is None else read_frame(path, frame)
         except Exception as error:
             raise InputError(f"{path}: cannot be read as NIfTI ({root_cause(error)}); is the file complete?") from error
         check_image(image, path, is_label)
@@ -77,6 +84,24 @@ class LoadCased(MapTransform):
         check_same_grid(label, path, image, name)
         check_structures(label, path)
         return label
+
+
+def read_frame(path: str, frame: int) -> MetaTensor:
+    """One frame, counted from 0, of a NIfTI file (X, Y, Z, T), as (1, X, Y, Z).
+
+    Raises:
+        IndexError: for a file without that frame.
+    """
+    file = nib.load(path)
+    if file.ndim != 4 or not 0 <= frame < file.shape[3]:
+        raise IndexError(f"no frame {frame}, counted from 0, in the shape {file.shape}")
+    array = np.asarray(file.dataobj[..., frame], dtype=np.float32)
+    return MetaTensor(torch.from_numpy(array)[None], affine=file.affine, meta={"filename_or_obj": str(path)})
+
+
+def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:
+    """A label map whose voxels of value n get the n-th of the values."""
+    return MetaTensor(torch.tensor(values, dtype=label.dtype)[label.as_tensor().long()], meta=label.meta)
 
 
 def resample(image: MetaTensor, reference: MetaTensor, order: int) -> MetaTensor:

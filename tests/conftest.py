@@ -29,6 +29,30 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mms(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantoms in the published layout of M&Ms: 4-D files, labels LV 1 and RV 3, frames counted from 0; 3 train, 1 val, 1 test."""
+    root = tmp_path_factory.mktemp("data") / "mms"
+    places = dict(
+        zip(sorted(path.name for path in phantoms.glob("phantom*/")), ["Training/Labeled"] * 3 + ["Validation", "Testing"])
+    )
+    lines = [",External code,VendorName,Vendor,Centre,ED,ES,Age,Pathology,Sex,Height,Weight"]
+    for number, (code, place) in enumerate(places.items()):
+        folder = root / place / code
+        folder.mkdir(parents=True)
+        info = dict(line.split(": ") for line in (phantoms / code / "Info.cfg").read_text().splitlines())
+        cine = nib.load(phantoms / code / f"{code}_4d.nii.gz")
+        labels = np.zeros(cine.shape, np.uint8)
+        for phase in ("ED", "ES"):
+            label = nib.load(phantoms / code / f"{code}_frame{int(info[phase]):02d}_gt.nii.gz")
+            labels[..., int(info[phase]) - 1] = np.array([0, 3, 2, 1])[np.asarray(label.dataobj, int)]
+        nib.save(cine, folder / f"{code}_sa.nii.gz")
+        nib.save(nib.Nifti1Image(labels, cine.affine), folder / f"{code}_sa_gt.nii.gz")
+        lines.append(f"{number},{code},Philips,B,2,{int(info['ED']) - 1},{int(info['ES']) - 1},50,NOR,F,170,70")
+    (root / "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
 def acdc() -> Path:
     """The ACDC subjects beside the repository, where they are there."""
     folder = ROOT.parent / "shared" / "data" / "acdc"

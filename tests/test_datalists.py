@@ -7,18 +7,22 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts.datalists import (
     acdc_pairs,
-    acdc_splits,
     acdc_subjects,
+    folder_splits,
+    folder_subjects,
     json_pairs,
+    mms_pairs,
     read_info,
     require_one,
     select_pairs,
     split_subjects,
 )
 from scripts.errors import InputError
+from scripts.transforms import LoadCased
 
 
 @pytest.fixture
@@ -62,9 +66,9 @@ def test_no_subject_is_lost(count: int) -> None:
 
 
 def test_splits_json_wins_over_the_seed(copy: Path) -> None:
-    assert acdc_splits(copy, seed=5) == json.loads((copy / "splits.json").read_text())
+    assert folder_splits(copy, seed=5) == json.loads((copy / "splits.json").read_text())
     (copy / "splits.json").unlink()
-    assert acdc_splits(copy, seed=5) == split_subjects(acdc_subjects(copy), seed=5)
+    assert folder_splits(copy, seed=5) == split_subjects(acdc_subjects(copy), seed=5)
     assert len(select_pairs(str(copy), None, "test_or_all")) == 5
 
 
@@ -89,6 +93,74 @@ def test_json_list_has_paths_relative_to_its_file(tmp_path: Path) -> None:
 
 def test_no_source_gives_no_items_so_that_a_config_can_be_inspected() -> None:
     assert select_pairs(None, None, "train") == []
+
+
+def test_mms_gives_the_pairs_of_the_same_subjects_in_acdc_layout(mms: Path, phantoms: Path) -> None:
+    assert folder_subjects(mms) == folder_subjects(phantoms)
+    assert {name: len(part) for name, part in folder_splits(mms).items()} == {"train": 3, "val": 1, "test": 1}
+    subject = folder_splits(mms)["test"][0]
+    expected = acdc_pairs(phantoms, [subject], "both")
+    found = select_pairs(str(mms), None, "test_or_all", "both")
+    assert [item["case"] for item in found] == [item["case"] for item in expected]
+    for one, other in zip(found, expected):
+        assert one["vendor"] == "B"
+        loaded = [LoadCased()(item) for item in (one, other)]
+        for key in ("moving", "fixed", "moving_label", "fixed_label"):
+            assert torch.equal(*(item[key].as_tensor() for item in loaded)), key
+            torch.testing.assert_close(*(item[key].affine for item in loaded))
+        # Not symmetric in time: the frames are the right ones.
+        assert not torch.equal(loaded[0]["moving"].as_tensor(), loaded[0]["fixed"].as_tensor())
+
+
+def test_mms_without_its_folders_is_split_by_seed_and_needs_cine_and_frames(mms: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(mms, tmp_path / "mms"))
+    for place in ("Training/Labeled", "Validation", "Testing"):
+        for folder in (root / place).iterdir():
+            folder.rename(root / folder.name)
+        shutil.rmtree(root / place.split("/")[0])
+    codes = folder_subjects(root)
+    assert folder_splits(root, seed=2) == split_subjects(codes, seed=2)
+    assert len(select_pairs(str(root), None, "test_or_all")) == 5
+    table = next(root.glob("*.csv"))
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:-1], lines[-1].replace(",B,2,0,", ",B,2,,")]))
+    (root / codes[0] / f"{codes[0]}_sa.nii.gz").unlink()
+    assert folder_subjects(root) == codes[1:-1]
+    (root / codes[1] / f"{codes[1]}_sa_gt.nii.gz").unlink()
+    (item,) = mms_pairs(root, codes[1:2])
+    assert "moving_label" not in item
+
+
+def drop_column(root: Path) -> None:
+    table = next(root.glob("*.csv"))
+    table.write_text(table.read_text().replace("External code", "Code"))
+
+
+def drop_cines(root: Path) -> None:
+    for path in root.rglob("*_sa.nii.gz"):
+        path.unlink()
+
+
+def move_frame(root: Path) -> None:
+    table = next(root.glob("*.csv"))
+    table.write_text(table.read_text().replace(",B,2,0,", ",B,2,99,"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (drop_column, ("opendataset.csv", "no column External code", "published with")),
+        (drop_cines, ("opendataset.csv", "no <code>/<code>_sa.nii.gz", "unpack")),
+        (move_frame, ("_sa.nii.gz", "no frame 99", "(40, 36, 2, 4)")),
+    ],
+)
+def test_a_spoiled_mms_folder_is_named_with_its_cure(mms: Path, tmp_path: Path, spoil: callable, words: tuple[str, ...]) -> None:
+    root = Path(shutil.copytree(mms, tmp_path / "mms"))
+    spoil(root)
+    with pytest.raises(InputError) as caught:
+        LoadCased()(select_pairs(str(root), None, "train")[0])
+    for word in words:
+        assert word in str(caught.value)
 
 
 def spoil_nothing(root: Path) -> None:

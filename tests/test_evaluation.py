@@ -14,7 +14,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from scipy.ndimage import binary_erosion, distance_transform_edt, map_coordinates
 
-from scripts.datalists import acdc_pairs, acdc_splits
+from scripts.datalists import acdc_pairs, folder_splits
 from scripts.evaluation import (
     FIGURES,
     EvaluationReport,
@@ -53,7 +53,7 @@ def plain_scores(moving: np.ndarray, fixed: np.ndarray, moving_label: np.ndarray
 
 def test_initial_row_of_the_shared_test_split_is_that_of_plain_numpy(acdc: Path) -> None:
     found, expected = [], []
-    for item in acdc_pairs(acdc, acdc_splits(acdc)["test"]):
+    for item in acdc_pairs(acdc, folder_splits(acdc)["test"]):
         loaded = LoadCased()(item)
         loaded.update(moving_image=loaded["moving"], fixed_image=loaded["fixed"], pred=torch.zeros(2, *loaded["fixed"].shape[1:]))
         scores = ScoreRegistrationd()(loaded)["scores"]

@@ -15,7 +15,7 @@ from nibabel.affines import voxel_sizes
 from scipy.ndimage import binary_erosion, map_coordinates
 
 from scripts import phantom as module
-from scripts.datalists import acdc_pairs, acdc_splits, read_info
+from scripts.datalists import acdc_pairs, folder_splits, read_info
 from scripts.errors import InputError
 from scripts.phantom import Phantom, main, write_phantom_dataset
 
@@ -256,7 +256,7 @@ def test_difficulty():
 
 def test_layout(tmp_path):
     root = write_phantom_dataset(tmp_path / "set", **{**SMALL, "subjects": 10})
-    splits = acdc_splits(root)
+    splits = folder_splits(root)
     assert [len(splits[name]) for name in ("train", "val", "test")] == [7, 1, 2]
     assert len(set().union(*splits.values())) == 10
     expected = Phantom.random((0, 1), size=(24, 20), slices=2, frames=4)
