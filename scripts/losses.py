@@ -15,33 +15,56 @@ def full_precision(tensor: Tensor) -> Tensor:
 
 
 class WarpedSimilarity(nn.Module):
-    """Dissimilarity of the moved and the fixed image, for a field and the pair it registers.
+    """Dissimilarity of the moved and the fixed image, for a field and the pair it registers; with labels, of their structures as well.
 
     Args:
         similarity: a loss of (moved, fixed), both (B, 1, *spatial): `torch.nn.MSELoss`, or MONAI's
             `LocalNormalizedCrossCorrelationLoss` (LNCC).
         warp: a block of (image, field), pull convention, voxels; default is MONAI's `Warp`, linear with border padding.
+        structures: values of the label maps that are structures.
     """
 
-    def __init__(self, similarity: nn.Module, warp: nn.Module | None = None) -> None:
+    def __init__(self, similarity: nn.Module, warp: nn.Module | None = None, structures: Sequence[int] = (1, 2, 3)) -> None:
         super().__init__()
         self.similarity = similarity
         self.warp = warp or Warp(mode="bilinear", padding_mode="border")
+        self.structures = structures
 
-    def forward(self, field: Tensor, pair: Tensor) -> Tensor:
+    def forward(self, field: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         """A scalar.
 
         Args:
             field: (B, d, *spatial), displacement in voxels of the fixed grid, moved(x) = moving(x + u(x)); or (2 B, …), whose second
                 half brings the fixed images onto the moving ones (`FieldInferer` both ways).
-            pair: (B, 2, *spatial), moving and fixed image.
+            target: (B, 2, *spatial), moving and fixed image; or these and their label maps, of the same shape.
         """
+        pair, label = (target, None) if isinstance(target, Tensor) else target
         if len(field) == 2 * len(pair):
             pair = torch.cat([pair, pair.flip(1)])
+            label = None if label is None else torch.cat([label, label.flip(1)])
         # LNCC divides by variances that half precision rounds to zero.
         with torch.autocast(field.device.type, enabled=False):
-            pair = full_precision(pair)
-            return self.similarity(self.warp(pair[:, :1], full_precision(field)), pair[:, 1:])
+            pair, field = full_precision(pair), full_precision(field)
+            if label is None:
+                return self.similarity(self.warp(pair[:, :1], field), pair[:, 1:])
+            moving, fixed = (torch.cat([label[:, [i]] == value for value in self.structures], dim=1).to(pair) for i in (0, 1))
+            moved = self.warp(torch.cat([pair[:, :1], moving], dim=1), field)
+            return self.similarity(moved[:, :1], pair[:, 1:]) + structure_error(moved[:, 1:], moving, fixed)
+
+
+def structure_error(moved: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+    """Squared error of moved masks, summed over structures, mean over voxels and batch: images whose values are 0 and 1.
+
+    A structure that one slice of a pair lacks, as the base of the heart often does at end systole, has nowhere to go and is left out.
+
+    Args:
+        moved: (B, structures, *spatial), the moving masks after the warp.
+        moving: the same before it, 0 and 1.
+        fixed: masks of the fixed image.
+    """
+    axes = tuple(range(2, moved.ndim))
+    there = moving.amax(axes, keepdim=True) * fixed.amax(axes, keepdim=True)
+    return ((moved - fixed).square() * there).sum(dim=1).mean()
 
 
 class SmoothnessLoss(nn.Module):

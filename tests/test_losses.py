@@ -80,3 +80,20 @@ def test_fields_of_both_ways_score_both_directions() -> None:
     loss = WarpedSimilarity(nn.MSELoss())
     expected = (loss(there, pair) + loss(back, pair.flip(1))) / 2
     torch.testing.assert_close(loss(torch.cat([there, back]), pair), expected)
+
+
+def test_labels_add_their_squared_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.rand(2, 2, 12, 10, dtype=torch.float64, generator=generator)
+    label = torch.zeros(2, 2, 12, 10, dtype=torch.int8)
+    label[0, 0, 3:7, 2:6], label[0, 1, 4:8, 2:6] = 3, 3
+    label[0, 0, 8:, 2:6] = 1  # on one image alone: nowhere to go
+    label[1] = -1  # no label at all
+    loss, still = WarpedSimilarity(nn.MSELoss()), torch.zeros(2, 2, 12, 10, dtype=torch.float64)
+    wrong = 8 / (2 * 120)  # two rows of four of the 120 pixels of two slices
+    assert float(loss(still, (pair, label)) - loss(still, pair)) == pytest.approx(wrong, rel=1e-12)
+    shift = still.clone()
+    shift[:, 0] = -1.0
+    assert float(loss(shift, (pair, label)) - loss(shift, pair)) == pytest.approx(0, abs=1e-15)
+    both = loss(torch.cat([shift, -shift]), (pair, label)) - loss(torch.cat([shift, -shift]), pair)
+    assert float(both) == pytest.approx(0, abs=1e-15)
