@@ -1,44 +1,65 @@
-"""Which device a workflow runs on."""
+"""Which device a workflow runs on, and how the processes that torchrun starts work together."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from datetime import timedelta
+from itertools import zip_longest
 
 import ignite.distributed as idist
 import torch
+import torch.distributed as dist
 
 from scripts.errors import InputError
 
 
 def default_device() -> str:
-    """The first CUDA device where there is one, else the CPU."""
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
-
-
-def local_device() -> str:
-    """The device of this process under torchrun: its own CUDA device, or the CPU where there is none."""
+    """The first CUDA device, under torchrun the one of this process, or the CPU where there is none."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
-def start_process_group() -> None:
-    """Join the processes that torchrun started, through NCCL on CUDA devices and gloo on CPUs.
+def under_torchrun() -> bool:
+    """Whether this process is one of those that torchrun starts."""
+    return "LOCAL_RANK" in os.environ
+
+
+def start_process_group(device: str | torch.device, hours: float | None = None) -> None:
+    """Join the processes that torchrun started, through NCCL for CUDA devices and gloo for the CPU.
+
+    Args:
+        device: of the tensors that the processes exchange.
+        hours: how long one process waits for another; None takes torch's default, which is minutes.
 
     Raises:
-        InputError: outside torchrun.
+        InputError: outside torchrun, or for a CUDA device that is not this process's own.
     """
-    if "LOCAL_RANK" not in os.environ:
+    device = torch.device(device)
+    if not under_torchrun():
         raise InputError(
             "configs/multi_gpu_train.yaml: needs several processes; start it by torchrun --nproc_per_node=N -m monai.bundle run …"
         )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_device())
-    # Ignite's own initialization: it creates groups collectively, which must not wait for the first handler that only rank 0 has.
-    idist.initialize("nccl" if torch.cuda.is_available() else "gloo")
+    if device.type == "cuda":
+        if device.index != int(os.environ["LOCAL_RANK"]):
+            raise InputError(f"--device {device}: each process has a device of its own; leave --device out, or give cpu.")
+        check_device(device)
+        torch.cuda.set_device(device)
+    backend, timeout = "nccl" if device.type == "cuda" else "gloo", None if hours is None else timedelta(hours=hours)
+    dist.init_process_group(backend, timeout=timeout)
+    # Not by ignite, which refuses torchrun on several nodes of Slurm. Ignite looks around here and now: it does so collectively, which
+    # must not wait for the first handler that only rank 0 has.
+    idist.sync()
 
 
-def leave_process_group() -> None:
-    """Leave the processes that torchrun started."""
-    idist.finalize()
+def gather_rows(rows: Sequence, count: int) -> list:
+    """The rows that the processes made of their shares of a data set, in its order; those of one process as they are.
+
+    Args:
+        rows: of items rank, rank + world size, rank + 2 * world size, ...
+        count: of the data set's items; more rows are those of items that a sampler repeated to make all shares equal.
+    """
+    turns = zip_longest(*idist.all_gather(list(rows)))
+    return [row for turn in turns for row in turn if row is not None][:count]
 
 
 def check_device(device: str | torch.device) -> None:

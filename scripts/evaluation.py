@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -17,6 +18,7 @@ from ignite.metrics import Metric
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
+from scripts.devices import gather_rows
 from scripts.fields import warp
 from scripts.metrics import DEFINITIONS, center_region, folding_percent, mse_hundredfold, overlap, summarize
 from scripts.transforms import LABELS, scale_slices
@@ -104,44 +106,52 @@ def score_case(
 class MeanOverCases(Metric):
     """Mean over the cases of a run of figures that a function takes from a case; NaN is left out, and the first figure wins that has any.
 
-    Over several processes sums and counts are added up.
+    Several processes gather their cases: the mean is that of one process, and a case that a sampler repeated counts once.
 
     Args:
         figures: makes of a case's "scores" some figures in the order of preference.
-        device: where sums are kept.
     """
 
-    def __init__(self, figures: Callable[[Mapping], Sequence[float]], device: str | torch.device = "cpu") -> None:
+    def __init__(self, figures: Callable[[Mapping], Sequence[float]]) -> None:
         self.figures = figures
-        super().__init__(device=device)
+        super().__init__()
 
     def reset(self) -> None:
         """Forget all cases."""
-        self.sums: torch.Tensor | None = None
+        self.rows: list[Sequence[float]] = []
+
+    def started(self, engine: Engine) -> None:
+        """Forget all cases, and ask how many there will be."""
+        super().started(engine)
+        self.count = count_cases(engine)
 
     def update(self, output: Sequence[Mapping]) -> None:
         """Add the cases of an iteration."""
-        for case in output:
-            values = torch.tensor(self.figures(case["scores"]), dtype=torch.float32)
-            row = torch.stack([values.nan_to_num(0.0), (~values.isnan()).float()]).to(self._device)
-            self.sums = row if self.sums is None else self.sums + row
+        self.rows += [self.figures(case["scores"]) for case in output]
 
     def compute(self) -> float:
         """The mean; NaN without any figure."""
-        sums = torch.zeros(2, 1, device=self._device) if self.sums is None else self.sums
-        total, count = idist.all_reduce(sums).cpu()
-        there = count.nonzero().flatten().tolist()
-        return float(total[there[0]] / count[there[0]]) if there else float("nan")
+        for column in zip(*gather_rows(self.rows, self.count)):
+            there = [value for value in column if not np.isnan(value)]
+            if there:
+                return float(np.mean(there))
+        return float("nan")
 
 
-def average_score(figure: str, device: str | torch.device = "cpu") -> MeanOverCases:
+def average_score(figure: str) -> MeanOverCases:
     """The mean of one registered figure over the cases of a run."""
-    return MeanOverCases(lambda scores: [scores["registered"][figure]], device)
+    return MeanOverCases(lambda scores: [scores["registered"][figure]])
 
 
-def average_key_score(device: str | torch.device = "cpu") -> MeanOverCases:
+def average_key_score() -> MeanOverCases:
     """The figure by which the best weights are chosen: Dice in percent, or the negative MSE where no case carries labels."""
-    return MeanOverCases(lambda scores: [scores["registered"]["dice"], -scores["registered"]["mse"]], device)
+    return MeanOverCases(lambda scores: [scores["registered"]["dice"], -scores["registered"]["mse"]])
+
+
+def count_cases(engine: Engine) -> int:
+    """How many cases an evaluator's data set has, of all processes together."""
+    loader = engine.state.dataloader
+    return len(getattr(loader, "dataset", loader))
 
 
 class EvaluationReport:
@@ -173,7 +183,7 @@ class EvaluationReport:
             self.rows.append({**names, **figures})
 
     def write(self, engine: Engine) -> None:
-        rows = gather_rows(self.rows)
+        rows = gather_rows(self.rows, count_cases(engine))
         if idist.get_rank() != 0:
             return
         summary: dict = {"definitions": DEFINITIONS}
@@ -198,19 +208,13 @@ class EvaluationReport:
 
 
 def name_rows(rows: Sequence[dict]) -> dict[str, dict]:
-    """Rows by subject, or by case for a subject of several; a case that a sampler repeated counts once."""
-    cases = {row["case"]: row for row in rows}
-    subjects = [row["subject"] for row in cases.values()]
-    return {row["subject"] if subjects.count(row["subject"]) == 1 else case: row for case, row in cases.items()}
-
-
-def gather_rows(rows: list[dict]) -> list[dict]:
-    """The rows of all processes."""
-    if idist.get_world_size() == 1:
-        return rows
-    parts: list = [None] * idist.get_world_size()
-    torch.distributed.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]
+    """Rows by subject, or by case for a subject of several, numbered where cases share a name."""
+    subjects, named = [row["subject"] for row in rows], {}
+    for row in rows:
+        name = row["subject"] if subjects.count(row["subject"]) == 1 else row["case"]
+        names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+        named[next(name for name in names if name not in named)] = row
+    return named
 
 
 def format_table(title: str, figures: Mapping) -> str:

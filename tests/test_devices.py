@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ignite.distributed as idist
 import pytest
 import torch
 
-from scripts.devices import check_device, default_device, start_process_group
+from scripts.devices import check_device, default_device, gather_rows, start_process_group
 from scripts.errors import InputError
 
 
@@ -22,4 +23,35 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(device: str) ->
 def test_several_processes_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(InputError, match="start it by torchrun"):
-        start_process_group()
+        start_process_group("cpu")
+
+
+def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_device() == "cuda:0"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert default_device() == "cuda:1"
+    for device in ("cuda:0", "cuda"):
+        with pytest.raises(InputError, match=f"--device {device}: each process has a device of its own"):
+            start_process_group(device)
+
+
+@pytest.mark.parametrize(
+    ("parts", "count", "rows"),
+    [
+        ([["a", "c"], ["b"]], 3, "abc"),
+        ([["a"], ["b"], []], 2, "ab"),
+        ([["a", "d"], ["b", "a"], ["c", "b"]], 4, "abcd"),  # a sampler's repeated cases
+        ([["a"], ["b"], ["a"]], 2, "ab"),
+        ([[], []], 0, ""),
+    ],
+)
+def test_rows_of_all_processes_come_in_the_order_of_the_data_set(
+    monkeypatch: pytest.MonkeyPatch, parts: list, count: int, rows: str
+) -> None:
+    monkeypatch.setattr(idist, "all_gather", lambda _: parts)
+    assert gather_rows(parts[0], count) == list(rows)
+
+
+def test_one_process_keeps_its_rows() -> None:
+    assert gather_rows(["a", "b"], 2) == ["a", "b"]
