@@ -79,20 +79,32 @@ def stack_labels(item: dict) -> Tensor:
     return torch.stack(labels)
 
 
-def batch_loader(dataset: Dataset, batch_size: int, distributed: bool = False) -> DataLoader:
+def batch_loader(dataset: Dataset, batch_size: int, shared_seed: int | None = None) -> DataLoader:
     """A loader that fetches each shuffled batch by one indexing of the resident tensor; an incomplete last batch is dropped.
 
     The order comes from torch's global random state, which a checkpoint restores.
 
     Args:
         dataset: indexed by lists.
-        batch_size: pairs a batch, on each process; a smaller data set makes one batch.
-        distributed: whether to share the slices over the processes of `torch.distributed`.
+        batch_size: pairs a batch; a smaller data set makes one batch.
+        shared_seed: of the order, where the processes of `torch.distributed` share each batch; None for one process alone.
+
+    Raises:
+        InputError: for a batch or a data set that the processes cannot share evenly.
     """
     if len(dataset) == 0:
         sampler = SequentialSampler(dataset)
+    elif shared_seed is None:
+        sampler = RandomSampler(dataset)
     else:
-        sampler = DistributedSampler(dataset, shuffle=True) if distributed else RandomSampler(dataset)
+        # Its shares of the first, second, ... batch_size slices of the order are the processes' shares of the batches.
+        sampler = DistributedSampler(dataset, seed=shared_seed, drop_last=True)
+        if batch_size % sampler.num_replicas or not len(sampler):
+            raise InputError(
+                f"--batch_size {batch_size}: {sampler.num_replicas} processes cannot share it and the {len(dataset)} slices evenly; "
+                f"give a multiple of {sampler.num_replicas}, or start as many processes as divide it."
+            )
+        batch_size //= sampler.num_replicas
     return DataLoader(
         dataset, sampler=BatchSampler(sampler, max(min(batch_size, len(sampler)), 1), drop_last=True), batch_size=None
     )

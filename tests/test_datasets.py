@@ -38,6 +38,32 @@ def test_an_incomplete_batch_is_dropped_but_never_the_only_one() -> None:
     assert [len(batch["pair"]) for batch in batch_loader(make_dataset(), 100)] == [6]
 
 
+def share(monkeypatch: pytest.MonkeyPatch, rank: int, world: int, count: int, batch_size: int) -> list[list[float]]:
+    """The batches of a second epoch of 2 * count slices in one of several processes."""
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
+    loader = batch_loader(make_dataset(count), batch_size, shared_seed=7)
+    loader.sampler.sampler.set_epoch(2)
+    return [batch["pair"][:, 0, 4, 4].tolist() for batch in loader]
+
+
+@pytest.mark.parametrize(("world", "count", "batch_size"), [(2, 7, 4), (3, 7, 3), (2, 3, 4), (2, 3, 100)])
+def test_processes_share_the_batches_of_one(monkeypatch: pytest.MonkeyPatch, world: int, count: int, batch_size: int) -> None:
+    (*alone,) = share(monkeypatch, 0, 1, count, batch_size)
+    shares = [share(monkeypatch, rank, world, count, batch_size) for rank in range(world)]
+    together = [sorted(sum(parts, [])) for parts in zip(*shares)]
+    assert together == [sorted(batch) for batch in alone]
+    assert len(alone) == max(2 * count // batch_size, 1)
+
+
+@pytest.mark.parametrize(("world", "count", "batch_size"), [(2, 3, 3), (3, 3, 4), (8, 3, 8)])
+def test_what_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch, world: int, count: int, batch_size: int) -> None:
+    with pytest.raises(
+        InputError, match=f"--batch_size {batch_size}: {world} processes cannot share it and the {2 * count} slices"
+    ):
+        share(monkeypatch, 0, world, count, batch_size)
+
+
 def test_no_data_gives_no_batch() -> None:
     assert len(batch_loader(make_dataset(0), 4)) == 0
 
