@@ -80,7 +80,7 @@ class GradientSurgeryHandler:
         self.groups = group_indices([name for name, _ in named], granularity)
         self.smoothness_gradients: list[Tensor] | None = None
         self.reached = [False] * len(named)
-        self.pending: tuple[Tensor, dist.Work] | None = None
+        self.exchange: dist.Work | None = None
         self.sums: Tensor | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -148,21 +148,14 @@ class GradientSurgeryHandler:
         return done % steps == 0 or done == length
 
     def start_averaging(self, engine: Engine) -> None:
-        """Under DDP, average the smoothness gradients over the ranks: `autograd.grad` goes past DDP's reducer."""
+        """Under DDP, average the smoothness gradients over the ranks, all at once: `autograd.grad` goes past DDP's reducer."""
         if not isinstance(unwrap(engine.network), DistributedDataParallel):
             return
         group = unwrap(engine.network).process_group
         flat = torch.cat([gradient.flatten() for gradient in self.smoothness_gradients]) / dist.get_world_size(group)
-        # Asynchronous: it overlaps with the trainer's backward pass.
-        self.pending = flat, dist.all_reduce(flat, group=group, async_op=True)
-
-    def finish_averaging(self) -> None:
-        if self.pending is None:
-            return
-        flat, work = self.pending
-        work.wait()
         self.smoothness_gradients = self.as_parameters(flat)
-        self.pending = None
+        # Asynchronous: it overlaps with the trainer's backward pass.
+        self.exchange = dist.all_reduce(flat, group=group, async_op=True)
 
     def take_first_rank(self, engine: Engine, gradients: list[Tensor]) -> list[Tensor]:
         """Under DDP, the first rank's gradients on every rank: each rank draws noise of its own, and the weights would part."""
@@ -182,7 +175,8 @@ class GradientSurgeryHandler:
         """Replace the similarity gradients in `.grad` by the settled ones, where the optimizer is about to step."""
         output = engine.state.output
         if self.is_last_of_accumulation(engine):
-            self.finish_averaging()
+            if self.exchange is not None:
+                self.exchange.wait()
             similarity = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
             settled, conflicts = settle(similarity, self.smoothness_gradients, self.strategy, self.groups, self.tau, self.weight)
             if self.strategy == "agreement_noise":

@@ -21,7 +21,17 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
-from training_runs import DDP_CASES, LEARNING_RATE, WithUnused, ddp_network, ddp_process, make_pairs, make_unet, train
+from training_runs import (
+    DDP_CASES,
+    LEARNING_RATE,
+    WithUnused,
+    ddp_network,
+    ddp_process,
+    make_pairs,
+    make_unet,
+    recorded_decisions,
+    train,
+)
 
 from scripts.handlers import GradientSurgeryHandler, NonFiniteLossHandler, TrainingProgress, WeightAveraging, running_mean
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
@@ -318,22 +328,22 @@ def ddp_pairs() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def ddp_results(ddp_pairs: Tensor, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    """Trained parameters by case and name, of either process."""
+def ddp_results(ddp_pairs: Tensor, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple]]:
+    """Trained parameters by name, and decisions, of each case of either process."""
     folder = tmp_path_factory.mktemp("ddp")
     mp.spawn(ddp_process, (folder, ddp_pairs), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("case", DDP_CASES)
-def test_ranks_agree(case: str, ddp_results: list[dict[str, dict[str, Tensor]]]) -> None:
-    first, second = (result[case] for result in ddp_results)
+def test_ranks_agree(case: str, ddp_results: list[dict[str, tuple]]) -> None:
+    (first, _), (second, _) = (result[case] for result in ddp_results)
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("case", [case for case in DDP_CASES if case != "noise"])
-def test_two_processes_equal_the_full_batch(case: str, ddp_results: list[dict[str, dict[str, Tensor]]], ddp_pairs: Tensor) -> None:
+@pytest.mark.parametrize("case", [case for case in DDP_CASES if case not in ("noise", "single precision")])
+def test_two_processes_equal_the_full_batch(case: str, ddp_results: list[dict[str, tuple]], ddp_pairs: Tensor) -> None:
     options = DDP_CASES[case]
     network = ddp_network(options.get("norm", "instance"), options.get("unused", False))
     for step in ddp_pairs.split(options.get("accumulation_steps", 1)):
@@ -346,7 +356,21 @@ def test_two_processes_equal_the_full_batch(case: str, ddp_results: list[dict[st
         if "unused" in options:
             settled = {n: g + 0.1 * network.get_parameter(n).detach().numpy() for n, g in settled.items()}
         descend(network, settled)
-    assert_close(ddp_results[0][case], {n: p.numpy() for n, p in parameters_of(network).items()})
+    assert_close(ddp_results[0][case][0], {n: p.numpy() for n, p in parameters_of(network).items()})
+
+
+def test_two_processes_decide_as_one_in_single_precision(ddp_results: list[dict[str, tuple]], ddp_pairs: Tensor) -> None:
+    network = ddp_network(dtype=torch.float32)
+    with recorded_decisions() as decisions:
+        train(network, ddp_pairs.float())
+    parameters, found = ddp_results[0]["single precision"]
+    assert torch.equal(torch.stack(found), torch.stack(decisions))
+    assert 0 < torch.stack(decisions).float().mean() < 1
+    assert_close(parameters, {n: p.numpy() for n, p in parameters_of(network).items()}, 1e-4)
+
+
+def test_each_loss_is_exchanged_once_a_step(ddp_results: list[dict[str, tuple]]) -> None:
+    assert [result["exchanges"] for result in ddp_results] == [2 * 3] * 2
 
 
 @pytest.fixture

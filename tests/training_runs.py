@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from ignite.engine import Events
+from monai.bundle import ConfigParser
 from monai.engines import IterationEvents, SupervisedTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
 
+from scripts import handlers
 from scripts.handlers import GradientSurgeryHandler
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.networks import RegistrationUNet
@@ -28,6 +33,7 @@ DDP_CASES = {
     "unused parameter": {"unused": True, "ddp": {"find_unused_parameters": True}},
     "batch norm": {"norm": "batch"},
     "noise": {"surgery": {"strategy": "agreement_noise"}},
+    "single precision": {"dtype": torch.float32},
 }
 """Two-process trainings by name; what is left out is the default of `ddp_train`."""
 
@@ -104,22 +110,53 @@ def train(
     return gradients, trainer
 
 
-def ddp_network(norm: str = "instance", unused: bool = False) -> nn.Module:
+@contextmanager
+def recorded_decisions() -> Iterator[list[Tensor]]:
+    """Which groups conflicted, (groups,) of booleans for each settlement within."""
+    decisions, settle = [], handlers.settle
+
+    def recording(*arguments: object) -> tuple:
+        settled, conflicts = settle(*arguments)
+        decisions.append(conflicts.conflicting)
+        return settled, conflicts
+
+    with mock.patch.object(handlers, "settle", recording):
+        yield decisions
+
+
+def ddp_network(norm: str = "instance", unused: bool = False, dtype: torch.dtype = torch.float64) -> nn.Module:
     """The network that every process of a case starts from."""
-    network = make_unet(norm)
+    network = make_unet(norm).to(dtype)
     return WithUnused(network) if unused else network
 
 
 def ddp_train(
-    rank: int, pairs: Tensor, norm: str = "instance", unused: bool = False, bare: bool = False, **case: dict
-) -> dict[str, Tensor]:
-    """One case in one of two processes, each with its own half of every batch; returns the trained parameters."""
-    network = ddp_network(norm, unused)
+    rank: int,
+    pairs: Tensor,
+    norm: str = "instance",
+    unused: bool = False,
+    bare: bool = False,
+    dtype: torch.dtype = torch.float64,
+    **case: dict,
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """One case in one of two processes, each with its own half of every batch; returns the trained parameters and the decisions."""
+    network = ddp_network(norm, unused, dtype)
     wrapped = DistributedDataParallel(network, **case.pop("ddp", {}))
     surgery = {"network": network if bare else wrapped, **case.pop("surgery", {})}
     torch.manual_seed(rank)
-    train(wrapped, pairs[:, rank::2], surgery, weight_decay=0.1 if unused else 0.0, **case)
-    return {name: parameter.detach() for name, parameter in network.named_parameters()}
+    with recorded_decisions() as decisions:
+        train(wrapped, pairs[:, rank::2].to(dtype), surgery, weight_decay=0.1 if unused else 0.0, **case)
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}, decisions
+
+
+def count_exchanges(steps: int = 3) -> int:
+    """All-reduces in some steps of a network of several megabytes, wrapped as multi_gpu_train.yaml does it."""
+    wrapping = ConfigParser.load_config_file("configs/multi_gpu_train.yaml")["network"]
+    network = RegistrationUNet(2, norm="instance", flow_std=0.2).double()
+    wrapped = DistributedDataParallel(network, bucket_cap_mb=wrapping["bucket_cap_mb"])
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        train(wrapped, make_pairs(steps, (32, 32)).split(1))
+    return sum(event.name == "gloo:all_reduce" for event in profiler.events())
 
 
 def ddp_process(rank: int, folder: Path, pairs: Tensor) -> None:
@@ -127,5 +164,6 @@ def ddp_process(rank: int, folder: Path, pairs: Tensor) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
-    torch.save({name: ddp_train(rank, pairs, **case) for name, case in DDP_CASES.items()}, folder / f"{rank}.pt")
+    results = {name: ddp_train(rank, pairs, **case) for name, case in DDP_CASES.items()}
+    torch.save(results | {"exchanges": count_exchanges()}, folder / f"{rank}.pt")
     dist.destroy_process_group()
