@@ -1,33 +1,46 @@
-"""Many cases, one after the other: skips what is done, goes on past a bad one, and says at the end which those were."""
+"""Many cases, one after the other and shared by processes: skips what is done, goes on past a bad one, and sums all up in one table."""
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
 from pathlib import Path
 
+import ignite.distributed as idist
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 
 from scripts.command_line import first_cause
+from scripts.devices import gather_rows
 from scripts.errors import InputError
-from scripts.writers import DONE
+from scripts.strain import summarize_strain
+from scripts.writers import DONE, write_rows
+
+SUMMARY = "summary.csv"
+WORST = {"folding_percent": max, "jacobian_min": min, "inverse_error_mm_p95": max}
+FUNCTION = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "rv_esv_ml", "rv_ef_percent", "lv_mass_g")
+STRAIN = ("peak_radial", "peak_circumferential")
+COLUMNS = ("case", "status", "trustworthy", "verdict", *WORST, *FUNCTION, *STRAIN, "reason")
 
 
 def run_cases(evaluator: SupervisedEvaluator, dataset: Dataset, output_dir: str | Path, overwrite: bool = False) -> list[str]:
-    """Run an evaluator on the cases of a data set, each for itself.
+    """Run an evaluator on the cases of a data set, each for itself; several processes share them.
+
+    Of more than one case, `<output_dir>/summary.csv` has a row each (`summarize_case`), in the order of the data set.
 
     Args:
         evaluator: its postprocessing writes a case to `<output_dir>/<case>/`.
-        dataset: of a data list, each item with a "case".
+        dataset: of a data list, each item with a "case"; the same in all processes.
         output_dir: folder of the cases.
         overwrite: whether to run a case again that is there already; a single one always is.
 
     Returns:
-        The names of the cases that were run.
+        The names of the cases that this process ran.
 
     Raises:
-        InputError: at the end, with the names of the cases that failed and the first one's reason.
+        InputError: at the end, in the first process, with the names of the cases that failed and the first one's reason.
     """
     logger, done, failed = logging.getLogger("inference"), [], {}
     # A failed case is reported by one line, not by the engine's traceback as well.
@@ -37,31 +50,73 @@ def run_cases(evaluator: SupervisedEvaluator, dataset: Dataset, output_dir: str 
     evaluator.state.epoch_length = 1
     # A single case was asked for by its files and options: what lies there may come from others.
     overwrite = overwrite or len(dataset.data) == 1
-    waiting = [n for n, item in enumerate(dataset.data) if overwrite or not is_done(output_dir, item)]
-    if len(waiting) < len(dataset.data):
-        logger.info(
-            f"{len(dataset.data) - len(waiting)} of {len(dataset.data)} cases are done already; --overwrite True runs them again"
-        )
-    bar = tqdm(waiting, desc="cases", unit="case")
-    for number in bar:
-        name = str(dataset.data[number]["case"])
+    # Shared before looking at what is done, which changes while the other processes work.
+    share = dataset.data[idist.get_rank() :: idist.get_world_size()]
+    waiting = [item for item in share if overwrite or not is_done(output_dir, item)]
+    if len(waiting) < len(share):
+        logger.info(f"{len(share) - len(waiting)} of {len(share)} cases are done already; --overwrite True runs them again")
+    bar = tqdm(waiting, desc="cases", unit="case", disable=idist.get_rank() > 0)
+    for item in bar:
+        name = str(item["case"])
         bar.set_postfix_str(name)
-        evaluator.data_loader = DataLoader(Dataset([dataset.data[number]], dataset.transform), batch_size=1)
+        evaluator.data_loader = DataLoader(Dataset([item], dataset.transform), batch_size=1)
         try:
             evaluator.run()
             done.append(name)
         except Exception as error:
             if len(dataset.data) == 1:
                 raise
-            failed[name] = first_cause(error)
+            failed[name] = str(first_cause(error))
             tqdm.write(f"{name}: failed, {failed[name]}")
+    rows = gather_rows([summarize_case(output_dir, item, failed.get(str(item["case"]))) for item in share], len(dataset.data))
+    if idist.get_rank() == 0 and len(dataset.data) > 1:
+        report_cases(rows, Path(output_dir))
+    return done
+
+
+def report_cases(rows: list[dict], output_dir: Path) -> None:
+    """Write the summary of all cases, and stop where some of them failed."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_rows(output_dir / SUMMARY, rows)
+    failed = {row["case"]: row["reason"] for row in rows if row["status"] == "failed"}
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(dataset.data)} cases failed: {', '.join(failed)}; the first one: {next(iter(failed.values()))}"
+            f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {next(iter(failed.values()))}"
         )
-    return done
 
 
 def is_done(output_dir: str | Path, item: dict) -> bool:
     """Whether a case's folder is there with all that is written."""
     return (Path(output_dir) / str(item["case"]) / DONE).is_file()
+
+
+def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None) -> dict:
+    """A case's row of the summary: `COLUMNS`, empty where there is no such figure; folding and inverse error of its worst frame.
+
+    Args:
+        output_dir: folder of the cases.
+        item: of a data list, with a "case".
+        reason: why the case failed, None where it did not.
+    """
+    name = str(item["case"])
+    row = dict.fromkeys(COLUMNS, "") | {"case": name, "status": "failed" if reason else "done", "reason": reason or ""}
+    if reason:
+        return row
+    folder = Path(output_dir) / name
+    quality, function = (
+        json.loads(path.read_text()) if path.is_file() else {} for path in (folder / DONE, folder / "function.json")
+    )
+    row |= {"trustworthy": quality.get("trustworthy", ""), "verdict": " ".join(quality.get("verdict", []))}
+    row |= {key: worst((frame[key] for frame in quality.get("frames", [])), default="") for key, worst in WORST.items()}
+    row |= {key: function.get(key, "") for key in FUNCTION}
+    peaks = summarize_strain(read_strain(folder / "strain.csv"))
+    return row | {key: peaks.get(key, "") for key in STRAIN}
+
+
+def read_strain(path: Path) -> list[dict]:
+    """The global rows of a `strain.csv`; none without a file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["region"] == "global"]
+    return [row | {key: float(row[key]) for key in ("radial", "circumferential")} for row in rows]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import ignite.distributed as idist
 import pytest
 import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
-from scripts.cohort import is_done, run_cases
+from scripts.cohort import COLUMNS, SUMMARY, is_done, run_cases, summarize_case
 from scripts.command_line import first_cause
 from scripts.errors import InputError
 from scripts.writers import DONE
@@ -102,3 +105,69 @@ def test_a_lone_case_fails_with_its_own_error(make: Make) -> None:
 
 def test_nothing_to_do_is_no_failure(make: Make) -> None:
     assert make().run() == []
+
+
+def read_summary(folder: Path) -> list[dict]:
+    with (folder / SUMMARY).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_summary_has_done_and_failed_cases_in_order(make: Make) -> None:
+    study = make("b", "bad", "a")
+    with pytest.raises(InputError):
+        study.run()
+    rows = read_summary(study.folder)
+    assert [(row["case"], row["status"]) for row in rows] == [("b", "done"), ("bad", "failed"), ("a", "done")]
+    assert [row["reason"] for row in rows] == ["", "bad.nii.gz: cannot be read", ""]
+    # A run of one case leaves the summary of all alone.
+    make("c").run()
+    assert read_summary(study.folder) == rows
+
+
+def test_a_row_has_the_worst_frame_and_the_function(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    frames = [
+        {"folding_percent": f, "jacobian_min": j, "inverse_error_mm_p95": 0.1} for f, j in ((0.0, 0.3), (0.5, -0.2), (0.2, 0.1))
+    ]
+    quality = {"frames": frames, "verdict": ["It folds.", "It drifts."], "trustworthy": False}
+    (tmp_path / "a" / DONE).write_text(json.dumps(quality))
+    (tmp_path / "a" / "function.json").write_text(json.dumps({"lv_ef_percent": 60.5, "lv_volume_ml": [1, 2]}))
+    lines = ["1,global,0.0,0.0", "2,global,0.4,-0.2", "2,anterior,0.9,-0.9", "3,global,0.1,-0.1"]
+    (tmp_path / "a" / "strain.csv").write_text("\n".join(["frame,region,radial,circumferential", *lines]))
+    row = summarize_case(tmp_path, {"case": "a"})
+    assert tuple(row) == COLUMNS
+    assert {key: value for key, value in row.items() if value != ""} == {
+        "case": "a",
+        "status": "done",
+        "trustworthy": False,
+        "verdict": "It folds. It drifts.",
+        "folding_percent": 0.5,
+        "jacobian_min": -0.2,
+        "inverse_error_mm_p95": 0.1,
+        "lv_ef_percent": 60.5,
+        "peak_radial": 0.4,
+        "peak_circumferential": -0.2,
+    }
+
+
+@pytest.mark.parametrize("good", ["abcdef", "a"])
+def test_processes_share_the_cases(make: Make, good: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [*good, "bad"]
+    studies, parts = [make(*names) for _ in range(3)], [[], [], []]
+
+    def all_gather(rows: list) -> list[list]:
+        parts[idist.get_rank()] = rows
+        return parts
+
+    monkeypatch.setattr(idist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(idist, "all_gather", all_gather)
+    # One after the other, the first process last: it looks for its share when much is done.
+    for rank in (2, 1, 0):
+        monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
+        if rank:
+            studies[rank].run()
+    with pytest.raises(InputError, match=f"1 of {len(names)} cases failed: bad;"):
+        studies[0].run()
+    assert [study.written for study in studies] == [[name for name in names[rank::3] if name != "bad"] for rank in range(3)]
+    rows = read_summary(studies[0].folder)
+    assert [(row["case"], row["status"]) for row in rows] == [*((name, "done") for name in good), ("bad", "failed")]
