@@ -9,6 +9,7 @@ import difflib
 import inspect
 import re
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,16 @@ import yaml
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, run
 from monai.utils import ensure_tuple
+from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 
+from scripts.devices import under_torchrun
 from scripts.errors import InputError
 
 OPTION = re.compile(r"--?[A-Za-z_]")
+LOST = re.compile(r"by peer|Broken pipe")  # what gloo says of a process that is gone
+PATIENCE = 15  # seconds that torchrun has to end a process that lost another one
 PATHS = ("moving", "fixed", "cine", "field", "points", "checkpoint", "initial_weights", "resume")
 
 
@@ -97,6 +103,9 @@ def first_cause(error: BaseException) -> BaseException:
 def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """An `excepthook` whose last line is the first error of the chain: MONAI adds its own "Failed to evaluate" after it."""
     cause = first_cause(error)
+    if under_torchrun() and (isinstance(cause, DistError) or LOST.search(str(cause))):
+        # Another process failed: torchrun is about to end this one and to print that one's reason, in which ours would drown it.
+        time.sleep(PATIENCE)
     if not isinstance(cause, (InputError, KeyboardInterrupt)):
         traceback.print_exception(kind, error, trace)
     # An open progress bar would draw itself once more after the last line.
@@ -104,3 +113,12 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
         bar.close()
     sys.stdout.flush()
     print(f"error: {cause if str(cause) else kind.__name__}", file=sys.stderr, flush=True)
+    record_error(cause)
+
+
+def record_error(error: BaseException) -> None:
+    """Leave an error where torchrun looks for the reason that a process ended; elsewhere nothing happens."""
+    try:
+        raise error.with_traceback(None) from None
+    except BaseException:
+        get_error_handler().record_exception(error)
