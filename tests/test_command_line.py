@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher import LaunchConfig, elastic_launch
 
-from scripts import command_line
+from scripts import command_line, devices
 from scripts.errors import InputError
 
 RUN = ["python", "run", "--config_file", "configs/inference.yaml"]
@@ -69,3 +73,28 @@ def test_the_last_line_is_the_first_cause(capsys: pytest.CaptureFixture) -> None
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "error: what went wrong"
     assert "Traceback (most recent call last):" in lines
+
+
+def fail_in_one_process() -> None:
+    """What a process of torchrun does whose companion, or which itself, fails while they exchange tensors."""
+    devices.start_process_group("cpu")
+    try:
+        if torch.distributed.get_rank() == 1:
+            raise InputError("b.nii.gz: mend it")
+        torch.distributed.all_reduce(torch.zeros(1))
+    except Exception as error:
+        command_line.report_error(type(error), error, error.__traceback__)
+        os._exit(1)
+
+
+def test_one_process_that_fails_ends_all_with_its_reason(capfd: pytest.CaptureFixture) -> None:
+    """What the others say of its loss is neither printed nor taken for the reason."""
+    config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork")
+    with pytest.raises(ChildFailedError) as caught:
+        elastic_launch(config, fail_in_one_process)()
+    rank, failure = caught.value.get_first_failure()
+    assert rank == 1
+    assert failure.message["message"] == "InputError: b.nii.gz: mend it"
+    printed = capfd.readouterr().err
+    assert printed.count("error: b.nii.gz: mend it") == 1
+    assert "by peer" not in printed
