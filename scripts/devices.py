@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -49,6 +50,8 @@ def start_process_group(device: str | torch.device, hours: float | None = None) 
     # Not by ignite, which refuses torchrun on several nodes of Slurm. Ignite looks around here and now: it does so collectively, which
     # must not wait for the first handler that only rank 0 has.
     idist.sync()
+    if dist.get_rank():
+        logging.disable(logging.INFO)  # The first process tells what all of them do.
 
 
 def gather_rows(rows: Sequence, count: int) -> list:

@@ -70,11 +70,16 @@ def write_options(options: Mapping[str, object]) -> list[str]:
     return [word for key, value in options.items() for word in (f"--{key}", str(value).replace(" ", ""))]
 
 
-def run_bundle(*words: object, cwd: Path = ROOT, prefix: list[str] | None = None, **options: object) -> subprocess.CompletedProcess:
-    """`python -m monai.bundle run` with words and --options, from the bundle's root; returns what it printed."""
-    command = [*(prefix or [sys.executable]), "-m", "monai.bundle", "run", *map(str, words), *write_options(options)]
+def bundle_command(*words: object, processes: int = 0, **options: object) -> list[str]:
+    """`python -m monai.bundle run` with words and --options, or torchrun's counterpart for a number of processes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
+    return [sys.executable, *torchrun, "-m", "monai.bundle", "run", *map(str, words), *write_options(options)]
+
+
+def run_bundle(*words: object, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess:
+    """Run `bundle_command` from the bundle's root; returns what it printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(bundle_command(*words, **options), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def succeed(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:

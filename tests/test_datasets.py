@@ -51,7 +51,7 @@ def share(monkeypatch: pytest.MonkeyPatch, rank: int, world: int, count: int, ba
 def test_processes_share_the_batches_of_one(monkeypatch: pytest.MonkeyPatch, world: int, count: int, batch_size: int) -> None:
     (*alone,) = share(monkeypatch, 0, 1, count, batch_size)
     shares = [share(monkeypatch, rank, world, count, batch_size) for rank in range(world)]
-    together = [sorted(sum(parts, [])) for parts in zip(*shares)]
+    together = [sorted(value for part in parts for value in part) for parts in zip(*shares)]
     assert together == [sorted(batch) for batch in alone]
     assert len(alone) == max(2 * count // batch_size, 1)
 
