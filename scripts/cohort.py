@@ -13,7 +13,7 @@ from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 
 from scripts.command_line import first_cause
-from scripts.devices import gather_rows
+from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError
 from scripts.strain import summarize_strain
 from scripts.writers import DONE, write_rows
@@ -40,7 +40,7 @@ def run_cases(evaluator: SupervisedEvaluator, dataset: Dataset, output_dir: str 
         The names of the cases that this process ran.
 
     Raises:
-        InputError: at the end, in the first process, with the names of the cases that failed and the first one's reason.
+        InputError: at the end, in one process of each node, with the names of the cases that failed and the first one's reason.
     """
     logger, done, failed = logging.getLogger("inference"), [], {}
     # A failed case is reported by one line, not by the engine's traceback as well.
@@ -70,19 +70,15 @@ def run_cases(evaluator: SupervisedEvaluator, dataset: Dataset, output_dir: str 
             tqdm.write(f"{name}: failed, {failed[name]}")
     rows = gather_rows([summarize_case(output_dir, item, failed.get(str(item["case"]))) for item in share], len(dataset.data))
     if idist.get_rank() == 0 and len(dataset.data) > 1:
-        report_cases(rows, Path(output_dir))
-    return done
-
-
-def report_cases(rows: list[dict], output_dir: Path) -> None:
-    """Write the summary of all cases, and stop where some of them failed."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_rows(output_dir / SUMMARY, rows)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        write_rows(Path(output_dir) / SUMMARY, rows)
+    idist.barrier()
     failed = {row["case"]: row["reason"] for row in rows if row["status"] == "failed"}
-    if failed:
+    if failed and is_first_of_node():
         raise InputError(
             f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {next(iter(failed.values()))}"
         )
+    return done
 
 
 def is_done(output_dir: str | Path, item: dict) -> bool:

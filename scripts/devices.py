@@ -25,6 +25,11 @@ def under_torchrun() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
+def is_first_of_node() -> bool:
+    """Whether this process is the only one, or the first of those that torchrun started on this machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def start_process_group(device: str | torch.device, hours: float | None = None) -> None:
     """Join the processes that torchrun started, through NCCL for CUDA devices and gloo for the CPU.
 

@@ -360,7 +360,7 @@ def test_two_processes_train_and_validate_as_one(phantoms: Path, tmp_path: Path)
 
 def test_two_processes_evaluate_as_one(evaluated: Path, trained: tuple, phantoms: Path, tmp_path: Path) -> None:
     options = {**SMALL, "dataset_dir": phantoms, "output_dir": tmp_path, "checkpoint": trained[0] / "model.pt"}
-    configs = f"['{TRAIN}','configs/multi_gpu_train.yaml','{EVALUATE}']"
+    configs = f"['{TRAIN}','{EVALUATE}','configs/multi_gpu_train.yaml']"
     result = succeed(run_bundle(config_file=configs, processes=2, **options))
     assert count("ES_to_ED, 1 subjects", result.stdout) == 1
     for name in ("summary.json", "metrics.csv"):

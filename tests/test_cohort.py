@@ -164,6 +164,7 @@ def test_processes_share_the_cases(make: Make, good: str, monkeypatch: pytest.Mo
     # One after the other, the first process last: it looks for its share when much is done.
     for rank in (2, 1, 0):
         monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
         if rank:
             studies[rank].run()
     with pytest.raises(InputError, match=f"1 of {len(names)} cases failed: bad;"):
