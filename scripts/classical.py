@@ -7,7 +7,9 @@ components and pixels need no conversion.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from functools import partial
 
 import numpy as np
@@ -61,14 +63,19 @@ def demons(moving: Array, fixed: Array, filter_name: str, iterations: int = 50, 
 
 
 def syn(
-    moving: Array, fixed: Array, iterations: int = 50, update_variance: float = 3.0, total_variance: float = 0.0, step: float = 0.25
+    moving: Array,
+    fixed: Array,
+    iterations: int | Sequence[int] = 50,
+    update_variance: float = 3.0,
+    total_variance: float = 0.0,
+    step: float = 0.25,
 ) -> Array:
     """SyN on cross-correlation (Avants et al., MIA 2008), each level started from the composition of the coarser ones.
 
     Args:
         moving: slice (X, Y).
         fixed: slice (X, Y).
-        iterations: at most, at each of three levels; a level ends earlier where it converges.
+        iterations: at most, at each of three levels or one number a level, the coarsest first; a level ends earlier where it converges.
         update_variance: in pixels², of the Gaussian over each update.
         total_variance: in pixels², of the Gaussian over the whole displacement of a level.
         step: largest update in pixels.
@@ -78,14 +85,14 @@ def syn(
     image, vectors = itk.Image[itk.F, 2], itk.Image[itk.Vector[itk.F, 2], 2]
     moving, fixed = to_itk(moving), to_itk(fixed)
     found = itk.CompositeTransform[itk.D, 2].New()
-    for factor in FACTORS:
+    for factor, limit in zip(FACTORS, [iterations] * len(FACTORS) if isinstance(iterations, int) else iterations):
         correlation = itk.ANTSNeighborhoodCorrelationImageToImageMetricv4[image, image].New(Radius=[CORRELATION_RADIUS] * 2)
         # Python has no adaptors that carry a field from level to level within one filter.
         level = itk.SyNImageRegistrationMethod[image, image].New(MovingImage=moving, FixedImage=fixed, Metric=correlation)
         level.SetNumberOfLevels(1)
         level.SetShrinkFactorsPerLevel([factor])
         level.SetSmoothingSigmasPerLevel([factor / 2 if factor > 1 else 0])
-        level.SetNumberOfIterationsPerLevel([iterations])
+        level.SetNumberOfIterationsPerLevel([limit])
         level.SetLearningRate(step)
         level.SetGaussianSmoothingVarianceForTheUpdateField(update_variance)
         level.SetGaussianSmoothingVarianceForTheTotalField(total_variance)
@@ -104,6 +111,26 @@ METHODS: dict[str, Callable[..., Array]] = {
     "diffeomorphic_demons": partial(demons, filter_name="DiffeomorphicDemonsRegistrationFilter"),
     "syn": syn,
 }
+
+
+def register(name: str, parameters: dict, pair: Array) -> tuple[Array, float]:
+    """The field (2, X, Y) of a pair of slices (2, X, Y) by one of `METHODS`, and the CPU seconds it took."""
+    start = time.process_time()
+    field = METHODS[name](*pair, **parameters)
+    return field, time.process_time() - start
+
+
+def register_slices(name: str, parameters: dict, pairs: Array, executor: Executor | None = None) -> tuple[Array, float]:
+    """The fields (S, 2, X, Y) of pairs of slices (S, 2, X, Y) by one of `METHODS`, and the CPU seconds they took together.
+
+    Args:
+        name: of the method.
+        parameters: of the method.
+        pairs: moving and fixed slices.
+        executor: processes that share the slices; None takes this one.
+    """
+    results = list((executor.map if executor else map)(partial(register, name, parameters), pairs))
+    return np.stack([field for field, _ in results]), sum(seconds for _, seconds in results)
 
 
 def limit_itk_to_one_thread() -> None:

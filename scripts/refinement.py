@@ -17,12 +17,12 @@ from scripts.surgery import settle
 class RefiningInferer(FieldInferer):
     """`FieldInferer` whose network first takes some steps of Adam on the pair itself; a copy does, so that no pair leaves a trace.
 
-    Each chunk of slices is fitted for itself, in both directions, the similarity gradient settled with the smoothness gradient tensor
-    by tensor.
+    Each chunk of slices is fitted for itself, in both directions where the network gives a velocity, the similarity gradient settled
+    with the smoothness gradient tensor by tensor.
 
     Args:
         inferer: see `FieldInferer`.
-        integration: see `FieldInferer`; needed.
+        integration: see `FieldInferer`.
         iterations: steps a chunk of slices; 0 is no refinement.
         learning_rate: of Adam.
         similarity: a loss of (moved, fixed); default is the mean squared error.
@@ -53,14 +53,14 @@ class RefiningInferer(FieldInferer):
 
     def refine(self, network: nn.Module, pair: Tensor) -> nn.Module:
         """A copy of the network, fitted to a batch of pairs (B, 2, X, Y)."""
-        both_ways = FieldInferer(integration=self.integration, both_ways=True)
+        infer = FieldInferer(integration=self.integration, both_ways=self.integration is not None)
         with torch.enable_grad():
             fitted = copy.deepcopy(network)
             parameters = [p for p in fitted.parameters() if p.requires_grad]
             optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
             pair = pair.detach().clone()
             for _ in range(self.iterations):
-                field = both_ways(pair, fitted)
+                field = infer(pair, fitted)
                 losses = self.loss(field, pair), self.constraint(field)
                 gradients = [torch.autograd.grad(loss, parameters, retain_graph=n == 0) for n, loss in enumerate(losses)]
                 settled, _ = settle(*gradients, tau=self.tau)

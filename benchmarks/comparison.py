@@ -1,0 +1,125 @@
+"""From the scores of several methods on the same pairs to a table, its tests and its figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from scripts.metrics import summarize
+
+COLUMNS = {
+    "dice": ("Dice %", 1),
+    "dice_rv": ("RV", 1),
+    "dice_myo": ("Myo", 1),
+    "dice_lv": ("LV", 1),
+    "hd95_mm": ("HD95 mm", 1),
+    "hd95_voxel": ("HD95 voxels", 2),
+    "mse": ("MSE ×10⁻²", 3),
+    "folding_percent": ("folding %", 3),
+    "seconds": ("s a subject", 2),
+}
+"""Figure of a scored pair: its heading and its digits."""
+DIRECTION_TITLES = {"ES_to_ED": "ES to ED", "ED_to_ES": "ED to ES"}
+
+
+def wilcoxon_p(ours: Sequence[float], others: Sequence[float]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test of paired figures; 1 where no pair differs, NaN without a pair.
+
+    Args:
+        ours: a figure a subject; NaN leaves a pair out.
+        others: the same figure of the same subjects, in the same order.
+    """
+    difference = np.subtract(ours, others)
+    difference = difference[~np.isnan(difference)]
+    if len(difference) == 0:
+        return float("nan")
+    return float(wilcoxon(difference).pvalue) if difference.any() else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number (Holm, Scand. J. Statist. 1979); NaN stays and does not count."""
+    p = np.asarray(p_values, dtype=float)
+    order = [n for n in np.argsort(p) if not np.isnan(p[n])]
+    adjusted, largest = np.full(len(p), np.nan), 0.0
+    for rank, n in enumerate(order):
+        largest = max(largest, min((len(order) - rank) * p[n], 1.0))
+        adjusted[n] = largest
+    return adjusted.tolist()
+
+
+def in_direction(scores: Mapping[str, Sequence[dict]], direction: str) -> dict[str, dict[str, dict]]:
+    """The scored pairs of one direction, by method and subject."""
+    return {name: {row["subject"]: row for row in rows if row["direction"] == direction} for name, rows in scores.items()}
+
+
+def compare(scores: Mapping[str, Mapping[str, dict]], ours: str, figure: str = "dice") -> dict[str, float]:
+    """Holm-adjusted p of `ours` against every other method, on the subjects of one direction; empty without `ours`."""
+    if ours not in scores:
+        return {}
+    others = [name for name in scores if name != ours]
+    paired = lambda name: [scores[name][subject][figure] for subject in scores[ours]]
+    return dict(zip(others, holm([wilcoxon_p(paired(ours), paired(name)) for name in others])))
+
+
+def format_cell(figure: Mapping[str, float], digits: int) -> str:
+    """Mean ± standard deviation; a dash where there is none."""
+    return "–" if np.isnan(figure["mean"]) else f"{figure['mean']:.{digits}f} ± {figure['std']:.{digits}f}"
+
+
+def format_table(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], training: Mapping[str, float], ours: str) -> str:
+    """A Markdown table a direction: a line a method, mean ± standard deviation over subjects.
+
+    Args:
+        scores: scored pairs by method: "subject", "direction" and the figures of `COLUMNS`.
+        titles: what a method is called.
+        training: seconds of training, where a method was trained.
+        ours: the method that the others are tested against.
+    """
+    parts = []
+    for direction, name_of_direction in DIRECTION_TITLES.items():
+        chosen = in_direction(scores, direction)
+        p = compare(chosen, ours)
+        headings = ["method", *(heading for heading, _ in COLUMNS.values()), "training s", "p"]
+        lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+        for name, rows in chosen.items():
+            summary = summarize([{key: row[key] for key in COLUMNS} for row in rows.values()])
+            cells = [format_cell(summary[key], digits) for key, (_, digits) in COLUMNS.items()]
+            cells += ["–" if np.isnan(training.get(name, np.nan)) else f"{training[name]:.0f}"]
+            cells += ["–" if np.isnan(p.get(name, np.nan)) else f"{p[name]:.3g}"]
+            lines.append(f"| {titles[name]} | {' | '.join(cells)} |")
+        count = len(next(iter(chosen.values())))
+        parts.append(f"## {name_of_direction}, {count} subject{'s' * (count != 1)}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: str | Path) -> None:
+    """Dice against folding, a point a method, a panel a direction.
+
+    Args:
+        scores: as `format_table` takes them.
+        titles: what a method is called.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    for axes, (direction, title) in zip(figure.subplots(1, 2, sharex=True), DIRECTION_TITLES.items()):
+        points = []
+        for number, (name, rows) in enumerate(in_direction(scores, direction).items()):
+            summary = summarize([{key: row[key] for key in ("folding_percent", "dice")} for row in rows.values()])
+            x, y = (summary[key]["mean"] for key in ("folding_percent", "dice"))
+            style = {"color": f"C{number % 10}", "marker": "osD^v"[number // 10 % 5]}
+            axes.plot(x, y, **style, markersize=8, linestyle="none", label=titles[name])
+            points.append((x, y))
+        axes.set_xscale("symlog", linthresh=0.001)
+        axes.set_xlim(left=0, right=2 * max(0.01, *(x for x, _ in points)))
+        axes.set_xlabel("folding, % of pixels (linear up to 0.001)")
+        axes.set_ylabel("Dice, %")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

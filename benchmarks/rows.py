@@ -1,0 +1,409 @@
+"""One row of the comparison: what it trains, searches or chooses, and how it scores. `table.py` puts the rows side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser, ConfigWorkflow
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.comparison import COLUMNS
+from scripts.classical import register_slices
+from scripts.datalists import select_pairs
+from scripts.errors import InputError
+from scripts.evaluation import nan_to_none, write_text
+from scripts.metrics import center_region, nan_mean
+
+ROOT = Path(__file__).parent.parent
+SHARED = ("train.yaml", "table.yaml")
+
+Method = Callable[[Tensor], tuple[Tensor, float]]
+"""A stack of pairs (2, X, Y, Z) -> its field (2, X, Y, Z) in pixels, pull convention, and the seconds it took."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    title: str
+    kind: str
+    """"initial", "classical" (by its name in `scripts.classical`), "learned" (by its name in configs/methods/) or "shipped"."""
+    trained_as: str = ""
+    """The row whose weights this one takes; its own by default."""
+
+
+ROWS = {
+    "initial": Row("Initial", "initial"),
+    "demons": Row("Demons", "classical"),
+    "diffeomorphic_demons": Row("diffeomorphic Demons", "classical"),
+    "syn": Row("SyN", "classical"),
+    "voxelmorph_s": Row("VoxelMorph-s", "learned"),
+    "voxelmorph_m": Row("VoxelMorph-m", "learned"),
+    "voxelmorph_l": Row("VoxelMorph-l", "learned"),
+    "hypermorph": Row("HyperMorph", "learned"),
+    "gs_agr": Row("GS-Agr", "learned"),
+    "gs_pcgrad": Row("GS-PCGrad", "learned"),
+    "gsmorph": Row("GSMorph", "learned"),
+    "gsmorph_velocity": Row("GSMorph, velocity integrated", "learned"),
+    "gsmorph_refined": Row("GSMorph, refined at test time", "learned", trained_as="gsmorph"),
+    "pcgrad_symmetric": Row("symmetric PCGrad", "learned"),
+    "config": Row("ConFIG", "learned"),
+    "upgrad": Row("UPGrad", "learned"),
+    "shipped": Row("shipped weights", "shipped"),
+}
+SEARCHED = {
+    "demons": [{"sigma": sigma, "iterations": 50} for sigma in (1.0, 1.5, 2.0, 2.5)],
+    "diffeomorphic_demons": [{"sigma": sigma, "iterations": 50} for sigma in (0.7, 1.0, 1.5)],
+    "syn": [
+        {"update_variance": variance, "step": step, "iterations": (80, 40, 20)}
+        for variance, step in ((3.0, 0.25), (1.0, 0.25), (1.0, 0.5))
+    ],
+}
+"""Parameters of `scripts.classical` that `val` chooses from."""
+WEIGHTS_TRIED = 7  # of a hypernetwork, over its range
+
+
+@dataclass
+class Study:
+    """What all rows share: the data, the folders and the options."""
+
+    options: Namespace
+
+    @cached_property
+    def output_dir(self) -> Path:
+        """Of the scores and the tables."""
+        other = self.options.test_dataset_dir
+        return Path(self.options.output_dir) / (f"on_{Path(other).resolve().name}" if other else "")
+
+    def training_dir(self, name: str) -> Path:
+        """Of a row's weights, search and settings."""
+        return Path(self.options.output_dir) / "training" / name
+
+    def items(self, split: str) -> list[dict]:
+        """The pairs of a split, of the first `subset` subjects: "train" and "val" ES to ED, "test" both ways."""
+        if split == "test":
+            folder, split, direction = self.options.test_dataset_dir or self.options.dataset_dir, "test_or_all", "both"
+        else:
+            folder, direction = self.options.dataset_dir, "ES_to_ED"
+        found = select_pairs(folder, None, split, direction, seed=self.settings["seed"])
+        kept = list(dict.fromkeys(item["subject"] for item in found))[: self.options.subset]
+        return [item for item in found if item["subject"] in kept]
+
+    @cached_property
+    def settings(self) -> dict:
+        """train.yaml under table.yaml."""
+        return load_configs(*SHARED)
+
+    @property
+    def epochs(self) -> int:
+        """Of each training."""
+        return self.options.epochs or self.settings["max_epochs"]
+
+    @cached_property
+    def sizes(self) -> dict[str, list[int]]:
+        """In pixels: "slice_size" that training slices have and ITK is given, "crop_size" of training crops and of what is scored."""
+        return {key: [n] * 2 if (n := getattr(self.options, key)) else self.settings[key] for key in ("slice_size", "crop_size")}
+
+    @property
+    def overrides(self) -> dict:
+        """What the options change in the configs."""
+        return {"bundle_root": str(ROOT), "device": self.options.device, **self.sizes}
+
+    def parser(self, *files: str, **overrides: object) -> ConfigParser:
+        """The configs with the options in them, ready to instantiate from."""
+        parser = ConfigParser(load_configs(*files))
+        parser.update({**self.overrides, **overrides})
+        return parser
+
+    @cached_property
+    def preprocess(self) -> Callable[[dict], dict]:
+        """Of a pair of stacks."""
+        return self.parser(*SHARED).get_parsed_content("train::preprocessing")
+
+    @cached_property
+    def postprocess(self) -> Callable[[dict], dict]:
+        """Adds "scores" to a case with "pred"."""
+        return self.parser(*SHARED).get_parsed_content("validate::postprocessing")
+
+    def cases(self, split: str) -> Iterator[dict]:
+        """The loaded pairs of a split; the first ones stay in memory for the next row."""
+        for number, item in enumerate(tqdm(self.items(split), desc=f"{split} pairs", unit="pair", leave=False)):
+            key = (split, item["case"])
+            case = self.kept.get(key) or self.preprocess(item)
+            if number < 40:
+                self.kept[key] = case
+            yield case
+
+    @cached_property
+    def kept(self) -> dict[tuple[str, str], dict]:
+        """Loaded pairs."""
+        return {}
+
+
+def load_configs(*files: str) -> dict:
+    """The merged content of files in configs/."""
+    return ConfigParser.load_config_files([str(ROOT / "configs" / name) for name in files])
+
+
+def clock(device: str) -> float:
+    """CPU seconds of this process, or seconds of the clock once a GPU is done."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+# --- what a row registers with
+
+
+def initial_method(pair: Tensor) -> tuple[Tensor, float]:
+    """No registration."""
+    return torch.zeros_like(pair), float("nan")
+
+
+def classical_method(study: Study, name: str, parameters: dict, executor: Executor | None) -> Method:
+    """One of `scripts.classical`, on the central `slice_size` of each slice; the field is zero around it."""
+
+    def method(pair: Tensor) -> tuple[Tensor, float]:
+        field = torch.zeros_like(pair)
+        inside = (slice(None), *center_region(pair.shape[1:3], study.sizes["slice_size"]))
+        pairs = pair[inside].movedim(-1, 0).numpy()
+        fields, seconds = register_slices(name, parameters, pairs, executor)
+        field[inside] = torch.from_numpy(fields).movedim(0, -1)
+        return field, seconds
+
+    return method
+
+
+def network_method(study: Study, parser: ConfigParser, weight: float | None = None) -> Method:
+    """The evaluated network of parsed configs; `weight` is what a hypernetwork is evaluated at instead of its own."""
+    network = parser.get_parsed_content("evaluated_network").eval()
+    inferer, device = parser.get_parsed_content("validate::inferer"), study.options.device
+    if weight is not None:
+        network.weight.fill_(weight)
+
+    def method(pair: Tensor) -> tuple[Tensor, float]:
+        start = clock(device)
+        with torch.no_grad():
+            field = inferer(pair[None].to(device), network)[0]
+        return field.cpu(), clock(device) - start
+
+    return method
+
+
+def score(study: Study, method: Method, split: str) -> list[dict]:
+    """The figures of a method on every pair of a split: subject, direction, vendor and those of `COLUMNS`."""
+    rows = []
+    for case in study.cases(split):
+        field, seconds = method(torch.as_tensor(case["pair"]))
+        figures = study.postprocess({**case, "pred": field})["scores"]["registered"]
+        names = {"subject": case["subject"], "direction": case["direction"], "vendor": case.get("vendor", "")}
+        rows.append({**names, **figures, "seconds": seconds})
+    return rows
+
+
+def mean_of(rows: Sequence[dict]) -> dict[str, float]:
+    """Mean of each figure."""
+    return {key: nan_mean([row[key] for row in rows]) for key in COLUMNS}
+
+
+# --- what `train` and `val` settle
+
+
+def read_json(path: Path) -> dict | None:
+    """The content of a JSON file, None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def settings_of(study: Study, name: str) -> dict:
+    """What a row's training depends on, but for the number of epochs."""
+    config = load_configs(*SHARED, f"methods/{name}.yaml") | study.overrides
+    for key in ("max_epochs", "bundle_root", "dataset_dir", "output_dir", "device"):
+        del config[key]
+    return {**config, **{f"{split} pairs": [item["case"] for item in study.items(split)] for split in ("train", "val")}}
+
+
+def check_settings(path: Path, settings: dict) -> None:
+    """Write settings where there are none; stop where there are others.
+
+    Raises:
+        InputError: naming the folder.
+    """
+    settings = json.loads(json.dumps(settings))
+    found = read_json(path)
+    if found is not None and found != settings:
+        different = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
+        raise InputError(
+            f"{path.parent}: was made with other settings ({', '.join(different)}); remove that folder or give another --output_dir."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(settings, indent=1) + "\n")
+
+
+def epochs_done(folder: Path) -> int:
+    """Of an interrupted or finished training; 0 without one."""
+    numbers = [int(path.stem.rpartition("=")[2]) for path in folder.glob("last_checkpoint_epoch=*.pt")]
+    return max(numbers, default=0)
+
+
+def train(study: Study, name: str) -> float:
+    """Train a learned row, or go on, to its last epoch; leaves `model.pt` and returns the seconds of all its epochs (NaN where
+    an interruption lost them).
+
+    Raises:
+        InputError: where the folder holds a training of other settings, or of more epochs.
+    """
+    folder = study.training_dir(name)
+    check_settings(folder / "settings.json", settings_of(study, name))
+    done, log = epochs_done(folder), folder / "seconds.json"
+    if done > study.epochs:
+        raise InputError(f"{folder}: has {done} epochs, more than {study.epochs}; remove that folder or give another --output_dir.")
+    before = (read_json(log) or {}).get(str(done), np.nan) if done else 0.0
+    if done < study.epochs:
+        device = study.options.device
+        workflow = ConfigWorkflow(
+            config_file=[str(ROOT / "configs" / file) for file in (*SHARED, f"methods/{name}.yaml")],
+            meta_file=str(ROOT / "configs" / "metadata.json"),
+            logging_file=False,
+            workflow_type="train",
+            **study.overrides,
+            **{f"{section}::dataset::data": study.items(split) for section, split in (("train", "train"), ("validate", "val"))},
+            dataset_dir=study.options.dataset_dir,
+            output_dir=str(folder),
+            max_epochs=study.epochs,
+            resume=str(folder / f"last_checkpoint_epoch={done}.pt") if done else None,
+        )
+        workflow.initialize()
+        start = clock(device)
+
+        def keep_seconds(engine: Engine) -> None:
+            write_text(log, json.dumps({str(engine.state.epoch): before + clock(device) - start}) + "\n")
+
+        # After the checkpoint is written, so that seconds never belong to an epoch that is lost.
+        workflow.parser.get_parsed_content("train::trainer").add_event_handler(Events.EPOCH_COMPLETED, keep_seconds)
+        workflow.run()
+        workflow.finalize()
+        before = read_json(log)[str(study.epochs)]
+    return before
+
+
+def choose_weight(study: Study, name: str) -> dict:
+    """The λ that a trained hypernetwork validates best at, among some over its range; written into its `model.pt`.
+
+    Returns:
+        "chosen" and "tried", the parameters and their figures on `val`.
+    """
+    folder = study.training_dir(name)
+    path, parser = folder / "model.pt", network_parser(study, name)
+    low, high = parser.get_parsed_content("starting_network").weights
+    tried = []
+    for weight in np.geomspace(low, high, WEIGHTS_TRIED):
+        figures = mean_of(score(study, network_method(study, parser, float(weight)), "val"))
+        tried.append({"weight": float(weight), **figures})
+    chosen = best(tried)
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "weight": torch.tensor(chosen["weight"])}, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+    return {"chosen": {"weight": chosen["weight"]}, "tried": tried}
+
+
+def search(study: Study, name: str, executor: Executor | None) -> dict:
+    """The parameters of a classical row that validate best; as `choose_weight`."""
+    tried = []
+    for parameters in SEARCHED[name]:
+        figures = mean_of(score(study, classical_method(study, name, parameters, executor), "val"))
+        tried.append({**parameters, **figures})
+    chosen = best(tried)
+    return {"chosen": {key: chosen[key] for key in SEARCHED[name][0]}, "tried": tried}
+
+
+def best(tried: Sequence[dict]) -> dict:
+    """The highest Dice, or where no pair has labels the lowest mean squared error."""
+    return max(tried, key=lambda row: -row["mse"] if np.isnan(row["dice"]) else row["dice"])
+
+
+def choose(study: Study, name: str, make: Callable[[], dict], settings: dict) -> dict:
+    """A choice that was made before with these settings, else a new one, which is kept in `choice.json`."""
+    path, settings = study.training_dir(name) / "choice.json", json.loads(json.dumps(settings))
+    found = read_json(path)
+    if found is None or found["settings"] != settings:
+        found = {**make(), "settings": settings}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(nan_to_none(found), indent=1) + "\n")
+    return found
+
+
+# --- rows
+
+
+def network_parser(study: Study, name: str) -> ConfigParser:
+    """The configs that evaluate a learned row or the shipped weights, parsed."""
+    if ROWS[name].kind == "shipped":
+        return study.parser("train.yaml", "evaluate.yaml")
+    checkpoint = study.training_dir(ROWS[name].trained_as or name) / "model.pt"
+    return study.parser(*SHARED, "evaluate.yaml", f"methods/{name}.yaml", checkpoint=str(checkpoint))
+
+
+@dataclass
+class Prepared:
+    """A row that is ready to be scored."""
+
+    method: Callable[[], Method]
+    key: dict
+    """What its scores depend on, beside the test pairs."""
+    training_seconds: float | None = None
+    choice: dict | None = None
+    """What `val` chose."""
+
+
+def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
+    """Train or search a row, as far as that has not been done."""
+    row = ROWS[name]
+    if row.kind == "initial":
+        return Prepared(lambda: initial_method, {})
+    if row.kind == "classical":
+        settings = {"searched": SEARCHED[name], "val": [item["case"] for item in study.items("val")], "sizes": study.sizes}
+        choice = choose(study, name, lambda: search(study, name, executor), settings)["chosen"]
+        return Prepared(lambda: classical_method(study, name, choice, executor), {"parameters": choice}, choice=choice)
+    seconds = choice = None
+    if row.kind == "learned":
+        seconds = train(study, row.trained_as or name)
+    if name == "hypermorph":
+        settings = {"epochs": study.epochs, "tried": WEIGHTS_TRIED}
+        choice = choose(study, name, lambda: choose_weight(study, name), settings)["chosen"]
+    parser = network_parser(study, name)
+    weights = Path(parser.get_parsed_content("checkpoint")).read_bytes()
+    key = {"weights": hashlib.sha256(weights).hexdigest(), "inferer": parser.config["validate"]["inferer"]}
+    return Prepared(lambda: network_method(study, parser), key, seconds, choice)
+
+
+def run_row(study: Study, name: str, executor: Executor | None) -> dict:
+    """Train or search, and score one row, as far as that has not been done.
+
+    Returns:
+        "rows", the scored pairs of the test split; "training_seconds" and "choice" as `Prepared` has them.
+    """
+    prepared = prepare(study, name, executor)
+    cases = [[item["case"], item["moving"]] for item in study.items("test")]
+    key = json.loads(json.dumps({**prepared.key, "test": cases, "sizes": study.sizes}))
+    path = study.output_dir / "scores" / f"{name}.json"
+    found = read_json(path)
+    if found is None or found["key"] != key:
+        found = {"key": key, "rows": score(study, prepared.method(), "test")}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(nan_to_none(found), indent=1) + "\n")
+    rows = [{column: np.nan if value is None else value for column, value in row.items()} for row in found["rows"]]
+    return {"rows": rows, "training_seconds": prepared.training_seconds, "choice": prepared.choice}

@@ -1,0 +1,210 @@
+"""Every row of the published comparison on the same pairs: trained, searched and chosen on one data set, tested on it or another.
+
+    python -m benchmarks.table --dataset_dir DIR [--test_dataset_dir DIR] [--subset N] [--epochs N] [--rows NAME ...] [--jobs N]
+        [--output_dir output/table]
+
+A data set is a folder in ACDC's layout or in that of M&Ms. Networks train on its `train` split by train.yaml, table.yaml and a method of
+configs/methods/, so that only the method differs; `val` chooses their best weights, the weight that a hypernetwork is evaluated at, and
+the parameters of Demons and SyN; `test` (of the other data set, where one is given) is scored in both directions as evaluate.yaml does:
+networks see whole slices, Demons and SyN the central `slice_size`, and the central `crop_size` is scored. Seconds are CPU seconds on a
+CPU, where torch and ITK have one thread each, else seconds of the clock.
+
+A finished row is not run again; an unfinished one goes on from its last epoch. OUT/training/<row>/ holds weights, search and settings;
+OUT/ (OUT/on_<folder>/ for another test set) the scores, table.md, table.csv (a line a subject, method and direction) and table.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from multiprocessing import get_context
+
+import nibabel as nib
+import torch
+from tqdm import tqdm
+
+from benchmarks.comparison import COLUMNS, draw, format_table
+from benchmarks.rows import ROOT, ROWS, SEARCHED, SHARED, Study, classical_method, clock, epochs_done, mean_of, run_row
+from benchmarks.step import processor
+from scripts.classical import limit_itk_to_one_thread
+from scripts.command_line import first_cause
+from scripts.errors import InputError
+from scripts.evaluation import write_csv, write_text
+
+OURS = "gsmorph"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the log lines of the engines; progress bars stay."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextmanager
+def processes(jobs: int) -> Iterator[Executor | None]:
+    """Processes for ITK, started when the first slice needs one; None for a single job."""
+    if jobs == 1:
+        limit_itk_to_one_thread()
+        yield None
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=limit_itk_to_one_thread) as executor:
+        yield executor
+
+
+# --- before and after
+
+
+def count_slices(items: Sequence[dict]) -> int:
+    """Of all pairs, by the headers."""
+    return sum(nib.load(item["moving"]).shape[2] for item in items)
+
+
+def estimate_hours(study: Study, names: Sequence[str]) -> dict[str, float]:
+    """CPU hours that each row's training or search still needs, from a few steps and slices timed here.
+
+    Scoring by networks comes on top.
+    """
+    slices = {split: count_slices(study.items(split)) for split in ("train", "val", "test")}
+    steps = max(slices["train"] // study.settings["batch_size"], 1)
+    hours = dict.fromkeys(names, 0.0)
+    for name in names:
+        folder = study.training_dir(name)
+        if ROWS[name].kind == "classical" and not (folder / "choice.json").is_file():
+            pair = torch.as_tensor(next(study.cases("val"))["pair"])[..., :1]
+            register = classical_method(study, name, SEARCHED[name][-1], None)
+            register(pair)  # ITK's first call takes longer
+            _, seconds = register(pair)
+            hours[name] = seconds * (slices["val"] * len(SEARCHED[name]) + slices["test"]) / 3600
+        elif ROWS[name].kind == "learned" and not ROWS[name].trained_as:
+            epochs = max(study.epochs - epochs_done(folder), 0)
+            hours[name] = epochs and epochs * steps * step_seconds(study, name) / 3600
+    return hours
+
+
+def step_seconds(study: Study, name: str, repetitions: int = 2) -> float:
+    """Seconds of the forward pass and both gradients of a batch of noise, after one that warms up."""
+    parser, device = study.parser(*SHARED, f"methods/{name}.yaml"), study.options.device
+    keys = ("network", "train::inferer", "train::loss", "smoothness")
+    network, infer, similarity, smoothness = (parser.get_parsed_content(key) for key in keys)
+    parameters = list(network.parameters())
+    pair = torch.rand(study.settings["batch_size"], 2, *study.sizes["crop_size"], device=device)
+    pair = pair.contiguous(memory_format=torch.channels_last)
+    for repetition in range(1 + repetitions):
+        if repetition == 1:
+            start = clock(device)
+        field = infer(pair, network)
+        torch.autograd.grad(similarity(field, pair), parameters, retain_graph=True)
+        torch.autograd.grad(smoothness(field), parameters)
+    return (clock(device) - start) / repetitions
+
+
+def commit() -> str:
+    """Of the checkout, marked where files differ from it."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def write(study: Study, results: dict[str, dict]) -> str:
+    """Write table.md, table.csv and table.png of the rows so far; returns the text of the first."""
+    scores = {name: result["rows"] for name, result in results.items()}
+    titles = {name: ROWS[name].title for name in results}
+    training = {name: r["training_seconds"] for name, r in results.items() if r["training_seconds"] is not None}
+    counts = {split: len({item["subject"] for item in study.items(split)}) for split in ("train", "val", "test")}
+    versions = {"torch": torch.__version__, "itk": version("itk"), "python": platform.python_version()}
+    device = study.options.device
+    text = [
+        "# The comparison\n",
+        f"- command: `python -m benchmarks.table {shlex.join(study.options.words)}`, commit {commit()}",
+        f"- hardware: {processor(device)}; seconds are {'CPU seconds, one thread' if device == 'cpu' else 'of the clock'}",
+        f"- versions: {', '.join(f'{name} {number}' for name, number in versions.items())}",
+        f"- subjects: {', '.join(f'{count} {split}' for split, count in counts.items())}; learned rows: {study.epochs} epochs",
+        "- mean ± population standard deviation over subjects; p: Wilcoxon's signed-rank test of Dice against GSMorph, two-sided, "
+        "adjusted by Holm over the rows",
+        *(f"- {titles[name]}: {json.dumps(r['choice'])} on `val`" for name, r in results.items() if r["choice"]),
+        "\n" + format_table(scores, titles, training, OURS),
+    ]
+    study.output_dir.mkdir(parents=True, exist_ok=True)
+    write_text(study.output_dir / "table.md", "\n".join(text))
+    write_csv(study.output_dir / "table.csv", [{"method": name, **row} for name, rows in scores.items() for row in rows])
+    draw(scores, titles, study.output_dir / "table.png")
+    return "\n".join(text)
+
+
+def describe(result: dict) -> str:
+    """A finished row in short, ES to ED."""
+    figures = mean_of([row for row in result["rows"] if row["direction"] == "ES_to_ED"])
+    cells = [f"{COLUMNS[key][0]} {figures[key]:.3g}" for key in ("dice", "hd95_voxel", "mse", "folding_percent", "seconds")]
+    return ", ".join(cells + ([] if result["training_seconds"] is None else [f"trained {result['training_seconds']:.0f} s"]))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; `words` are they as typed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset_dir", required=True, help="folder in the layout of ACDC or M&Ms: train, val and test")
+    parser.add_argument("--test_dataset_dir", help="another data set whose test split (or all, without one) is scored instead")
+    parser.add_argument("--subset", type=int, help="subjects of each split; all by default")
+    parser.add_argument("--epochs", type=int, help="of each training; table.yaml's by default")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes for Demons and SyN")
+    parser.add_argument("--device", default="cpu", help="of the networks")
+    parser.add_argument("--slice_size", type=int, help="pixels, of training slices; train.yaml's by default")
+    parser.add_argument("--crop_size", type=int, help="pixels, of training crops and of what is scored; train.yaml's by default")
+    parser.add_argument("--output_dir", default="output/table")
+    options = parser.parse_args(argv)
+    options.words = list(argv)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
+    """Run the rows that are left, write and print the tables; returns the results by row.
+
+    Raises:
+        InputError: at the end, with the rows that failed and the first one's reason.
+    """
+    study = Study(parse(sys.argv[1:] if argv is None else argv))
+    if study.options.device == "cpu":
+        torch.set_num_threads(1)
+    names, results, failed = study.options.rows, {}, {}
+    with quiet(), processes(study.options.jobs) as executor:
+        hours = estimate_hours(study, names)
+        parts = ", ".join(f"{ROWS[name].title} {value:.2g}" for name, value in hours.items() if value)
+        print(f"about {sum(hours.values()):.2g} CPU hours are left{': ' * bool(parts)}{parts}", flush=True)
+        for number, name in enumerate(names, 1):
+            try:
+                results[name] = run_row(study, name, executor)
+            except Exception as error:
+                failed[ROWS[name].title] = first_cause(error)
+                line = f"failed, {first_cause(error)}"
+            else:
+                line = describe(results[name])
+                text = write(study, results)
+            tqdm.write(f"[{number:2}/{len(names)}] {ROWS[name].title}: {line}")
+    if results:
+        print(text)
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(names)} rows failed: {', '.join(failed)}; the first one: {next(iter(failed.values()))}"
+        )
+    return results
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
