@@ -6,10 +6,11 @@ BUNDLE := $(PY) -m monai.bundle run
 NAME := gsmorph_cardiac_registration
 VERSION = $(shell $(PY) -c "import json; print(json.load(open('configs/metadata.json'))['version'])")
 
-.PHONY: help demo test test-browser lint zip clean
+.PHONY: help demo table test test-browser lint zip clean
 
 help:
 	@echo "make demo   phantoms, training by surgery, held-out figures, demo/registration.png (about 3 minutes)"
+	@echo "make table DATASET_DIR=DIR [SUBSET=N] [EPOCHS=N] [TEST_DATASET_DIR=DIR]   the published comparison, in output/table/"
 	@echo "make test   lint and the whole test suite"
 	@echo "make test-browser   the report in headless chromium, which it installs where it can"
 	@echo "make zip    the bundle as dist/$(NAME)_v<version>.zip"
@@ -35,6 +36,12 @@ demo: .venv/.runtime
 	$(BUNDLE) --config_file "['configs/train.yaml','configs/demo.yaml']"
 	$(BUNDLE) --config_file "['configs/train.yaml','configs/evaluate.yaml','configs/demo.yaml']"
 	@echo "look at demo/registration.png; all figures are in demo/summary.json and demo/metrics.csv"
+
+# Goes on where it was interrupted. SUBSET (subjects of each split) and EPOCHS make a short trial of it.
+table: .venv/.dev
+	$(if $(DATASET_DIR),,$(error make table DATASET_DIR=... needs a data set in the layout of ACDC or M&Ms))
+	$(PY) -m benchmarks.table --dataset_dir "$(DATASET_DIR)" $(if $(SUBSET),--subset $(SUBSET)) $(if $(EPOCHS),--epochs $(EPOCHS)) \
+	    $(if $(TEST_DATASET_DIR),--test_dataset_dir "$(TEST_DATASET_DIR)")
 
 test: .venv/.dev
 	.venv/bin/ruff check .

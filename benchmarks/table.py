@@ -120,9 +120,8 @@ def commit() -> str:
 
 
 def write(study: Study, results: dict[str, dict]) -> str:
-    """Write table.md, table.csv and table.png of the rows so far; returns the text of the first."""
-    scores = {name: result["rows"] for name, result in results.items()}
-    titles = {name: ROWS[name].title for name in results}
+    """Write table.md and table.csv of the rows so far; returns the text of the first."""
+    scores, titles = named(results)
     training = {name: r["training_seconds"] for name, r in results.items() if r["training_seconds"] is not None}
     counts = {split: len({item["subject"] for item in study.items(split)}) for split in ("train", "val", "test")}
     versions = {"torch": torch.__version__, "itk": version("itk"), "python": platform.python_version()}
@@ -141,8 +140,12 @@ def write(study: Study, results: dict[str, dict]) -> str:
     study.output_dir.mkdir(parents=True, exist_ok=True)
     write_text(study.output_dir / "table.md", "\n".join(text))
     write_csv(study.output_dir / "table.csv", [{"method": name, **row} for name, rows in scores.items() for row in rows])
-    draw(scores, titles, study.output_dir / "table.png")
     return "\n".join(text)
+
+
+def named(results: dict[str, dict]) -> tuple[dict[str, list[dict]], dict[str, str]]:
+    """Scored pairs and titles of the rows, as `comparison` takes them."""
+    return {name: result["rows"] for name, result in results.items()}, {name: ROWS[name].title for name in results}
 
 
 def describe(result: dict) -> str:
@@ -195,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
                 text = write(study, results)
             tqdm.write(f"[{number:2}/{len(names)}] {ROWS[name].title}: {line}")
     if results:
+        draw(*named(results), study.output_dir / "table.png")
         print(text)
     if failed:
         raise InputError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 
-from scripts.classical import METHODS, limit_itk_to_one_thread
+from scripts.classical import METHODS, limit_itk_to_one_thread, register_slices
 from scripts.errors import InputError
 
 itk = pytest.importorskip("itk")
@@ -23,6 +25,23 @@ def test_fields_of_itk_follow_the_house(name: str) -> None:
     # moved(x) = moving(x + u(x)), and what is about (20, 28) in the fixed image lies about (22, 27) in the moving one.
     mean = (field * fixed).sum(axis=(1, 2)) / fixed.sum()
     np.testing.assert_allclose(mean, [2.0, -1.0], atol=0.3)
+
+
+def test_processes_share_the_slices_and_keep_their_order() -> None:
+    pairs = np.random.default_rng(0).random((3, 2, 24, 20), dtype=np.float32)
+    expected, seconds = register_slices("diffeomorphic_demons", {"iterations": 3}, pairs)
+    assert expected.shape == (3, 2, 24, 20)
+    assert seconds > 0
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=limit_itk_to_one_thread) as executor:
+        found, _ = register_slices("diffeomorphic_demons", {"iterations": 3}, pairs, executor)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_more_coarse_iterations_of_syn_are_taken_level_by_level() -> None:
+    pair = np.random.default_rng(0).random((2, 32, 32), dtype=np.float32)
+    same = [METHODS["syn"](*pair, iterations=iterations) for iterations in (2, (2, 2, 2), (6, 2, 2))]
+    np.testing.assert_allclose(same[0], same[1])
+    assert np.abs(same[2] - same[0]).max() > 1e-3
 
 
 def test_a_missing_itk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

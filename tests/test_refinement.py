@@ -50,6 +50,15 @@ def test_the_pair_fits_better_without_folds(network: nn.Module) -> None:
     assert errors[1] < 0.9 * errors[0]
 
 
+def test_a_network_of_displacements_is_fitted_one_way(network: nn.Module) -> None:
+    stack = make_stack(1)
+    refining = RefiningInferer(SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=2), None, 20, learning_rate=2e-4)
+    with torch.no_grad():
+        fields = [infer(stack, network)[0].movedim(-1, 0) for infer in (FieldInferer(refining.inferer), refining)]
+    before, after = (WarpedSimilarity(nn.MSELoss())(field, stack[0].movedim(-1, 0)).item() for field in fields)
+    assert after < 0.9 * before
+
+
 def test_no_pair_leaves_a_trace(network: nn.Module) -> None:
     weights = copy.deepcopy(network.state_dict())
     first, other = make_stack(1), make_stack(2)

@@ -1,0 +1,196 @@
+"""The whole comparison on a phantom: every row, resumed, on another data set, and equal to what evaluate.yaml says."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_bundle, succeed
+
+from benchmarks import rows, table
+from benchmarks.comparison import COLUMNS
+from scripts.classical import METHODS
+from scripts.surgery import STRATEGIES
+
+itk = pytest.importorskip("itk")
+SIZES = ["--slice_size", "32", "--crop_size", "32"]
+SMOKE = [*SIZES, "--subset", "1", "--epochs", "1", "--jobs", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keep_threads() -> None:
+    threads, itk_threads = torch.get_num_threads(), itk.MultiThreaderBase.GetGlobalMaximumNumberOfThreads()
+    yield
+    torch.set_num_threads(threads)
+    itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(itk_threads)
+
+
+def run(dataset: Path, output: Path, *words: str) -> tuple[dict[str, dict], str]:
+    """The table's results and what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        results = table.main(["--dataset_dir", str(dataset), "--output_dir", str(output), *words])
+    return results, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def smoke(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict], str]:
+    """Folder, results and output of all rows, one subject and one epoch each."""
+    output = tmp_path_factory.mktemp("table")
+    return output, *run(phantoms, output, *SMOKE)
+
+
+@pytest.fixture
+def only_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and searching fail."""
+    for name in ("ConfigWorkflow", "search", "choose_weight"):
+        monkeypatch.setattr(rows, name, lambda *_, **__: pytest.fail("was run again"))
+
+
+def test_every_row_is_trained_scored_and_written(smoke: tuple[Path, dict[str, dict], str]) -> None:
+    output, results, printed = smoke
+    assert list(results) == list(rows.ROWS)
+    text = (output / "table.md").read_text()
+    assert text in printed
+    with (output / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * len(rows.ROWS)
+    for name, row in rows.ROWS.items():
+        assert text.count(f"\n| {row.title} |") == 2
+        assert f"] {row.title}: Dice %" in printed
+        found = {r["direction"]: r for r in lines if r["method"] == name}
+        assert set(found) == {"ES_to_ED", "ED_to_ES"}
+        for scored in results[name]["rows"]:
+            for key in COLUMNS:
+                value = found[scored["direction"]][key]
+                assert (np.nan if value == "" else float(value)) == pytest.approx(scored[key], nan_ok=True)
+        trained = results[name]["training_seconds"]
+        assert (trained is not None and trained > 0) == (row.kind == "learned")
+        assert np.isfinite([r["seconds"] for r in results[name]["rows"]]).all() == (name != "initial")
+    dice = {name: np.mean([row["dice"] for row in result["rows"]]) for name, result in results.items()}
+    assert dice["demons"] > dice["initial"] + 5
+    assert dice["syn"] > dice["initial"] + 5
+    assert dice["shipped"] > dice["initial"] + 5
+    assert dice["gsmorph_refined"] > dice["gsmorph"]
+    assert "CPU hours are left: Demons" in printed
+    assert (output / "table.png").stat().st_size > 10_000
+    assert not list(output.rglob("*.part"))
+
+
+def test_rows_differ_in_the_method_alone() -> None:
+    assert {name for name, row in rows.ROWS.items() if row.kind == "classical"} == set(METHODS) == set(rows.SEARCHED)
+    learned = {name for name, row in rows.ROWS.items() if row.kind == "learned"}
+    folder = rows.ROOT / "configs" / "methods"
+    assert learned == {path.stem for path in folder.glob("*.yaml")}
+    shared = rows.load_configs(*rows.SHARED)
+    used = set()
+    for name in learned:
+        assert len((folder / f"{name}.yaml").read_text().splitlines()) <= 12
+        config = rows.load_configs(*rows.SHARED, f"methods/{name}.yaml")
+        used.add(config["strategy"])
+        for key in ("augmentation", "optimizer", "lr_scheduler", "similarity", "batch_size", "learning_rate", "averaging", "seed"):
+            assert config[key] == shared[key], (name, key)
+        assert config["network_def"]["backbone"]["features"] == shared["network_def"]["backbone"]["features"]
+        assert (config["integration"] is None) == (name != "gsmorph_velocity")
+    assert used == set(STRATEGIES) - {"agreement_noise"}
+
+
+def test_val_chooses_parameters_and_weight(smoke: tuple[Path, dict[str, dict], str]) -> None:
+    output, results, _ = smoke
+    for name in ("demons", "diffeomorphic_demons", "syn", "hypermorph"):
+        choice = json.loads((output / "training" / name / "choice.json").read_text())
+        best = max(choice["tried"], key=lambda tried: tried["dice"])
+        assert choice["chosen"].items() <= best.items()
+        assert results[name]["choice"] == choice["chosen"]
+        assert len(choice["tried"]) == len(rows.SEARCHED.get(name, range(rows.WEIGHTS_TRIED)))
+    weights = torch.load(output / "training" / "hypermorph" / "model.pt", weights_only=True)
+    assert weights["weight"].item() == pytest.approx(results["hypermorph"]["choice"]["weight"])
+
+
+def test_a_learned_row_is_what_evaluation_says(smoke: tuple[Path, dict[str, dict], str], phantoms: Path, tmp_path: Path) -> None:
+    output, results, _ = smoke
+    configs = ["configs/train.yaml", "configs/table.yaml", "configs/evaluate.yaml", "configs/methods/gsmorph.yaml"]
+    checkpoint = output / "training" / "gsmorph" / "model.pt"
+    succeed(
+        run_bundle(
+            config_file=str(configs),
+            dataset_dir=phantoms,
+            output_dir=tmp_path,
+            checkpoint=checkpoint,
+            device="cpu",
+            crop_size=[32, 32],
+        )
+    )
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for row in results["gsmorph"]["rows"]:
+        expected = (summary if row["direction"] == "ES_to_ED" else summary["ED_to_ES"])["registered"]
+        for key in set(COLUMNS) - {"seconds"}:
+            assert row[key] == pytest.approx(expected[key]["mean"], abs=1e-4), key
+
+
+@pytest.mark.usefixtures("only_reads")
+def test_what_is_finished_is_not_run_again(
+    smoke: tuple[Path, dict[str, dict], str], phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, results, _ = smoke
+    monkeypatch.setattr(rows, "score", lambda *_: pytest.fail("was scored again"))
+    again, printed = run(phantoms, output, *SMOKE)
+    assert "about 0 CPU hours are left\n" in printed
+    for name in results:
+        np.testing.assert_equal(again[name], results[name])
+
+
+@pytest.mark.usefixtures("only_reads")
+def test_another_data_set_is_scored_without_training_again(
+    smoke: tuple[Path, dict[str, dict], str], phantoms: Path, mms: Path
+) -> None:
+    output, results, _ = smoke
+    before = (output / "table.md").read_text()
+    names = ("initial", "demons", "hypermorph", "gsmorph", "shipped")
+    other, _ = run(phantoms, output, *SMOKE, "--test_dataset_dir", str(mms), "--rows", *names)
+    # The same subject in the other layout.
+    for name in names:
+        for one, two in zip(other[name]["rows"], results[name]["rows"]):
+            assert one["vendor"] == "B"
+            for key in set(COLUMNS) - {"seconds"}:
+                assert one[key] == pytest.approx(two[key], abs=1e-3), (name, key)
+    assert (output / "table.md").read_text() == before
+    assert "GSMorph" in (output / "on_mms" / "table.md").read_text()
+
+
+def test_an_unfinished_training_goes_on_and_another_one_is_refused(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--rows", "initial", "gsmorph", *SIZES, "--epochs", "2", "--jobs", "1", "--subset"]
+    run(phantoms, tmp_path / "straight", *words, "2")
+
+    def cut_power(path: Path, text: str) -> None:
+        rows_write_text(path, text)
+        if path.name == "seconds.json":
+            raise RuntimeError("power cut")
+
+    rows_write_text = rows.write_text
+    monkeypatch.setattr(rows, "write_text", cut_power)
+    with pytest.raises(table.InputError, match=r"1 of 2 rows failed: GSMorph;.*power cut"):
+        run(phantoms, tmp_path / "resumed", *words, "2")
+    monkeypatch.undo()
+    folder = tmp_path / "resumed" / "training" / "gsmorph"
+    assert rows.epochs_done(folder) == 1
+    assert "GSMorph" not in (tmp_path / "resumed" / "table.csv").read_text()
+    first = json.loads((folder / "seconds.json").read_text())["1"]
+    results, _ = run(phantoms, tmp_path / "resumed", *words, "2")
+    assert results["gsmorph"]["training_seconds"] > first > 0
+    files = [tmp_path / output / "training" / "gsmorph" / "last_checkpoint_epoch=2.pt" for output in ("straight", "resumed")]
+    straight, resumed = (torch.load(file, weights_only=True) for file in files)
+    for key in ("network", "averager"):
+        assert all(torch.equal(value, resumed[key][name]) for name, value in straight[key].items())
+
+    with pytest.raises(table.InputError, match=r"gsmorph: has 2 epochs, more than 1; remove that folder"):
+        run(phantoms, tmp_path / "resumed", *words, "2", "--epochs", "1")
+    with pytest.raises(table.InputError, match=r"gsmorph: was made with other settings \(train pairs\); remove that folder"):
+        run(phantoms, tmp_path / "resumed", *words, "1")
