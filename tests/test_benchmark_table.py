@@ -163,6 +163,16 @@ def test_another_data_set_is_scored_without_training_again(
     assert "GSMorph" in (output / "on_mms" / "table.md").read_text()
 
 
+def test_the_same_subjects_in_the_layout_of_mms_train_the_same_weights(
+    smoke: tuple[Path, dict[str, dict], str], mms: Path, tmp_path: Path
+) -> None:
+    output, _, _ = smoke
+    run(mms, tmp_path, *SMOKE, "--rows", "gsmorph")
+    found, expected = (torch.load(folder / "training" / "gsmorph" / "model.pt", weights_only=True) for folder in (tmp_path, output))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
+
+
 def test_an_unfinished_training_goes_on_and_another_one_is_refused(
     phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
