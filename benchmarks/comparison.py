@@ -107,15 +107,18 @@ def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: 
 
     figure = Figure(figsize=(13, 6), layout="constrained")
     for axes, (direction, title) in zip(figure.subplots(1, 2, sharex=True), DIRECTION_TITLES.items()):
-        points = []
-        for number, (name, rows) in enumerate(in_direction(scores, direction).items()):
+        largest = 0.01
+        for number, (name, rows) in enumerate(in_direction(scores, direction).items(), 1):
             summary = summarize([{key: row[key] for key in ("folding_percent", "dice")} for row in rows.values()])
             x, y = (summary[key]["mean"] for key in ("folding_percent", "dice"))
             style = {"color": f"C{number % 10}", "marker": "osD^v"[number // 10 % 5]}
-            axes.plot(x, y, **style, markersize=8, linestyle="none", label=titles[name])
-            points.append((x, y))
+            axes.plot(x, y, **style, markersize=7, linestyle="none", label=f"{number} {titles[name]}")
+            # To the right and to the left in turn: neighbors in the table are often neighbors here.
+            side = 1 if number % 2 else -1
+            axes.annotate(str(number), (x, y), (8 * side, 0), textcoords="offset points", ha="center", va="center", fontsize=8)
+            largest = max(largest, x)
         axes.set_xscale("symlog", linthresh=0.001)
-        axes.set_xlim(left=0, right=2 * max(0.01, *(x for x, _ in points)))
+        axes.set_xlim(left=-0.0003, right=2 * largest)
         axes.set_xlabel("folding, % of pixels (linear up to 0.001)")
         axes.set_ylabel("Dice, %")
         axes.set_title(title)
