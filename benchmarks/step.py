@@ -28,6 +28,7 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.report import command
 from scripts.errors import InputError
 from scripts.handlers import GradientSurgeryHandler
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
@@ -311,6 +312,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     print(f"{options.network}, batch {options.batch}, {options.size} x {options.size}, {options.rounds} rounds; {hardware}")
     print(format_table(table))
     result = {
+        "command": command("benchmarks.step", sys.argv[1:] if argv is None else argv),
         "options": {key: value for key, value in vars(options).items() if key not in ("json", "reference")},
         "hardware": hardware,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},

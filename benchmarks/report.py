@@ -1,0 +1,128 @@
+"""Tables of `docs/performance.md` from the JSON that the benchmarks wrote.
+
+    python -m benchmarks.report [--check]
+
+A table stands between two comments of the document, which are kept:
+
+    <!-- step_batch8.json steps: milliseconds, to_plain_as_written -->
+    <!-- end -->
+
+The first names a file in `benchmarks/results/`, the key of its rows (a dict of dicts), and, where not all are wanted, the columns. A cell
+is a number, a text, or {"median", "q1", "q3"}; below the table stand the command, the hardware and the versions that the file tells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "performance.md"
+RESULTS = Path(__file__).parent / "results"
+BLOCK = re.compile(
+    r"(?P<open><!-- (?P<file>\S+\.json) (?P<rows>\w+)(?:: (?P<columns>[\w, ]+))? -->\n).*?(?P<close><!-- end -->)", re.S
+)
+TITLES = {
+    "milliseconds": "ms",
+    "to_plain_same_format": "to plain, same format",
+    "to_plain_as_written": "to plain as written",
+    "to_reference": "to the authors'",
+    "mse": "MSE ×10⁻²",
+    "dice": "Dice %",
+    "folding_percent": "folding %",
+}
+PATHS = ("--reference", "--dataset_dir", "--checkpoint")
+
+
+def command(module: str, argv: Sequence[str]) -> str:
+    """The command line of a benchmark as a document may show it: paths of this machine and the JSON file are left out."""
+    words, rest = [f"python -m {module}"], list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--json":
+            rest.pop(0)
+        elif word in PATHS:
+            words += [word, "PATH"]
+            rest.pop(0)
+        else:
+            words.append(word)
+    return " ".join(words)
+
+
+def format_number(value: float) -> str:
+    """Three digits that count, without an exponent from a thousand to a million."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def format_cell(value: object) -> str:
+    """A cell of a table: "1.71 [1.67, 1.74]" for a median with quartiles."""
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return f"{format_number(value['median'])} [{format_number(value['q1'])}, {format_number(value['q3'])}]"
+    return format_number(value) if isinstance(value, (int, float)) else str(value)
+
+
+def format_table(result: dict, rows: str, columns: Sequence[str] = ()) -> str:
+    """A table in Markdown, a row for each entry of result[rows], and how it was measured."""
+    table = result[rows]
+    columns = columns or list(dict.fromkeys(column for row in table.values() for column in row))
+    lines = [
+        [rows.removesuffix("s"), *(TITLES.get(column, column.replace("_", " ")) for column in columns)],
+        ["---"] * (len(columns) + 1),
+    ]
+    lines += [[name, *(format_cell(row.get(column)) for column in columns)] for name, row in table.items()]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
+    return f"{text}\n\n`{result['command']}`: {result['hardware']}; {versions}.\n"
+
+
+def render(document: str, results: Path = RESULTS) -> str:
+    """The document with each table made anew.
+
+    Raises:
+        InputError: naming the file, for one that is not there or lacks what a table needs.
+    """
+
+    def fill(block: re.Match) -> str:
+        path, rows = results / block["file"], block["rows"]
+        try:
+            columns = [column.strip() for column in (block["columns"] or "").split(",") if column.strip()]
+            table = format_table(json.loads(path.read_text()), rows, columns)
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such file; run the benchmark with --json {path}.") from error
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{path}: lacks {error} for its table; run the benchmark again.") from error
+        return f"{block['open']}{table}{block['close']}"
+
+    return BLOCK.sub(fill, document)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the document, or with --check stop where it is not what the results say."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the document is not what the results say")
+    options = parser.parse_args(argv)
+    old = DOCUMENT.read_text()
+    new = render(old)
+    if options.check:
+        if new != old:
+            raise InputError(f"{DOCUMENT.name}: is not what the results say; run python -m benchmarks.report.")
+        return
+    partial = DOCUMENT.with_name(f"{DOCUMENT.name}.part")
+    partial.write_text(new)
+    os.replace(partial, DOCUMENT)
+    print(f"{DOCUMENT}: {len(BLOCK.findall(new))} tables")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
