@@ -62,4 +62,4 @@ zip: .venv/.runtime
 	$(PY) -m scripts.package dist/$(NAME)_v$(VERSION).zip --name $(NAME)
 
 clean:
-	rm -rf .venv demo dist output eval
+	rm -rf .venv demo dist output eval cache

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from monai.transforms import ResizeWithPadOrCrop
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
-from tqdm import tqdm
 
+from scripts.cache import prepare_items
 from scripts.errors import InputError
 
 LABEL_KEYS = ("moving_label", "fixed_label")
@@ -27,6 +28,7 @@ class SliceDataset(Dataset):
         device: where the tensors live.
         progress: whether to show a progress bar while files are read.
         labels: whether to hold labels as well, int8; an image without a label has UNLABELED everywhere.
+        cache_dir: where prepared slices are kept from run to run (`cache.prepare_items`); None for nowhere.
 
     Raises:
         InputError: where labels are wanted and no item has any.
@@ -40,20 +42,25 @@ class SliceDataset(Dataset):
         device: str | torch.device = "cpu",
         progress: bool = True,
         labels: bool = False,
+        cache_dir: str | Path | None = None,
     ) -> None:
-        fit = ResizeWithPadOrCrop((*size, -1))
         if labels and data and not any(key in item for item in data for key in LABEL_KEYS):
             raise InputError(
                 "labels: no item of the training data has any; add moving_label and fixed_label, or set labels to false."
             )
-        pairs, maps = [torch.empty(0, 2, *size)], [torch.empty(0, 2, *size, dtype=torch.int8)]
-        for item in tqdm(data, desc="reading pairs", disable=not progress, unit="pair"):
+        fit = fit_slices(size)
+
+        def prepare(item: dict) -> dict[str, Tensor]:
             loaded = transform(item)
-            pairs.append(fit(torch.as_tensor(loaded["pair"])).as_tensor().movedim(-1, 0))
-            if labels:
-                maps.append(fit(stack_labels(loaded)).as_tensor().movedim(-1, 0))
-        self.pairs = torch.cat(pairs).to(device).contiguous()
-        self.labels = torch.cat(maps).to(device).contiguous() if labels else None
+            prepared = {"pair": fit(loaded["pair"])}
+            return prepared | {"label": fit(stack_labels(loaded))} if labels else prepared
+
+        stacks = list(prepare_items(data, prepare, ["pairs", transform, list(size), labels], cache_dir, progress))
+        self.pairs = torch.cat([torch.empty(0, 2, *size), *(stack["pair"] for stack in stacks)]).to(device)
+        self.labels = None
+        if labels:
+            none = torch.empty(0, 2, *size, dtype=torch.int8)
+            self.labels = torch.cat([none, *(stack["label"] for stack in stacks)]).to(device)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -63,6 +70,12 @@ class SliceDataset(Dataset):
         index = torch.as_tensor(index).to(self.pairs.device, non_blocking=True)
         batch = {"pair": self.pairs[index]}
         return batch if self.labels is None else batch | {"label": self.labels[index]}
+
+
+def fit_slices(size: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """A function from a stack (C, X, Y, Z) to its slices (Z, C, *size), cropped about their center or padded with zeros."""
+    fit = ResizeWithPadOrCrop((*size, -1))
+    return lambda stack: fit(torch.as_tensor(stack)).as_tensor().movedim(-1, 0).contiguous()
 
 
 def stack_labels(item: dict) -> Tensor:
@@ -119,6 +132,7 @@ class FrameDataset(Dataset):
         size: in-plane size; larger slices are cropped about their center, smaller ones padded with zeros.
         device: where the frames live.
         progress: whether to show a progress bar while files are read.
+        cache_dir: where prepared frames are kept from run to run (`cache.prepare_items`); None for nowhere.
     """
 
     def __init__(
@@ -128,21 +142,26 @@ class FrameDataset(Dataset):
         size: Sequence[int],
         device: str | torch.device = "cpu",
         progress: bool = True,
+        cache_dir: str | Path | None = None,
     ) -> None:
-        fit = ResizeWithPadOrCrop((*size, -1))
-        frames, first, count = [torch.empty(0, *size)], [], []
-        for item in tqdm(data, desc="reading cines", disable=not progress, unit="cine"):
+        fit = fit_slices(size)
+
+        def prepare(item: dict) -> dict[str, Tensor]:
             loaded = transform(item)
             stack = torch.as_tensor(loaded["moving"])
             if len(stack) == 1 and "fixed" in loaded:
                 stack = torch.cat([stack, torch.as_tensor(loaded["fixed"])])
             if len(stack) < 2:
                 raise InputError(f"{item.get('case')}: has one frame; a pair needs two.")
-            for cine in fit(stack).as_tensor().movedim(-1, 0):
+            return {"cine": fit(stack)}
+
+        frames, first, count = [torch.empty(0, *size)], [], []
+        for prepared in prepare_items(data, prepare, ["frames", transform, list(size)], cache_dir, progress, unit="cine"):
+            for cine in prepared["cine"]:
                 first += [len(first)] * len(cine)
                 count += [len(cine)] * len(cine)
                 frames.append(cine)
-        self.frames = torch.cat(frames).to(device).contiguous()
+        self.frames = torch.cat(frames).to(device)
         self.first, self.count = torch.tensor(first, dtype=torch.long), torch.tensor(count, dtype=torch.long)
 
     def __len__(self) -> int:

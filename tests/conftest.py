@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,16 @@ import pytest
 from scripts.phantom import write_phantom_dataset
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"slice_size": [32, 32], "crop_size": [32, 32], "batch_size": 2, "max_epochs": 2, "val_interval": 1, "device": "cpu"}
+CACHE = tempfile.TemporaryDirectory(prefix="prepared_")
+SMALL = {
+    "slice_size": [32, 32],
+    "crop_size": [32, 32],
+    "batch_size": 2,
+    "max_epochs": 2,
+    "val_interval": 1,
+    "device": "cpu",
+    "cache_dir": CACHE.name,
+}
 """Options of train.yaml for a training of seconds."""
 
 

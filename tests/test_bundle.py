@@ -53,8 +53,13 @@ def test_run_trains_once(trained: tuple[Path, subprocess.CompletedProcess]) -> N
 
 
 def test_run_train_trains_once_and_alike(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
+    """From the slices that the first run prepared: this one reads them and writes none."""
+    kept = lambda: {path: path.stat().st_mtime_ns for path in Path(SMALL["cache_dir"]).iterdir()}
+    before = kept()
     result = succeed(run_bundle("train", config_file=TRAIN, dataset_dir=phantoms, output_dir=tmp_path, **SMALL))
     assert_trained_once(tmp_path, result)
+    assert len(before) >= 3
+    assert kept() == before
     for one, other in zip(read_state(tmp_path)["network"].values(), read_state(trained[0])["network"].values()):
         assert torch.equal(one, other)
 

@@ -13,7 +13,9 @@ from scripts.phantom import write_phantom_dataset
 def test_demo_learns(tmp_path: Path) -> None:
     phantoms = write_phantom_dataset(tmp_path / "phantoms", subjects=20, progress=False)
     options = {"dataset_dir": phantoms, "output_dir": tmp_path / "out", "max_epochs": 10, "device": "cpu"}
+    options["cache_dir"] = tmp_path / "cache"
     succeed(run_bundle(config_file="['configs/train.yaml','configs/demo.yaml']", **options))
+    assert (tmp_path / "cache").is_dir()
     del options["max_epochs"]
     succeed(run_bundle(config_file="['configs/train.yaml','configs/evaluate.yaml','configs/demo.yaml']", **options))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

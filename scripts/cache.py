@@ -1,0 +1,113 @@
+"""What preparing a data set gave, kept in files that are made anew where a source file or the preprocessing is another one.
+
+MONAI's `PersistentDataset` names files by paths alone, writes them in two steps, and stops at one that was cut off: hence this.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+
+import monai
+import torch
+from monai.data.utils import pickle_hashing
+from monai.transforms import Compose
+from torch import Tensor
+from tqdm import tqdm
+
+from scripts.datalists import FILE_KEYS
+from scripts.errors import InputError
+
+Prepared = dict[str, Tensor]
+
+
+def prepare_items(
+    data: Sequence[dict],
+    prepare: Callable[[dict], Prepared],
+    settings: Sequence[object],
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    unit: str = "pair",
+) -> Iterator[Prepared]:
+    """What `prepare` makes of each item of a data list, from the cache where it is there, else made and written to it.
+
+    Args:
+        data: items that name files or folders under the keys of `datalists.FILE_KEYS`.
+        prepare: makes tensors of an item.
+        settings: all that decides what `prepare` makes: transforms (their source code counts, too) and plain values.
+        cache_dir: folder of the cache, which may be deleted at any time; None for none. One that cannot be written is done without,
+            and the log says so.
+        progress: whether to show a progress bar.
+        unit: what the bar counts.
+    """
+    folder, key = writable(cache_dir), ""
+    if folder is not None and data:
+        key = preparation_key(settings, prepare)
+    for item in tqdm(data, desc=f"reading {unit}s", disable=not progress, unit=unit):
+        yield prepare(item) if folder is None else read_or_make(folder, item, prepare, key)
+
+
+def writable(cache_dir: str | Path | None) -> Path | None:
+    """The folder, made where it was not there; None for none, or with a line in the log for one that cannot be written."""
+    if not cache_dir:
+        return None
+    folder = Path(cache_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("no permission to write")
+    except OSError as error:
+        logging.getLogger("cache").warning(f"--cache_dir {folder}: prepared slices are not kept there ({error}).")
+        return None
+    return folder
+
+
+def preparation_key(settings: Sequence[object], prepare: Callable[[dict], Prepared]) -> str:
+    """A hash of transforms and values, of the source code of their modules and of `prepare`'s, and of MONAI's version."""
+    flat = [part for value in settings for part in (value.flatten().transforms if isinstance(value, Compose) else [value])]
+    modules = sorted({prepare.__module__, *(type(value).__module__ for value in flat)})
+    code = [inspect.getsource(sys.modules[name]) for name in modules if name.startswith("scripts.")]
+    return pickle_hashing([flat, code, monai.__version__]).decode()
+
+
+def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], key: str) -> Prepared:
+    """One item from its file in the cache; made and written, the whole file or none, where that is not there, cut off or stale.
+
+    Raises:
+        InputError: where it cannot be written, as on a full disk.
+    """
+    values = sorted((name, str(value)) for name, value in item.items())
+    path = folder / f"{pickle_hashing([values, key]).decode()[:32]}.pt"
+    sources = identify(item)
+    try:
+        content = torch.load(path, weights_only=True)
+        if content["sources"] == sources:
+            return content["prepared"]
+    except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError):
+        pass
+    prepared = prepare(item)
+    # A name of its own: several processes may prepare the same data set.
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".part_", delete=False) as file:
+        try:
+            torch.save({"sources": sources, "prepared": prepared}, file)
+            file.close()
+            os.replace(file.name, path)
+        except (OSError, RuntimeError) as error:
+            os.unlink(file.name)
+            raise InputError(
+                f"--cache_dir {folder}: cannot be written ({error}); give another folder, or False for none."
+            ) from error
+    return prepared
+
+
+def identify(item: dict) -> list[list]:
+    """Path, size in bytes and time of change of each file of an item, those in a folder (of DICOM files) one by one."""
+    named = [Path(item[key]) for key in FILE_KEYS if key in item]
+    files = [file for path in named for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
