@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import zip_longest
@@ -81,3 +82,33 @@ def check_device(device: str | torch.device) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device}: no such device here; use one of {', '.join(there)}.") from error
+
+
+def check_switches(device: str | torch.device, amp: bool = False, graph: bool = False, compile: bool = False) -> None:
+    """Stop where a switch of speed could do nothing on this device, or not what it says.
+
+    Raises:
+        InputError: naming the switch and the cure.
+    """
+    on_cuda = torch.device(device).type == "cuda"
+    for name, given in (("amp", amp), ("graph", graph)):
+        if given and not on_cuda:
+            raise InputError(f"--{name} True: needs a CUDA device, not {device}; leave it out, or give --device cuda:0.")
+    for name, given in (("amp", amp), ("compile", compile)):
+        if given and graph:
+            raise InputError(f"--graph True: a step with {name} is not recorded; give one of --graph and --{name}.")
+    compiler = os.environ.get("CXX", "g++")
+    if compile and not on_cuda and shutil.which(compiler) is None:
+        raise InputError(
+            f"--compile True: there is no C++ compiler {compiler}; install it, name another one in CXX, or leave compile out."
+        )
+
+
+def allow_tf32(allowed: bool = True) -> None:
+    """Whether convolutions and matrix products on CUDA devices may round their factors to TF32 (10 bits of mantissa).
+
+    It pays where tensor cores have it, from Ampere on; other devices compute in fp32 either way.
+    """
+    precision = "tf32" if allowed else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = precision
+    torch.backends.cuda.matmul.fp32_precision = precision

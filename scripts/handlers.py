@@ -113,7 +113,9 @@ class GradientSurgeryHandler:
         engine.logger.info(f"gradient surgery: {self.strategy}, {groups} groups of {len(self.parameters)} tensors, {guard}")
 
     def start_epoch(self, engine: Engine) -> None:
-        self.sums = None
+        # In place: a step that was recorded as a CUDA graph adds to this very tensor.
+        self.sums = self.parameters[0].new_zeros(6, dtype=torch.float32) if self.sums is None else self.sums.zero_()
+        self.conflicts = self.sums.new_zeros(3)
         self.forget()
 
     def forget(self) -> None:
@@ -181,19 +183,17 @@ class GradientSurgeryHandler:
             settled, conflicts = settle(similarity, self.smoothness_gradients, self.strategy, self.groups, self.tau, self.weight)
             if self.strategy == "agreement_noise":
                 settled = self.take_first_rank(engine, settled)
+            there = [(p.grad, g) for p, g in zip(self.parameters, settled) if p.grad is not None]
+            if there:
+                torch._foreach_copy_(*map(list, zip(*there)))
             for parameter, gradient, reached in zip(self.parameters, settled, self.reached):
-                if parameter.grad is not None:
-                    parameter.grad.copy_(gradient)
-                elif reached:
+                # Where neither loss knows the parameter it stays without a gradient, and weight decay leaves it alone too.
+                if parameter.grad is None and reached:
                     parameter.grad = gradient
-                # Else neither loss knows the parameter: without a gradient, weight decay leaves it alone too.
             self.forget()
             self.conflicts = torch.stack([conflicts.ratio, conflicts.cosine, (~conflicts.well_posed).sum()]).float()
-        elif self.sums is None:
-            self.conflicts = self.parameters[0].new_zeros(3, dtype=torch.float32)
         losses = torch.stack([output[CommonKeys.LOSS].detach(), output["smoothness"]]).float()
-        values = torch.cat([losses, self.conflicts, losses.new_ones(1)])
-        self.sums = values if self.sums is None else self.sums + values
+        self.sums += torch.cat([losses, self.conflicts, losses.new_ones(1)])
         output["conflict_ratio"], output["cosine"] = self.conflicts[0], self.conflicts[1]
 
     def report(self, engine: Engine) -> None:
@@ -205,27 +205,59 @@ class GradientSurgeryHandler:
 class NonFiniteLossHandler:
     """Stops training before a NaN or infinite loss or field reaches the weights.
 
-    Attach it before `GradientSurgeryHandler`: torch's backward pass of `grid_sample` on a CPU crashes at NaN coordinates.
+    On a CPU, and where the optimizer cannot skip a step by itself, each step is looked at before its backward pass (torch's backward pass
+    of `grid_sample` on a CPU crashes at NaN coordinates). On a GPU nothing waits for the device: a flag there makes the fused
+    optimizer skip this and all later steps, as a GradScaler does, and it is read every few steps and before an epoch's validation
+    and checkpoint. Attach it before `GradientSurgeryHandler`, validation and checkpoints.
+
+    Args:
+        every: iterations between two readings of the flag.
+        waits: whether to look at each step before its backward pass; None decides as above.
 
     Raises:
         FloatingPointError: naming epoch and iteration. Checkpoints written so far stay as they are.
     """
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+    def __init__(self, every: int = 1, waits: bool | None = None) -> None:
+        self.every = every
+        self.waits = waits
+        self.flag: Tensor | None = None
 
-    def __call__(self, engine: Engine) -> None:
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.look)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self.stop)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.stop)
+
+    def start(self, engine: Engine) -> None:
+        skips = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
+        if self.waits is None:
+            self.waits = engine.state.device.type != "cuda" or not skips
+        # The same tensor in a later run: a recorded step knows it.
+        self.flag = torch.zeros((), device=engine.state.device) if self.flag is None else self.flag.zero_()
+        if not self.waits and skips and not engine.amp:
+            engine.optimizer.found_inf = self.flag
+
+    def look(self, engine: Engine) -> None:
         # The field, too: sampling clips NaN coordinates to the border, so the similarity stays finite, and its backward may crash.
         output = engine.state.output
         values = [output[key] for key in (CommonKeys.LOSS, CommonKeys.PRED, "smoothness") if key in output]
-        if not torch.stack([value.detach().isfinite().all() for value in values]).all():
+        finite = torch.stack([value.detach().isfinite().all() for value in values]).all()
+        torch.maximum(self.flag, (~finite).to(self.flag.dtype), out=self.flag)
+        if self.waits:
+            self.stop(engine)
+
+    def stop(self, engine: Engine) -> None:
+        """Raise where the flag is set: this waits for the device."""
+        if self.flag:
+            when = "" if self.waits else f"{max(engine.state.iteration - self.every, 0) + 1} to "
             raise FloatingPointError(
-                f"the loss or the field is not finite at step {engine.state.iteration} (epoch {engine.state.epoch}); the weights of "
+                f"the loss or the field is not finite at step {when}{engine.state.iteration} (epoch {engine.state.epoch}); the weights of "
                 "the last checkpoint are intact. Lower learning_rate, or check the images for NaN."
             )
 
 
-def running_mean(share: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def running_mean(share: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
     """The `multi_avg_fn` of an `AveragedModel` that follows the weights closely at first and slowly later.
 
     The n-th update (from 0) takes a share 3 / (3 + n) of the current weights, which is polynomial-decay averaging with eta = 2 (Shamir
@@ -235,8 +267,8 @@ def running_mean(share: float) -> Callable[[list[Tensor], list[Tensor], Tensor],
         share: of the current weights, in the long run.
     """
 
-    def update(means: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
-        torch._foreach_lerp_(means, weights, [(3 / (3 + count)).clamp(min=share)] * len(means))
+    def update(means: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
+        torch._foreach_lerp_(means, weights, max(3 / (3 + int(count)), share))
 
     return update
 
@@ -244,17 +276,34 @@ def running_mean(share: float) -> Callable[[list[Tensor], list[Tensor], Tensor],
 class WeightAveraging:
     """Updates a running mean of the weights after the optimizer's step of each iteration.
 
+    What `AveragedModel.update_parameters` does, without its copy of the count to the device, for which it would wait.
+
     Args:
-        averager: its `module` is the network with the mean weights.
+        averager: its `module` is the network with the mean weights; its `multi_avg_fn` takes all of them at the first update.
         network: the network that is trained.
     """
 
     def __init__(self, averager: AveragedModel, network: nn.Module) -> None:
         self.averager = averager
         self.network = network
+        self.count = 0
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self.averager.update_parameters(unwrap(self.network)))
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+
+    def start_epoch(self, engine: Engine) -> None:
+        # Not before: a resumed training knows the count only then.
+        self.count = int(self.averager.n_averaged)
+
+    @torch.no_grad()
+    def update(self, engine: Engine) -> None:
+        mean, network = self.averager.module, unwrap(self.network)
+        self.averager.multi_avg_fn(list(mean.parameters()), list(network.parameters()), self.count)
+        if buffers := list(mean.buffers()):
+            torch._foreach_copy_(buffers, list(network.buffers()))
+        self.averager.n_averaged += 1
+        self.count += 1
 
 
 class EpochShuffling:

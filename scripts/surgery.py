@@ -9,6 +9,7 @@ bisector of both (ConFIG), sign agreement entry by entry, and the weighted sum. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -83,17 +84,22 @@ def find_conflicts(
     """
     if not similarity or len(similarity) != len(smoothness):
         raise ValueError(f"two lists of equal length >= 1 are needed, got {len(similarity)} and {len(smoothness)}.")
-    s = [gradient.flatten() for gradient in similarity]
-    r = [gradient.flatten() for gradient in smoothness]
-    dot = torch.stack([torch.dot(a, b) for a, b in zip(s, r)])
-    s_norm, r_norm = torch.stack(torch._foreach_norm(s)), torch.stack(torch._foreach_norm(r))
-    if groups is not None and list(groups) != list(range(len(s))):
-        index = torch.tensor(groups).to(dot.device, non_blocking=True)
+    # Products, not torch.dot: flattening a channels-last gradient would copy it.
+    dot = torch.stack([product.sum() for product in torch._foreach_mul(list(similarity), list(smoothness))])
+    s_norm, r_norm = (torch.stack(torch._foreach_norm(list(gradients))) for gradients in (similarity, smoothness))
+    if groups is not None and list(groups) != list(range(len(similarity))):
+        index = _index(tuple(groups), dot.device)
         zeros = dot.new_zeros(max(groups) + 1)
         dot = zeros.index_add(0, index, dot)
         s_norm = zeros.index_add(0, index, s_norm.square()).sqrt()
         r_norm = zeros.index_add(0, index, r_norm.square()).sqrt()
     return Conflicts(dot, s_norm, r_norm, r_norm >= tau * r_norm.max())
+
+
+@lru_cache
+def _index(groups: tuple[int, ...], device: torch.device) -> Tensor:
+    """The groups on a device, copied there once: a copy in each step would wait, and cannot be part of a CUDA graph."""
+    return torch.tensor(groups, device=device)
 
 
 def project(
@@ -115,7 +121,7 @@ def project(
     conflicts = conflicts or find_conflicts(similarity, smoothness, groups)
     coefficient = (removal(conflicts, conflicts.smoothness_norm) + spoiled(conflicts.smoothness_norm)).unbind()
     index = range(len(similarity)) if groups is None else groups
-    return [s - coefficient[i] * r for s, r, i in zip(similarity, smoothness, index)]
+    return [torch.addcmul(s, coefficient[i], r, value=-1) for s, r, i in zip(similarity, smoothness, index)]
 
 
 def removal(conflicts: Conflicts, norm: Tensor) -> Tensor:

@@ -1,0 +1,148 @@
+"""A trainer that records its whole step as one CUDA graph and replays it: no launches between the kernels, nothing to wait for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from monai.engines import SupervisedTrainer
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from scripts.errors import InputError
+
+Step = Callable[[], None]
+WARM_UP = 3  # iterations that run as usual before one is recorded: cuDNN, the optimizer's state and caches need them
+
+
+class GraphTrainer(SupervisedTrainer):
+    """MONAI's `SupervisedTrainer`; with `graph` its iterations are replays of a CUDA graph, recorded once from its own `_iteration`.
+
+    The graph holds forward pass, losses, backward passes, the optimizer's step, and all that handlers do on the events between them,
+    such as `GradientSurgeryHandler`; `prepare_batch` (augmentation) and the handlers of Ignite's own events stay outside. Batches are
+    copied into one place on the device, so all are of one shape. What handlers of `IterationEvents` do on tensors is replayed, what they
+    do in Python is not: they run in the first iterations and once while the step is recorded.
+
+    `engine.state.output` holds the same entries as without a graph. Its scalars are of this iteration for good; "image", "label" and
+    "pred" are overwritten by the next one.
+
+    Args:
+        args: of `SupervisedTrainer`.
+        graph: whether to record the step.
+        record: makes of a step a function that replays it; the default records a CUDA graph.
+        kwargs: of `SupervisedTrainer`.
+
+    Raises:
+        InputError: with `graph`, for mixed precision with a scaler, compilation, accumulation or several processes, and for a step that
+            cannot be recorded.
+    """
+
+    def __init__(self, *args: object, graph: bool = False, record: Callable[[Step], Step] | None = None, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.graph = graph
+        if not graph:
+            return
+        refused = {
+            "amp": self.amp,
+            "compile": self.compile,
+            "accumulation_steps > 1": self.accumulation_steps > 1,
+            "several processes": isinstance(self.network, DistributedDataParallel),
+        }
+        for name, given in refused.items():
+            if given:
+                raise InputError(f"--graph True: a step with {name} is not recorded; leave one of them out.")
+        self.record = record or record_cuda_graph
+        self.augment_and_load, self.prepare_batch = self.prepare_batch, lambda *_, **__: self.batch
+        # Copies of its own: MONAI's Warp keeps a grid of the last shape it met, and validation, which may share it, would free the one
+        # that the graph reads.
+        self.inferer, self.loss_function = copy.deepcopy((self.inferer, self.loss_function))
+        # Recorded gradients lie in the graph's own memory.
+        self.optim_set_to_none = True
+        self.batch: tuple | None = None
+        self.replay: Step | None = None
+        self.output: dict = {}
+        self.warm = 0
+
+    def _iteration(self, engine: GraphTrainer, batchdata: dict[str, Tensor]) -> dict:
+        if not self.graph:
+            return super()._iteration(engine, batchdata)
+        batch = self.augment_and_load(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+        self.fill(batch)
+
+        def step() -> None:
+            self.output = super(GraphTrainer, self)._iteration(engine, batchdata)
+
+        if self.warm < WARM_UP:
+            make_capturable(self.optimizer, engine.state.device)
+            on_side_stream(step, engine.state.device)
+            self.warm += 1
+        else:
+            self.replay = self.replay or self.record(step)
+            self.replay()
+        engine.state.output = {
+            key: value.clone() if isinstance(value, Tensor) and value.ndim == 0 else value for key, value in self.output.items()
+        }
+        return engine.state.output
+
+    def fill(self, batch: tuple[Tensor, Tensor | tuple[Tensor, ...]]) -> None:
+        """Copy an input and its target, a tensor or a tuple of tensors, to where the graph reads them.
+
+        Raises:
+            InputError: for a batch of another shape than the first one.
+        """
+        image, target = batch
+        new = [image, *(target if isinstance(target, tuple) else (target,))]
+        if self.batch is None:
+            # What is one tensor stays one.
+            places = {id(tensor): torch.empty_like(tensor) for tensor in new}
+            self.places = [places[id(tensor)] for tensor in new]
+            self.batch = (self.places[0], tuple(self.places[1:]) if isinstance(target, tuple) else self.places[1])
+        if [tensor.shape for tensor in new] != [place.shape for place in self.places]:
+            shapes = " and ".join(str(tuple(tensors[0].shape)) for tensors in (self.places, new))
+            raise InputError(f"--graph True: all batches need one shape, got {shapes}; leave graph out.")
+        for place, tensor in {id(place): (place, tensor) for place, tensor in zip(self.places, new)}.values():
+            place.copy_(tensor)
+
+
+def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Let an optimizer keep its rate on a CUDA device, where a scheduler changes it and a graph reads it.
+
+    Raises:
+        InputError: for an optimizer whose step cannot be recorded.
+    """
+    for group in optimizer.param_groups:
+        if "capturable" not in group:
+            name = type(optimizer).__name__
+            raise InputError(f"--graph True: {name} cannot be recorded; take one with `capturable`, such as torch.optim.AdamW.")
+        if device.type == "cuda":
+            group["capturable"] = True
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
+
+
+def on_side_stream(step: Step, device: torch.device) -> None:
+    """Run a step on another CUDA stream than the current one, as the recording does; on a CPU just run it."""
+    if device.type != "cuda":
+        step()
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def record_cuda_graph(step: Step) -> Step:
+    """Record a step, which does nothing yet; returns what replays it.
+
+    Raises:
+        InputError: where the step waits for the device or copies from the host.
+    """
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            step()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--graph True: this step cannot be recorded ({reason}); leave graph out.") from error
+    return graph.replay
