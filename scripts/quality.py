@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from scripts.cines import CineRegistration
 from scripts.fields import jacobian_determinant
+from scripts.fields import length as length_of
 from scripts.fields import warp as pull
 
 Array = NDArray[np.floating]
@@ -66,8 +67,8 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
     spacing = torch.tensor(registration.cine.spacing[:2], dtype=torch.float64).view(1, 2, 1, 1)
     errors = []
     for one, other in ((u, v), (v, u)):
-        length = ((one + pull(other, one)) * spacing).norm(dim=1)
-        valid = in_view(one) & (jacobian_determinant(one) > 0.1)
+        length = length_of((one + pull(other, one)) * spacing)
+        valid = in_view(one) & ((determinant if one is u else jacobian_determinant(one)) > 0.1)
         errors.append(torch.where(valid, length, torch.nan))
     inverse = [error.flatten(1) for error in errors]
     fixed = torch.from_numpy(np.ascontiguousarray(registration.fixed)).double().movedim(-1, 0)
@@ -78,7 +79,7 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
         .mean(1)
         for image in (registration.cine.image, registration.moved)
     ]
-    length = (u * spacing).norm(dim=1).flatten(1)
+    length = length_of(u * spacing).flatten(1)
     unconverged = np.zeros(len(u))
     if inversion_errors is not None:
         unconverged = ((inversion_errors > 0.011) & in_view(v).movedim(0, -1).numpy()).sum(axis=(0, 1))
