@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scripts.cines import Cine
 from scripts.errors import InputError
-from scripts.itk_fields import move_points, pull, read_field, read_points, to_lps
+from scripts.itk_fields import check_in_image, move_points, pull, read_field, read_points, to_lps
 from scripts.transforms import LoadCased
 from scripts.writers import write_nifti, write_rows
 
@@ -55,6 +55,7 @@ def apply_field(
     rows = []
     if points:
         names, positions = read_points(points)
+        check_in_image(points, names, positions, voxels.shape[1:], affine)
         moved = to_lps(move_points(positions, voxels, affine))
         rows = [{"name": name, "x": x, "y": y, "z": z} for name, (x, y, z) in zip(names, moved)]
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ import nibabel as nib
 
 from scripts.datalists import acdc_pairs, check_files, find_image, json_pairs, read_info, stem_of
 from scripts.errors import InputError
-from scripts.readers import read_cine
 
 
 def inference_cases(**sources: object) -> list[dict]:
@@ -53,14 +52,11 @@ def find_cases(
     if points and (dataset_dir or data_list):
         raise InputError("--points: belongs to one case; give it with --cine, or with --moving and --fixed.")
     if cine:
-        items = cine_cases(cine, reference_frame, reference_label)
-        if points and "reference" not in items[0]:
-            raise InputError(f"{points}: nobody knows which frame these points belong to; give --reference_frame.")
-        return items
+        return [cine_case(cine, reference_frame, reference_label, points)]
     if reference_label:
         raise InputError("--reference_label: belongs to one cine; give it with --cine.")
     if moving or fixed:
-        return [single_pair(moving, fixed, moving_label)]
+        return [single_pair(moving, fixed, moving_label, points)]
     if data_list:
         items = json_pairs(data_list, section)
         if not items:
@@ -69,13 +65,13 @@ def find_cases(
     return folder_cases(Path(dataset_dir), reference_frame, direction) if dataset_dir else []
 
 
-def cine_cases(path: str | Path, reference_frame: int | None = None, label: str | None = None) -> list[dict]:
-    """The cine of a file or a DICOM folder, as a list of one item.
+def cine_case(path: str | Path, reference_frame: int | None = None, label: str | None = None, points: str | None = None) -> dict:
+    """The item of a cine, a 4-D NIfTI file or a DICOM folder.
 
     The reference frame is the one given, else the ED of an `Info.cfg` beside the file, else left for `LoadCase` to estimate.
 
     Raises:
-        InputError: for a label whose frame nobody knows, a folder of several stacks, or a path that is not there.
+        InputError: for a label or points whose frame nobody knows, or a path that is not there.
     """
     path = Path(path)
     if not path.exists():
@@ -89,23 +85,15 @@ def cine_cases(path: str | Path, reference_frame: int | None = None, label: str 
         item |= {"reference": int(reference_frame), "reference_basis": "given as --reference_frame"}
     elif re.fullmatch(r"\d+", info.get("ED", "")):
         item |= {"reference": int(info["ED"]), "reference_basis": "end diastole by Info.cfg"}
-    if label:
-        if "reference" not in item:
-            raise InputError(f"{label}: nobody knows which frame this label belongs to; give --reference_frame.")
-        item["reference_label"] = str(label)
-    if path.is_file():
-        stacks = {0: stem_of(path)}
-    else:
-        cines = read_cine(path)
-        # Scouts and stills lie among the cines that a scanner exports.
-        stacks = {stack: one.name for stack, one in enumerate(cines) if one.frames > 1}
-        if not stacks:
-            raise InputError(f"{path}: holds no cine, only stacks of one frame; give --cine the folder of a cine.")
-        if len(stacks) > 1:
-            raise InputError(f"{path}: holds {len(stacks)} different stacks of cines; give each one a folder of its own.")
-    items = [{**item, "case": name, "subject": name, "stack": stack} for stack, name in stacks.items()]
-    check_files(items)
-    return items
+    for key, file, words in (("reference_label", label, "this label belongs"), ("points", points, "these points belong")):
+        if file:
+            if "reference" not in item:
+                raise InputError(f"{file}: nobody knows which frame {words} to; give --reference_frame.")
+            item[key] = str(file)
+    # What is wrong with the files themselves, `LoadCase` finds when their turn comes.
+    item["case"] = item["subject"] = stem_of(path) if path.is_file() else path.resolve().name
+    check_files([item])
+    return item
 
 
 def folder_cases(root: Path, reference_frame: int | None, direction: str) -> list[dict]:
@@ -122,11 +110,10 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
         return [item for items in found for item in items]
     files = [path for path in sorted((*root.glob("*.nii"), *root.glob("*.nii.gz"))) if is_cine(path)]
     if files:
-        return [item for path in files for item in cine_cases(path, reference_frame)]
+        return [cine_case(path, reference_frame) for path in files]
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and any(p.is_file() for p in path.rglob("*"))]
     if folders or any(path.is_file() for path in root.iterdir()):
-        found = [report_later(cine_cases, path.name, path, reference_frame) for path in folders or [root]]
-        return [item for items in found for item in items]
+        return [cine_case(path, reference_frame) for path in folders or [root]]
     raise InputError(f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of DICOM files.")
 
 
@@ -143,11 +130,9 @@ def listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:
     check_files([item])
     if "cine" not in item:
         return [item]
-    cases = cine_cases(item["cine"], item.get("reference", reference_frame), item.get("reference_label"))
-    own = {key: item[key] for key in ("case", "subject")} | (
-        {"reference_basis": "given in the data list"} if "reference" in item else {}
-    )
-    return [{**case, **own} for case in cases]
+    case = cine_case(item["cine"], item.get("reference", reference_frame), item.get("reference_label"), item.get("points"))
+    own = {key: item[key] for key in ("case", "subject")}
+    return [case | own | ({"reference_basis": "given in the data list"} if "reference" in item else {})]
 
 
 def subject_cases(subject: Path, reference_frame: int | None, direction: str) -> list[dict]:
@@ -159,7 +144,7 @@ def subject_cases(subject: Path, reference_frame: int | None, direction: str) ->
     label = None
     if reference_frame is None and re.fullmatch(r"\d+", ed):
         label = find_image(subject, f"{subject.name}_frame{int(ed):02d}_gt", required=False)
-    return cine_cases(cine, reference_frame, str(label) if label else None)
+    return [cine_case(cine, reference_frame, str(label) if label else None)]
 
 
 def is_cine(path: Path) -> bool:
@@ -170,12 +155,13 @@ def is_cine(path: Path) -> bool:
         return True
 
 
-def single_pair(moving: str | None, fixed: str | None, moving_label: str | None = None) -> dict:
+def single_pair(moving: str | None, fixed: str | None, moving_label: str | None = None, points: str | None = None) -> dict:
     """The item of two images given on the command line."""
     for name, value in (("moving", moving), ("fixed", fixed)):
         if not value:
             raise InputError(f"--{name} is missing: give both --moving and --fixed.")
-    item = {"moving": str(moving), "fixed": str(fixed)} | ({"moving_label": str(moving_label)} if moving_label else {})
+    files = {"moving": moving, "fixed": fixed, "moving_label": moving_label, "points": points}
+    item = {key: str(file) for key, file in files.items() if file}
     item["case"] = item["subject"] = f"{stem_of(moving)}_to_{stem_of(fixed)}"
     check_files([item])
     return item

@@ -19,7 +19,7 @@ from monai.data import load_decathlon_datalist
 
 from scripts.errors import InputError
 
-FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label")
+FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label", "points")
 SPLITS = ("train", "val", "test")
 HELD_OUT = 0.1  # of the subjects, for val and for test
 DIRECTIONS = {"ES_to_ED": ("ES", "ED"), "ED_to_ES": ("ED", "ES")}
@@ -209,7 +209,7 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
     """A section ("training", "validation" or "test") of a MONAI data list in JSON; paths are relative to the file's folder.
 
     Each item needs "moving" and "fixed", and may have "moving_label", "fixed_label", "subject" and "case"; for inference it may have
-    "cine", and with it "reference" (a frame, counted from 1) and "reference_label", instead.
+    "cine", and with it "reference" (a frame, counted from 1) and "reference_label", instead, and "points".
 
     Raises:
         InputError: for a file or a section that is not there, or an item without an image.

@@ -1,4 +1,4 @@
-"""A folder of DICOM cine MR, as a scanner exports it, to cines: one a stack, geometry in RAS mm, times in ms.
+"""A folder of DICOM cine MR, as a scanner exports it, to a cine: geometry in RAS mm, times in ms.
 
 Only the tags listed here are read, none of which tells who the patient is; messages give the folder as the user typed it and a file's
 name, never the folders between, which exports like to name after the patient.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,14 +28,13 @@ SAME_POSITION = 0.1
 SAME_GAP = 0.05
 """Part of the median gap between slices by which a gap may differ from it."""
 TIME_TAGS = ("TriggerTime", "NominalCardiacTriggerDelayTime")
-"""Milliseconds after the trigger."""
-PHASE_TAGS = (*TIME_TAGS, "TemporalPositionIdentifier", "InstanceNumber", "AcquisitionTime")
-"""What orders phases: the first that all files of a stack have and that varies within its slices."""
+"""Milliseconds after the trigger; the first that all files of a stack have orders its phases. Instance numbers are no substitute: some
+exports count them through the slices, some through the phases, some at random."""
 GEOMETRY_TAGS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 """What every image must have, and how many numbers each is."""
 GAP_TAGS = ("SpacingBetweenSlices", "SliceThickness")
 HEADER_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "NumberOfFrames")
-HEADER_TAGS += (*GEOMETRY_TAGS, *GAP_TAGS, *PHASE_TAGS)
+HEADER_TAGS += ("SamplesPerPixel", *GEOMETRY_TAGS, *GAP_TAGS, *TIME_TAGS)
 PIXEL_TAGS = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit")
 PIXEL_TAGS += ("PixelRepresentation", "PixelData", "RescaleSlope", "RescaleIntercept")
 
@@ -59,24 +58,28 @@ class Instance:
     """Center of the first voxel, (3,)."""
     gap: float | None
     """Distance of slices as the first of `GAP_TAGS` tells it."""
-    order: dict[str, float]
-    """Those of `PHASE_TAGS` that the file has."""
+    times: dict[str, float]
+    """Those of `TIME_TAGS` that the file has."""
 
 
-def read_dicom_cines(folder: str | Path) -> list[Cine]:
-    """Every stack of MR images in a folder, the one with the most slices first.
+Stack = list[list[Instance]]
+"""Slices along the normal, the phases of each in no order."""
+
+
+def read_dicom_cine(folder: str | Path) -> Cine:
+    """The cine in a folder of DICOM files.
 
     Files of any name are read, in subfolders too; what is no MR image is skipped. Files belong to one stack where orientation, pixel
-    spacing and size agree, whatever their series. A scout comes back as a cine of one frame.
+    spacing and size agree, whatever their series. Stacks without a second phase, such as scouts, are skipped.
 
     Returns:
-        Cines named `<folder>` or, of several, `<folder>_stack1`, `<folder>_stack2`, ... Image (X, Y, Z, T), fp32, rescaled as the files
-        state: X counts columns, Y rows, Z slices along the normal (row × column direction), so that the affine (RAS mm) is right-handed.
-        Times (Z, T) in ms after the trigger, None unless all files of a stack tell.
+        A cine named as the folder. Image (X, Y, Z, T), fp32, rescaled as the files state: X counts columns, Y rows, Z slices along the
+        normal (row × column direction), so that the affine (RAS mm) is right-handed. Times (Z, T) in ms after the trigger.
 
     Raises:
-        InputError: without pydicom or an MR image; for multi-frame files, files without geometry or readable pixels; for slices with
-            unequal numbers of phases, repeated slices or phases, or slices that are not evenly spaced on a line.
+        InputError: without pydicom or a cine, or for more cines than one; for multi-frame files, files without geometry, trigger times or
+            readable pixels; for slices with unequal numbers of phases, repeated slices or phases, or slices that are not evenly spaced
+            on a line along the normal.
     """
     try:
         from pydicom.config import disable_value_validation
@@ -85,18 +88,31 @@ def read_dicom_cines(folder: str | Path) -> list[Cine]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder that holds the DICOM files.")
-    name = folder.resolve().name
     # Validation logs the values that it dislikes, such as UIDs.
     with disable_value_validation():
         instances = [read_instance(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
-        stacks = group_stacks([instance for instance in instances if instance is not None])
-        cines = [read_stack(folder, stack, name) for stack in stacks]
-    if not cines:
+        return read_stack(folder, find_cine(folder, [instance for instance in instances if instance is not None]))
+
+
+def find_cine(folder: Path, instances: Sequence[Instance]) -> Stack:
+    """The one stack that has several phases.
+
+    Raises:
+        InputError: for none or several, which it lists.
+    """
+    stacks = [split_slices(stack) for stack in group_stacks(instances)]
+    cines = [stack for stack in stacks if max(map(len, stack)) > 1]
+    if not instances:
         raise InputError(f"{folder}: holds no DICOM MR image; give the folder that holds the DICOM files of the cine.")
-    if len(cines) == 1:
-        return cines
-    cines.sort(key=lambda cine: (-cine.image.shape[2], *cine.affine.flat))
-    return [replace(cine, name=f"{name}_stack{number}") for number, cine in enumerate(cines, start=1)]
+    if not cines:
+        raise InputError(f"{folder}: holds no cine, only single images; give the folder that holds the DICOM files of the cine.")
+    if len(cines) > 1:
+        listed = "; ".join(
+            f"{len(stack)} slice{'s' if len(stack) > 1 else ''} of {max(map(len, stack))} phases with {stack[0][0].label}"
+            for stack in sorted(cines, key=len, reverse=True)
+        )
+        raise InputError(f"{folder}: holds {len(cines)} different stacks of cines ({listed}); give each one a folder of its own.")
+    return cines[0]
 
 
 def read_instance(folder: Path, path: Path) -> Instance | None:
@@ -114,7 +130,8 @@ def read_instance(folder: Path, path: Path) -> Instance | None:
         return None
     multi_frame = (uid.EnhancedMRImageStorage, uid.EnhancedMRColorImageStorage, uid.LegacyConvertedEnhancedMRImageStorage)
     kind = header.get("SOPClassUID")
-    if kind not in (uid.MRImageStorage, *multi_frame):
+    # A color image is a picture of an image, such as a screen shot.
+    if kind not in (uid.MRImageStorage, *multi_frame) or numbers(header, "SamplesPerPixel", default=1.0)[0] > 1:
         return None
     label = f"{path.name} (series {numbers(header, 'SeriesNumber', default=0.0)[0]:g})"
     if kind in multi_frame or numbers(header, "NumberOfFrames", default=1.0)[0] > 1:
@@ -137,7 +154,7 @@ def read_instance(folder: Path, path: Path) -> Instance | None:
         axes=geometry["ImageOrientationPatient"].reshape(2, 3),
         position=geometry["ImagePositionPatient"],
         gap=float(gaps[0]) if gaps else None,
-        order={tag: float(value[0]) for tag in PHASE_TAGS if (value := numbers(header, tag)) is not None},
+        times={tag: float(value[0]) for tag in TIME_TAGS if (value := numbers(header, tag)) is not None},
     )
 
 
@@ -166,34 +183,39 @@ def group_stacks(instances: Sequence[Instance]) -> list[list[Instance]]:
     return stacks
 
 
-def read_stack(folder: Path, stack: Sequence[Instance], name: str) -> Cine:
-    """The cine of a stack; see `read_dicom_cines` for axes, units and errors."""
-    what = f"{folder}: the stack of {len(stack)} images with {stack[0].label}"
-    # The nearest orthonormal pair to the mean of the files' directions.
-    u, _, v = np.linalg.svd(np.mean([one.axes for one in stack], axis=0), full_matrices=False)
-    axes = u @ v
-    slices = split_slices(stack, np.cross(*axes))
-    tag = phase_tag(what, slices)
-    slices = [sorted(phases, key=lambda phase: phase.order[tag]) for phases in slices]
-    affine = stack_affine(what, slices, axes)
-    pixels = [np.stack([read_pixels(folder, phase) for phase in phases], axis=-1) for phases in slices]
-    times = np.array([[phase.order[tag] for phase in phases] for phases in slices]) if tag in TIME_TAGS else None
-    return Cine(name, np.stack(pixels, axis=2), affine, times)
-
-
-def split_slices(stack: Sequence[Instance], normal: Array) -> list[list[Instance]]:
+def split_slices(stack: Sequence[Instance]) -> Stack:
     """Slices along the normal: one ends where the next position is more than `SAME_POSITION` ahead."""
+    normal = np.cross(*mean_axes(stack))
     ordered = sorted(stack, key=lambda one: float(one.position @ normal))
     steps = np.diff([one.position @ normal for one in ordered])
     bounds = [0, *(np.flatnonzero(steps > SAME_POSITION) + 1), len(ordered)]
     return [ordered[start:stop] for start, stop in pairwise(bounds)]
 
 
-def phase_tag(what: str, slices: Sequence[Sequence[Instance]]) -> str:
-    """The tag of `PHASE_TAGS` that orders the phases of every slice.
+def mean_axes(stack: Sequence[Instance]) -> Array:
+    """The orthonormal pair of directions (2, 3) nearest to the mean of the files'."""
+    u, _, v = np.linalg.svd(np.mean([one.axes for one in stack], axis=0), full_matrices=False)
+    return u @ v
+
+
+def read_stack(folder: Path, slices: Stack) -> Cine:
+    """The cine of a stack; see `read_dicom_cine` for axes, units and errors."""
+    images = [one for phases in slices for one in phases]
+    what = f"{folder}: the stack of {len(images)} images with {min(images, key=lambda one: one.path).label}"
+    check_phases(what, slices)
+    tag = time_tag(what, slices)
+    slices = [sorted(phases, key=lambda phase: phase.times[tag]) for phases in slices]
+    affine = stack_affine(what, slices, mean_axes(images))
+    pixels = np.stack([np.stack([read_pixels(folder, phase) for phase in phases], axis=-1) for phases in slices], axis=2)
+    times = np.array([[phase.times[tag] for phase in phases] for phases in slices])
+    return Cine(folder.resolve().name, pixels, affine, times)
+
+
+def check_phases(what: str, slices: Stack) -> None:
+    """Stop at slices that are there twice, or that have unequal numbers of phases.
 
     Raises:
-        InputError: where a slice or phase is there twice, slices have unequal numbers of phases, or no tag orders them.
+        InputError: with the numbers.
     """
     for number, phases in enumerate(slices, start=1):
         series = Counter(phase.series for phase in phases)
@@ -209,41 +231,61 @@ def phase_tag(what: str, slices: Sequence[Sequence[Instance]]) -> str:
         raise InputError(
             f"{what}: its slices have unequal numbers of phases ({listed}); add the missing files or move such slices away."
         )
-    for tag in PHASE_TAGS:
-        values = [{phase.order.get(tag) for phase in phases} for phases in slices]
-        distinct = [len(group) for group in values]
-        if any(None in group for group in values) or min(distinct) == 1 < counts[0]:
+
+
+def time_tag(what: str, slices: Stack) -> str:
+    """The tag of `TIME_TAGS` that tells the phases of every slice apart.
+
+    Raises:
+        InputError: where none does.
+    """
+    cure = "export it again with them, or convert it to NIfTI (`dcm2niix`) and give --cine that file"
+    images = [one for phases in slices for one in phases]
+    for tag in TIME_TAGS:
+        lacking = [one.label for one in images if tag not in one.times]
+        distinct = [len({phase.times.get(tag) for phase in phases}) for phases in slices]
+        # Constant times are none: some exports fill in zeros.
+        if lacking or min(distinct) == 1:
             continue
-        if min(distinct) < counts[0]:
-            number = int(np.argmin(distinct)) + 1
-            raise InputError(f"{what}: slice {number} has several images of one {tag}; keep one of each and move the others away.")
+        for number, (phases, count) in enumerate(zip(slices, distinct), start=1):
+            if count < len(phases):
+                raise InputError(
+                    f"{what}: slice {number} has several images of one {tag}; keep one of each and move the others away."
+                )
         return tag
-    raise InputError(f"{what}: nothing tells the order of its phases; export it again with one of {', '.join(PHASE_TAGS)}.")
+    lacking = [one.label for one in images if not one.times]
+    missing = (
+        f"{len(lacking)} of them, such as {lacking[0]}, have no trigger time" if lacking else "its trigger times do not differ"
+    )
+    raise InputError(f"{what}: {missing} ({' or '.join(TIME_TAGS)}), which order its phases; {cure}.")
 
 
-def stack_affine(what: str, slices: Sequence[Sequence[Instance]], axes: Array) -> Array:
-    """Voxel index to RAS mm, (4, 4), from the positions of the slices; of a lone slice, its thickness is a tag's.
+def stack_affine(what: str, slices: Stack, axes: Array) -> Array:
+    """Voxel index to RAS mm, (4, 4), from the positions of the slices, axes at right angles; of a lone slice by its thickness.
 
     Raises:
         InputError: where a lone slice has no such tag, gaps are unequal, or slices are shifted in plane.
     """
     normal, first = np.cross(*axes), slices[0][0]
     positions = np.array([np.mean([phase.position for phase in phases], axis=0) for phases in slices])
-    if len(slices) > 1:
-        step = (positions[-1] - positions[0]) / (len(slices) - 1)
-        gaps = np.diff(positions @ normal)
-        if np.abs(gaps - np.median(gaps)).max() > SAME_GAP * np.median(gaps):
-            listed = ", ".join(f"{gap:.1f}" for gap in gaps)
-            raise InputError(f"{what}: its slices are unequally far apart ({listed} mm); add the missing slice or move some away.")
-        shifts = (positions - positions[0] - np.arange(len(slices))[:, None] * step) @ axes.T
-        if np.abs(shifts).max() > first.spacing.min() / 2:
-            raise InputError(f"{what}: its slices are shifted against each other in plane; keep the files of one stack only.")
-    elif first.gap is None:
+    gaps = np.diff(positions @ normal)
+    if len(gaps) and np.abs(gaps - np.median(gaps)).max() > SAME_GAP * np.median(gaps):
+        listed = ", ".join(f"{gap:.1f}" for gap in gaps)
+        raise InputError(f"{what}: its slices are unequally far apart ({listed} mm); add the missing slice or move some away.")
+    if not len(gaps) and first.gap is None:
         raise InputError(f"{what}: its only slice has neither {' nor '.join(GAP_TAGS)}; export it again with one of them.")
-    else:
-        step = first.gap * normal
+    # One grid has one place for all slices and phases; a shift along the slices would shear it.
+    in_plane = np.array([phase.position for phases in slices for phase in phases]) @ axes.T
+    shift = np.abs(in_plane - in_plane.mean(axis=0)).max()
+    if shift > first.spacing.min() / 2:
+        raise InputError(
+            f"{what}: its images are shifted against each other in plane (by {shift:.1f} mm); keep the files of one stack only, or bring "
+            "them onto one grid."
+        )
+    step = (gaps.mean() if len(gaps) else first.gap) * normal
+    origin = positions.mean(axis=0) - step * (len(slices) - 1) / 2
     affine = np.eye(4)
-    affine[:3] = np.column_stack([axes[0] * first.spacing[0], axes[1] * first.spacing[1], step, positions[0]])
+    affine[:3] = np.column_stack([axes[0] * first.spacing[0], axes[1] * first.spacing[1], step, origin])
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 

@@ -15,7 +15,7 @@ from scripts.cines import Cine, CineRegistration, largest_cavity
 from scripts.errors import InputError
 from scripts.evaluation import warp_stack
 from scripts.function import measure_function
-from scripts.itk_fields import invert_field, move_points, pull, read_points, to_lps
+from scripts.itk_fields import check_in_image, check_right_angles, invert_field, move_points, pull, read_points, to_lps
 from scripts.quality import assess
 from scripts.readers import read_cine
 from scripts.strain import measure_strain
@@ -25,9 +25,9 @@ from scripts.transforms import LoadCased
 class LoadCase(Transform):
     """Load a case of a data list: a cine with its reference frame, or a pair of images.
 
-    A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files and the number of the "stack" in it), and may have
-    "reference" (frame, counted from 1), "reference_basis" and "reference_label". The item gains "moving" (T, X, Y, Z),
-    "fixed" (1, X, Y, Z), "times" (Z, T) in ms where known, and "reference", 0 for a pair. One with an "error" raises it.
+    A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files), and may have "reference" (frame, counted from 1),
+    "reference_basis" and "reference_label". The item gains "moving" (T, X, Y, Z), "fixed" (1, X, Y, Z), "times" (Z, T) in ms where
+    known, and "reference", 0 for a pair. Either may have "points", a CSV of landmarks of the fixed image. One with an "error" raises it.
 
     Args:
         resample_moving: whether a moving image on another grid than the fixed one is resampled onto it.
@@ -44,9 +44,11 @@ class LoadCase(Transform):
             raise data["error"]
         if "cine" not in data:
             item = self.load(data)
+            check_right_angles(item["fixed"].affine.double().numpy(), data["fixed"])
             label = {"reference_label": item.pop("moving_label")} if "moving_label" in item else {}
-            return {**item, **label, "reference": 0, "reference_basis": "the fixed image of the pair"}
-        cine = read_cine(data["cine"])[data.get("stack", 0)]
+            return check_points({**item, **label, "reference": 0, "reference_basis": "the fixed image of the pair"})
+        cine = read_cine(data["cine"])
+        check_right_angles(cine.affine, data["cine"])
         item = {**data, "reference_basis": data.get("reference_basis", "given")}
         if not data.get("reference"):
             item["reference"] = largest_cavity(cine.image)
@@ -62,7 +64,19 @@ class LoadCase(Transform):
         if "reference_label" in data:
             name = f"frame {item['reference']} of {data['cine']}"
             item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], name)
-        return item
+        return check_points(item)
+
+
+def check_points(item: dict) -> dict:
+    """The item, if its "points" can be read and lie in its "fixed" image.
+
+    Raises:
+        InputError: naming the file of the points.
+    """
+    if "points" in item:
+        names, positions = read_points(item["points"])
+        check_in_image(item["points"], names, positions, item["fixed"].shape[1:], item["fixed"].affine.double().numpy())
+    return item
 
 
 class PairFrames(Transform):
@@ -78,12 +92,10 @@ class AssembleRegistration(Transform):
     """From an in-plane field (2, X, Y, Z * T) on the native grid to a "registration", with all that is measured on it.
 
     Args:
-        points: CSV of landmarks of the reference frame or the fixed image (`itk_fields.read_points`), or None.
         sector_origin: degrees, see `strain.measure_strain`; None finds the sectors by the RV.
     """
 
-    def __init__(self, points: str | Path | None = None, sector_origin: float | None = None) -> None:
-        self.points = points
+    def __init__(self, sector_origin: float | None = None) -> None:
         self.sector_origin = sector_origin
 
     def __call__(self, data: Mapping) -> dict:
@@ -120,8 +132,8 @@ class AssembleRegistration(Transform):
         if registration.labels is not None and reference:
             registration.function = measure_function(registration.labels, cine.spacing, cine.times, reference)
             registration.strain = measure_strain(registration.fields, registration.label, affine, self.sector_origin, cine.times)
-        if self.points:
-            registration.points = carry_points(registration, self.points)
+        if "points" in data:
+            registration.points = carry_points(registration, data["points"])
         return {**data, "registration": registration}
 
 

@@ -29,6 +29,10 @@ Array = NDArray[np.floating]
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 VECTOR = 1007
 ONE_SLICE = "one slice, written twice for ITK"
+STEP_MM = 2.0**-12
+"""Displacements are written in steps of a quarter of a micrometer: what is finer is noise, which gzip cannot shrink."""
+RIGHT_ANGLE = 1e-4
+"""How far the cosine of the angle between two axes may be from 0; ITK reads no image beyond that."""
 
 
 def voxels_to_lps(field: Array, affine: Array) -> Array:
@@ -57,10 +61,15 @@ def write_field(path: str | Path, field: Array, affine: Array) -> None:
     Args:
         path: .nii.gz file.
         field: (d, X, Y, Z), voxels of the fixed grid.
-        affine: of the fixed image.
+        affine: of the fixed image, whose axes are at right angles.
+
+    Raises:
+        InputError: naming the file, for axes that are not.
     """
+    check_right_angles(affine, path)
     path, one_slice = Path(path), field.shape[-1] == 1
-    displacement = np.repeat(voxels_to_lps(field, affine), 2 if one_slice else 1, axis=2)
+    displacement = np.round(voxels_to_lps(field, affine) / STEP_MM) * STEP_MM
+    displacement = np.repeat(displacement, 2 if one_slice else 1, axis=2)
     image = nib.Nifti1Image(displacement[:, :, :, None, :].astype(np.float32), affine)
     image.header.set_intent(VECTOR)
     image.header.set_xyzt_units("mm")
@@ -68,6 +77,21 @@ def write_field(path: str | Path, field: Array, affine: Array) -> None:
     temporary = path.with_name(f".part_{path.name}")
     nib.save(image, temporary)
     os.replace(temporary, path)
+
+
+def check_right_angles(affine: Array, name: object) -> None:
+    """Stop at a grid that is sheared: ITK, ANTs and 3D Slicer read no field on it.
+
+    Raises:
+        InputError: with `name`, which says whose grid it is.
+    """
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosine = np.abs(axes.T @ axes - np.eye(3)).max()
+    if cosine > RIGHT_ANGLE:
+        raise InputError(
+            f"{name}: its axes are off right angles by {np.rad2deg(np.arcsin(min(cosine, 1))):.2g} degrees, and ITK takes no field on such "
+            "a grid; resample the image onto one with right angles."
+        )
 
 
 def read_field(path: str | Path) -> tuple[Array, Array]:
@@ -173,6 +197,27 @@ def read_points(path: str | Path) -> tuple[list[str], Array]:
     if not np.isfinite(positions).all():
         raise InputError(f"{path}: holds an entry that is no number (NaN or Inf); mend it.")
     return [row.get("name") or str(number) for number, row in enumerate(rows, start=1)], positions
+
+
+def check_in_image(path: str | Path, names: Sequence[str], points: Array, shape: Sequence[int], affine: Array) -> None:
+    """Stop at a landmark that lies more than a voxel beyond the outer voxels of an image: nothing is known of its motion.
+
+    Args:
+        path: of the landmarks, for the message.
+        names, points: as `read_points` returns them.
+        shape, affine: of the image (X, Y, Z).
+
+    Raises:
+        InputError: naming the file and the first such landmark.
+    """
+    inverse = np.linalg.inv(affine)
+    index = points @ inverse[:3, :3].T + inverse[:3, 3]
+    outside = ((index < -1) | (index > np.array(shape))).any(axis=1)
+    if outside.any():
+        name = names[int(outside.argmax())]
+        raise InputError(
+            f"{path}: the point {name} lies outside the image; mend it, or give the image that it belongs to (x, y, z are mm along LPS)."
+        )
 
 
 def to_lps(points: Array) -> Sequence[list[float]]:

@@ -9,20 +9,18 @@ import nibabel as nib
 import numpy as np
 
 from scripts.cines import Array, Cine
-from scripts.dicom import read_dicom_cines
+from scripts.dicom import read_dicom_cine
 from scripts.errors import InputError
 
 
-def read_cine(path: str | Path) -> list[Cine]:
-    """The cines of a 4-D NIfTI file (one) or of a folder of DICOM files (one for each stack).
+def read_cine(path: str | Path) -> Cine:
+    """The cine of a 4-D NIfTI file or of a folder of DICOM files.
 
     Raises:
         InputError: naming the file or folder and the cure.
     """
     path = Path(path)
-    if path.is_dir():
-        return read_dicom_cines(path)
-    return [read_nifti_cine(path)]
+    return read_dicom_cine(path) if path.is_dir() else read_nifti_cine(path)
 
 
 def read_nifti_cine(path: str | Path) -> Cine:

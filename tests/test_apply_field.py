@@ -30,7 +30,9 @@ def files(tmp_path: Path) -> dict[str, Path]:
     rng = np.random.default_rng(0)
     write_field(tmp_path / "field.nii.gz", smooth_field(), AFFINE)
     points = tmp_path / "landmarks.csv"
-    points.write_text("name,x,y,z\napex,20.5,-45,12\n,18,-50.25,20\n")
+    places = [",".join(map(str, (AFFINE @ [*index, 1])[:3] * [-1, -1, 1])) for index in ((4.5, 6, 1), (9, 3.25, 1.8))]
+    points.write_text(f"name,x,y,z\napex,{places[0]}\n,{places[1]}\n")
+    (tmp_path / "astray.csv").write_text("x,y,z\n0,0,900\n")
     return {
         "field": tmp_path / "field.nii.gz",
         "moving": write_nifti(tmp_path / "moving.nii.gz", rng.normal(300, 90, OTHER_SHAPE).astype(np.float32), OTHER),
@@ -47,7 +49,7 @@ def expected(path: Path, order: int) -> np.ndarray:
 def check_outputs(files: dict[str, Path], folder: Path) -> None:
     moved, label = (nib.load(folder / f"{name}.nii.gz") for name in ("moved", "moved_label"))
     assert (moved.get_data_dtype(), label.get_data_dtype()) == (np.float32, np.uint8)
-    np.testing.assert_allclose(moved.get_fdata(), expected(files["moving"], 1), atol=0.01)
+    np.testing.assert_allclose(moved.get_fdata(), expected(files["moving"], 1), atol=0.1)  # of 600
     # A point halfway between two voxels takes either.
     assert (label.get_fdata() != expected(files["moving_label"], 0)).mean() < 0.01
     for image in (moved, label):
@@ -55,7 +57,7 @@ def check_outputs(files: dict[str, Path], folder: Path) -> None:
         assert image.header.get_xyzt_units()[0] == "mm"
     names, points = read_points(folder / "points.csv")
     assert names == ["apex", "2"]
-    np.testing.assert_allclose(points, move_points(read_points(files["points"])[1], smooth_field(), AFFINE), atol=1e-4)
+    np.testing.assert_allclose(points, move_points(read_points(files["points"])[1], smooth_field(), AFFINE), atol=3e-4)
 
 
 def test_writes_what_pull_and_move_points_give(files: dict[str, Path], tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_single_slice_stays_one(tmp_path: Path) -> None:
     moving = write_nifti(tmp_path / "slice.nii.gz", image, AFFINE)
     apply_field(tmp_path / "field.nii.gz", moving, output_dir=tmp_path)
     np.testing.assert_allclose(
-        nib.load(tmp_path / "moved.nii.gz").get_fdata(), pull(image, AFFINE, smooth_field()[..., :1], AFFINE), atol=0.01
+        nib.load(tmp_path / "moved.nii.gz").get_fdata(), pull(image, AFFINE, smooth_field()[..., :1], AFFINE), atol=0.1
     )
 
 
@@ -104,6 +106,7 @@ def test_a_single_slice_stays_one(tmp_path: Path) -> None:
         ({"moving_label": "moving.nii.gz"}, "moving.nii.gz: holds fractions"),
         ({"points": "absent.csv"}, "absent.csv: no such file"),
         ({"points": "label.nii.gz"}, "label.nii.gz: cannot be read as CSV"),
+        ({"points": "astray.csv"}, "astray.csv: the point 1 lies outside the image"),
     ],
 )
 def test_bad_input_writes_nothing(change: dict, message: str, files: dict[str, Path], tmp_path: Path) -> None:

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from conftest import write_nifti
 
-from scripts import cases
-from scripts.cases import cine_cases, find_cases, inference_cases, unique_names
-from scripts.cines import Cine
+from scripts.cases import find_cases, inference_cases, unique_names
 from scripts.errors import InputError
 from scripts.frames import LoadCase
 
@@ -36,7 +34,7 @@ def test_the_reference_is_the_one_given_else_that_of_info_cfg_else_open(subject:
     path = subject / "phantom001_4d.nii.gz"
     (subject / "Info.cfg").write_text("ED: 4\nES: 2\n")
     (item,) = find_cases(cine=str(path))
-    assert (item["case"], item["subject"], item["cine"], item["stack"]) == ("phantom001", "phantom001", str(path), 0)
+    assert (item["case"], item["subject"], item["cine"]) == ("phantom001", "phantom001", str(path))
     assert (item["reference"], item["reference_basis"]) == (4, "end diastole by Info.cfg")
     (item,) = find_cases(cine=str(path), reference_frame=2)
     assert item["reference"] == 2
@@ -52,7 +50,7 @@ def test_a_frame_that_is_no_number_from_one_is_refused(subject: Path, frame: obj
         find_cases(cine=str(subject / "phantom001_4d.nii.gz"), reference_frame=frame)
 
 
-def test_a_label_needs_a_known_frame_and_one_cine(subject: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_or_points_need_a_known_frame_and_one_cine(subject: Path) -> None:
     path, label = subject / "phantom001_4d.nii.gz", subject / "phantom001_frame01_gt.nii.gz"
     (item,) = find_cases(cine=str(path), reference_label=str(label))
     assert item["reference_label"] == str(label)
@@ -66,16 +64,6 @@ def test_a_label_needs_a_known_frame_and_one_cine(subject: Path, monkeypatch: py
     with pytest.raises(InputError, match="nobody knows which frame") as caught:
         find_cases(cine=str(path), reference_label=str(label))
     assert str(label) in str(caught.value)
-    stacks = [Cine(f"one_stack{n}", np.zeros((2, 2, 2, t)), np.eye(4)) for n, t in ((1, 3), (2, 1), (3, 2))]
-    monkeypatch.setattr(cases, "read_cine", lambda path: stacks)
-    with pytest.raises(InputError, match="holds 2 different stacks of cines; give each one a folder of its own"):
-        find_cases(cine=str(subject))
-    # A still beside a cine is no case.
-    monkeypatch.setattr(cases, "read_cine", lambda path: stacks[1:])
-    assert [(item["case"], item["stack"]) for item in cine_cases(subject)] == [("one_stack3", 1)]
-    monkeypatch.setattr(cases, "read_cine", lambda path: stacks[1:2])
-    with pytest.raises(InputError, match="only stacks of one frame"):
-        cine_cases(subject)
 
 
 def test_a_folder_in_acdc_layout_gives_cines_with_their_label_else_pairs(copy: Path) -> None:
@@ -102,29 +90,25 @@ def test_a_folder_of_files_gives_those_with_four_axes(copy: Path, tmp_path: Path
     assert [item["case"] for item in find_cases(dataset_dir=str(folder))] == ["broken", "phantom001", "phantom002"]
 
 
-def test_a_folder_of_dicom_folders_gives_a_case_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_dicom_folders_gives_a_case_a_folder(tmp_path: Path) -> None:
     for name in ("b", "a", "bad"):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / "1.dcm").touch()
     (tmp_path / "empty").mkdir()
-
-    def read(path: Path) -> list[Cine]:
-        if path.name == "bad":
-            raise InputError(f"{path}: holds no DICOM MR image")
-        return [Cine(path.name, np.zeros((2, 2, 2, 4)), np.eye(4))]
-
-    monkeypatch.setattr(cases, "read_cine", read)
-    items = find_cases(dataset_dir=str(tmp_path))
-    assert [item["case"] for item in items] == ["a", "b", "bad"]
+    (tmp_path / "a" / "Info.txt").write_text("no Info.cfg")
+    items = find_cases(dataset_dir=str(tmp_path), reference_frame=3)
+    assert [(item["case"], item["reference"]) for item in items] == [("a", 3), ("b", 3), ("bad", 3)]
     with pytest.raises(InputError, match="bad: holds no DICOM"):
         LoadCase()(items[-1])
 
 
 def test_info_cfg_in_a_dicom_folder_names_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cases, "read_cine", lambda path: [Cine(path.name, np.zeros((2, 2, 2, 4)), np.eye(4))])
     (tmp_path / "Info.cfg").write_text("ED: 3\n")
     (item,) = find_cases(cine=str(tmp_path))
     assert (item["reference"], item["reference_basis"]) == (3, "end diastole by Info.cfg")
+    # Its own name, where it is the current folder.
+    monkeypatch.chdir(tmp_path)
+    assert find_cases(cine=".")[0]["case"] == tmp_path.name
 
 
 def test_a_bad_subject_is_a_case_that_fails_by_itself(copy: Path) -> None:
@@ -146,9 +130,10 @@ def test_a_folder_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
 
 def test_a_list_holds_pairs_and_cines_with_paths_relative_to_it(subject: Path) -> None:
     cine, label, names = "phantom001_4d.nii.gz", "phantom001_frame01_gt.nii.gz", [f"phantom001_frame0{n}.nii.gz" for n in (3, 1)]
+    (subject / "p.csv").write_text("x,y,z\n0,0,0\n")
     listed = [
         {"moving": names[0], "fixed": names[1]},
-        {"cine": cine, "reference": 2, "reference_label": label, "case": "mine"},
+        {"cine": cine, "reference": 2, "reference_label": label, "points": "p.csv", "case": "mine"},
         {"cine": cine},
         {"cine": "nowhere.nii.gz"},
     ]
@@ -157,7 +142,7 @@ def test_a_list_holds_pairs_and_cines_with_paths_relative_to_it(subject: Path) -
     name = "phantom001_frame03_to_phantom001_frame01"
     assert pair == {"moving": str(subject / names[0]), "fixed": str(subject / names[1]), "case": name, "subject": name}
     assert (first["case"], first["reference"], first["reference_basis"]) == ("mine", 2, "given in the data list")
-    assert first["reference_label"] == str(subject / label)
+    assert (first["reference_label"], first["points"]) == (str(subject / label), str(subject / "p.csv"))
     # Info.cfg holds here, too.
     assert (second["case"], second["reference"]) == ("phantom001", 1)
     with pytest.raises(InputError, match=r"nowhere.nii.gz: no such file"):
@@ -170,9 +155,10 @@ def test_a_list_holds_pairs_and_cines_with_paths_relative_to_it(subject: Path) -
 
 def test_a_pair_needs_both_images_that_are_there(tmp_path: Path) -> None:
     path = str(write_nifti(tmp_path / "a_4d.nii.gz", np.zeros((2, 2, 2))))
-    assert find_cases(moving=path, fixed=path, moving_label=path) == [
-        {"moving": path, "fixed": path, "moving_label": path, "case": "a_to_a", "subject": "a_to_a"}
-    ]
+    names = {"case": "a_to_a", "subject": "a_to_a"}
+    assert find_cases(moving=path, fixed=path) == [{"moving": path, "fixed": path, **names}]
+    extras = {"moving_label": path, "points": path}
+    assert find_cases(moving=path, fixed=path, **extras) == [{"moving": path, "fixed": path, **extras, **names}]
     for options, words in (
         ({"moving": path}, "--fixed is missing"),
         ({"fixed": path}, "--moving is missing"),

@@ -15,8 +15,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.dicom import read_dicom_cines
+from scripts.dicom import read_dicom_cine
 from scripts.errors import InputError
+from scripts.itk_fields import check_right_angles
 from tests.conftest import ROOT
 
 pydicom = pytest.importorskip("pydicom")
@@ -111,7 +112,7 @@ def expected_image(stack: list[Slice]) -> np.ndarray:
 def error_of(folder: Path) -> str:
     """The message for a folder: it names the folder, and nothing of the patient."""
     with pytest.raises(InputError) as caught:
-        read_dicom_cines(folder)
+        read_dicom_cine(folder)
     message = str(caught.value)
     assert message.startswith(f"{folder}: ")
     assert not re.search("doe|jane|4711", message, re.IGNORECASE)
@@ -120,7 +121,7 @@ def error_of(folder: Path) -> str:
 
 def test_reads_a_stack_of_one_series_a_slice(tmp_path: Path) -> None:
     stack = make_stack()
-    (cine,) = read_dicom_cines(write(tmp_path / "heart", stack))
+    cine = read_dicom_cine(write(tmp_path / "heart", stack))
     assert cine.name == "heart"
     assert cine.image.shape == (COLUMNS, ROWS, SLICES, PHASES)
     assert cine.image.dtype == np.float32
@@ -131,7 +132,7 @@ def test_reads_a_stack_of_one_series_a_slice(tmp_path: Path) -> None:
 
 def test_affine_puts_a_voxel_where_its_file_does(tmp_path: Path) -> None:
     stack = make_stack()
-    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    cine = read_dicom_cine(write(tmp_path, stack))
     column, row = 5, 2
     for z, phases in enumerate(stack):
         lps = np.array(phases[0].ImagePositionPatient, float) + AXES[0] * SPACING[1] * column + AXES[1] * SPACING[0] * row
@@ -143,32 +144,38 @@ def test_affine_puts_a_voxel_where_its_file_does(tmp_path: Path) -> None:
 
 def test_slices_follow_the_normal_whatever_the_order_of_acquisition(tmp_path: Path) -> None:
     stack = set_tags(make_stack(), lambda z, t: {"InstanceNumber": 100 - PHASES * z + t})
-    (cine,) = read_dicom_cines(write(tmp_path, stack[::-1]))
+    cine = read_dicom_cine(write(tmp_path, stack[::-1]))
     np.testing.assert_array_equal(cine.image, expected_image(stack))
 
 
 @pytest.mark.parametrize("series", [lambda z, t: "1.2.3", lambda z, t: f"1.2.{t + 1}"], ids=["one", "one a phase"])
 def test_series_do_not_matter(tmp_path: Path, series: Callable[[int, int], str]) -> None:
     stack = set_tags(make_stack(), lambda z, t: {"SeriesInstanceUID": series(z, t)})
-    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    cine = read_dicom_cine(write(tmp_path, stack))
     np.testing.assert_array_equal(cine.image, expected_image(stack))
 
 
-def test_stacks_are_told_apart_and_numbered_from_the_largest(tmp_path: Path) -> None:
-    long_axis = np.stack([NORMAL, AXES[1]])
-    stacks = [make_stack(1, 5, axes=long_axis, seed=1), make_stack(), make_stack(2, 2, CORNER + 300 * AXES[0], seed=2)]
-    set_tags(stacks[2], lambda z, t: {"PixelSpacing": [2.0, 2.0]})
-    cines = read_dicom_cines(write(tmp_path / "study", *stacks))
-    assert [cine.name for cine in cines] == ["study_stack1", "study_stack2", "study_stack3"]
-    for cine, stack in zip(cines, (stacks[1], stacks[2], stacks[0])):
-        np.testing.assert_array_equal(cine.image, expected_image(stack))
+def test_a_folder_holds_one_cine_beside_stills(tmp_path: Path) -> None:
+    long_axis, shifted = np.stack([NORMAL, AXES[1]]), CORNER + 300 * AXES[0]
+    stack = make_stack()
+    # Scouts are no evenly spaced stack, and have no trigger times.
+    scouts = [[make_image(CORNER + step * NORMAL, PixelSpacing=[2.0, 2.0])] for step in (0, 5, 20)]
+    cine = read_dicom_cine(write(tmp_path / "study", stack, scouts, make_stack(4, 1, axes=long_axis, seed=1)))
+    assert cine.name == "study"
+    np.testing.assert_array_equal(cine.image, expected_image(stack))
+    other = set_tags(make_stack(2, 2, shifted, seed=2), lambda z, t: {"PixelSpacing": [2.0, 2.0]})
+    message = error_of(write(tmp_path / "two", stack, other, make_stack(1, 5, axes=long_axis, seed=1)))
+    assert "holds 3 different stacks of cines (3 slices of 4 phases with IM" in message
+    assert re.search(r"2 slices of 2 phases with IM\d+ \(series 0\); 1 slice of 5 phases", message)
+    assert "give each one a folder of its own" in message
+    assert "only single images" in error_of(write(tmp_path / "stills", scouts))
 
 
 def test_orientations_that_jitter_are_averaged(tmp_path: Path) -> None:
     angles = np.deg2rad([-0.3, 0.0, 0.3])
     turned = [np.stack([np.cos(a) * AXES[0] + np.sin(a) * AXES[1], np.cos(a) * AXES[1] - np.sin(a) * AXES[0]]) for a in angles]
     stack = set_tags(make_stack(), lambda z, t: {"ImageOrientationPatient": turned[z].round(6).ravel().tolist()})
-    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    cine = read_dicom_cine(write(tmp_path, stack))
     np.testing.assert_allclose(cine.affine[:2, 0], -AXES[0, :2] * SPACING[1], atol=1e-4)
 
 
@@ -182,54 +189,28 @@ def test_other_files_are_skipped(tmp_path: Path) -> None:
     directory = pydicom.Dataset()
     directory.SOPClassUID, directory.SOPInstanceUID = MediaStorageDirectoryStorage, generate_uid()
     write(tmp_path / "more", [[make_image(CORNER, SOPClassUID=CTImageStorage, Modality="CT"), report, directory]])
-    (cine,) = read_dicom_cines(tmp_path)
+    cine = read_dicom_cine(tmp_path)
     np.testing.assert_array_equal(cine.image, expected_image(stack))
 
 
 def test_intensities_are_rescaled_file_by_file(tmp_path: Path) -> None:
     stack = set_tags(make_stack(), lambda z, t: {"RescaleSlope": 0.5 + z, "RescaleIntercept": -10.0 * t})
-    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    cine = read_dicom_cine(write(tmp_path, stack))
     slope, intercept = 0.5 + np.arange(SLICES)[:, None], -10.0 * np.arange(PHASES)
     np.testing.assert_allclose(cine.image, expected_image(stack) * slope + intercept, rtol=1e-6)
     assert cine.image.dtype == np.float32
 
 
-@pytest.mark.parametrize("trigger", [None, 0.0], ids=["absent", "constant"])
-@pytest.mark.parametrize(
-    ("tag", "value"),
-    [
-        ("TemporalPositionIdentifier", lambda z, t: t + 1),
-        ("InstanceNumber", lambda z, t: 100 * z + t),
-        ("AcquisitionTime", lambda z, t: f"13315{z}.{t}00000"),
-    ],
-)
-def test_other_tags_order_the_phases_without_times(
-    tmp_path: Path, trigger: float | None, tag: str, value: Callable[[int, int], object]
-) -> None:
-    stack = set_tags(make_stack(), lambda z, t: {"TriggerTime": trigger, tag: value(z, t)})
-    (cine,) = read_dicom_cines(write(tmp_path, stack))
-    np.testing.assert_array_equal(cine.image, expected_image(stack))
-    assert cine.times is None
-
-
 def test_trigger_delays_of_converted_multi_frame_files_are_times(tmp_path: Path) -> None:
     stack = set_tags(make_stack(), lambda z, t: {"TriggerTime": None, "NominalCardiacTriggerDelayTime": 20.0 * t})
-    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    cine = read_dicom_cine(write(tmp_path, stack))
     np.testing.assert_allclose(cine.times, [[0, 20, 40, 60]] * SLICES)
-
-
-def test_trigger_times_of_some_files_are_no_times(tmp_path: Path) -> None:
-    stack = set_tags(make_stack(), lambda z, t: {"InstanceNumber": t})
-    del stack[0][0].TriggerTime
-    (cine,) = read_dicom_cines(write(tmp_path, stack))
-    np.testing.assert_array_equal(cine.image, expected_image(stack))
-    assert cine.times is None
 
 
 @pytest.mark.parametrize(("between", "thickness"), [(GAP, GAP), (None, 7.0), (0.0, 7.0)])
 def test_a_lone_slice_takes_its_thickness_from_a_tag(tmp_path: Path, between: float | None, thickness: float) -> None:
     stack = set_tags(make_stack(slices=1), lambda z, t: {"SpacingBetweenSlices": between})
-    (cine,) = read_dicom_cines(write(tmp_path, stack))
+    cine = read_dicom_cine(write(tmp_path, stack))
     assert cine.image.shape == (COLUMNS, ROWS, 1, PHASES)
     assert cine.spacing[2] == pytest.approx(thickness, rel=1e-4)
     assert np.linalg.det(cine.affine) > 0
@@ -244,7 +225,7 @@ def test_nothing_of_the_patient_comes_back_or_is_logged(tmp_path: Path, caplog: 
     caplog.clear()
     with warnings.catch_warnings(record=True) as shown, caplog.at_level(logging.DEBUG):
         warnings.simplefilter("always")
-        (cine,) = read_dicom_cines(folder.rename(tmp_path / "case"))
+        cine = read_dicom_cine(folder.rename(tmp_path / "case"))
     assert [str(one.message) for one in shown] + caplog.messages == []
     assert cine.name == "case"
     assert not re.search("doe|jane|4711", str(astuple(cine)), re.IGNORECASE)
@@ -252,7 +233,7 @@ def test_nothing_of_the_patient_comes_back_or_is_logged(tmp_path: Path, caplog: 
 
 def test_the_name_of_the_current_folder_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write(tmp_path / "heart", make_stack()))
-    assert [cine.name for cine in read_dicom_cines(".")] == ["heart"]
+    assert read_dicom_cine(".").name == "heart"
 
 
 def test_stops_without_images(tmp_path: Path) -> None:
@@ -308,15 +289,37 @@ def test_stops_at_a_missing_slice(tmp_path: Path) -> None:
     assert "unequally far apart (9.0, 18.0, 9.0 mm); add the missing slice" in error_of(write(tmp_path, stack[:2] + stack[3:]))
 
 
-def test_stops_at_slices_shifted_in_plane(tmp_path: Path) -> None:
-    stack = make_stack()
-    set_tags(stack[1:2], lambda z, t: {"ImagePositionPatient": np.round(CORNER + GAP * NORMAL + 3 * AXES[0], 5).tolist()})
+@pytest.mark.parametrize("rule", [lambda z, t: z == 1, lambda z, t: z, lambda z, t: t == 2], ids=["slice", "shear", "phase"])
+def test_stops_at_images_shifted_in_plane(tmp_path: Path, rule: Callable[[int, int], float]) -> None:
+    place = lambda z, t: np.round(CORNER + z * GAP * NORMAL + 3 * rule(z, t) * AXES[0], 5).tolist()
+    stack = set_tags(make_stack(), lambda z, t: {"ImagePositionPatient": place(z, t)})
     assert "shifted against each other in plane" in error_of(write(tmp_path, stack))
 
 
-def test_stops_where_nothing_orders_the_phases(tmp_path: Path) -> None:
-    message = error_of(write(tmp_path, set_tags(make_stack(), lambda z, t: {"TriggerTime": None})))
-    assert "nothing tells the order of its phases; export it again with one of TriggerTime" in message
+def test_shifts_below_half_a_pixel_leave_right_angles(tmp_path: Path) -> None:
+    place = lambda z: np.round(CORNER + z * GAP * NORMAL + 0.4 * z * AXES[0], 5).tolist()
+    cine = read_dicom_cine(write(tmp_path, set_tags(make_stack(), lambda z, t: {"ImagePositionPatient": place(z)})))
+    check_right_angles(cine.affine, "the cine")
+    assert np.linalg.norm(cine.affine[:3, 3] - CORNER * [-1, -1, 1]) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (lambda z, t: {"TriggerTime": None}, r"12 of them, such as IM000 \(series 0\), have no trigger time"),
+        (lambda z, t: {"TriggerTime": None} if (z, t) == (1, 2) else {}, r"1 of them, such as IM\d+ \(series 0\), have no trigger"),
+        (lambda z, t: {"TriggerTime": 0.0}, "its trigger times do not differ"),
+        (lambda z, t: {"TriggerTime": 0.0} if z == 2 else {}, "its trigger times do not differ"),
+    ],
+    ids=["none", "one lacks it", "zeros", "zeros in a slice"],
+)
+def test_stops_without_trigger_times(tmp_path: Path, rule: Callable[[int, int], dict], words: str) -> None:
+    """Whatever else might tell the order of the phases."""
+    others = lambda z, t: {"InstanceNumber": 100 * z + t, "TemporalPositionIdentifier": t + 1, "AcquisitionTime": f"13315{z}.{t}0"}
+    message = error_of(write(tmp_path, set_tags(set_tags(make_stack(), others), rule)))
+    assert re.search(words, message)
+    assert "TriggerTime or NominalCardiacTriggerDelayTime" in message
+    assert "export it again with them, or convert it to NIfTI" in message
 
 
 def test_stops_at_a_lone_slice_without_thickness(tmp_path: Path) -> None:
@@ -337,7 +340,7 @@ def test_reads_what_a_scanner_wrote() -> None:
     folder = ROOT.parent / "shared" / "data" / "scd" / "SC-HF-I-2_dicom"
     if not folder.is_dir():
         pytest.skip(f"no DICOM files in {folder.parent}")
-    (cine,) = read_dicom_cines(folder)
+    cine = read_dicom_cine(folder)
     assert cine.name == "SC-HF-I-2_dicom"
     assert cine.image.shape == (256, 256, 3, 20)
     assert cine.image.max() > 255

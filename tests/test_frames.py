@@ -159,7 +159,7 @@ def test_label_and_points_carry_a_structure_to_the_same_place(item: dict, exact:
     path = tmp_path / "points.csv"
     path.write_text("name,x,y,z\nspot," + ",".join(map(str, middle)) + "\n")
     marked = {**item, "reference_label": item["reference_label"].clone().copy_(torch.from_numpy(disk)[None])}
-    result = assemble(marked, exact, points=path)
+    result = assemble({**marked, "points": str(path)}, exact)
     assert [(row["frame"], row["name"]) for row in result.points] == [(t, "spot") for t in range(1, T + 1)]
     places = np.array([[row[axis] for axis in "xyz"] for row in result.points])
     for t, place in enumerate(places):
@@ -239,7 +239,7 @@ def test_points_of_a_pair_are_those_of_the_fixed_image(pair_paths: dict[str, str
     with (tmp_path / "points.csv").open("w") as file:
         csv.writer(file).writerows([("x", "y", "z"), *rows])
     field = PHANTOM.field(3, 1)
-    result = assemble(prepare({**pair_paths, "case": "pair"}), field[None], points=tmp_path / "points.csv")
+    result = assemble(prepare({**pair_paths, "case": "pair", "points": str(tmp_path / "points.csv")}), field[None])
     for row, (x, y) in zip(result.points, ((20, 21), (30, 18))):
         expected = LPS @ (PHANTOM.affine @ [x + field[0, x, y, 1], y + field[1, x, y, 1], 1, 1])[:3]
         np.testing.assert_allclose([row[axis] for axis in "xyz"], expected, atol=1e-3)

@@ -20,6 +20,9 @@ from scripts.errors import InputError
 from scripts.evaluation import warp_stack
 from scripts.fields import invert
 from scripts.itk_fields import (
+    STEP_MM,
+    check_in_image,
+    check_right_angles,
     invert_field,
     lps_to_voxels,
     move_points,
@@ -174,12 +177,48 @@ def test_the_file_lies_where_the_image_lies(name: str, tmp_path: Path) -> None:
     index = indices(shape)
     target = positions(index + np.pad(field, [(0, 1), *[(0, 0)] * 3]), affine)
     expected = np.moveaxis(target - positions(index, affine), 0, -1) * LPS
-    np.testing.assert_allclose(itk.array_from_image(vectors).transpose(2, 1, 0, 3)[:, :, : shape[2]], expected, atol=1e-5)
+    written = itk.array_from_image(vectors).transpose(2, 1, 0, 3)[:, :, : shape[2]]
+    np.testing.assert_allclose(written, expected, atol=STEP_MM / 2 + 1e-5)
+    np.testing.assert_array_equal(written, np.round(written / STEP_MM) * STEP_MM)
     read, read_affine = read_field(tmp_path / "field.nii.gz")
     assert read.shape == (3, *shape)
-    np.testing.assert_allclose(read[:2], field, atol=1e-5)
-    np.testing.assert_allclose(read[2], 0, atol=1e-5)
+    np.testing.assert_allclose(read[:2], field, atol=3e-4)
+    np.testing.assert_allclose(read[2], 0, atol=3e-4)
     np.testing.assert_allclose(read_affine, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_ants_moves_the_image_as_we_do(name: str, tmp_path: Path) -> None:
+    ants = pytest.importorskip("ants", reason="ANTs is not installed: pip install antspyx")
+    affine, shape = GRIDS[name]
+    image = np.random.default_rng(0).normal(500, 200, shape).astype(np.float32)
+    field = waves(indices(shape))
+    write_field(tmp_path / "field.nii.gz", field, affine)
+    moving = ants.image_read(str(write_nifti(tmp_path / "moving.nii.gz", image, affine)))
+    theirs = ants.apply_transforms(moving, moving, [str(tmp_path / "field.nii.gz")], interpolator="linear").numpy()
+    inside = stays_inside(field, np.eye(4), shape)
+    ours = pull(image, affine, field, affine)
+    assert np.abs(ours - image)[inside].max() > 0.2 * np.ptp(image)
+    assert np.abs(ours - theirs)[inside].max() < 1e-3 * np.ptp(image)
+
+
+def test_a_sheared_grid_is_refused_where_itk_refuses_it(tmp_path: Path) -> None:
+    for degrees, right in ((0.003, True), (0.02, False), (5.0, False)):
+        affine = AFFINE.copy()
+        affine[:3, 2] += 8 * np.tan(np.deg2rad(degrees)) * AFFINE[:3, 0] / 1.3
+        image = write_nifti(tmp_path / "image.nii.gz", np.ones(SHAPE, np.float32), affine)
+        path = tmp_path / f"field_{degrees}.nii.gz"
+        if right:
+            write_field(path, waves(indices(SHAPE)), affine)
+            read_itk(image, SCALAR)
+        else:
+            with pytest.raises(InputError, match=f"field_{degrees}.nii.gz: its axes are off right angles by {degrees:.2g} degrees"):
+                write_field(path, waves(indices(SHAPE)), affine)
+            assert not path.exists()
+            with pytest.raises(RuntimeError, match="orthonormal"):
+                read_itk(image, SCALAR)
+    for affine, _ in GRIDS.values():
+        check_right_angles(affine, "a grid")
 
 
 def test_two_slices_stay_two(tmp_path: Path) -> None:
@@ -269,6 +308,18 @@ def test_points_move_by_the_displacement_in_mm(name: str, channels: int) -> None
     transform.SetDisplacementField(view)
     theirs = [transform.TransformPoint(point) for point in to_lps(points)]
     np.testing.assert_allclose(to_lps(moved), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_points_beyond_the_image_are_refused(name: str) -> None:
+    affine, shape = GRIDS[name]
+    last = np.array(shape) - 1.0
+    corners = np.array([[0, 0, 0], last, last / 2, [-0.9, 0, 0], [0, 0, last[2] + 0.9]])
+    check_in_image("p.csv", list("abcde"), positions(corners.T, affine).T, shape, affine)
+    for beyond in ([-1.1, 3, 0], [3, last[1] + 1.1, 0], [3, 3, last[2] + 1.1], [3, 3, -900]):
+        points = positions(np.array([[3, 3, 0], beyond, beyond]).T, affine).T
+        with pytest.raises(InputError, match=r"^p\.csv: the point second lies outside the image; mend it"):
+            check_in_image("p.csv", ["first", "second", "third"], points, shape, affine)
 
 
 def test_points_between_voxels_of_a_smooth_field() -> None:

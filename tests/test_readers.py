@@ -50,7 +50,7 @@ def test_frame_times_are_the_headers(
 def test_a_cine_keeps_values_affine_and_name(tmp_path: Path, array: np.ndarray) -> None:
     affine = np.array([[0.9, -0.4, 1.0, -30], [0.5, 1.2, -2.0, 40], [0.1, 0.6, 7.5, 5], [0, 0, 0, 1.0]])
     for name in ("one_4d.nii.gz", "one.nii"):
-        (cine,) = read_cine(write_nifti(tmp_path / name, array, affine))
+        cine = read_cine(write_nifti(tmp_path / name, array, affine))
         np.testing.assert_array_equal(cine.image, array)
         assert cine.image.dtype == np.float32
         np.testing.assert_allclose(cine.affine, affine, atol=1e-6)

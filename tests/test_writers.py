@@ -79,8 +79,8 @@ def test_a_cine_leaves_all_its_files(cine: CineRegistration, tmp_path: Path) -> 
     for t in range(3):
         for name, expected in (("", cine.fields), ("_inverse", cine.inverses)):
             field, affine = read_field(folder / "fields" / f"frame_{t + 1:02d}{name}.nii.gz")
-            np.testing.assert_allclose(field[:2], expected[t], atol=1e-5)
-            np.testing.assert_allclose(field[2], 0, atol=1e-5)
+            np.testing.assert_allclose(field[:2], expected[t], atol=3e-4)
+            np.testing.assert_allclose(field[2], 0, atol=3e-4)
             np.testing.assert_allclose(affine, PHANTOM.affine, atol=1e-5)
     assert json.loads((folder / "function.json").read_text())["lv_edv_ml"] == pytest.approx(cine.function["lv_edv_ml"])
     assert json.loads((folder / "quality.json").read_text()) == plain(cine.quality)
@@ -106,8 +106,8 @@ def test_a_pair_leaves_one_field_and_its_moved_label(tmp_path: Path) -> None:
     assert moved.shape == (24, 22, 2)
     np.testing.assert_array_equal(moved.get_fdata(), pair.moved[..., 0].astype(np.float32))
     np.testing.assert_array_equal(nib.load(folder / "moved_label.nii.gz").get_fdata(), pair.labels[..., 0])
-    np.testing.assert_allclose(read_field(folder / "field.nii.gz")[0][:2], pair.fields[0], atol=1e-5)
-    np.testing.assert_allclose(read_field(folder / "field_inverse.nii.gz")[0][:2], pair.inverses[0], atol=1e-5)
+    np.testing.assert_allclose(read_field(folder / "field.nii.gz")[0][:2], pair.fields[0], atol=3e-4)
+    np.testing.assert_allclose(read_field(folder / "field_inverse.nii.gz")[0][:2], pair.inverses[0], atol=3e-4)
     assert files(write(tmp_path / "other", register(label=False, pair=True))) == PAIR_FILES
 
 
