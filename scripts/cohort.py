@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -13,6 +15,7 @@ from monai.engines import SupervisedEvaluator
 from tqdm import tqdm
 
 from scripts.command_line import first_cause
+from scripts.datalists import FILE_KEYS
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError
 from scripts.strain import summarize_strain
@@ -25,7 +28,13 @@ STRAIN = ("peak_radial", "peak_circumferential")
 COLUMNS = ("case", "status", "trustworthy", "verdict", *WORST, *FUNCTION, *STRAIN, "reason")
 
 
-def run_cases(evaluator: SupervisedEvaluator, dataset: Dataset, output_dir: str | Path, overwrite: bool = False) -> list[str]:
+def run_cases(
+    evaluator: SupervisedEvaluator,
+    dataset: Dataset,
+    output_dir: str | Path,
+    overwrite: bool = False,
+    parameters: Mapping[str, object] | None = None,
+) -> list[str]:
     """Run an evaluator on the cases of a data set, each for itself; several processes share them.
 
     Of more than one case, `<output_dir>/summary.csv` has a row each (`summarize_case`), in the order of the data set.
@@ -35,6 +44,7 @@ def run_cases(evaluator: SupervisedEvaluator, dataset: Dataset, output_dir: str 
         dataset: of a data list, each item with a "case"; the same in all processes.
         output_dir: folder of the cases.
         overwrite: whether to run a case again that is there already; a single one always is.
+        parameters: on what the results depend beside the cases' files; where one has changed, or a file, a case is run again.
 
     Returns:
         The names of the cases that this process ran.
@@ -51,10 +61,16 @@ def run_cases(evaluator: SupervisedEvaluator, dataset: Dataset, output_dir: str 
     # A single case was asked for by its files and options: what lies there may come from others.
     overwrite = overwrite or len(dataset.data) == 1
     # Shared before looking at what is done, which changes while the other processes work.
-    share = dataset.data[idist.get_rank() :: idist.get_world_size()]
+    share = [
+        {**item, "fingerprint": fingerprint(item, parameters or {})}
+        for item in dataset.data[idist.get_rank() :: idist.get_world_size()]
+    ]
     waiting = [item for item in share if overwrite or not is_done(output_dir, item)]
     if len(waiting) < len(share):
-        logger.info(f"{len(share) - len(waiting)} of {len(share)} cases are done already; --overwrite True runs them again")
+        logger.info(
+            f"{len(share) - len(waiting)} of {len(share)} cases are done already, of these files and options; --overwrite True runs "
+            "them again"
+        )
     bar = tqdm(waiting, desc="cases", unit="case", disable=idist.get_rank() > 0)
     for item in bar:
         name = str(item["case"])
@@ -81,9 +97,24 @@ def run_cases(evaluator: SupervisedEvaluator, dataset: Dataset, output_dir: str 
     return done
 
 
-def is_done(output_dir: str | Path, item: dict) -> bool:
-    """Whether a case's folder is there with all that is written."""
-    return (Path(output_dir) / str(item["case"]) / DONE).is_file()
+def is_done(output_dir: str | Path, item: Mapping) -> bool:
+    """Whether a case's folder is there with all that is written, of the same fingerprint."""
+    path = Path(output_dir) / str(item["case"]) / DONE
+    return path.is_file() and json.loads(path.read_text()).get("fingerprint") == item["fingerprint"]
+
+
+def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
+    """A hash (16 hexadecimal digits) of a case and of parameters; files and folders count by their contents."""
+    total = hashlib.sha256()
+    for key, value in sorted({**item, **parameters}.items()):
+        total.update(f"{key}:".encode())
+        if key not in (*FILE_KEYS, "weights"):
+            total.update(str(value).encode())
+            continue
+        path = Path(str(value))
+        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+            total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()[:16]
 
 
 def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None) -> dict:

@@ -106,7 +106,9 @@ class AssembleRegistration(Transform):
         if reference:
             fields[reference - 1] = 0
         inverses, errors = invert_stacks(fields)
-        moved = torch.stack([warp_stack(image[None], field)[0] for image, field in zip(moving, fields)], dim=-1)
+        moved = torch.empty(*moving.shape[1:], len(moving))
+        for t, (image, field) in enumerate(zip(moving, fields)):
+            moved[..., t] = warp_stack(image[None], field)[0]
         if "moving_native" in data:
             moved = pull_native(data["moving_native"], fields[0], affine)
         cine = Cine(
@@ -145,9 +147,11 @@ def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, orde
 
 def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Inverses of in-plane fields (T, 2, X, Y, Z), slice by slice, and their errors in voxels (T, X, Y, Z)."""
-    frames = tqdm(fields.numpy(), desc="inverting fields", unit="frame", leave=False, disable=len(fields) == 1)
-    inverses, errors = zip(*(invert_field(field) for field in frames))
-    return torch.from_numpy(np.stack(inverses)), torch.from_numpy(np.stack(errors))
+    inverses, errors = torch.empty_like(fields), torch.empty_like(fields[:, 0])
+    for t, field in enumerate(tqdm(fields.numpy(), desc="inverting fields", unit="frame", leave=False, disable=len(fields) == 1)):
+        inverse, error = invert_field(field)
+        inverses[t], errors[t] = torch.from_numpy(inverse), torch.from_numpy(error)
+    return inverses, errors
 
 
 def carry_points(registration: CineRegistration, path: str | Path) -> list[dict]:

@@ -119,13 +119,14 @@ def cycle_figures(registration: CineRegistration) -> dict:
     The heartbeat is periodic, so the step from the last frame to the first should be like the others; its ratio to the largest of them
     is `closure_ratio`. Cines of a part of the cycle do not close.
     """
-    spacing = np.array(registration.cine.spacing[:2]).reshape(1, 2, 1, 1, 1)
-    track = registration.fields * spacing
-    amplitude = np.linalg.norm(track, axis=1).max(axis=0)
+    spacing = np.array(registration.cine.spacing[:2])
+    amplitude = np.zeros(registration.fields.shape[2:])
+    for u in registration.fields:
+        amplitude = np.maximum(amplitude, np.hypot(u[0] * spacing[0], u[1] * spacing[1]))
     moving = amplitude > max(0.25 * float(amplitude.max()), 1e-6)
     if not moving.any():
         return {}
-    track = track[:, :, moving]
+    track = registration.fields[:, :, moving] * spacing[:, None]
     steps = np.linalg.norm(np.roll(track, -1, axis=0) - track, axis=1).mean(axis=1)
     bend = np.roll(track, -1, axis=0) - 2 * track + np.roll(track, 1, axis=0)
     others = steps[:-1]

@@ -46,6 +46,8 @@ class WriteRegistration(Transform):
         if self.output_dir is None:
             return dict(data)
         registration: CineRegistration = data["registration"]
+        if "fingerprint" in data:
+            registration.quality["fingerprint"] = data["fingerprint"]
         final = self.output_dir / registration.cine.name
         partial = final.with_name(f".part_{final.name}")
         shutil.rmtree(partial, ignore_errors=True)

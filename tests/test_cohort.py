@@ -14,7 +14,7 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
-from scripts.cohort import COLUMNS, SUMMARY, is_done, run_cases, summarize_case
+from scripts.cohort import COLUMNS, SUMMARY, fingerprint, run_cases, summarize_case
 from scripts.command_line import first_cause
 from scripts.errors import InputError
 from scripts.writers import DONE
@@ -44,12 +44,12 @@ class Study:
         if item["case"].startswith("late"):
             raise OSError(f"{item['case']}: disk full")
         (self.folder / item["case"]).mkdir(exist_ok=True)
-        (self.folder / item["case"] / DONE).write_text("{}")
+        (self.folder / item["case"] / DONE).write_text(json.dumps({"fingerprint": item["fingerprint"]}))
         self.written.append(item["case"])
         return item
 
-    def run(self, overwrite: bool = False) -> list[str]:
-        return run_cases(self.evaluator, self.dataset, self.folder, overwrite)
+    def run(self, overwrite: bool = False, parameters: dict | None = None) -> list[str]:
+        return run_cases(self.evaluator, self.dataset, self.folder, overwrite, parameters)
 
 
 Make = Callable[..., Study]
@@ -80,12 +80,43 @@ def test_a_bad_case_does_not_stop_those_after_it(make: Make, bad: str, capsys: p
 def test_what_is_done_is_skipped(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     make("b").run()
     study = make("a", "b", "c")
-    assert [is_done(study.folder, item) for item in study.dataset.data] == [False, True, False]
     with caplog.at_level(logging.INFO, "inference"):
         assert study.run() == study.written == ["a", "c"]
-    assert "1 of 3 cases are done already; --overwrite True" in caplog.text
+    assert "1 of 3 cases are done already" in caplog.text
     assert study.run() == []
     assert study.run(overwrite=True) == ["a", "b", "c"]
+
+
+def test_what_changed_is_run_again(make: Make, tmp_path: Path) -> None:
+    study, files = make("a", "b"), [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for item, file in zip(study.dataset.data, files):
+        file.write_text("one")
+        item["moving"] = str(file)
+    assert study.run(parameters={"steps": 0}) == ["a", "b"]
+    assert study.run(parameters={"steps": 0}) == []
+    files[1].write_text("two")
+    assert study.run(parameters={"steps": 0}) == ["b"]
+    assert study.run(parameters={"steps": 15}) == ["a", "b"]
+    study.dataset.data[0]["reference"] = 3
+    assert study.run(parameters={"steps": 15}) == ["a"]
+    # What an older version left has no fingerprint.
+    (study.folder / "b" / DONE).write_text("{}")
+    assert study.run(parameters={"steps": 15}) == ["b"]
+
+
+def test_a_fingerprint_is_of_contents_not_of_names(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder / "deep").mkdir(parents=True)
+        (tmp_path / folder / "deep" / "1").write_text("first")
+        (tmp_path / folder / "2").write_text("second")
+    prints = [fingerprint({"cine": str(tmp_path / folder)}, {"steps": 1}) for folder in ("one", "two")]
+    assert prints[0] == prints[1]
+    (tmp_path / "two" / "deep" / "1").write_text("First")
+    assert fingerprint({"cine": str(tmp_path / "two")}, {"steps": 1}) != prints[0]
+    assert fingerprint({"cine": str(tmp_path / "one")}, {"steps": 2}) != prints[0]
+    assert fingerprint({"cine": str(tmp_path / "one"), "reference": 2}, {"steps": 1}) != prints[0]
+    weights = [fingerprint({"error": "long" * 100}, {"weights": str(tmp_path / name / "2")}) for name in ("one", "two")]
+    assert weights[0] == weights[1]
 
 
 def test_a_folder_without_its_last_file_is_not_done(make: Make) -> None:
