@@ -77,7 +77,11 @@ def test_the_last_line_is_the_first_cause(capsys: pytest.CaptureFixture) -> None
 
 def fail_in_one_process() -> None:
     """What a process of torchrun does whose companion, or which itself, fails while they exchange tensors."""
+    # As in a shell of Slurm, whose tasks are not torchrun's processes.
+    os.environ["SLURM_JOB_ID"], local_rank = "7", os.environ["LOCAL_RANK"]
     devices.start_process_group("cpu")
+    assert os.environ["SLURM_JOB_ID"] == "7"
+    assert os.environ["LOCAL_RANK"] == local_rank == str(torch.distributed.get_rank())
     try:
         if torch.distributed.get_rank() == 1:
             raise InputError("b.nii.gz: mend it")
