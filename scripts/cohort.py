@@ -108,7 +108,7 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
     total = hashlib.sha256()
     for key, value in sorted({**item, **parameters}.items()):
         total.update(f"{key}:".encode())
-        if key not in (*FILE_KEYS, "weights"):
+        if value is None or key not in (*FILE_KEYS, "weights"):
             total.update(str(value).encode())
             continue
         path = Path(str(value))
