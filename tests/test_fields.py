@@ -8,10 +8,24 @@ import itk
 import numpy as np
 import pytest
 import torch
+from monai.networks.blocks import DVF2DDF
 from scipy.linalg import expm
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from scripts.fields import compose, integrate, invert, jacobian_determinant, resize_field, sample, warp
+from scripts.fields import (
+    Integration,
+    compose,
+    from_sampler,
+    integrate,
+    invert,
+    jacobian_determinant,
+    pull,
+    resize_field,
+    sample,
+    sampler_grid,
+    to_sampler,
+    warp,
+)
 
 KEPT: list[np.ndarray] = []
 SHAPES = {2: (16, 21), 3: (12, 15, 9)}
@@ -79,6 +93,17 @@ def test_compose_is_one_warp_after_the_other(axes: int) -> None:
     first, second = affine_field(a, SHAPES[axes]), affine_field(b, SHAPES[axes])
     expected = affine_field(a @ b, SHAPES[axes])
     np.testing.assert_allclose(inner(compose(first, second)), inner(expected), atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(9, 11), (9, 11, 7), (1, 5), (16, 1, 3)])
+def test_pull_is_the_warp_of_monai_and_integrate_its_dvf2ddf(shape: tuple[int, ...]) -> None:
+    image = torch.rand(2, 3, *shape, dtype=torch.float64)
+    field = 3 * torch.randn(2, len(shape), *shape, dtype=torch.float64)
+    found = pull(image, sampler_grid(field) + to_sampler(field))
+    torch.testing.assert_close(found, warp(image, field))
+    torch.testing.assert_close(from_sampler(to_sampler(field)), field)
+    for integration in (integrate, torch.jit.script(Integration())):
+        torch.testing.assert_close(integration(field), DVF2DDF(num_steps=7, padding_mode="border")(field))
 
 
 @pytest.mark.parametrize("axes", [2, 3])

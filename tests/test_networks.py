@@ -7,8 +7,7 @@ import torch
 from monai.networks.nets import BasicUNet, RegUNet, SwinUNETR, VoxelMorphUNet
 from torch import nn
 
-from scripts.fields import warp
-from scripts.networks import GaussianSmoothing, PaddedNetwork, PyramidNetwork, RegistrationUNet, pull
+from scripts.networks import Estimator, GaussianSmoothing, PaddedNetwork, PyramidNetwork, RegistrationUNet
 
 GROUP = ("group", {"num_groups": 4})
 
@@ -81,10 +80,22 @@ def test_padding_is_split_and_cropped_back() -> None:
 
 
 @pytest.mark.parametrize("axes", [2, 3])
-def test_pull_is_the_warp_of_monai(axes: int) -> None:
-    image = torch.rand(2, 3, *(9, 11, 7)[:axes], dtype=torch.float64)
-    field = 3 * torch.randn(2, axes, *image.shape[2:], dtype=torch.float64)
-    torch.testing.assert_close(pull(image, field), warp(image, field))
+def test_an_estimator_sees_all_its_inputs_above_one_another(axes: int) -> None:
+    torch.manual_seed(0)
+    estimator = Estimator(axes, 8, 8, GROUP, flow_std=0.1).double()
+    nn.init.normal_(estimator[1].bias)
+    shape = (9, 7, 5)[:axes]
+    warped, fixed = torch.rand(2, 4, 8, *shape, dtype=torch.float64)
+    velocity = torch.randn(4, axes, *shape, dtype=torch.float64)
+    expected = nn.Sequential(*estimator)(torch.cat([warped, fixed, velocity], dim=1))
+    share = estimator.share_of_fixed(fixed)
+    torch.testing.assert_close(estimator(warped, share, velocity, antisymmetric=False), expected)
+    found = estimator(warped, share, velocity, antisymmetric=True)
+    torch.testing.assert_close(found, 0.5 * (expected[:2] - expected[2:]))
+    # Every parameter has a gradient, as several devices need; the bias that cancels has none to speak of.
+    gradients = torch.autograd.grad(found.square().sum(), list(estimator.parameters()))
+    assert gradients[-1].eq(0).all()
+    assert all(gradient.abs().max() > 0 for gradient in gradients[:-1])
 
 
 def test_smoothing_is_a_normalized_gaussian() -> None:
