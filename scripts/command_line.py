@@ -56,7 +56,8 @@ def check(argv: Sequence[str] | None = None) -> None:
             hint = f"did you mean --{close[0]}?" if close else "the options are the top-level keys of the config file."
             raise InputError(f"--{name}: no such option; {hint}")
         read = DefaultParseValue(value) if value is not None else True
-        if is_path(name) and not isinstance(read, (str, list, tuple)):
+        # False is how a path is left out.
+        if is_path(name) and read is not False and not isinstance(read, (str, list, tuple)):
             raise InputError(f"--{name} {value}: was read as {read!r}; write it as --{name} ./{value}")
 
 
