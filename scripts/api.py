@@ -25,7 +25,8 @@ def register_cine(cine: str | Path, **options: object) -> CineRegistration:
 
     Args:
         cine: a 4-D NIfTI file, or a folder of DICOM files that holds one stack.
-        options: any top-level key of `configs/inference.yaml`, such as `reference_frame`, `reference_label`, `points`, `device`.
+        options: any top-level key of `configs/inference.yaml`, such as `reference_frame`, `reference_label`, `points`, `device`, or
+            `output_dir`, without which nothing is written.
 
     Returns:
         What the workflow would write: fields in voxels of the reference frame, inverses, moved images, labels, function, strain, quality.
@@ -52,8 +53,8 @@ def run_one(**options: object) -> CineRegistration:
         logging_file=False,
         workflow_type="infer",
         bundle_root=str(ROOT),
-        **{key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
-        output_dir=None,
+        # Nothing is written, unless asked for.
+        **{"output_dir": None} | {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
     )
     try:
         workflow.initialize()

@@ -12,7 +12,7 @@ import torch
 from benchmarks import inference
 
 itk = pytest.importorskip("itk")
-TINY = ["--crop", "64", "--rounds", "2", "--slices", "2", "--iterations", "10"]
+TINY = ["--crop", "64", "--rounds", "2", "--slices", "2", "--iterations", "10", "--no_cine"]
 STILL: Callable = lambda pairs: torch.zeros_like(pairs)
 
 
@@ -95,3 +95,12 @@ def test_a_missing_checkpoint_or_itk_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(inference.sys.modules, "itk", None)
     with pytest.raises(inference.InputError, match="itk: is not installed; pip install itk"):
         inference.main(TINY)
+
+
+def test_a_whole_case_is_timed_from_file_to_files(phantoms: Path) -> None:
+    subject = phantoms / "phantom001"
+    cine, label = subject / "phantom001_4d.nii.gz", subject / "phantom001_frame01_gt.nii.gz"
+    case = inference.time_case("cpu", str(inference.ROOT / "models" / "model.pt"), 64, str(cine), str(label))
+    assert case["shape"] == [40, 36, 2, 4]
+    assert case["cpu_seconds"] > 0
+    assert case["seconds"] > 0
