@@ -39,7 +39,7 @@ def assert_trained_once(folder: Path, result: subprocess.CompletedProcess) -> No
     assert state["trainer"]["iteration"] == STEPS
     assert state["lr_scheduler"]["last_epoch"] == STEPS
     assert int(next(iter(state["optimizer"]["state"].values()))["step"]) == STEPS
-    assert count(r"SupervisedTrainer - INFO - Epoch\[1\] Complete", result.stdout + result.stderr) == 1
+    assert count(r"Trainer - INFO - Epoch\[1\] Complete", result.stdout + result.stderr) == 1
     weights = torch.load(folder / "model.pt", weights_only=True)
     assert {f"module.{name}" for name in weights} == state["averager"].keys() - {"n_averaged"}
     assert all(torch.isfinite(value).all() for value in weights.values())
@@ -355,7 +355,7 @@ def test_two_processes_train_and_validate_as_one(phantoms: Path, tmp_path: Path)
         configs = f"['{TRAIN}',{more}'{tmp_path / 'plain.yaml'}']"
         result = succeed(run_bundle(config_file=configs, processes=processes, output_dir=tmp_path / name, **options))
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"model.pt", "last_checkpoint_epoch=2.pt", "tensorboard"}
-    assert count(r"SupervisedTrainer - INFO - Epoch\[1\] Complete", result.stdout + result.stderr) == 1
+    assert count(r"Trainer - INFO - Epoch\[1\] Complete", result.stdout + result.stderr) == 1
     one, two = (read_state(tmp_path / name) for name in ("one", "two"))
     assert two["trainer"]["iteration"] == one["trainer"]["iteration"] == 2
     assert two["best_weights"]["score"] == pytest.approx(one["best_weights"]["score"], rel=1e-4)
