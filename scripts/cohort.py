@@ -61,22 +61,17 @@ def run_cases(
     # A single case was asked for by its files and options: what lies there may come from others.
     overwrite = overwrite or len(dataset.data) == 1
     # Shared before looking at what is done, which changes while the other processes work.
-    share = [
-        {**item, "fingerprint": fingerprint(item, parameters or {})}
-        for item in dataset.data[idist.get_rank() :: idist.get_world_size()]
-    ]
-    waiting = [item for item in share if overwrite or not is_done(output_dir, item)]
-    if len(waiting) < len(share):
-        logger.info(
-            f"{len(share) - len(waiting)} of {len(share)} cases are done already, of these files and options; --overwrite True runs "
-            "them again"
-        )
-    bar = tqdm(waiting, desc="cases", unit="case", disable=idist.get_rank() > 0)
+    share, skipped = dataset.data[idist.get_rank() :: idist.get_world_size()], 0
+    bar = tqdm(share, desc="cases", unit="case", disable=idist.get_rank() > 0)
     for item in bar:
         name = str(item["case"])
         bar.set_postfix_str(name)
-        evaluator.data_loader = DataLoader(Dataset([item], dataset.transform), batch_size=1)
         try:
+            item = {**item, "fingerprint": fingerprint(item, parameters or {})}
+            if not overwrite and is_done(output_dir, item):
+                skipped += 1
+                continue
+            evaluator.data_loader = DataLoader(Dataset([item], dataset.transform), batch_size=1)
             evaluator.run()
             done.append(name)
         except Exception as error:
@@ -84,6 +79,10 @@ def run_cases(
                 raise
             failed[name] = str(first_cause(error))
             tqdm.write(f"{name}: failed, {failed[name]}")
+    if skipped:
+        logger.info(
+            f"{skipped} of {len(share)} cases were done already, of these files and options; --overwrite True runs them again"
+        )
     rows = gather_rows([summarize_case(output_dir, item, failed.get(str(item["case"]))) for item in share], len(dataset.data))
     if idist.get_rank() == 0 and len(dataset.data) > 1:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -112,7 +111,8 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
             total.update(str(value).encode())
             continue
         path = Path(str(value))
-        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        # A missing file is the loader's to report.
+        for file in sorted(p for p in (path, *path.rglob("*")) if p.is_file()):
             total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]
 

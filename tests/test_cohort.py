@@ -82,7 +82,7 @@ def test_what_is_done_is_skipped(make: Make, caplog: pytest.LogCaptureFixture) -
     study = make("a", "b", "c")
     with caplog.at_level(logging.INFO, "inference"):
         assert study.run() == study.written == ["a", "c"]
-    assert "1 of 3 cases are done already" in caplog.text
+    assert "1 of 3 cases were done already" in caplog.text
     assert study.run() == []
     assert study.run(overwrite=True) == ["a", "b", "c"]
 
