@@ -6,7 +6,7 @@ BUNDLE := $(PY) -m monai.bundle run
 NAME := gsmorph_cardiac_registration
 VERSION = $(shell $(PY) -c "import json; print(json.load(open('configs/metadata.json'))['version'])")
 
-.PHONY: help demo table test test-browser lint zip clean
+.PHONY: help demo table test test-browser lint zip export clean
 
 help:
 	@echo "make demo   phantoms, training by surgery, held-out figures, demo/registration.png (about 3 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test   lint and the whole test suite"
 	@echo "make test-browser   the report in headless chromium, which it installs where it can"
 	@echo "make zip    the bundle as dist/$(NAME)_v<version>.zip"
+	@echo "make export the shipped network as dist/model.ts (TorchScript) and dist/model.onnx, each compared with the network"
 	@echo "make clean  remove what the others made, and .venv"
 
 # An error of make's own is one line; a recipe that fails would add another.
@@ -62,6 +63,9 @@ lint: .venv/.dev
 
 zip: .venv/.runtime
 	$(PY) -m scripts.package dist/$(NAME)_v$(VERSION).zip --name $(NAME)
+
+export: .venv/.dev
+	OMP_NUM_THREADS=1 $(PY) -m scripts.exports --output_dir dist
 
 clean:
 	rm -rf .venv demo dist output eval cache

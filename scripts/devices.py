@@ -115,3 +115,17 @@ def allow_tf32(allowed: bool = True) -> None:
     precision = "tf32" if allowed else "ieee"
     torch.backends.cudnn.conv.fp32_precision = precision
     torch.backends.cuda.matmul.fp32_precision = precision
+
+
+def check_bf16(device: str | torch.device, bf16: bool) -> None:
+    """Stop where bfloat16 is asked for and a device would only imitate it.
+
+    Raises:
+        InputError: naming the device.
+    """
+    if torch.device(device).type == "cuda":
+        there = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        there = any(value is True for name, value in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+    if bf16 and not there:
+        raise InputError(f"--bf16 True: {device} has no bfloat16 arithmetic; leave it False.")

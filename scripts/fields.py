@@ -69,7 +69,10 @@ class Integration(nn.Module):
 
 def sampler_grid(field: Tensor) -> Tensor:
     """Where the voxels of a field's grid lie, (1, d, *spatial), in the sampler's coordinates."""
-    axes = [torch.linspace(-1.0, 1.0, size, dtype=field.dtype, device=field.device) for size in field.shape[2:]]
+    axes: list[Tensor] = []
+    for size in field.shape[2:]:
+        # Not `linspace`: an ONNX export would fix its length.
+        axes.append(torch.arange(size, dtype=field.dtype, device=field.device) * (2.0 / max(size - 1, 1)) - 1.0)
     points = torch.meshgrid(axes, indexing="ij")
     last_first: list[Tensor] = []
     for axis in range(len(axes) - 1, -1, -1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -18,26 +19,32 @@ class FieldInferer(Inferer):
         inferer: how the network meets the input: `SimpleInferer` for a batch of slices (B, 2, X, Y), or MONAI's `SliceInferer` with
             `spatial_dim: 2` and `roi_size: [-1, -1]` for a stack (B, 2, X, Y, Z), whole slice by whole slice.
         integration: `fields.Integration` (or MONAI's `DVF2DDF`) for a stationary velocity field, None for a displacement.
+        bf16: whether the network's convolutions run in bfloat16 (autocast); coordinates and integration never do.
         both_ways: whether to append the fields of the way back, fixed to moving: those of the negative velocity.
 
     Raises:
         ValueError: for both ways without integration, since a displacement's negative is not its inverse.
     """
 
-    def __init__(self, inferer: Inferer | None = None, integration: nn.Module | None = None, both_ways: bool = False) -> None:
+    def __init__(
+        self, inferer: Inferer | None = None, integration: nn.Module | None = None, both_ways: bool = False, bf16: bool = False
+    ) -> None:
         super().__init__()
         if both_ways and integration is None:
             raise ValueError("both_ways needs a velocity: give integration, or set both_ways to false.")
         self.inferer = inferer or SimpleInferer()
         self.integration = integration
         self.both_ways = both_ways
+        self.bf16 = bf16
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
         """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) both ways; voxels of the fixed grid, pull convention."""
 
         def to_field(pair: Tensor) -> Tensor:
             # Coordinates in half precision are off by up to a fifth of a voxel.
-            field = full_precision(network(pair, *args, **kwargs))
+            with torch.autocast(pair.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
+                field = network(pair, *args, **kwargs)
+            field = full_precision(field)
             field = torch.cat([field, -field]) if self.both_ways else field
             return field if self.integration is None else self.integration(field)
 

@@ -9,6 +9,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from scripts.errors import InputError
 from scripts.inferers import FieldInferer
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.surgery import settle
@@ -27,6 +28,10 @@ class RefiningInferer(FieldInferer):
         learning_rate: of Adam.
         similarity: a loss of (moved, fixed); default is the mean squared error.
         tau: guard of the projection.
+        bf16: see `FieldInferer`; the steps themselves run in full precision.
+
+    Raises:
+        InputError: for steps of a network without parameters, such as an exported one.
     """
 
     def __init__(
@@ -37,8 +42,9 @@ class RefiningInferer(FieldInferer):
         learning_rate: float = 5e-4,
         similarity: nn.Module | None = None,
         tau: float = 1e-5,
+        bf16: bool = False,
     ) -> None:
-        super().__init__(inferer, integration)
+        super().__init__(inferer, integration, bf16=bf16)
         self.iterations = iterations
         self.learning_rate = learning_rate
         self.loss = WarpedSimilarity(similarity or nn.MSELoss())
@@ -53,8 +59,10 @@ class RefiningInferer(FieldInferer):
 
     def refine(self, network: nn.Module, pair: Tensor) -> nn.Module:
         """A copy of the network, fitted to a batch of pairs (B, 2, X, Y)."""
+        if not any(p.requires_grad for p in network.parameters()):
+            raise InputError("--refine_iterations: an exported network cannot be fitted; leave out configs/inference_onnx.yaml.")
         infer = FieldInferer(integration=self.integration, both_ways=self.integration is not None)
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(pair.device.type, enabled=False):
             fitted = copy.deepcopy(network)
             parameters = [p for p in fitted.parameters() if p.requires_grad]
             optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)

@@ -1,0 +1,291 @@
+"""The network for other runtimes: exported to TorchScript and ONNX with a parity check, and an ONNX file run in the network's place.
+
+    python -m scripts.exports [--checkpoint models/model.pt] [--output_dir dist] [--config_file configs/inference.yaml]
+
+TorchScript holds the whole network, for any image size. ONNX holds the backbone, for batches and sizes of any multiple of the stride:
+`networks.PaddedNetwork` pads around it, as around the backbone itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import functools
+import hashlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from scripts.checkpoints import load_weights
+from scripts.errors import InputError
+from scripts.networks import PaddedNetwork
+
+ROOT = Path(__file__).parent.parent
+OPSETS = (18, 19, 20)
+"""From where `GridSample` and `Resize` are what PyTorch's are, to what the pinned runtimes read."""
+TOLERANCE = 1e-3  # pixels
+MAKE = "make export, or python -m scripts.exports, writes it"
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode with each BatchNorm folded into the convolution before it. Norms of the input's own statistics stay."""
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        adn = getattr(module, "adn", None)
+        if isinstance(norm := getattr(adn, "N", None), nn.modules.batchnorm._BatchNorm):
+            module.conv = fuse_conv_bn_eval(module.conv, norm)
+            adn.N = nn.Identity()
+    return network
+
+
+class ElementwiseGroupNorm(nn.Module):
+    """`nn.GroupNorm` by means along the spatial axes and one scale and shift a channel.
+
+    The usual form cuts channels into groups by a reshape, for which runtimes leave their convolutions' memory format and come back.
+
+    Args:
+        norm: the one to imitate, with an affine part.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        spatial = list(range(2, x.ndim))
+        mean, square = (self.of_groups(value.mean(spatial)) for value in (x, x * x))
+        scale = torch.rsqrt(square - mean * mean + self.eps) * self.weight
+        shift = self.bias - mean * scale
+        for _ in spatial:
+            scale, shift = scale.unsqueeze(-1), shift.unsqueeze(-1)
+        return x * scale + shift
+
+    def of_groups(self, means: Tensor) -> Tensor:
+        """(B, C) means of channels -> (B, C) means of their groups."""
+        per_group = len(self.weight) // self.groups
+        return means.unflatten(1, (self.groups, per_group)).mean(2).repeat_interleave(per_group, dim=1)
+
+
+def spread_group_norm(network: nn.Module) -> nn.Module:
+    """The network with each GroupNorm in elementwise form; changed in place."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, ElementwiseGroupNorm(child))
+    return network
+
+
+def export_torchscript(network: nn.Module, path: str | Path) -> Path:
+    """Write a network, (B, 2, *spatial) -> (B, d, *spatial), as frozen TorchScript; the whole file or none."""
+    return write_whole(path, lambda part: torch.jit.freeze(torch.jit.script(fold_batch_norm(network))).save(str(part)))
+
+
+def export_onnx(network: nn.Module, path: str | Path, opset: int = OPSETS[-1], checkpoint: str | Path | None = None) -> Path:
+    """Write a network's backbone as ONNX with free batch and spatial sizes; the whole file or none.
+
+    Args:
+        network: of two spatial axes; a `PaddedNetwork`, or one that takes any size.
+        path: file to write.
+        opset: version of ONNX's operators.
+        checkpoint: file of the weights, whose hash is written beside them.
+
+    Raises:
+        InputError: for an opset that does not do.
+    """
+    if opset not in OPSETS:
+        raise InputError(f"--opset {opset}: give one of {', '.join(map(str, OPSETS))}.")
+    import onnx
+
+    stride = getattr(network, "stride", 1)
+    backbone = spread_group_norm(fold_batch_norm(getattr(network, "backbone", network))).cpu()
+    sizes = [stride * torch.export.Dim(name, min=2, max=4096 // stride) for name in ("rows", "columns")]
+    example = torch.rand(3, 2, 4 * stride, 6 * stride)
+
+    def write(part: Path) -> None:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                backbone,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=({0: torch.export.Dim("batch", max=4096), 2: sizes[0], 3: sizes[1]},),
+                input_names=["pair"],
+                output_names=["velocity"],
+                verbose=False,
+            )
+        model = program.model_proto
+        onnx.helper.set_model_props(model, {"weights": hash_file(checkpoint), "smallest": str(2 * stride)})
+        onnx.save(model, part)
+
+    return write_whole(path, write)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporter's progress and its notes on packages that are not needed."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Write a file under another name and put it in its place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    write(part)
+    os.replace(part, path)
+    return path
+
+
+def hash_file(path: str | Path | None) -> str:
+    """SHA-256 of a file; empty for None."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+
+
+class ExportedNetwork(nn.Module):
+    """An ONNX file in a network's place: ONNX Runtime or OpenVINO computes its forward pass, on the CPU and on torch's number of threads.
+
+    Args:
+        path: ONNX file of `export_onnx`.
+        runtime: "onnxruntime" or "openvino".
+        checkpoint: weights that the file must have been exported from; None does not ask.
+        bf16: whether OpenVINO computes in bfloat16.
+
+    Raises:
+        InputError: for a file that is not there, of other weights or not readable, a runtime that is not installed, or bfloat16 with the
+            other one.
+    """
+
+    def __init__(
+        self, path: str | Path, runtime: str = "onnxruntime", checkpoint: str | Path | None = None, bf16: bool = False
+    ) -> None:
+        super().__init__()
+        runtimes = {"onnxruntime": run_onnxruntime, "openvino": run_openvino}
+        if runtime not in runtimes:
+            raise InputError(f"--runtime {runtime}: give one of {', '.join(runtimes)}.")
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file; {MAKE}.")
+        try:
+            self.run, properties = runtimes[runtime](path, torch.get_num_threads(), bf16)
+        except ImportError as error:
+            raise InputError(f"--runtime {runtime}: is not installed; pip install {runtime}") from error
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{path}: is no ONNX file that {runtime} can read ({type(error).__name__}); {MAKE}.") from error
+        if checkpoint and properties.get("weights") != hash_file(checkpoint):
+            raise InputError(f"{path}: was exported from other weights than {checkpoint}; {MAKE} anew.")
+        self.smallest = int(properties.get("smallest", 1))
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """(B, 2, X, Y) -> (B, 2, X, Y), voxels; on the input's device.
+
+        Raises:
+            InputError: for an image that is smaller than the file was exported for.
+        """
+        if min(pair.shape[2:]) < self.smallest:
+            raise InputError(f"an image of {tuple(pair.shape[2:])} pixels: exported networks take {self.smallest} or more along an axis.")
+        field = self.run(np.ascontiguousarray(pair.detach().cpu().float().numpy()))
+        return torch.from_numpy(field).to(pair.device)
+
+
+Runtime = tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]
+"""An ONNX file's function, and its properties."""
+
+
+def run_onnxruntime(path: str | Path, threads: int, bf16: bool = False) -> Runtime:
+    """Through ONNX Runtime.
+
+    Raises:
+        InputError: for bfloat16, which its CPU kernels lack.
+    """
+    import onnxruntime
+
+    if bf16:
+        raise InputError("--bf16 True: ONNX Runtime has no bfloat16 on a CPU; leave it False, or --runtime openvino.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda pair: session.run(None, {"pair": pair})[0], session.get_modelmeta().custom_metadata_map
+
+
+def run_openvino(path: str | Path, threads: int, bf16: bool = False) -> Runtime:
+    """Through OpenVINO, compiled for each shape that comes: it is faster than with free sizes."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    properties = {key: str(value.value) for key, value in model.get_rt_info("framework").value.items()}
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
+
+    @functools.lru_cache(maxsize=4)
+    def compiled(shape: tuple[int, ...]) -> object:
+        fixed = model.clone()
+        fixed.reshape(list(shape))
+        return core.compile_model(fixed, "CPU", settings).create_infer_request()
+
+    return lambda pair: compiled(pair.shape).infer({0: pair})[0].copy(), properties
+
+
+def largest_difference(one: nn.Module, other: nn.Module, stride: int) -> float:
+    """Largest difference in pixels of two networks on random smooth pairs of images, of one and of ten, of odd and even sizes."""
+    generator = torch.Generator().manual_seed(0)
+    found = 0.0
+    for batch, size in ((1, (8 * stride, 8 * stride)), (10, (5 * stride - 7, 4 * stride + 3))):
+        coarse = torch.rand(batch, 2, 8, 8, generator=generator)
+        pair = F.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
+        with torch.inference_mode():
+            found = max(found, float((one(pair) - other(pair)).abs().max()))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Export the network of a config, print how far each form is from it in pixels, and keep none that is further than `TOLERANCE`."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.exports", description=main.__doc__.splitlines()[0])
+    parser.add_argument("--config_file", default=str(ROOT / "configs" / "inference.yaml"), help="its network_def is exported")
+    parser.add_argument("--checkpoint", default=str(ROOT / "models" / "model.pt"))
+    parser.add_argument("--output_dir", default=str(ROOT / "dist"))
+    parser.add_argument("--opset", type=int, default=OPSETS[-1], help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}")
+    options = parser.parse_args(argv)
+    config = ConfigParser(ConfigParser.load_config_file(options.config_file))
+    network = load_weights(config.get_parsed_content("network_def", instantiate=True), options.checkpoint).eval()
+    stride = getattr(network, "stride", 1)
+    folder = Path(options.output_dir)
+    wrap = lambda path: PaddedNetwork(ExportedNetwork(path, checkpoint=options.checkpoint), stride)
+    forms = {
+        "model.ts": (export_torchscript, torch.jit.load),
+        "model.onnx": (lambda n, path: export_onnx(n, path, options.opset, options.checkpoint), wrap),
+    }
+    differences = {}
+    for name, (export, load) in forms.items():
+        path = export(network, folder / name)
+        differences[name] = largest_difference(network, load(path), stride)
+        print(f"{path}: at most {differences[name]:.1e} px from the network in PyTorch")
+        if not differences[name] < TOLERANCE:
+            path.unlink()
+            raise InputError(f"{path}: removed, since that is more than {TOLERANCE} px.")
+    return differences
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
