@@ -66,7 +66,7 @@ ROWS = {
 }
 SEARCHED = {
     "demons": [{"sigma": sigma, "iterations": 50} for sigma in (1.0, 1.5, 2.0, 2.5)],
-    "diffeomorphic_demons": [{"sigma": sigma, "iterations": 50} for sigma in (0.7, 1.0, 1.5)],
+    "diffeomorphic_demons": [{"sigma": sigma, "iterations": 50} for sigma in (0.5, 0.7, 1.0, 1.5)],
     "syn": [
         {"update_variance": variance, "step": step, "iterations": [80, 40, 20]}
         for variance, step in ((3.0, 0.25), (1.0, 0.25), (1.0, 0.5))
