@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -114,6 +115,7 @@ def make_step(
         train_handlers=[GradientSurgeryHandler(network, SmoothnessLoss(), tau=TAU)] if surgery else [],
         decollate=False,
         compile=compile,
+        optim_set_to_none=True,
     )
     trainer.logger.setLevel("ERROR")
 
@@ -125,21 +127,25 @@ def make_step(
     return step
 
 
-def make_reference_step(path: str | Path, pair: Tensor) -> Callable[[], None]:
-    """One step of the authors' code on a batch, from a checkout of their repository (their published setting).
+def import_reference(path: str | Path, name: str) -> ModuleType:
+    """A module of the authors' code, from a checkout of their repository.
 
     Raises:
         InputError: where the path holds no such checkout.
     """
     source = Path(path) / "source"
-    if not (source / "model_func.py").is_file():
-        raise InputError(f"{source / 'model_func.py'}: no such file; --reference takes a checkout of the authors' repository.")
+    if not (source / f"{name}.py").is_file():
+        raise InputError(f"{source / name}.py: no such file; --reference takes a checkout of the authors' repository.")
     sys.path.insert(0, str(source))
     try:
-        theirs = importlib.import_module("model_func")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(source))
-    size = pair.shape[-1]
+
+
+def make_reference(path: str | Path, size: int, device: str) -> tuple[nn.Module, object]:
+    """The authors' network for images of size² and its `GradientDescent`, in their published setting."""
+    theirs = import_reference(path, "model_func")
     model = theirs.load_model(
         {
             "ModelType": "VoxelMorph",
@@ -148,10 +154,14 @@ def make_reference_step(path: str | Path, pair: Tensor) -> Callable[[], None]:
             "ImgSize": size,
             "IntegrateConfig": {"UseIntegrate": False, "TimeStep": 8},
         }
-    ).to(pair.device)
-    descent = theirs.GradientDescent(
-        model, torch.optim.AdamW(model.parameters(), lr=1e-4), "MSE", "Grad", {"Similarity": 1, "Smoothness": WEIGHT}, "LayerWise"
-    )
+    ).to(device)
+    weights = {"Similarity": 1, "Smoothness": WEIGHT}
+    return model, theirs.GradientDescent(model, torch.optim.AdamW(model.parameters(), lr=1e-4), "MSE", "Grad", weights, "LayerWise")
+
+
+def make_reference_step(path: str | Path, pair: Tensor) -> Callable[[], None]:
+    """One step of the authors' code on a batch."""
+    model, descent = make_reference(path, pair.shape[-1], pair.device)
     moving, fixed = pair[:, :1].contiguous(), pair[:, 1:].contiguous()
 
     def step() -> None:
@@ -196,13 +206,15 @@ def surgery_error(network: nn.Module, pair: Tensor) -> float:
     return float(max((a - b).abs().max() for a, b in zip(found, expected)) / scale)
 
 
-def time_rounds(steps: dict[str, Callable[[], None]], rounds: int, device: str, seed: int = 0) -> dict[str, list[float]]:
+def time_rounds(
+    steps: dict[str, Callable[[], None]], rounds: int, device: str, seed: int = 0, progress: bool = True
+) -> dict[str, list[float]]:
     """Seconds of each step in each round; the order within a round is random."""
     shuffle = random.Random(seed).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     on_gpu = device.startswith("cuda")
     clock = time.perf_counter if on_gpu else time.process_time
-    for _ in tqdm(range(rounds), desc="rounds", unit="round"):
+    for _ in tqdm(range(rounds), desc="rounds", unit="round", disable=not progress):
         names = list(steps)
         shuffle(names)
         for name in names:

@@ -200,7 +200,9 @@ class ExportedNetwork(nn.Module):
             InputError: for an image that is smaller than the file was exported for.
         """
         if min(pair.shape[2:]) < self.smallest:
-            raise InputError(f"an image of {tuple(pair.shape[2:])} pixels: exported networks take {self.smallest} or more along an axis.")
+            raise InputError(
+                f"an image of {tuple(pair.shape[2:])} pixels: exported networks take {self.smallest} or more along an axis."
+            )
         field = self.run(np.ascontiguousarray(pair.detach().cpu().float().numpy()))
         return torch.from_numpy(field).to(pair.device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -205,8 +206,8 @@ class GradientSurgeryHandler:
 class NonFiniteLossHandler:
     """Stops training before a NaN or infinite loss or field reaches the weights.
 
-    On a CPU, and where the optimizer cannot skip a step by itself, each step is looked at before its backward pass (torch's backward pass
-    of `grid_sample` on a CPU crashes at NaN coordinates). On a GPU nothing waits for the device: a flag there makes the fused
+    On a CPU, in several processes, and where the optimizer cannot skip a step by itself, each step is looked at before its backward pass
+    (torch's backward pass of `grid_sample` on a CPU crashes at NaN coordinates). Else, on a GPU, nothing waits for the device: a flag there makes the fused
     optimizer skip this and all later steps, as a GradScaler does, and it is read every few steps and before an epoch's validation
     and checkpoint. Attach it before `GradientSurgeryHandler`, validation and checkpoints.
 
@@ -232,7 +233,8 @@ class NonFiniteLossHandler:
     def start(self, engine: Engine) -> None:
         skips = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
         if self.waits is None:
-            self.waits = engine.state.device.type != "cuda" or not skips
+            # Other processes would average in the gradients of the one whose step is not finite.
+            self.waits = engine.state.device.type != "cuda" or not skips or idist.get_world_size() > 1
         # The same tensor in a later run: a recorded step knows it.
         self.flag = torch.zeros((), device=engine.state.device) if self.flag is None else self.flag.zero_()
         if not self.waits and skips and not engine.amp:

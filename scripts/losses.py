@@ -98,7 +98,8 @@ class SmoothnessLoss(nn.Module):
         with torch.autocast(field.device.type, enabled=False):
             field = full_precision(field)
             if self.spacing is not None:
-                field = field * field.new_tensor(self.spacing).view(-1, *[1] * axes)
+                # Not by a tensor of the spacing, whose copy to the device would wait for it.
+                field = torch.stack([field[:, axis] * size for axis, size in enumerate(self.spacing)], dim=1)
             terms = []
             for axis in range(axes):
                 difference = field.diff(dim=axis + 2) / (1.0 if self.spacing is None else self.spacing[axis])

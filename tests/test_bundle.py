@@ -414,6 +414,7 @@ def test_batch_norm_sees_the_whole_batch_on_cuda_devices(device: str) -> None:
         ),
         (INFERENCE, {"moving": "NAN", "fixed": "FIXED"}, ("nan.nii.gz: holds NaN or Inf",)),
         (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "moving_label": "FIXED"}, ("labels are",)),
+        (TRAIN, {"dataset_dir": "EMPTY", "graph": True}, ("--graph True: needs a CUDA device, not cpu",)),
         (TRAIN, {"dataset_dir": "EMPTY"}, ("split 'train' is empty; add subjects to it",)),
         (INFERENCE, {"cine": "CINE", "reference_frame": 5}, ("cine_4d.nii.gz: has the frames 1 to 4, no reference frame 5",)),
     ],

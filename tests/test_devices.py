@@ -6,7 +6,7 @@ import ignite.distributed as idist
 import pytest
 import torch
 
-from scripts.devices import check_device, default_device, gather_rows, start_process_group
+from scripts.devices import allow_tf32, check_device, check_switches, default_device, gather_rows, start_process_group
 from scripts.errors import InputError
 
 
@@ -18,6 +18,39 @@ def test_the_default_device_is_there() -> None:
 def test_a_device_that_is_not_there_is_named_with_those_that_are(device: str) -> None:
     with pytest.raises(InputError, match=f"--device {device}: no such device here; use one of cpu"):
         check_device(device)
+
+
+@pytest.mark.parametrize(
+    ("device", "switches", "words"),
+    [
+        ("cpu", {"amp": True}, "--amp True: needs a CUDA device, not cpu; leave it out"),
+        ("cpu", {"graph": True}, "--graph True: needs a CUDA device, not cpu; leave it out"),
+        ("cuda:0", {"graph": True, "amp": True}, "a step with amp is not recorded; give one of --graph and --amp"),
+        ("cuda:0", {"graph": True, "compile": True}, "a step with compile is not recorded"),
+        ("cpu", {"compile": True}, "--compile True: there is no C++ compiler nothing"),
+    ],
+)
+def test_a_switch_that_would_do_nothing_is_refused(
+    device: str, switches: dict, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "nothing")
+    with pytest.raises(InputError, match=words.replace("+", r"\+")):
+        check_switches(device, **switches)
+
+
+def test_switches_that_suit_the_device_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "sh")
+    check_switches("cpu")
+    check_switches("cpu", compile=True)
+    check_switches("cuda:0", graph=True)
+    check_switches("cuda:0", amp=True, compile=True)
+
+
+def test_tf32_is_switched_both_ways() -> None:
+    for allowed, precision in ((False, "ieee"), (True, "tf32")):
+        allow_tf32(allowed)
+        assert torch.backends.cudnn.conv.fp32_precision == precision
+        assert torch.backends.cuda.matmul.fp32_precision == precision
 
 
 def test_several_processes_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

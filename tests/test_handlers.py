@@ -567,6 +567,46 @@ def test_non_finite_loss_stops_before_weights_and_checkpoints_change(tmp_path: P
         torch.testing.assert_close(value, saved[name], rtol=0, atol=0)
 
 
+def test_a_fused_optimizer_skips_a_step_that_is_not_finite_without_waiting(tmp_path: Path) -> None:
+    """As on a GPU: the flag is read two steps late, and neither weights nor checkpoint have changed since the bad one."""
+    network, states = make_unet(), []
+    similarity = WarpedSimilarity(nn.MSELoss())
+    calls = iter([1.0, 1.0, float("nan"), 1.0, 1.0, 1.0])
+
+    class Reader:
+        def attach(self, engine: Engine) -> None:
+            engine.add_event_handler(IterationEvents.MODEL_COMPLETED, lambda _: states.append(parameters_of(network)))
+
+    saver = CheckpointSaver(str(tmp_path), {"network": network}, save_final=True)
+    with pytest.raises(FloatingPointError, match=r"step 1 to 5 \(epoch 1\)"):
+        train(
+            network,
+            list(make_pairs(12, (16, 16)).split(2)),
+            handlers=[NonFiniteLossHandler(every=5, waits=False), saver, Reader()],
+            optimizer=torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True),
+            loss_function=lambda field, pair: next(calls) * similarity(field, pair),
+        )
+    assert len(states) == 5
+    saved = torch.load(next(tmp_path.glob("*.pt")))
+    for name, value in states[1].items():
+        assert not torch.equal(value, states[0][name]) or "bias" in name
+        for later in (*states[2:], saved):
+            assert torch.equal(later[name], value), name
+
+
+def test_the_flag_is_read_before_an_epoch_ends(tmp_path: Path) -> None:
+    network = make_unet()
+    with pytest.raises(FloatingPointError, match=r"step 1 to 2 \(epoch 1\)"):
+        train(
+            network,
+            list(make_pairs(4, (16, 16)).split(2)),
+            handlers=[NonFiniteLossHandler(every=50, waits=False), CheckpointSaver(str(tmp_path), {"n": network}, save_interval=1)],
+            optimizer=torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True),
+            loss_function=lambda field, pair: float("nan") * field.mean(),
+        )
+    assert not list(tmp_path.iterdir())
+
+
 class Clip:
     """Scales the gradients down to a norm, as a user's handler does."""
 
@@ -593,6 +633,7 @@ def test_running_mean_follows_its_recursion(share: float) -> None:
     handler = WeightAveraging(averager, network)
 
     def step(engine: Engine, shift: float) -> None:
+        assert handler.count == averager.n_averaged
         with torch.no_grad():
             network[0].weight += shift
             network[1].running_mean += shift

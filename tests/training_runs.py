@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -75,6 +75,8 @@ def train(
     handlers: Sequence = (),
     scaler: torch.amp.GradScaler | None = None,
     weight_decay: float = 0.0,
+    trainer_class: Callable[..., SupervisedTrainer] = SupervisedTrainer,
+    optimizer: torch.optim.Optimizer | None = None,
     **options: object,
 ) -> tuple[list[dict[str, Tensor]], SupervisedTrainer]:
     """Train by surgery and SGD; returns the gradients after each iteration, by parameter name, and the trainer.
@@ -86,15 +88,18 @@ def train(
         handlers: attached after the surgery.
         scaler: used as MONAI's trainer uses its own, which needs CUDA.
         weight_decay: of SGD.
+        trainer_class: makes the trainer.
+        optimizer: instead of SGD.
         options: of `SupervisedTrainer`.
     """
     surgery = {"network": network, "constraint": SmoothnessLoss(), **(surgery or {})}
+    device = next(network.parameters()).device
     options = {"max_epochs": 1, "decollate": False, "loss_function": WarpedSimilarity(nn.MSELoss()), **options}
-    trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
+    trainer = trainer_class(
+        device=device,
         train_data_loader=[{"image": batch, "label": batch} for batch in batches],
         network=network,
-        optimizer=torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, weight_decay=weight_decay),
+        optimizer=optimizer or torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, weight_decay=weight_decay),
         train_handlers=[GradientSurgeryHandler(**surgery), *handlers],
         amp=scaler is not None,
         **options,
