@@ -1,7 +1,8 @@
 """Time to compute a field: our network against ITK's Demons and SyN, side by side in one process on the same slices.
 
     python -m benchmarks.inference [--dataset_dir DIR] [--rounds 5] [--slices 30] [--crop 128] [--json inference.json]
-        [--variants contiguous channels_last bf16 demons symmetric syn] [--cine C_4d.nii.gz --reference_label ED_gt.nii.gz | --no_cine]
+        [--variants contiguous channels_last bf16 torchscript onnxruntime openvino demons symmetric syn]
+        [--cine C_4d.nii.gz --reference_label ED_gt.nii.gz | --no_cine]
 
 Central crops of end-systolic slices are brought onto end diastole: those of a test split in ACDC's layout, else of phantoms. Every
 method takes the same pairs of images in [0, 1] and returns displacements in pixels; reading, scaling, warping and writing are not
@@ -12,7 +13,8 @@ least halve the mean squared difference of a phantom's slices; one that does not
 Beside it a whole case is timed once from file to files, as a user runs it: a cine read, its fields, inverses, quality, function, strain,
 everything written, the report too; a real one where it is given, else a phantom of ten slices and twenty frames.
 
-ours        the network and settings of configs/inference.yaml, its velocity integrated, by 1 or 10 slices a forward pass
+ours        the network and settings of configs/inference.yaml, its velocity integrated, by 1, 5 or 10 slices a forward pass; in
+            PyTorch (contiguous, channels_last, bf16), or exported (torchscript, onnxruntime, openvino)
 demons      DiffeomorphicDemonsRegistrationFilter, sigma 1, three levels by factors 4, 2, 1 in MultiResolutionPDEDeformableRegistration
 symmetric   SymmetricForcesDemonsRegistrationFilter, the same way (the Fast one is not wrapped for Python)
 syn         SyNImageRegistrationMethod on cross-correlation of radius 4, a level at a time, each until it converges; slow, on demand
@@ -37,15 +39,18 @@ from monai.transforms import Compose, ResizeWithPadOrCropd
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.step import Autocast, processor, quartiles, time_rounds
+from benchmarks.report import command
+from benchmarks.step import processor, quartiles, time_rounds
 from scripts.api import register_cine
 from scripts.checkpoints import load_weights
 from scripts.classical import METHODS, limit_itk_to_one_thread
 from scripts.datalists import select_pairs
 from scripts.errors import InputError
+from scripts.exports import ExportedNetwork, export_onnx, export_torchscript
 from scripts.fields import warp
 from scripts.inferers import FieldInferer
 from scripts.metrics import dice_percent, folding_percent, mse_hundredfold, nan_mean
+from scripts.networks import PaddedNetwork
 from scripts.phantom import Phantom, write_phantom_dataset
 from scripts.transforms import LABELS, LoadCased, ScaleSlicesd, scale_slices
 
@@ -54,8 +59,10 @@ Method = Callable[[Tensor], Tensor]
 
 ROOT = Path(__file__).parent.parent
 NETWORK = {"contiguous": {}, "channels_last": {"channels_last": True}, "bf16": {"channels_last": True, "bf16": True}}
-BATCHES = (1, 10)
-OURS = "ours, channels_last, batch 10"  # what inference.yaml ships: the others are compared to it
+EXPORTED = ("torchscript", "onnxruntime", "openvino")
+ON_DEMAND = ("bf16", *EXPORTED, "syn")
+BATCHES = (1, 5, 10)
+OURS = "ours, channels_last, batch 5"  # what inference.yaml ships: the others are compared to it
 STILL = "no registration"
 HIDDEN = ("json", "dataset_dir", "checkpoint", "cine", "reference_label")  # paths
 GATE = 0.5
@@ -74,9 +81,8 @@ def make_network_method(
         bf16: autocast of the network.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    network = network.to(memory_format=layout)
-    network = Autocast(network) if bf16 else network
-    infer = FieldInferer(integration=config.get_parsed_content("integration", instantiate=True))
+    network = network.to(memory_format=layout) if channels_last else network
+    infer = FieldInferer(integration=config.get_parsed_content("integration", instantiate=True), bf16=bf16)
 
     @torch.inference_mode()
     def method(pairs: Tensor) -> Tensor:
@@ -117,10 +123,28 @@ def make_methods(variants: Sequence[str], checkpoint: str, device: str, iteratio
                 # Each has a network of its own, since the memory format is a property of the weights.
                 network = load_weights(config.get_parsed_content("network_def", instantiate=True, lazy=False), checkpoint)
                 methods[name] = make_network_method(config, network.to(device).eval(), batch, **NETWORK[form])
+    for form in EXPORTED:
+        if form in variants:
+            network = export_and_load(config, checkpoint, form)
+            methods |= {f"ours, {form}, batch {batch}": make_network_method(config, network, batch) for batch in BATCHES}
     chosen = [name for name in ITK if name in variants]
     if chosen:
         limit_itk_to_one_thread()
     return methods | {name: ITK[name](iterations) for name in chosen}
+
+
+def export_and_load(config: ConfigParser, checkpoint: str, form: str) -> nn.Module:
+    """The network as `make export` writes it, run by one of `EXPORTED`.
+
+    Raises:
+        InputError: where a runtime is not installed.
+    """
+    network = load_weights(config.get_parsed_content("network_def", instantiate=True, lazy=False), checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        if form == "torchscript":
+            return torch.jit.load(export_torchscript(network, Path(folder) / "model.ts"))
+        path = export_onnx(network, Path(folder) / "model.onnx", checkpoint=checkpoint)
+        return PaddedNetwork(ExportedNetwork(path, form, checkpoint), network.stride)
 
 
 def phantom_slices(count: int, size: int, seed: int = 0) -> dict[str, Tensor]:
@@ -210,18 +234,23 @@ def compare(seconds: dict[str, list[float]], slices: int) -> dict[str, dict]:
             "milliseconds": quartiles([1e3 * value / slices for value in values]),
             "times_ours": quartiles([value / ours for value, ours in zip(values, seconds[OURS])]),
         }
+        | (
+            {"times_as_fast_as_demons": quartiles([d / v for d, v in zip(seconds["demons"], values)])}
+            if "demons" in seconds
+            else {}
+        )
         for name, values in seconds.items()
     }
 
 
 def format_table(table: dict[str, dict]) -> str:
     """A line a method: median [quartiles] of the times, then the scores."""
-    timed, scored = ("milliseconds", "times_ours"), ("mse", "dice", "folding_percent")
-    lines = [f"{'method':<32}" + "".join(f"{c:>24}" for c in timed) + "".join(f"{c:>17}" for c in scored)]
+    timed, scored = ("milliseconds", "times_ours", "times_as_fast_as_demons"), ("mse", "dice", "folding_percent")
+    lines = [f"{'method':<32}" + "".join(f"{c:>25}" for c in timed) + "".join(f"{c:>17}" for c in scored)]
     for name, row in table.items():
         cells = [f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if (v := row.get(column)) else "" for column in timed]
         scores = [f"{row[column]:.3f}" if column in row else "" for column in scored]
-        lines.append(f"{name:<32}" + "".join(f"{c:>24}" for c in cells) + "".join(f"{c:>17}" for c in scores))
+        lines.append(f"{name:<32}" + "".join(f"{c:>25}" for c in cells) + "".join(f"{c:>17}" for c in scores))
     return "\n".join(lines)
 
 
@@ -235,8 +264,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--slices", type=int, default=30, help="pairs of slices a round")
     parser.add_argument("--crop", type=int, default=128, help="pixels along both axes")
     parser.add_argument("--iterations", type=int, default=50, help="of Demons and SyN, at each of three levels")
-    variants = [*NETWORK, *ITK]
-    parser.add_argument("--variants", nargs="+", choices=variants, default=[v for v in variants if v not in ("bf16", "syn")])
+    variants = [*NETWORK, *EXPORTED, *ITK]
+    parser.add_argument("--variants", nargs="+", choices=variants, default=[v for v in variants if v not in ON_DEMAND])
     parser.add_argument("--cine", help="4-D NIfTI file or DICOM folder to time from file to files; default: a phantom")
     parser.add_argument("--reference_label", help="of the cine's reference frame")
     parser.add_argument("--no_cine", action="store_true", help="time fields alone")
@@ -275,12 +304,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
             f"a whole case of {size}, from file to files: {case['seconds']:.1f} s by the clock, {case['cpu_seconds']:.1f} s of CPU"
         )
     result = {
+        "command": command("benchmarks.inference", sys.argv[1:] if argv is None else argv),
         "options": {key: value for key, value in vars(options).items() if key not in HIDDEN},
         "data": source,
         "slices": len(pairs),
         "hardware": hardware,
         "versions": {"torch": torch.__version__, "python": platform.python_version()}
-        | ({"itk": version("itk")} if "itk" in sys.modules else {}),
+        | {name: version(name) for name in ("itk", "onnxruntime", "openvino") if name in sys.modules},
         "baseline": OURS,
         "not_timed": failed,
         "methods": table,

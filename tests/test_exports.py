@@ -1,0 +1,142 @@
+"""The network elsewhere: what is written gives the same fields in other runtimes, in any size, and says so where it cannot."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import ROOT, last_line, run_bundle, succeed
+from monai.bundle import ConfigParser
+from torch import nn
+
+from scripts import exports
+from scripts.errors import InputError
+from scripts.exports import ElementwiseGroupNorm, ExportedNetwork, fold_batch_norm
+from scripts.networks import PaddedNetwork, PyramidNetwork, RegistrationUNet
+
+WEIGHTS = ROOT / "models" / "model.pt"
+CONFIGS = "['configs/inference.yaml','configs/inference_onnx.yaml']"
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    config = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.yaml")))
+    shipped = config.get_parsed_content("network_def", instantiate=True)
+    shipped.load_state_dict(torch.load(WEIGHTS, weights_only=True))
+    return shipped.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    differences = exports.main(["--output_dir", str(folder)])
+    assert {path.name for path in folder.iterdir()} == set(differences) == {"model.ts", "model.onnx"}
+    return folder
+
+
+@pytest.mark.parametrize("runtime", ["torchscript", "onnxruntime", "openvino"])
+def test_every_form_gives_the_same_field_in_any_size(runtime: str, exported: Path, network: nn.Module) -> None:
+    if runtime == "torchscript":
+        other = torch.jit.load(exported / "model.ts")
+    else:
+        pytest.importorskip(runtime)
+        other = PaddedNetwork(ExportedNetwork(exported / "model.onnx", runtime, WEIGHTS), network.stride)
+    for batch, size in ((1, (64, 64)), (10, (45, 51)), (3, (80, 33))):
+        pair = torch.rand(batch, 2, 6, 5)
+        pair = nn.functional.interpolate(pair, size=size, mode="bilinear")
+        with torch.inference_mode():
+            expected = network(pair)
+            assert expected.abs().max() > 0.5
+            torch.testing.assert_close(other(pair), expected, atol=1e-3, rtol=0)
+
+
+def test_the_workflow_writes_the_same_field(exported: Path, phantoms: Path, tmp_path: Path) -> None:
+    ed, es = sorted((phantoms / "phantom001").glob("*_frame??.nii.gz"))
+    options = {"moving": es, "fixed": ed, "device": "cpu", "report": False}
+    succeed(run_bundle(config_file="configs/inference.yaml", output_dir=tmp_path / "torch", **options))
+    succeed(run_bundle(config_file=CONFIGS, onnx=exported / "model.onnx", output_dir=tmp_path / "onnx", **options))
+    for name in ("field.nii.gz", "field_inverse.nii.gz"):
+        one, other = (nib.load(next((tmp_path / form).rglob(name))) for form in ("torch", "onnx"))
+        assert np.abs(one.get_fdata()).max() > 1
+        np.testing.assert_allclose(other.get_fdata(), one.get_fdata(), atol=1e-3 * one.header.get_zooms()[0])
+
+
+def test_a_missing_file_is_named_with_its_cure(phantoms: Path, tmp_path: Path) -> None:
+    ed, es = sorted((phantoms / "phantom001").glob("*_frame??.nii.gz"))
+    result = run_bundle(config_file=CONFIGS, moving=es, fixed=ed, onnx="absent.onnx", output_dir=tmp_path)
+    assert last_line(result).startswith("error: absent.onnx: no such file; make export")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_and_runtimes_that_do_not_do_are_refused(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = exported / "model.onnx"
+    other = tmp_path / "other.pt"
+    torch.save({}, other)
+    with pytest.raises(InputError, match=r"exported from other weights than .*other\.pt; make export"):
+        ExportedNetwork(path, checkpoint=other)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    with pytest.raises(InputError, match=r"broken\.onnx: is no ONNX file that onnxruntime can read .*make export"):
+        ExportedNetwork(broken)
+    with pytest.raises(InputError, match="--runtime tensorrt: give one of onnxruntime, openvino"):
+        ExportedNetwork(path, "tensorrt")
+    with pytest.raises(InputError, match="ONNX Runtime has no bfloat16 on a CPU"):
+        ExportedNetwork(path, bf16=True)
+    with pytest.raises(InputError, match=r"\(16, 64\) pixels: exported networks take 32 or more"):
+        ExportedNetwork(path)(torch.rand(1, 2, 16, 64))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match="--runtime onnxruntime: is not installed; pip install onnxruntime"):
+        ExportedNetwork(path)
+
+
+def test_an_export_that_differs_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "largest_difference", lambda *_: float("nan"))
+    with pytest.raises(InputError, match=r"model\.ts: removed"):
+        exports.main(["--output_dir", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="--opset 11: give one of 18, 19, 20"):
+        exports.export_onnx(nn.Identity(), tmp_path / "model.onnx", opset=11)
+    with pytest.raises(InputError, match=r"absent\.pt: no such checkpoint"):
+        exports.main(["--checkpoint", "absent.pt", "--output_dir", str(tmp_path)])
+
+
+def test_the_file_says_what_it_takes(exported: Path) -> None:
+    model = onnx.load(exported / "model.onnx")
+    (pair,), (velocity,) = model.graph.input, model.graph.output
+    for value in (pair, velocity):
+        batch, channels, *spatial = value.type.tensor_type.shape.dim
+        assert batch.dim_param
+        assert channels.dim_value == 2
+        assert all(dim.dim_param for dim in spatial)
+    assert (pair.name, velocity.name) == ("pair", "velocity")
+
+
+def test_batch_norm_is_folded_and_other_norms_stay() -> None:
+    torch.manual_seed(0)
+    unet = RegistrationUNet(features=(4, 8, 8), conv_bias=True, flow_std=0.1)
+    pyramid = PyramidNetwork(features=(4, 8), hidden=8, norm="batch", flow_std=0.1)
+    for network in (unet, pyramid):
+        for _ in range(3):
+            network(torch.rand(4, 2, 16, 24))
+        network.eval()
+        folded = fold_batch_norm(network)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+        assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+        pair = torch.rand(2, 2, 16, 24)
+        torch.testing.assert_close(folded(pair), network(pair), atol=1e-5, rtol=1e-4)
+    grouped = PyramidNetwork(features=(4, 8), hidden=8, norm=("group", {"num_groups": 4}))
+    assert str(fold_batch_norm(grouped)) == str(grouped.eval())
+
+
+def test_elementwise_group_norm_is_group_norm() -> None:
+    norm = nn.GroupNorm(4, 12)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    for shape in ((3, 12, 9, 7), (2, 12, 4, 5, 3)):
+        x = 2 * torch.randn(shape) + 1
+        torch.testing.assert_close(ElementwiseGroupNorm(norm)(x), norm(x), atol=1e-5, rtol=1e-5)
