@@ -123,6 +123,7 @@ def export_onnx(network: nn.Module, path: str | Path, opset: int = OPSETS[-1], c
                 dynamic_shapes=({0: torch.export.Dim("batch", max=4096), 2: sizes[0], 3: sizes[1]},),
                 input_names=["pair"],
                 output_names=["velocity"],
+                optimize=False,  # the runtimes do that themselves, in a hundredth of the time
                 verbose=False,
             )
         model = program.model_proto
@@ -234,7 +235,7 @@ def run_openvino(path: str | Path, threads: int, bf16: bool = False) -> Runtime:
 
     core = openvino.Core()
     model = core.read_model(str(path))
-    properties = {key: str(value.value) for key, value in model.get_rt_info("framework").value.items()}
+    properties = {key: str(getattr(value, "value", value)) for key, value in model.get_rt_info("framework").value.items()}
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
 
     @functools.lru_cache(maxsize=4)

@@ -207,9 +207,9 @@ class NonFiniteLossHandler:
     """Stops training before a NaN or infinite loss or field reaches the weights.
 
     On a CPU, in several processes, and where the optimizer cannot skip a step by itself, each step is looked at before its backward pass
-    (torch's backward pass of `grid_sample` on a CPU crashes at NaN coordinates). Else, on a GPU, nothing waits for the device: a flag there makes the fused
-    optimizer skip this and all later steps, as a GradScaler does, and it is read every few steps and before an epoch's validation
-    and checkpoint. Attach it before `GradientSurgeryHandler`, validation and checkpoints.
+    (torch's backward pass of `grid_sample` on a CPU crashes at NaN coordinates). Else, on a GPU, nothing waits for the device: a flag
+    there makes the fused optimizer skip this and all later steps, as a GradScaler does, and it is read every few steps and before an
+    epoch's validation and checkpoint. Attach it before `GradientSurgeryHandler`, validation and checkpoints.
 
     Args:
         every: iterations between two readings of the flag.
