@@ -219,8 +219,8 @@ def time_case(device: str, checkpoint: str, size: int, cine: str | None = None, 
     """
     with tempfile.TemporaryDirectory() as folder:
         if cine is None:
-            write_phantom_dataset(Path(folder) / "data", 1, 0, (size, size), 10, 20)
-            cine, label = (str(next(Path(folder).rglob(name))) for name in ("*_4d.nii.gz", "*_frame01_gt.nii.gz"))
+            write_phantom_dataset(Path(folder) / "data", 3, 0, (size, size), 10, 20)
+            cine, label = (str(sorted(Path(folder).rglob(name))[0]) for name in ("*_4d.nii.gz", "*_frame01_gt.nii.gz"))
         clock, work = time.perf_counter(), time.process_time()
         result = register_cine(cine, reference_label=label, device=device, checkpoint=checkpoint, output_dir=f"{folder}/out")
         seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - work

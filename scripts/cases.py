@@ -51,6 +51,10 @@ def find_cases(
     """
     if points and (dataset_dir or data_list):
         raise InputError("--points: belongs to one case; give it with --cine, or with --moving and --fixed.")
+    if moving_label and not (moving or fixed):
+        raise InputError("--moving_label: belongs to one pair; give it with --moving and --fixed.")
+    if reference_frame is not None and not (cine or dataset_dir or data_list):
+        raise InputError("--reference_frame: belongs to cines; give it with --cine, --dataset_dir or --data_list.")
     if cine:
         return [cine_case(cine, reference_frame, reference_label, points)]
     if reference_label:
@@ -77,14 +81,12 @@ def cine_case(path: str | Path, reference_frame: int | None = None, label: str |
     if not path.exists():
         raise InputError(f"{path}: no such file; give --cine a 4-D NIfTI file or a folder of DICOM files.")
     item: dict = {"cine": str(path)}
-    info_path = (path.parent if path.is_file() else path) / "Info.cfg"
-    info = read_info(info_path) if info_path.is_file() else {}
     if reference_frame is not None:
         if not re.fullmatch(r"[1-9]\d*", str(reference_frame)):
             raise InputError(f"{path}: has no frame {reference_frame}; --reference_frame is a number, counted from 1.")
         item |= {"reference": int(reference_frame), "reference_basis": "given as --reference_frame"}
-    elif re.fullmatch(r"\d+", info.get("ED", "")):
-        item |= {"reference": int(info["ED"]), "reference_basis": "end diastole by Info.cfg"}
+    elif (ed := end_diastole(path.parent if path.is_file() else path)) is not None:
+        item |= {"reference": ed, "reference_basis": "end diastole by Info.cfg"}
     for key, file, words in (("reference_label", label, "this label belongs"), ("points", points, "these points belong")):
         if file:
             if "reference" not in item:
@@ -96,8 +98,21 @@ def cine_case(path: str | Path, reference_frame: int | None = None, label: str |
     return item
 
 
+def end_diastole(folder: Path) -> int | None:
+    """The frame of end diastole, counted from 1, by the `Info.cfg` of a folder; None without that file or its line ED.
+
+    Raises:
+        InputError: for an ED that is no such number.
+    """
+    path = folder / "Info.cfg"
+    ed = read_info(path).get("ED") if path.is_file() else None
+    if ed and not re.fullmatch(r"[1-9]\d*", ed):
+        raise InputError(f"{path}: ED is {ed}, no frame counted from 1; mend or remove that line.")
+    return int(ed) if ed else None
+
+
 def folder_cases(root: Path, reference_frame: int | None, direction: str) -> list[dict]:
-    """The cases of a folder: subjects in ACDC's layout, 4-D NIfTI files, or DICOM folders, whichever it holds.
+    """The cases of a folder: subjects in ACDC's layout, 4-D NIfTI files, or folders of such files or of DICOM, whichever it holds.
 
     Raises:
         InputError: where it holds none of them.
@@ -108,13 +123,19 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     if subjects:
         found = [report_later(subject_cases, subject.name, subject, reference_frame, direction) for subject in subjects]
         return [item for items in found for item in items]
-    files = [path for path in sorted((*root.glob("*.nii"), *root.glob("*.nii.gz"))) if is_cine(path)]
+    files = cine_files(root)
     if files:
         return [cine_case(path, reference_frame) for path in files]
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and any(p.is_file() for p in path.rglob("*"))]
     if folders or any(path.is_file() for path in root.iterdir()):
-        return [cine_case(path, reference_frame) for path in folders or [root]]
+        return [cine_case(path, reference_frame) for folder in folders or [root] for path in cine_files(folder) or [folder]]
     raise InputError(f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of DICOM files.")
+
+
+def cine_files(folder: Path) -> list[Path]:
+    """The NIfTI files of a folder that have four axes and are no labels (`_gt`), sorted."""
+    files = sorted((*folder.glob("*.nii"), *folder.glob("*.nii.gz")))
+    return [path for path in files if is_cine(path) and not stem_of(path).endswith("_gt")]
 
 
 def report_later(find: Callable[..., list[dict]], name: str, *args: object) -> list[dict]:
@@ -140,10 +161,8 @@ def subject_cases(subject: Path, reference_frame: int | None, direction: str) ->
     cine = find_image(subject, f"{subject.name}_4d", required=False)
     if cine is None:
         return acdc_pairs(subject.parent, [subject.name], direction)
-    ed = read_info(subject / "Info.cfg").get("ED", "")
-    label = None
-    if reference_frame is None and re.fullmatch(r"\d+", ed):
-        label = find_image(subject, f"{subject.name}_frame{int(ed):02d}_gt", required=False)
+    ed = end_diastole(subject) if reference_frame is None else None
+    label = None if ed is None else find_image(subject, f"{subject.name}_frame{ed:02d}_gt", required=False)
     return [cine_case(cine, reference_frame, str(label) if label else None)]
 
 

@@ -33,7 +33,7 @@ PATHS = ("moving", "fixed", "cine", "field", "points", "checkpoint", "initial_we
 
 
 def check(argv: Sequence[str] | None = None) -> None:
-    """Refuse unknown options and paths that were read as numbers, and have errors end with one line that names the cure.
+    """Refuse unknown options, paths that were read as numbers and switches that were not, and have errors end with one line that names the cure.
 
     Args:
         argv: the command line; None takes `sys.argv` where it is a run of MONAI's bundle.
@@ -56,6 +56,9 @@ def check(argv: Sequence[str] | None = None) -> None:
             hint = f"did you mean --{close[0]}?" if close else "the options are the top-level keys of the config file."
             raise InputError(f"--{name}: no such option; {hint}")
         read = DefaultParseValue(value) if value is not None else True
+        # Fire reads false as a word, which would count as true.
+        if isinstance(config.get(name), bool) and not isinstance(read, bool):
+            raise InputError(f"--{name} {value}: is a switch; write --{name} True or --{name} False")
         # False is how a path is left out.
         if is_path(name) and read is not False and not isinstance(read, (str, list, tuple)):
             raise InputError(f"--{name} {value}: was read as {read!r}; write it as --{name} ./{value}")

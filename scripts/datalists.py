@@ -30,7 +30,7 @@ MMS_LABELS = [0, 3, 2, 1]  # its own are 1 LV, 2 myocardium, 3 RV
 
 def read_info(path: str | Path) -> dict[str, str]:
     """The `key: value` lines of an ACDC `Info.cfg`; ED and ES are frame numbers counted from 1."""
-    lines = Path(path).read_text().splitlines()
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
 
 
@@ -106,7 +106,7 @@ def acdc_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str 
         info = read_info(folder / "Info.cfg")
         for item, phases in directed_items(subject, direction):
             for role, phase in zip(("moving", "fixed"), phases):
-                if not re.fullmatch(r"\d+", info.get(phase, "")):
+                if not re.fullmatch(r"[1-9]\d*", info.get(phase, "")):
                     raise InputError(f"{folder / 'Info.cfg'}: has no frame number for {phase}; add a line such as '{phase}: 1'.")
                 stem = f"{subject}_frame{int(info[phase]):02d}"
                 item[role] = str(find_image(folder, stem))
@@ -212,7 +212,7 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
     "cine", and with it "reference" (a frame, counted from 1) and "reference_label", instead, and "points".
 
     Raises:
-        InputError: for a file or a section that is not there, or an item without an image.
+        InputError: for a file or a section that is not there, an item without an image, a path that is none, or a case that names no folder.
     """
     path = Path(path)
     if not path.is_file():
@@ -226,12 +226,18 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
     for number, item in enumerate(items, start=1):
         for key in FILE_KEYS:
             if key in item:
+                if not isinstance(item[key], str):
+                    raise InputError(f"{path}: item {number} of '{section}' has the {key} {item[key]!r}; give the path of a file.")
                 item[key] = str(path.parent / item[key])
             elif key in ("moving", "fixed") and "cine" not in item:
                 raise InputError(f"{path}: item {number} of '{section}' has no '{key}'; add the path of that image.")
         item.setdefault(
             "case", stem_of(item["cine"]) if "cine" in item else f"{stem_of(item['moving'])}_to_{stem_of(item['fixed'])}"
         )
+        name = str(item["case"])
+        # It names a folder below output_dir.
+        if name in ("", "..") or Path(name).name != name:
+            raise InputError(f"{path}: item {number} of '{section}' has the case {name!r}; give a name without / and '..'.")
         item.setdefault("subject", item["case"])
     return items
 

@@ -50,7 +50,7 @@ class LoadCase(Transform):
         cine = read_cine(data["cine"])
         check_right_angles(cine.affine, data["cine"])
         item = {**data, "reference_basis": data.get("reference_basis", "given")}
-        if not data.get("reference"):
+        if "reference" not in data:
             item["reference"] = largest_cavity(cine.image)
             item["reference_basis"] = "the frame with the largest estimated cavity: the most bright voxels in the beating region"
         if not 1 <= item["reference"] <= cine.frames:
@@ -64,6 +64,8 @@ class LoadCase(Transform):
         if "reference_label" in data:
             name = f"frame {item['reference']} of {data['cine']}"
             item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], name)
+            if not item["reference_label"].any():
+                raise InputError(f"{data['reference_label']}: is 0 everywhere; give the label of {name}.")
         return check_points(item)
 
 
@@ -93,9 +95,14 @@ class AssembleRegistration(Transform):
 
     Args:
         sector_origin: degrees, see `strain.measure_strain`; None finds the sectors by the RV.
+
+    Raises:
+        InputError: for an origin that is no number.
     """
 
     def __init__(self, sector_origin: float | None = None) -> None:
+        if sector_origin is not None and (isinstance(sector_origin, bool) or not isinstance(sector_origin, (int, float))):
+            raise InputError(f"--sector_origin {sector_origin}: is no number; give an angle in degrees.")
         self.sector_origin = sector_origin
 
     def __call__(self, data: Mapping) -> dict:

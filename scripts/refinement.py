@@ -31,7 +31,7 @@ class RefiningInferer(FieldInferer):
         bf16: see `FieldInferer`; the steps themselves run in full precision.
 
     Raises:
-        InputError: for steps of a network without parameters, such as an exported one.
+        InputError: for steps of a network without parameters, such as an exported one, or a number of steps that is none.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class RefiningInferer(FieldInferer):
         bf16: bool = False,
     ) -> None:
         super().__init__(inferer, integration, bf16=bf16)
+        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+            raise InputError(f"--refine_iterations {iterations}: is no number of steps; give 0, 1, 2, ….")
         self.iterations = iterations
         self.learning_rate = learning_rate
         self.loss = WarpedSimilarity(similarity or nn.MSELoss())

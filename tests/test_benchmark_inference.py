@@ -104,3 +104,4 @@ def test_a_whole_case_is_timed_from_file_to_files(phantoms: Path) -> None:
     assert case["shape"] == [40, 36, 2, 4]
     assert case["cpu_seconds"] > 0
     assert case["seconds"] > 0
+    assert inference.time_case("cpu", str(inference.ROOT / "models" / "model.pt"), 32)["shape"] == [32, 32, 10, 20]
