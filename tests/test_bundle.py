@@ -206,6 +206,7 @@ def test_run_infers_a_cine_with_its_label_and_landmarks(phantoms: Path, tmp_path
     quality = json.loads((folder / "quality.json").read_text())
     assert (quality["reference_frame"], quality["reference_basis"]) == (1, "end diastole by Info.cfg")
     assert [frame["frame"] for frame in quality["frames"]] == [1, 2, 3, 4]
+    assert all(frame["inverse_error_mm_p95"] <= 0.1 for frame in quality["frames"])
     function = json.loads((folder / "function.json").read_text())
     assert (function["ed_frame"], function["es_frame"]) == (1, 3)
     for name in ("quality.json", "function.json", "report.html"):
@@ -399,6 +400,7 @@ def test_batch_norm_sees_the_whole_batch_on_cuda_devices(device: str) -> None:
         (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "device": "cuda:7"}, ("--device cuda:7: no such device here",)),
         (INFERENCE, {}, ("give exactly one of --cine, --moving with --fixed, --dataset_dir, --data_list; got none",)),
         (INFERENCE, {"cine": "CINE", "moving": "FIXED", "fixed": "FIXED"}, ("got --cine and --moving",)),
+        (INFERENCE, {"cine": "CINE", "field": "FIXED", "moving": "FIXED"}, ("got --cine and --field",)),
         (INFERENCE, {"cine": "FIXED"}, ("has the shape (40, 36, 2)", "--moving and --fixed")),
         (INFERENCE, {"cine": "CINE", "reference_label": "LABEL"}, ("label.nii.gz: nobody knows which frame", "--reference_frame")),
         (

@@ -44,6 +44,30 @@ def test_the_reference_is_the_one_given_else_that_of_info_cfg_else_open(subject:
     assert "reference" not in item
 
 
+def test_an_ed_that_is_no_frame_is_refused_by_the_name_of_info_cfg(subject: Path) -> None:
+    path = str(subject / "phantom001_4d.nii.gz")
+    (subject / "Info.cfg").write_text("ED: 0\nES: 2\n")
+    with pytest.raises(InputError, match=r"Info\.cfg: ED is 0, no frame counted from 1"):
+        find_cases(cine=path)
+    with pytest.raises(InputError, match=r"Info\.cfg: ED is 0"):
+        LoadCase()(find_cases(dataset_dir=str(subject.parent))[0])
+    assert find_cases(cine=path, reference_frame=2)[0]["reference"] == 2
+    (subject / "Info.cfg").write_bytes(b"ED: 3\nName: Andr\xe9\n")
+    assert find_cases(cine=path)[0]["reference"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cine": "c.nii.gz", "moving_label": "l.nii.gz"}, "--moving_label: belongs to one pair"),
+        ({"moving": "a.nii.gz", "fixed": "b.nii.gz", "reference_frame": 2}, "--reference_frame: belongs to cines"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused(options: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        find_cases(**options)
+
+
 @pytest.mark.parametrize("frame", [0, -1, 1.5, "ED"])
 def test_a_frame_that_is_no_number_from_one_is_refused(subject: Path, frame: object) -> None:
     with pytest.raises(InputError, match="counted from 1"):
@@ -88,6 +112,12 @@ def test_a_folder_of_files_gives_those_with_four_axes(copy: Path, tmp_path: Path
     shutil.copy(copy / "phantom001" / "phantom001_frame01.nii.gz", folder)
     (folder / "broken.nii.gz").write_text("no image")
     assert [item["case"] for item in find_cases(dataset_dir=str(folder))] == ["broken", "phantom001", "phantom002"]
+    # So does a folder of such folders.
+    shutil.copy(folder / "phantom001_4d.nii.gz", folder / "phantom001_gt.nii.gz")
+    (tmp_path / "all").mkdir()
+    folder.rename(tmp_path / "all" / "files")
+    items = find_cases(dataset_dir=str(tmp_path / "all"))
+    assert [item["case"] for item in items] == ["broken", "phantom001", "phantom002"]
 
 
 def test_a_folder_of_dicom_folders_gives_a_case_a_folder(tmp_path: Path) -> None:

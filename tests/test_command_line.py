@@ -27,6 +27,7 @@ RUN = ["python", "run", "--config_file", "configs/inference.yaml"]
         (["--moving", "--fixed", "b.nii.gz"], "--moving"),
         (["-referense_frame", "3"], "--referense_frame: no such option"),
         (["--points", "2024_01"], r"write it as --points \./2024_01"),
+        (["--report", "false"], "--report false: is a switch; write --report True or --report False"),
     ],
 )
 def test_refuses(words: list[str], message: str) -> None:
@@ -37,7 +38,7 @@ def test_refuses(words: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["--moving", "a.nii.gz", "--fixed=b.nii.gz", "--output-dir", "x"],
+        ["--moving", "a.nii.gz", "--fixed=b.nii.gz", "--output-dir", "x", "--report", "False", "--bf16"],
         ["--network_def#backbone#hidden", "48", "--postprocessing::transforms::1::output_dir", "y"],
         ["--config_file", "['configs/train.yaml','configs/evaluate.yaml']", "--checkpoint", "m.pt", "--max_epochs", "3"],
         ["--meta_file", "configs/metadata.json", "--tracking", "mlflow", "--logging_file", "configs/logging.conf"],

@@ -219,6 +219,11 @@ def test_a_spoiled_folder_is_named_with_its_cure(copy: Path, spoil: callable, wo
         ('{"test": [{"moving": "a.nii.gz"}]}', ("item 1 of 'test' has no 'fixed'", "add the path")),
         ('{"test": [{"moving": "a.nii.gz", "fixed": "b.nii.gz"}]}', ("a.nii.gz: no such file", "moving of case a_to_b")),
         ('{"training": []}', ("section 'test' is empty",)),
+        ('{"test": [{"cine": 5}]}', ("item 1 of 'test' has the cine 5", "give the path")),
+        *(
+            (f'{{"test": [{{"cine": "a.nii.gz", "case": "{name}"}}]}}', (f"item 1 of 'test' has the case '{name}'", "without /"))
+            for name in ("../a", "/tmp/a", "..", ".", "a/b", "")
+        ),
     ],
 )
 def test_a_spoiled_list_is_named_with_its_cure(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:

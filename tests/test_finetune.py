@@ -23,3 +23,7 @@ def test_weights_move_away_from_the_shipped_ones(phantoms: Path, tmp_path: Path)
     length = sum(value.square().sum() for value in shipped.values()).sqrt()
     # It starts from the shipped weights: four steps do not lead far.
     assert 0 < distance < 0.1 * length
+    options |= {"max_epochs": 2, "resume": tmp_path / "out" / "last_checkpoint_epoch=1.pt"}
+    succeed(run_bundle(config_file="['configs/train.yaml','configs/finetune.yaml']", **options))
+    state = torch.load(tmp_path / "out" / "last_checkpoint_epoch=2.pt", weights_only=True)
+    assert state["trainer"]["epoch_length"] * 2 == state["trainer"]["iteration"]

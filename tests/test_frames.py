@@ -95,6 +95,20 @@ def test_pairs_are_every_frame_and_the_reference_slice_by_slice(cine_path: Path,
             np.testing.assert_allclose(pair[1, ..., z * T + t], fixed[:, :, z], atol=1e-6)
 
 
+def test_a_sector_origin_that_is_no_number_is_refused() -> None:
+    with pytest.raises(InputError, match="--sector_origin abc: is no number"):
+        AssembleRegistration(sector_origin="abc")
+
+
+def test_a_label_without_structures_or_a_frame_zero_is_refused(cine_path: Path, tmp_path: Path) -> None:
+    label = nib.load(cine_path.with_name("label.nii.gz"))
+    empty = write_nifti(tmp_path / "empty.nii.gz", np.zeros(label.shape, np.uint8), label.affine)
+    with pytest.raises(InputError, match=r"empty\.nii\.gz: is 0 everywhere; give the label of frame 1"):
+        LoadCase()({"cine": str(cine_path), "reference": 1, "reference_label": str(empty)})
+    with pytest.raises(InputError, match=r"no reference frame 0"):
+        LoadCase()({"cine": str(cine_path), "reference": 0})
+
+
 def test_fields_return_to_their_frame_and_slice(item: dict) -> None:
     # The value tells frame, slice and channel.
     value = np.array([[[0.1 * t + 0.01 * z + 0.003 * i for z in range(Z)] for i in range(2)] for t in range(T)])

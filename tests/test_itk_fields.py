@@ -126,6 +126,21 @@ def test_itk_moves_the_image_as_we_do(name: str, channels: int, tmp_path: Path) 
             assert np.abs(moved - theirs)[inside].max() < 1e-3 * np.ptp(image)
 
 
+def test_simpleitk_moves_a_frame_as_the_readme_says(tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    index = indices(SHAPE)
+    frame = (100 + 50 * np.sin(0.3 * index[0] + 0.2 * index[1])).astype(np.float32)
+    paths = [str(write_nifti(tmp_path / f"{name}.nii.gz", frame, AFFINE)) for name in ("frame", "fixed")]
+    write_field(tmp_path / "field.nii.gz", waves(index), AFFINE)
+    field = sitk.ReadImage(str(tmp_path / "field.nii.gz"), sitk.sitkVectorFloat64)
+    images = map(sitk.ReadImage, paths)
+    moved = sitk.Resample(*images, sitk.DisplacementFieldTransform(field), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    inside = stays_inside(waves(index), np.eye(4), SHAPE)
+    assert inside.mean() > 0.7
+    expected = pull(frame, AFFINE, waves(index), AFFINE)
+    np.testing.assert_allclose(sitk.GetArrayFromImage(moved).T[inside], expected[inside], atol=0.05)
+
+
 def test_an_image_on_another_grid(tmp_path: Path) -> None:
     other = grid_affine((35, -20, 5), (-1.7, 2.2, 3.1))
     size, field = (34, 30, 26), waves(indices(SHAPE), 3)

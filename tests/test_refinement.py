@@ -11,6 +11,7 @@ from monai.inferers import SliceInferer
 from monai.networks.blocks import DVF2DDF
 from torch import Tensor, nn
 
+from scripts.errors import InputError
 from scripts.fields import jacobian_determinant
 from scripts.inferers import FieldInferer
 from scripts.losses import WarpedSimilarity
@@ -32,6 +33,12 @@ def make_stack(seed: int) -> Tensor:
 def network() -> nn.Module:
     torch.manual_seed(0)
     return PyramidNetwork(flow_std=1e-2).eval()
+
+
+@pytest.mark.parametrize("iterations", [1.5, -3, "ten", True])
+def test_refuses_what_is_no_number_of_steps(iterations: object) -> None:
+    with pytest.raises(InputError, match=f"--refine_iterations {iterations}: is no number of steps"):
+        RefiningInferer(iterations=iterations)
 
 
 def refining(iterations: int) -> RefiningInferer:

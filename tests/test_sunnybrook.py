@@ -24,6 +24,7 @@ def test_the_contour_reaches_end_systole(subject: str) -> None:
     result = register_cine(folder / f"{subject}_4d.nii.gz", reference_label=drawn["ED"], device="cpu")
     assert result.reference == info["ED"]
     assert all(frame["folding_percent"] <= 0.1 for frame in result.quality["frames"])
+    assert all(frame["inverse_error_mm_p95"] <= 0.1 for frame in result.quality["frames"])
     ed, es = (nib.load(path).get_fdata() == 3 for path in drawn.values())
     both = ed.any(axis=(0, 1)) & es.any(axis=(0, 1))
     ed, es, carried = ed[..., both], es[..., both], result.labels[..., both, info["ES"] - 1] == 3
