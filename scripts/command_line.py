@@ -33,7 +33,7 @@ PATHS = ("moving", "fixed", "cine", "field", "points", "checkpoint", "initial_we
 
 
 def check(argv: Sequence[str] | None = None) -> None:
-    """Refuse unknown options, paths that were read as numbers and switches that were not, and have errors end with one line that names the cure.
+    """Refuse unknown options and values of another kind than the option has, and have errors end with one line that names the cure.
 
     Args:
         argv: the command line; None takes `sys.argv` where it is a run of MONAI's bundle.

@@ -398,7 +398,7 @@ def test_batch_norm_sees_the_whole_batch_on_cuda_devices(device: str) -> None:
             ("other.pt: holds the weights of another network",),
         ),
         (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "device": "cuda:7"}, ("--device cuda:7: no such device here",)),
-        (INFERENCE, {}, ("give exactly one of --cine, --moving with --fixed, --dataset_dir, --data_list; got none",)),
+        (INFERENCE, {}, ("give exactly one of --cine, --moving with --fixed, --dataset_dir, --data_list, --field; got none",)),
         (INFERENCE, {"cine": "CINE", "moving": "FIXED", "fixed": "FIXED"}, ("got --cine and --moving",)),
         (INFERENCE, {"cine": "CINE", "field": "FIXED", "moving": "FIXED"}, ("got --cine and --field",)),
         (INFERENCE, {"cine": "FIXED"}, ("has the shape (40, 36, 2)", "--moving and --fixed")),

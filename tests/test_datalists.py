@@ -89,6 +89,10 @@ def test_json_list_has_paths_relative_to_its_file(tmp_path: Path) -> None:
         {"moving": str(tmp_path / "a.nii.gz"), "fixed": str(tmp_path / "b.nii"), "case": "a_to_b", "subject": "a_to_b"}
     ]
     assert json_pairs(tmp_path / "list.json", "training") == []
+    # A folder of a case's name changes nothing.
+    (tmp_path / "c").mkdir()
+    (tmp_path / "list.json").write_text(json.dumps({"test": [{"moving": "a.nii.gz", "fixed": "b.nii", "case": "c"}]}))
+    assert json_pairs(tmp_path / "list.json", "test")[0]["case"] == "c"
 
 
 def test_no_source_gives_no_items_so_that_a_config_can_be_inspected() -> None:
