@@ -11,6 +11,8 @@ from pathlib import Path
 import ignite.distributed as idist
 import pytest
 import torch
+from conftest import ROOT
+from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
@@ -117,6 +119,18 @@ def test_a_fingerprint_is_of_contents_not_of_names(tmp_path: Path) -> None:
     assert fingerprint({"cine": str(tmp_path / "one"), "reference": 2}, {"steps": 1}) != prints[0]
     weights = [fingerprint({"error": "long" * 100}, {"weights": str(tmp_path / name / "2")}) for name in ("one", "two")]
     assert weights[0] == weights[1]
+
+
+def test_a_fingerprint_is_of_version_and_chunks_that_are_fitted() -> None:
+    def parameters(**options: object) -> dict:
+        parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.yaml")))
+        parser.update({"bundle_root": str(ROOT), "device": "cpu", **options})
+        return parser.get_parsed_content("parameters")
+
+    version = json.loads((ROOT / "configs" / "metadata.json").read_text())["version"]
+    assert parameters()["bundle version"] == version
+    assert parameters() == parameters(slices_at_once=3)
+    assert parameters(refine_iterations=2)["refinement"] == "2 steps on 10 slices at once"
 
 
 def test_a_folder_without_its_last_file_is_not_done(make: Make) -> None:
