@@ -54,8 +54,8 @@ class GraphTrainer(SupervisedTrainer):
                 raise InputError(f"--graph True: a step with {name} is not recorded; leave one of them out.")
         self.record = record or record_cuda_graph
         self.augment_and_load, self.prepare_batch = self.prepare_batch, lambda *_, **__: self.batch
-        # Copies of its own: MONAI's Warp keeps a grid of the last shape it met, and validation, which may share it, would free the one
-        # that the graph reads.
+        # Copies of its own: MONAI's Warp keeps a grid of the last shape it met, and whoever shares it would free the one that the graph
+        # reads.
         self.inferer, self.loss_function = copy.deepcopy((self.inferer, self.loss_function))
         # Recorded gradients lie in the graph's own memory.
         self.optim_set_to_none = True

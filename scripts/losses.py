@@ -47,7 +47,7 @@ class WarpedSimilarity(nn.Module):
             pair, field = full_precision(pair), full_precision(field)
             if label is None:
                 return self.similarity(self.warp(pair[:, :1], field), pair[:, 1:])
-            moving, fixed = (torch.cat([label[:, [i]] == value for value in self.structures], dim=1).to(pair) for i in (0, 1))
+            moving, fixed = (torch.cat([label[:, i : i + 1] == value for value in self.structures], dim=1).to(pair) for i in (0, 1))
             moved = self.warp(torch.cat([pair[:, :1], moving], dim=1), field)
             return self.similarity(moved[:, :1], pair[:, 1:]) + structure_error(moved[:, 1:], moving, fixed)
 

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from training_runs import make_pairs, make_unet, train
 
 from scripts.errors import InputError
+from scripts.fields import Integration
 from scripts.graphs import WARM_UP, GraphTrainer
 from scripts.handlers import GradientSurgeryHandler, NonFiniteLossHandler, WeightAveraging, running_mean
 from scripts.inferers import FieldInferer
@@ -224,7 +225,6 @@ def shipped_training(device: str, steps: int, *handlers: object, amp: bool = Fal
     augmentation = RandomPairAugmentation([16, 16], rotation=30.0, zoom=0.1, elastic=2.0)
     label = torch.zeros(2, 2, 24, 24, dtype=torch.int8, device=device)
     batches = [{"pair": torch.rand(2, 2, 24, 24, device=device), "label": label} for _ in range(steps)]
-    similarity = WarpedSimilarity(nn.MSELoss())
     trainer = GraphTrainer(
         device=torch.device(device),
         amp=amp,
@@ -232,8 +232,8 @@ def shipped_training(device: str, steps: int, *handlers: object, amp: bool = Fal
         train_data_loader=batches,
         network=network,
         optimizer=optimizer,
-        loss_function=lambda field, target: similarity(field, target[0]),
-        inferer=FieldInferer(integration=DVF2DDF(num_steps=2, padding_mode="border")),
+        loss_function=WarpedSimilarity(nn.MSELoss()),
+        inferer=FieldInferer(integration=Integration(num_steps=2)),
         prepare_batch=PreparePair(augmentation, channels_last=True),
         train_handlers=[
             NonFiniteLossHandler(every=20, waits=False),
