@@ -15,14 +15,15 @@ Array = NDArray[np.floating]
 
 THRESHOLDS = {
     "folding_percent": 0.1,
-    "jacobian_min": 0.02,
+    "compressed_percent": 0.1,
     "inverse_error_mm_p95": 0.1,
     "mse_after_to_before": 0.9,
     "closure_ratio": 3.0,
     "moved_mm": 0.5,
 }
-"""Beyond which a figure is called out. Cavities that empty are compressed a lot, hence the small `jacobian_min`; `moved_mm` is the largest
-displacement below which nothing has been registered."""
+"""Beyond which a figure is called out. `moved_mm` is the largest displacement below which nothing has been registered."""
+COMPRESSED = 0.02
+"""Determinant below which area counts as compressed: at single points a cavity that empties may be."""
 
 
 def assess(registration: CineRegistration, inversion_errors: Array | None = None) -> dict:
@@ -54,7 +55,8 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
 
 
 def frame_figures(registration: CineRegistration, t: int, inversion_errors: Array | None = None) -> dict:
-    """Folding in percent, extremes of the Jacobian determinant, inverse errors in mm, and the relative squared error, of a frame.
+    """Folded and compressed area in percent, extremes of the Jacobian determinant, inverse errors in mm, and the relative squared error, of
+    a frame.
 
     The squared error is that of intensities in units of the fixed image's standard deviation. The inverse error is the larger of
     u∘v and v∘u against the identity, where x + u(x) stays in view and the determinant is above 0.1. Unconverged are voxels whose inverse
@@ -89,6 +91,7 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
         inside = [error if len(error) else np.zeros(1) for error in inside]
         return {
             "folding_percent": 100.0 * float((determinant[part] <= 0).double().mean()),
+            "compressed_percent": 100.0 * float(((determinant[part] > 0) & (determinant[part] < COMPRESSED)).double().mean()),
             "jacobian_min": float(determinant[part].min()),
             "jacobian_max": float(determinant[part].max()),
             "inverse_error_mm_p95": max(float(np.percentile(error, 95)) for error in inside),
@@ -157,8 +160,8 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
     points = [f for f in others if f not in folds and f["folding_percent"] > 0]
     call_out(points, f"The field folds at single points, in {limit['folding_percent']} % of the area or less")
     call_out(
-        [f for f in others if f["folding_percent"] == 0 and f["jacobian_min"] < limit["jacobian_min"]],
-        "Tissue is compressed to less than a fiftieth of its area somewhere",
+        [f for f in others if f["compressed_percent"] > limit["compressed_percent"]],
+        f"Tissue is compressed to less than a fiftieth in more than {limit['compressed_percent']} % of the area",
     )
     call_out(
         [f for f in others if f["inverse_error_mm_p95"] > limit["inverse_error_mm_p95"]], "The field cannot be inverted accurately"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from scripts import function
 from scripts.cines import CineRegistration
@@ -49,6 +50,7 @@ UNITS = {"ml": "mL", "g": "g", "percent": "%", "mm": "mm", "ms": "ms"}
 ACRONYMS = ("lv", "rv", "ed", "es", "mse")
 TILE = 320  # pixels, the side of a picture of the cine
 TILES = 180  # of that size in a page; more are smaller
+SHEET_TILE = 170  # pixels, the side of a picture where all slices are shown
 MARGIN = 12.0  # mm around the heart
 
 
@@ -112,8 +114,9 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
         trustworthy=r.quality.get("trustworthy"),
         **function_tables(r.function if labeled else {}, strains),
         **make_players(r, view),
-        outlines={name: color for name, (_, color) in OUTLINES.items()} if labeled else {},
-        shown=name_frame(r, view.frame) + (", end systole" if r.function.get("es_frame") == view.frame + 1 else ""),
+        sheet=make_sheet(r, view),
+        outlines={name: color for name, (values, color) in OUTLINES.items() if labeled and np.isin(r.label, values[:1]).any()},
+        shown=name_frame(r, view.frame),
         differences=figure_uri(draw_differences(r, view)) if many or r.reference is None else None,
         field=figure_uri(draw_field(r, view)) if many or r.reference is None else None,
         volume_chart=figure_uri(draw_curves(r, volumes, "volume, mL")) if volumes else None,
@@ -127,7 +130,10 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
 
 def name_frame(registration: CineRegistration, frame: int) -> str:
     """A frame, counted from 0, in words."""
-    return "moving image" if registration.reference is None else f"frame {frame + 1}"
+    if registration.reference is None:
+        return "moving image"
+    phases = {registration.function.get(f"{key}_frame"): name for key, name in (("es", "end systole"), ("ed", "end diastole"))}
+    return f"frame {frame + 1}" + (f", {phases[frame + 1]}" if frame + 1 in phases else "")
 
 
 def choose_view(registration: CineRegistration) -> View:
@@ -196,6 +202,25 @@ def make_players(registration: CineRegistration, view: View) -> dict[str, Any]:
     return {"players": players, "names": names, **pace}
 
 
+def make_sheet(registration: CineRegistration, view: View) -> list[tuple[str, list[str]]]:
+    """Every slice of the reference and of the frame that moves most, or of a pair's images, with outlines: titles and pictures."""
+    r = registration
+    if r.reference is None:
+        rows = [("fixed image", r.fixed, r.labels, 0), ("moving image", r.cine.image[..., 0], r.label, None)]
+    else:
+        frames = dict.fromkeys((r.reference - 1, view.frame))
+        rows = [(name_frame(r, t), r.cine.image[..., t], r.labels, t) for t in frames]
+    sheet = []
+    for title, image, labels, t in rows:
+        label = labels if labels is None or t is None else labels[..., t]
+        tiles = [
+            draw_tile(image[(*view.box, z)], None if label is None else label[(*view.box, z)], view, SHEET_TILE)
+            for z in range(image.shape[2])
+        ]
+        sheet.append((title, tiles))
+    return sheet
+
+
 def draw_tile(image: NDArray, label: NDArray | None, view: View, side: float = TILE) -> str:
     """A cropped slice (X, Y), first axis to the right, with the outlines of its structures, as data URI.
 
@@ -212,7 +237,8 @@ def draw_tile(image: NDArray, label: NDArray | None, view: View, side: float = T
     if label is not None:
         draw, scale = ImageDraw.Draw(tile), np.array(tile.size) / image.shape
         for values, color in OUTLINES.values():
-            mask = np.pad(np.isin(label.T, values), 1).astype(float)
+            # Smoothed a little: the steps between voxels are no anatomy.
+            mask = gaussian_filter(np.pad(np.isin(label.T, values), 1).astype(float), 0.7)
             for line in contour_generator(z=mask).lines(0.5):
                 draw.line([tuple(point) for point in (line - 0.5) * scale], fill=color, width=4, joint="curve")
     buffer = io.BytesIO()
@@ -262,7 +288,7 @@ def draw_differences(registration: CineRegistration, view: View) -> Figure:
     r, (x, y), picks = registration, view.box, [z for z, _ in view.slices]
     fixed, moving, moved = (image[x, y] for image in (r.fixed, r.cine.image[..., view.frame], r.moved[..., view.frame]))
     spread = float(np.percentile(np.abs(moving - fixed)[..., picks], 99.5)) or 1.0
-    names = "fixed image" if r.reference is None else f"reference, frame {r.reference}", name_frame(r, view.frame)
+    names = "fixed image" if r.reference is None else f"reference, frame {r.reference}", name_frame(r, view.frame).partition(",")[0]
     figure, axes = make_panels(view, [*names, "before: moving − fixed", "after: moved − fixed"])
     for row, z in zip(axes, picks):
         for axis, image in zip(row, (fixed, moving)):
@@ -283,7 +309,11 @@ def draw_field(registration: CineRegistration, view: View) -> Figure:
     crop = np.moveaxis(fields[(slice(None), *view.box)] * spacing[:, None, None, None], -1, 0)
     largest = float(np.hypot(crop[:, 0], crop[:, 1]).max())
     determinants = jacobian_determinant(torch.as_tensor(np.moveaxis(fields, -1, 0).copy()).double()).numpy()
-    titles = [f"deformed grid, {name_frame(r, view.frame)}", f"displacement, up to {largest:.1f} mm", "Jacobian determinant"]
+    titles = [
+        f"deformed grid, {name_frame(r, view.frame).partition(',')[0]}",
+        f"displacement, up to {largest:.1f} mm",
+        "Jacobian determinant",
+    ]
     figure, axes = make_panels(view, titles)
     x = np.stack(np.meshgrid(*((np.arange(n) + 0.5) * s for n, s in zip(crop.shape[2:], spacing)), indexing="ij"))
     steps = [max(round(3.5 / s), 1) for s in spacing]

@@ -132,8 +132,8 @@ def test_page_needs_nothing_but_itself(page: Page) -> None:
 
 def test_every_picture_opens_and_has_words(page: Page) -> None:
     pictures = page.pictures()
-    # Three slices of six frames, acquired and registered; two curves, differences and field.
-    assert len(pictures) == 2 * 3 * 6 + 4
+    # Three slices of six frames, acquired and registered; all slices of two frames; two curves, differences and field.
+    assert len(pictures) == 2 * 3 * 6 + 2 * 3 + 4
     assert all(np.asarray(picture.convert("L")).std() > 5 for picture in pictures)
     # Without a script, one picture of a stack shows.
     assert sum(attributes.get("class") == "on" for tag, attributes in page.tags if tag == "img") == 2 * 3
@@ -150,7 +150,8 @@ def test_page_says_verdict_and_numbers(page: Page, registered: CineRegistration)
         assert f"{registered.function[key]:.1f}" in page.text
     peak = min(100 * row["circumferential"] for row in registered.strain if row["region"] == "global")
     assert f"−{-peak:.1f}" in page.text
-    assert {"verdict", "function", "cine", "curves", "differences", "field", "quality", "parameters"} <= page.ids
+    assert {"verdict", "function", "cine", "slices", "curves", "differences", "field", "quality", "parameters"} <= page.ids
+    assert "Frame 1, end diastole" in page.text
     assert "end systole" in page.text
     for name, value in PARAMETERS.items():
         assert name in page.text
@@ -175,12 +176,20 @@ def test_distrust_and_folds_are_said_in_words(registered: CineRegistration, tmp_
     assert not {"quality", "parameters"} & page.ids
 
 
+def test_the_legend_names_what_the_label_holds(registered: CineRegistration, tmp_path: Path, page: Page) -> None:
+    swatches = lambda page: {name for name in ("LV cavity", "myocardium (outer border)", "RV") if f"</i>{name}" in page.source}
+    assert swatches(page) == {"LV cavity", "myocardium (outer border)", "RV"}
+    whole = register_phantom()
+    whole.label, whole.labels = (np.where(x == 1, 0, x) for x in (whole.label, whole.labels))
+    assert swatches(Page(write_report(tmp_path / "report.html", whole, {}))) == {"LV cavity", "myocardium (outer border)"}
+
+
 def test_without_label_nothing_of_it_is_left(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path / "report.html", register_phantom(label=False, times=False, reference=4), PARAMETERS))
     assert not {"function", "curves", "strain", "volumes"} & page.ids
     assert not re.search(r"\b(strain|ejection fraction|outlines|LV|basal|None|nan)\b", page.text, re.IGNORECASE)
     assert {"cine", "differences", "field", "quality"} <= page.ids
-    assert len(page.pictures()) == 2 * 3 * 6 + 2
+    assert len(page.pictures()) == 2 * 3 * 6 + 2 * 3 + 2
 
 
 def test_text_is_escaped(registered: CineRegistration, tmp_path: Path) -> None:
@@ -210,18 +219,18 @@ def test_single_frame_and_slice(label: bool, tmp_path: Path) -> None:
     if label:
         single.function = measure_function(single.labels, single.cine.spacing, reference=1)
     page = Page(write_report(tmp_path / "report.html", single, PARAMETERS))
-    assert len(page.pictures()) == 1
+    assert len(page.pictures()) == 2
     assert not any(tag == "script" for tag, _ in page.tags)
     assert "slice 1 of 1" in page.text
     assert ("function" in page.ids) == label
     # One slice of two frames is a cine.
-    assert len(Page(write_report(tmp_path / "report.html", whole, {})).pictures()) == 2 * 2 + (4 if label else 2)
+    assert len(Page(write_report(tmp_path / "report.html", whole, {})).pictures()) == 2 * 2 + 2 + (4 if label else 2)
 
 
 def test_pair_alternates_between_fixed_and_moved(registered: CineRegistration, tmp_path: Path) -> None:
     page = Page(write_report(tmp_path / "report.html", take_pair(registered, 3), PARAMETERS))
     assert "fixed and moved image in turn" in page.text
-    assert len(page.pictures()) == 2 * 3 * 2 + 2
+    assert len(page.pictures()) == 2 * 3 * 2 + 2 * 3 + 2
     assert not {"function", "curves"} & page.ids
     before, after = (np.asarray(page.pictures()[i].convert("L"), float) for i in (1, 7))
     fixed = np.asarray(page.pictures()[6].convert("L"), float)
@@ -292,4 +301,4 @@ def test_a_large_cine_fits(frames: int, tmp_path: Path) -> None:
     cine = Cine("large", image, np.diag([1.4, 1.4, 8.0, 1.0]))
     path = write_report(tmp_path / "report.html", CineRegistration(cine, 1, "given", fields, fields, image), {})
     assert path.stat().st_size < 15e6
-    assert len(Page(path).pictures()) == 2 * 3 * frames + 2
+    assert len(Page(path).pictures()) == 2 * 3 * frames + 12 + 2
