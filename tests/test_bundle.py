@@ -181,7 +181,8 @@ def test_run_infers_a_cine_with_its_label_and_landmarks(phantoms: Path, tmp_path
     subject = phantoms / "phantom001"
     path, label = subject / "phantom001_4d.nii.gz", subject / "phantom001_frame01_gt.nii.gz"
     points = tmp_path / "points.csv"
-    points.write_text("name,x,y,z\napex,0,0,0\nbase,5,-5,10\n")
+    places = [(nib.load(path).affine @ [*index, 1])[:3] * [-1, -1, 1] for index in ((20, 18, 0.4), (9.5, 30, 1))]
+    points.write_text("name,x,y,z\n" + "".join(f"{name},{x},{y},{z}\n" for name, (x, y, z) in zip(("apex", "base"), places)))
     options = {"config_file": INFERENCE, "cine": path, "reference_label": label, "points": points, "device": "cpu"}
     succeed(run_bundle(**options, output_dir=tmp_path / "out"))
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["phantom001"]
@@ -202,7 +203,7 @@ def test_run_infers_a_cine_with_its_label_and_landmarks(phantoms: Path, tmp_path
     with (folder / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["frame"], row["name"]) for row in rows] == [(str(t), name) for t in range(1, 5) for name in ("apex", "base")]
-    np.testing.assert_allclose([[float(row[axis]) for axis in "xyz"] for row in rows[:2]], [[0, 0, 0], [5, -5, 10]], atol=1e-4)
+    np.testing.assert_allclose([[float(row[axis]) for axis in "xyz"] for row in rows[:2]], places, atol=1e-4)
     quality = json.loads((folder / "quality.json").read_text())
     assert (quality["reference_frame"], quality["reference_basis"]) == (1, "end diastole by Info.cfg")
     assert [frame["frame"] for frame in quality["frames"]] == [1, 2, 3, 4]
