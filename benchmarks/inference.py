@@ -123,28 +123,32 @@ def make_methods(variants: Sequence[str], checkpoint: str, device: str, iteratio
                 # Each has a network of its own, since the memory format is a property of the weights.
                 network = load_weights(config.get_parsed_content("network_def", instantiate=True, lazy=False), checkpoint)
                 methods[name] = make_network_method(config, network.to(device).eval(), batch, **NETWORK[form])
-    for form in EXPORTED:
-        if form in variants:
-            network = export_and_load(config, checkpoint, form)
-            methods |= {f"ours, {form}, batch {batch}": make_network_method(config, network, batch) for batch in BATCHES}
+    for form, network in export_and_load(config, checkpoint, [form for form in EXPORTED if form in variants]).items():
+        methods |= {f"ours, {form}, batch {batch}": make_network_method(config, network, batch) for batch in BATCHES}
     chosen = [name for name in ITK if name in variants]
     if chosen:
         limit_itk_to_one_thread()
     return methods | {name: ITK[name](iterations) for name in chosen}
 
 
-def export_and_load(config: ConfigParser, checkpoint: str, form: str) -> nn.Module:
-    """The network as `make export` writes it, run by one of `EXPORTED`.
+def export_and_load(config: ConfigParser, checkpoint: str, forms: Sequence[str]) -> dict[str, nn.Module]:
+    """The network as `make export` writes it, in each of the forms of `EXPORTED`.
 
     Raises:
         InputError: where a runtime is not installed.
     """
+    if not forms:
+        return {}
     network = load_weights(config.get_parsed_content("network_def", instantiate=True, lazy=False), checkpoint)
+    loaded = {}
     with tempfile.TemporaryDirectory() as folder:
-        if form == "torchscript":
-            return torch.jit.load(export_torchscript(network, Path(folder) / "model.ts"))
-        path = export_onnx(network, Path(folder) / "model.onnx", checkpoint=checkpoint)
-        return PaddedNetwork(ExportedNetwork(path, form, checkpoint), network.stride)
+        if "torchscript" in forms:
+            loaded["torchscript"] = torch.jit.load(export_torchscript(network, Path(folder) / "model.ts"))
+        runtimes = [form for form in forms if form != "torchscript"]
+        if runtimes:
+            path = export_onnx(network, Path(folder) / "model.onnx", checkpoint=checkpoint)
+            loaded |= {name: PaddedNetwork(ExportedNetwork(path, name, checkpoint), network.stride) for name in runtimes}
+    return loaded
 
 
 def phantom_slices(count: int, size: int, seed: int = 0) -> dict[str, Tensor]:

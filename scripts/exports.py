@@ -123,7 +123,7 @@ def export_onnx(network: nn.Module, path: str | Path, opset: int = OPSETS[-1], c
                 dynamic_shapes=({0: torch.export.Dim("batch", max=4096), 2: sizes[0], 3: sizes[1]},),
                 input_names=["pair"],
                 output_names=["velocity"],
-                optimize=False,  # the runtimes do that themselves, in a hundredth of the time
+                optimize=False,  # the runtimes do that themselves, and it takes longer than all the rest
                 verbose=False,
             )
         model = program.model_proto
