@@ -44,7 +44,8 @@ def test_plan_varies_what_it_says_about_the_defaults() -> None:
     config = sensitivity.ConfigWorkflow(
         str(ROOT / "configs" / "train.yaml"), str(ROOT / "configs" / "metadata.json"), logging_file=False, workflow_type="train"
     ).parser
-    defaults = {key: config[key] for key in ("strategy", "weight", "learning_rate", "batch_size", "seed")}
+    config["device"] = "cpu"
+    defaults = {key: config.get_parsed_content(key) for key in ("strategy", "weight", "learning_rate", "batch_size", "seed")}
     assert Run() == Run(**defaults)
     surgery = {(run.learning_rate, run.batch_size) for run in runs if run.strategy == "projection"}
     assert surgery == {(rate, batch) for rate in sensitivity.RATES for batch in sensitivity.BATCHES}
