@@ -30,6 +30,8 @@ import torch
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
@@ -40,6 +42,7 @@ from benchmarks.step import import_reference, make_reference, processor, quartil
 from scripts.datasets import SliceDataset, batch_loader
 from scripts.devices import allow_tf32
 from scripts.errors import InputError
+from scripts.graphs import WARM_UP
 from scripts.phantom import write_phantom_dataset
 from scripts.surgery import settle
 from scripts.transforms import PreparePair
@@ -190,7 +193,7 @@ def make_reference_loop(path: str | Path, pairs: Tensor, folder: Path, device: s
         raise InputError(f"--reference: needs {REFERENCE_BATCH} slices, got {len(pairs)}; give a larger data set.")
     from PIL import Image
 
-    if importlib.util.find_spec("cv2") is None:
+    if "cv2" not in sys.modules and importlib.util.find_spec("cv2") is None:
         sys.modules["cv2"] = types.SimpleNamespace(
             IMREAD_GRAYSCALE=0, imread=lambda name, _: np.asarray(Image.open(name).convert("L"))
         )
@@ -263,9 +266,6 @@ def count(loop: Loop, steps: int, seconds: float, device: str) -> dict[str, floa
 
 def measure_idle(loop: Loop) -> float:
     """Percent of the time between a loop's first and last kernel in which no kernel runs."""
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         loop()
         torch.cuda.synchronize()
@@ -282,26 +282,20 @@ def idle_percent(intervals: Sequence[tuple[float, float]]) -> float:
     return 100 * (1 - busy / (end - min(start for start, _ in intervals)))
 
 
-def peak_memory(loop: Loop, device: str) -> float | None:
-    """MB that a loop allocates at most on a GPU, or the growth of the process's resident memory on Linux; None elsewhere."""
+def build(make: Callable[[], Loop], device: str) -> tuple[Loop, float]:
+    """A loop, and the MB that building it and its first round added at most: weights, optimizer, gradients, activations."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        loop = make()
         loop()
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident("VmRSS")
+        return loop, (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    # The allocator's own record: the process's resident memory also holds what earlier loops left to be used again.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        loop = make()
         loop()
-        return (resident("VmHWM") - before) / 1e3
-    except OSError:
-        loop()
-        return None
-
-
-def resident(name: str) -> int:
-    """A line of the process's status in kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    return loop, max(np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"]), default=0) / 1e6
 
 
 def compare(seconds: dict[str, list[float]], slices: dict[str, int], epoch: int) -> dict[str, dict]:
@@ -344,11 +338,13 @@ def prepare_slices(parser: ConfigParser, cache: Path) -> tuple[SliceDataset, dic
     return dataset, rows
 
 
-def measure_batches(options: argparse.Namespace, dataset: SliceDataset) -> dict[str, dict]:
-    """Milliseconds a slice of the step alone at several sizes of batch, and relative to the default."""
+def measure_batches(options: argparse.Namespace, dataset: SliceDataset, overrides: dict) -> dict[str, dict]:
+    """Milliseconds a slice of the step alone at several sizes of batch, and relative to the first of them."""
     loops, sizes = {}, [size for size in options.batches if size <= len(dataset)]
+    if not sizes:
+        raise InputError(f"--batches: none is as small as the data set, which has {len(dataset)} slices.")
     for size in sizes:
-        parser = read_config(options.network, options.device, batch_size=size)
+        parser = read_config(options.network, options.device, **{**overrides, "batch_size": size})
         batch = next(iter(batch_loader(dataset, size)))
         loops[str(size)] = make_step_loop(parser, batch, max(options.slices // size, 1))
     time_rounds(loops, 1, options.device)
@@ -381,7 +377,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--network", choices=list(NETWORKS), default="shipped")
     parser.add_argument("--batch", type=int, help="pairs of slices a step; default: that of train.yaml for the device")
     parser.add_argument("--batches", type=int, nargs="*", default=[], help="sizes of batch whose steps are timed beside")
-    parser.add_argument("--slices", type=int, default=32, help="slices of a round, in each loop")
+    parser.add_argument(
+        "--crop", type=int, default=128, help="pixels along both axes; the slices that are cropped have a quarter more"
+    )
+    parser.add_argument("--slices", type=int, help="slices of a round, in each loop; default: 32, on a GPU 512")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--without", nargs="*", choices=("torchjd",), default=[], help="loops to leave out")
     parser.add_argument("--reference", help="checkout of the authors' repository, timed beside")
@@ -392,11 +391,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
         torch.set_num_threads(1)
     allow_tf32()
     random.seed(0)
-    overrides = {"batch_size": options.batch} if options.batch else {}
-    new = lambda **more: read_config(options.network, options.device, **{**overrides, **more})
+    options.slices = options.slices or (512 if options.device.startswith("cuda") else 32)
+    overrides = {"crop_size": [options.crop] * 2, "slice_size": [options.crop * 5 // 4] * 2}
+    overrides |= {"batch_size": options.batch} if options.batch else {}
+    new = lambda **more: read_config(options.network, options.device, **overrides, **more)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        source = options.dataset_dir or str(write_phantom_dataset(folder / "phantoms", subjects=6, size=(160, 160), slices=8))
+        source = options.dataset_dir or str(
+            write_phantom_dataset(folder / "phantoms", subjects=6, size=overrides["slice_size"], slices=8, frames=4)
+        )
         dataset, preparation = prepare_slices(new(dataset_dir=source), folder / "cache")
         batch = new().get_parsed_content("batch_size")
         steps = max(options.slices // batch, 1)
@@ -423,9 +426,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
             makers[REFERENCE] = lambda: make_reference_loop(options.reference, crops, folder, options.device)
         loops, peaks = {}, {}
         for name, make in makers.items():
-            loops[name] = make()
-            peaks[name] = peak_memory(loops[name], options.device)
-        time_rounds(loops, 1, options.device)
+            loops[name], peaks[name] = build(make, options.device)
+        time_rounds(loops, 1 + WARM_UP // steps, options.device)
         seconds = time_rounds(loops, options.rounds, options.device)
         slices = {name: REFERENCE_BATCH if name == REFERENCE else steps * batch for name in loops}
         table = compare(seconds, slices, len(dataset))
@@ -433,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             table[name]["peak_mb"] = peak
         step_seconds = float(np.median(seconds[STEP])) / steps
         counts = {"step": count(loops[STEP], steps, step_seconds, options.device)}
-        batches = measure_batches(options, dataset) if options.batches else {}
+        batches = measure_batches(options, dataset, overrides) if options.batches else {}
     hardware = f"{processor(options.device)}, {'one thread, CPU time' if options.device == 'cpu' else 'clock'}"
     kind = "slices of the train split" if options.dataset_dir else "slices of phantoms"
     print(f"{options.network} network, batch {batch}, {len(dataset)} {kind} an epoch, {options.rounds} rounds; {hardware}")
