@@ -29,7 +29,7 @@ from scripts.errors import InputError
 OPTION = re.compile(r"--?[A-Za-z_]")
 LOST = re.compile(r"by peer|Broken pipe")  # what gloo says of a process that is gone
 PATIENCE = 15  # seconds that torchrun has to end a process that lost another one
-PATHS = ("moving", "fixed", "cine", "field", "points", "checkpoint", "initial_weights", "resume")
+PATHS = ("moving", "fixed", "cine", "field", "points", "checkpoint", "initial_weights", "onnx", "resume")
 
 
 def check(argv: Sequence[str] | None = None) -> None:

@@ -235,7 +235,7 @@ def run_openvino(path: str | Path, threads: int, bf16: bool = False) -> Runtime:
 
     core = openvino.Core()
     model = core.read_model(str(path))
-    properties = {key: str(getattr(value, "value", value)) for key, value in model.get_rt_info("framework").value.items()}
+    properties = {key: str(value) for key, value in model.get_rt_info("framework").value.items()}
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
 
     @functools.lru_cache(maxsize=4)

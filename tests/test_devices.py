@@ -6,7 +6,15 @@ import ignite.distributed as idist
 import pytest
 import torch
 
-from scripts.devices import allow_tf32, check_device, check_switches, default_device, gather_rows, start_process_group
+from scripts.devices import (
+    allow_tf32,
+    check_bf16,
+    check_device,
+    check_switches,
+    default_device,
+    gather_rows,
+    start_process_group,
+)
 from scripts.errors import InputError
 
 
@@ -88,3 +96,12 @@ def test_rows_of_all_processes_come_in_the_order_of_the_data_set(
 
 def test_one_process_keeps_its_rows() -> None:
     assert gather_rows(["a", "b"], 2) == ["a", "b"]
+
+
+def test_bfloat16_is_refused_where_the_hardware_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, "cpu_name": "bf16"})
+    check_bf16("cpu", False)
+    with pytest.raises(InputError, match="--bf16 True: cpu has no bfloat16 arithmetic; leave it False"):
+        check_bf16("cpu", True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    check_bf16("cpu", True)

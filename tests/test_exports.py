@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT, last_line, run_bundle, succeed
+from conftest import last_line, run_bundle, succeed, write_options
 from monai.bundle import ConfigParser
 from torch import nn
 
@@ -19,33 +21,66 @@ from scripts.errors import InputError
 from scripts.exports import ElementwiseGroupNorm, ExportedNetwork, fold_batch_norm
 from scripts.networks import PaddedNetwork, PyramidNetwork, RegistrationUNet
 
-WEIGHTS = ROOT / "models" / "model.pt"
-CONFIGS = "['configs/inference.yaml','configs/inference_onnx.yaml']"
+ONNX = "configs/inference_onnx.yaml"
+NETWORK = {
+    "network_def": {
+        "_target_": "scripts.networks.PaddedNetwork",
+        "stride": 16,
+        "backbone": {
+            "_target_": "scripts.networks.PyramidNetwork",
+            "features": [8, 8, 8],
+            "hidden": 8,
+            "corrections": 1,
+            "integration_steps": 2,
+            "flow_std": 0.2,
+        },
+    }
+}
+"""A small one of the shipped kind, whose export takes seconds, and whose random weights make fields of some pixels."""
 
 
 @pytest.fixture(scope="module")
-def network() -> nn.Module:
-    config = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.yaml")))
-    shipped = config.get_parsed_content("network_def", instantiate=True)
-    shipped.load_state_dict(torch.load(WEIGHTS, weights_only=True))
-    return shipped.eval()
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the small network's config and weights."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.json").write_text(json.dumps(NETWORK))
+    torch.manual_seed(0)
+    network = ConfigParser(NETWORK).get_parsed_content("network_def", instantiate=True)
+    torch.save(network.state_dict(), folder / "small.pt")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def network(small: Path) -> nn.Module:
+    made = ConfigParser(NETWORK).get_parsed_content("network_def", instantiate=True)
+    made.load_state_dict(torch.load(small / "small.pt", weights_only=True))
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def exported(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
-    differences = exports.main(["--output_dir", str(folder)])
+    options = {"config_file": small / "small.json", "checkpoint": small / "small.pt", "output_dir": folder}
+    differences = exports.main(write_options(options))
     assert {path.name for path in folder.iterdir()} == set(differences) == {"model.ts", "model.onnx"}
     return folder
 
 
+def infer(small: Path, phantoms: Path, *configs: str, **options: object) -> subprocess.CompletedProcess:
+    ed, es = sorted((phantoms / "phantom001").glob("*_frame??.nii.gz"))
+    files = ["configs/inference.yaml", str(small / "small.json"), *configs]
+    return run_bundle(
+        config_file=str(files), moving=es, fixed=ed, checkpoint=small / "small.pt", device="cpu", report=False, **options
+    )
+
+
 @pytest.mark.parametrize("runtime", ["torchscript", "onnxruntime", "openvino"])
-def test_every_form_gives_the_same_field_in_any_size(runtime: str, exported: Path, network: nn.Module) -> None:
+def test_every_form_gives_the_same_field_in_any_size(runtime: str, exported: Path, small: Path, network: nn.Module) -> None:
     if runtime == "torchscript":
         other = torch.jit.load(exported / "model.ts")
     else:
         pytest.importorskip(runtime)
-        other = PaddedNetwork(ExportedNetwork(exported / "model.onnx", runtime, WEIGHTS), network.stride)
+        other = PaddedNetwork(ExportedNetwork(exported / "model.onnx", runtime, small / "small.pt"), network.stride)
     for batch, size in ((1, (64, 64)), (10, (45, 51)), (3, (80, 33))):
         pair = torch.rand(batch, 2, 6, 5)
         pair = nn.functional.interpolate(pair, size=size, mode="bilinear")
@@ -55,20 +90,16 @@ def test_every_form_gives_the_same_field_in_any_size(runtime: str, exported: Pat
             torch.testing.assert_close(other(pair), expected, atol=1e-3, rtol=0)
 
 
-def test_the_workflow_writes_the_same_field(exported: Path, phantoms: Path, tmp_path: Path) -> None:
-    ed, es = sorted((phantoms / "phantom001").glob("*_frame??.nii.gz"))
-    options = {"moving": es, "fixed": ed, "device": "cpu", "report": False}
-    succeed(run_bundle(config_file="configs/inference.yaml", output_dir=tmp_path / "torch", **options))
-    succeed(run_bundle(config_file=CONFIGS, onnx=exported / "model.onnx", output_dir=tmp_path / "onnx", **options))
-    for name in ("field.nii.gz", "field_inverse.nii.gz"):
-        one, other = (nib.load(next((tmp_path / form).rglob(name))) for form in ("torch", "onnx"))
-        assert np.abs(one.get_fdata()).max() > 1
-        np.testing.assert_allclose(other.get_fdata(), one.get_fdata(), atol=1e-3 * one.header.get_zooms()[0])
+def test_the_workflow_writes_the_same_field(small: Path, exported: Path, phantoms: Path, tmp_path: Path) -> None:
+    succeed(infer(small, phantoms, output_dir=tmp_path / "torch"))
+    succeed(infer(small, phantoms, ONNX, onnx=exported / "model.onnx", output_dir=tmp_path / "onnx"))
+    one, other = (nib.load(next((tmp_path / form).rglob("field.nii.gz"))) for form in ("torch", "onnx"))
+    assert np.abs(one.get_fdata()).max() > 1
+    np.testing.assert_allclose(other.get_fdata(), one.get_fdata(), atol=1e-3 * one.header.get_zooms()[0])
 
 
-def test_a_missing_file_is_named_with_its_cure(phantoms: Path, tmp_path: Path) -> None:
-    ed, es = sorted((phantoms / "phantom001").glob("*_frame??.nii.gz"))
-    result = run_bundle(config_file=CONFIGS, moving=es, fixed=ed, onnx="absent.onnx", output_dir=tmp_path)
+def test_a_missing_file_is_named_with_its_cure(small: Path, phantoms: Path, tmp_path: Path) -> None:
+    result = infer(small, phantoms, ONNX, onnx="absent.onnx", output_dir=tmp_path)
     assert last_line(result).startswith("error: absent.onnx: no such file; make export")
     assert not list(tmp_path.iterdir())
 

@@ -8,8 +8,9 @@ from monai.inferers import SliceInferer
 from monai.networks.blocks import DVF2DDF
 from torch import nn
 
-from scripts.fields import compose, integrate
+from scripts.fields import Integration, compose, integrate
 from scripts.inferers import FieldInferer
+from scripts.networks import PyramidNetwork
 
 
 class Shear(nn.Module):
@@ -54,3 +55,20 @@ def test_both_ways_appends_the_inverse_fields() -> None:
     assert compose(there, back).abs().max() < 0.02
     with pytest.raises(ValueError, match="needs a velocity"):
         FieldInferer(both_ways=True)
+
+
+def test_bfloat16_is_the_convolutions_alone() -> None:
+    torch.manual_seed(0)
+    network = PyramidNetwork(features=(8, 8), hidden=8, flow_std=0.2).eval()
+    seen: dict[str, torch.dtype] = {}
+    network.encoders[0].register_forward_hook(lambda *call: seen.update(features=call[2].dtype))
+    network.smooth.register_forward_hook(lambda *call: seen.update(velocity=call[1][0].dtype))
+    pair = torch.nn.functional.interpolate(torch.rand(2, 2, 6, 6), size=(32, 32), mode="bilinear")
+    integration = Integration()
+    with torch.inference_mode():
+        exact = FieldInferer(integration=integration)(pair, network)
+        found = FieldInferer(integration=integration, bf16=True)(pair, network)
+    assert seen == {"features": torch.bfloat16, "velocity": torch.float32}
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, exact)
+    assert (found - exact).abs().max() < 0.1 * exact.abs().max()
