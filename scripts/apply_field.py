@@ -28,7 +28,7 @@ def apply_field(
     Args:
         field: a field file (`itk_fields`); it says the grid of the outputs.
         moving: image on any grid in the moving image's space, linearly interpolated.
-        moving_label: label in that space, nearest neighbor.
+        moving_label: label in that space, see `itk_fields.pull`.
         points: CSV of landmarks of the fixed image, mm along LPS; they are carried into the moving image.
         output_dir: folder to write to.
 
@@ -38,20 +38,20 @@ def apply_field(
     Raises:
         InputError: naming the file and the cure.
     """
-    given = {"moved.nii.gz": (moving, 1), "moved_label.nii.gz": (moving_label, 0)}
+    given = {"moved.nii.gz": (moving, False), "moved_label.nii.gz": (moving_label, True)}
     if not (moving or moving_label or points):
         raise InputError("--field: needs something to move; give --moving, --moving_label or --points.")
     voxels, affine = read_field(field)
     folder, written = Path(output_dir), []
     outputs = {}
-    for name, (path, order) in given.items():
+    for name, (path, is_label) in given.items():
         if path:
-            image = LoadCased().load(str(path), is_label=order == 0)
+            image = LoadCased().load(str(path), is_label=is_label)
             image_affine = image.affine.double().numpy()
             if not boxes_meet(image.shape[1:], image_affine, voxels.shape[1:], affine):
                 raise InputError(f"{path}: lies apart from {field} in space; give the image that the field belongs to.")
-            moved = pull(image[0].numpy(), image_affine, voxels, affine, order)
-            outputs[name] = moved.astype(np.float32 if order else label_type(moved))
+            moved = pull(image[0].numpy(), image_affine, voxels, affine, is_label)
+            outputs[name] = moved.astype(label_type(moved) if is_label else np.float32)
     rows = []
     if points:
         names, positions = read_points(points)

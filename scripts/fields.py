@@ -26,6 +26,21 @@ def warp(image: Tensor, field: Tensor, mode: str = "bilinear", padding_mode: str
     return Warp(mode=mode, padding_mode=padding_mode)(image.to(field.dtype), field)
 
 
+def warp_label(label: Tensor, field: Tensor) -> Tensor:
+    """A label map pulled through a field: at each voxel the value that weighs most in the linear interpolation.
+
+    Borders are those of the interpolated structures, which fits hand-drawn labels better than the nearest neighbor does
+    (`docs/experiments.md`); ANTs calls it GenericLabel.
+
+    Args:
+        label: (B, 1, *spatial), any values.
+        field: (B, d, *spatial), voxels.
+    """
+    values = label.unique()
+    weights = torch.cat([warp((label == value).to(field.dtype), field) for value in values], dim=1)
+    return values[weights.argmax(dim=1, keepdim=True)]
+
+
 def compose(first: Tensor, second: Tensor) -> Tensor:
     """The field whose warp is that of `first`, then that of `second`: u(x) = second(x) + first(x + second(x)).
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from scripts.cines import Cine, CineRegistration, largest_cavity
 from scripts.errors import InputError
 from scripts.evaluation import warp_stack
+from scripts.fields import warp_label
 from scripts.function import measure_function
 from scripts.itk_fields import check_in_image, check_right_angles, invert_field, move_points, pull, read_points, to_lps
 from scripts.quality import assess
@@ -133,9 +134,10 @@ class AssembleRegistration(Transform):
         if label is not None:
             label = torch.as_tensor(label).cpu().float()
             carried = inverses if reference else fields
-            labels = torch.stack([warp_stack(label, field, mode="nearest")[0] for field in carried], dim=-1)
+            slices = label.movedim(-1, 0)
+            labels = torch.stack([warp_label(slices, field.movedim(-1, 0))[:, 0].movedim(0, -1) for field in carried], dim=-1)
             if "moving_label_native" in data:
-                labels = pull_native(data["moving_label_native"], fields[0], affine, order=0)
+                labels = pull_native(data["moving_label_native"], fields[0], affine, is_label=True)
             registration.label, registration.labels = (x.round().numpy().astype(np.uint8) for x in (label[0], labels))
         registration.quality = assess(registration, errors.numpy())
         if registration.labels is not None and reference:
@@ -146,9 +148,9 @@ class AssembleRegistration(Transform):
         return {**data, "registration": registration}
 
 
-def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, order: int = 1) -> torch.Tensor:
+def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, is_label: bool = False) -> torch.Tensor:
     """An image (1, X', Y', Z') of another grid through a field (2, X, Y, Z) of the fixed grid: (X, Y, Z, 1)."""
-    moved = pull(torch.as_tensor(image)[0].cpu().numpy(), image.affine.cpu().double().numpy(), field.numpy(), affine, order)
+    moved = pull(torch.as_tensor(image)[0].cpu().numpy(), image.affine.cpu().double().numpy(), field.numpy(), affine, is_label)
     return torch.from_numpy(moved)[..., None]
 
 

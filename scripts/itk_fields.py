@@ -118,7 +118,7 @@ def read_field(path: str | Path) -> tuple[Array, Array]:
     return lps_to_voxels(displacement[..., 0, :], image.affine), image.affine
 
 
-def pull(image: Array, image_affine: Array, field: Array, affine: Array, order: int = 1) -> Array:
+def pull(image: Array, image_affine: Array, field: Array, affine: Array, is_label: bool = False) -> Array:
     """Any image pulled through a field, in physical space: out(x) = image at p(x) + u(x), on the field's grid.
 
     Args:
@@ -126,17 +126,28 @@ def pull(image: Array, image_affine: Array, field: Array, affine: Array, order: 
         image_affine: of the image, which may lie on another grid than the field.
         field: (d, X, Y, Z), voxels of the field's grid.
         affine: of that grid.
-        order: 1 linear, 0 nearest neighbor for labels.
+        is_label: whether to take at each voxel the value that weighs most in the linear interpolation, instead of the interpolated one.
 
     Returns:
-        (X, Y, Z), floating; what lies outside the image takes its border.
+        (X, Y, Z), floating, or the label's type; what lies outside the image takes its border.
     """
     index = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in field.shape[1:]), indexing="ij"))
     index[: field.shape[0]] += field
     to_image = np.linalg.inv(image_affine) @ affine
     where = np.einsum("ij,jxyz->ixyz", to_image[:3, :3], index) + to_image[:3, 3, None, None, None]
-    # SciPy would cut interpolated values down to the image's integers.
-    return map_coordinates(image, where, output=np.result_type(image, np.float32), order=order, mode="nearest")
+
+    def interpolate(image: Array) -> Array:
+        # SciPy would cut interpolated values down to the image's integers.
+        return map_coordinates(image, where, output=np.result_type(image, np.float32), order=1, mode="nearest")
+
+    if not is_label:
+        return interpolate(image)
+    values = np.unique(image)
+    moved, most = np.full(where.shape[1:], values[0]), np.full(where.shape[1:], -np.inf)
+    for value in values:
+        weight = interpolate((image == value).astype(np.float32))
+        moved, most = np.where(weight > most, value, moved), np.maximum(weight, most)
+    return moved
 
 
 def move_points(points: Array, field: Array, affine: Array) -> Array:

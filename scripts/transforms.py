@@ -60,11 +60,11 @@ class LoadCased(MapTransform):
                 check_same_grid(item[key], data[key], item[reference], data[reference])
         if "moving" in item and "fixed" in item:
             if self.resample_moving:
-                for key, order in (("moving", 1), ("moving_label", 0)):
+                for key, is_label in (("moving", False), ("moving_label", True)):
                     if key in item:
                         # What is written is sampled once, from the native image.
                         item[f"{key}_native"] = item[key]
-                        item[key] = resample(item[key], item["fixed"], order)
+                        item[key] = resample(item[key], item["fixed"], is_label)
             cure = "resample one onto the other's grid, or give --resample_moving True"
             check_same_grid(item["moving"], data["moving"], item["fixed"], data["fixed"], cure)
         return item
@@ -104,11 +104,11 @@ def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:
     return MetaTensor(torch.tensor(values, dtype=label.dtype)[label.as_tensor().long()], meta=label.meta)
 
 
-def resample(image: MetaTensor, reference: MetaTensor, order: int) -> MetaTensor:
-    """An image (1, X, Y, Z) on the grid of another one, 1 linear, 0 nearest neighbor; outside it repeats its border."""
+def resample(image: MetaTensor, reference: MetaTensor, is_label: bool) -> MetaTensor:
+    """An image or a label (1, X, Y, Z) on the grid of another one, see `itk_fields.pull`; outside it repeats its border."""
     affine = reference.affine.double().numpy()
     still = np.zeros((3, *reference.shape[1:]))
-    array = pull(image[0].numpy(), image.affine.double().numpy(), still, affine, order)
+    array = pull(image[0].numpy(), image.affine.double().numpy(), still, affine, is_label)
     return MetaTensor(torch.from_numpy(array)[None].to(image.dtype), affine=reference.affine, meta=image.meta)
 
 

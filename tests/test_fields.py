@@ -25,6 +25,7 @@ from scripts.fields import (
     sampler_grid,
     to_sampler,
     warp,
+    warp_label,
 )
 
 KEPT: list[np.ndarray] = []
@@ -155,6 +156,18 @@ def test_resize_keeps_the_physical_displacement(axes: int) -> None:
 Map = Callable[[np.ndarray], np.ndarray]
 VIEWS = {2: (48, 61), 3: (26, 31, 22)}
 SPACING_MM = 1.5
+
+
+@pytest.mark.parametrize("shape", [(14, 11), (9, 8, 7)])
+def test_a_label_takes_the_value_that_weighs_most(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    label, field = rng.integers(0, 3, shape) * 5, rng.normal(0, 1.5, (len(shape), *shape))
+    where = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij")) + field
+    weights = [map_coordinates((label == value).astype(float), where, order=1, mode="nearest") for value in (0, 5, 10)]
+    moved = warp_label(torch.from_numpy(label)[None, None], torch.from_numpy(field)[None])[0, 0].numpy()
+    np.testing.assert_array_equal(moved, np.array([0, 5, 10])[np.argmax(weights, axis=0)])
+    # Which is not always the nearest voxel's.
+    assert 0.05 < (moved != map_coordinates(label, where, order=0, mode="nearest")).mean() < 0.4
 
 
 def invertible_maps(kind: str, shape: tuple[int, ...]) -> tuple[Map, Map]:
