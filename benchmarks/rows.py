@@ -120,7 +120,8 @@ class Study:
     @property
     def overrides(self) -> dict:
         """What the options change in the configs."""
-        return {"bundle_root": str(ROOT), "device": self.options.device, **self.sizes}
+        cache_dir = str(Path(self.options.output_dir) / "cache")
+        return {"bundle_root": str(ROOT), "cache_dir": cache_dir, "device": self.options.device, **self.sizes}
 
     def parser(self, *files: str, **overrides: object) -> ConfigParser:
         """The configs with the options in them, ready to instantiate from."""
@@ -231,7 +232,7 @@ def read_json(path: Path) -> dict | None:
 def settings_of(study: Study, name: str) -> dict:
     """What a row's training depends on, but for the number of epochs."""
     config = load_configs(*SHARED, f"methods/{name}.yaml") | study.overrides
-    for key in ("max_epochs", "bundle_root", "dataset_dir", "output_dir", "device"):
+    for key in ("max_epochs", "bundle_root", "dataset_dir", "output_dir", "cache_dir", "device"):
         del config[key]
     return {**config, **{f"{split} pairs": [item["case"] for item in study.items(split)] for split in ("train", "val")}}
 
