@@ -29,8 +29,7 @@ def warp(image: Tensor, field: Tensor, mode: str = "bilinear", padding_mode: str
 def warp_label(label: Tensor, field: Tensor) -> Tensor:
     """A label map pulled through a field: at each voxel the value that weighs most in the linear interpolation.
 
-    Borders are those of the interpolated structures, which fits hand-drawn labels better than the nearest neighbor does
-    (`docs/experiments.md`); ANTs calls it GenericLabel.
+    Borders are those of the interpolated structures instead of the nearest neighbor's; ANTs calls it GenericLabel.
 
     Args:
         label: (B, 1, *spatial), any values.

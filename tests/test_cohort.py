@@ -130,7 +130,7 @@ def test_a_fingerprint_is_of_version_and_chunks_that_are_fitted() -> None:
     version = json.loads((ROOT / "configs" / "metadata.json").read_text())["version"]
     assert parameters()["bundle version"] == version
     assert parameters() == parameters(slices_at_once=3)
-    assert parameters(refine_iterations=2)["refinement"] == "2 steps on 10 slices at once"
+    assert parameters(refine_iterations=2)["refinement"] == "2 steps on 5 slices at once"
 
 
 def test_a_folder_without_its_last_file_is_not_done(make: Make) -> None:
