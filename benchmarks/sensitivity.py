@@ -168,7 +168,7 @@ def draw(results: Sequence[dict], path: Path) -> None:
         for axes in (left, right):
             axes.plot(*point(Run()), marker="o", markersize=17, color="none", markeredgecolor="black", zorder=5)
         right.plot(*point(Run()), marker="o", markersize=9, color=colors[1e-3], zorder=4)
-        right.annotate("GSMorph's projection", point(Run()), xytext=(12, 6), textcoords="offset points", fontsize=9)
+        right.annotate("projection (GSMorph)", point(Run()), xytext=(-14, -4), textcoords="offset points", fontsize=9, ha="right")
     for run, name, marker in ((Run("pcgrad_symmetric"), "PCGrad, UPGrad", "^"), (Run("config"), "ConFIG", "v")):
         if run in by_run:
             right.plot(*point(run), marker=marker, markersize=9, color="tab:purple", zorder=4)
@@ -183,8 +183,8 @@ def draw(results: Sequence[dict], path: Path) -> None:
             right.plot(*point(run), marker="o", markersize=7, color="tab:orange", zorder=3)
             text = f"λ 0.01, rate {run.learning_rate:g}"
             right.annotate(text, point(run), xytext=(8, -3), textcoords="offset points", color="tab:orange", fontsize=9)
-    left.set_title("surgery: no λ, yet rate, batch and averaging move it")
-    right.set_title("what λ does, and the other strategies without one")
+    left.set_title("surgery over rate, batch and averaging")
+    right.set_title("weighted sums over λ, and other strategies without λ")
     left.set_ylabel("Dice, % (val)")
     for axes in (left, right):
         axes.set_xscale("symlog", linthresh=0.01)
@@ -193,8 +193,9 @@ def draw(results: Sequence[dict], path: Path) -> None:
     # Room for the names of the points.
     left.set_xlim(0, 5 * max(x for run in by_run for x, _ in (point(run), point(run, "last"))) + 1e-3)
     handle = lambda label, **style: Line2D([], [], linestyle="none", markersize=8, label=label, **style)
-    legend = [handle(f"rate {rate:g}", color=color, marker="D") for rate, color in colors.items()]
-    legend += [handle(f"batch {batch}", color="0.3", marker=marker) for batch, marker in markers.items()]
+    rates_drawn, batches_drawn = ({getattr(run, key) for run in surgery} for key in ("learning_rate", "batch_size"))
+    legend = [handle(f"rate {rate:g}", color=color, marker="D") for rate, color in colors.items() if rate in rates_drawn]
+    legend += [handle(f"batch {batch}", color="0.3", marker=marker) for batch, marker in markers.items() if batch in batches_drawn]
     legend += [
         handle("running mean of the weights", color="0.3", marker="D"),
         handle("last weights", color="0.3", marker="D", markerfacecolor="white"),
