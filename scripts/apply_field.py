@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 
 from scripts.cines import Cine
 from scripts.errors import InputError
 from scripts.itk_fields import check_in_image, move_points, pull, read_field, read_points, to_lps
-from scripts.transforms import LoadCased
+from scripts.transforms import LoadCased, check_same_grid
 from scripts.writers import write_nifti, write_rows
 
 
@@ -22,15 +24,17 @@ def apply_field(
     moving_label: str | Path | None = None,
     points: str | Path | None = None,
     output_dir: str | Path = ".",
+    resample_moving: bool = False,
 ) -> list[Path]:
     """Write `moved.nii.gz`, `moved_label.nii.gz` and `points.csv` to a folder: what a field makes of an image, a label and landmarks.
 
     Args:
         field: a field file (`itk_fields`); it says the grid of the outputs.
-        moving: image on any grid in the moving image's space, linearly interpolated.
-        moving_label: label in that space, see `itk_fields.pull`.
+        moving: image on the field's grid, linearly interpolated.
+        moving_label: label on that grid, see `itk_fields.pull`.
         points: CSV of landmarks of the fixed image, mm along LPS; they are carried into the moving image.
         output_dir: folder to write to.
+        resample_moving: whether image and label may lie on another grid than the field, as long as they meet it in space.
 
     Returns:
         The files written.
@@ -48,6 +52,9 @@ def apply_field(
         if path:
             image = LoadCased().load(str(path), is_label=is_label)
             image_affine = image.affine.double().numpy()
+            if not resample_moving:
+                grid = MetaTensor(torch.empty(1, *voxels.shape[1:]), affine=torch.from_numpy(affine))
+                check_same_grid(image, path, grid, field, "give the image that the field belongs to, or --resample_moving True")
             if not boxes_meet(image.shape[1:], image_affine, voxels.shape[1:], affine):
                 raise InputError(f"{path}: lies apart from {field} in space; give the image that the field belongs to.")
             moved = pull(image[0].numpy(), image_affine, voxels, affine, is_label)

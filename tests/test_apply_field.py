@@ -62,7 +62,7 @@ def check_outputs(files: dict[str, Path], folder: Path) -> None:
 
 def test_writes_what_pull_and_move_points_give(files: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
-    written = apply_field(**files, output_dir=folder)
+    written = apply_field(**files, output_dir=folder, resample_moving=True)
     assert written == [folder / name for name in ("moved.nii.gz", "moved_label.nii.gz", "points.csv")]
     assert sorted(folder.iterdir()) == sorted(written)
     check_outputs(files, folder)
@@ -72,14 +72,14 @@ def test_writes_what_pull_and_move_points_give(files: dict[str, Path], tmp_path:
     ("option", "name"), [("moving", "moved.nii.gz"), ("moving_label", "moved_label.nii.gz"), ("points", "points.csv")]
 )
 def test_writes_only_what_is_asked(option: str, name: str, files: dict[str, Path], tmp_path: Path) -> None:
-    apply_field(files["field"], **{option: files[option]}, output_dir=tmp_path / "out")
+    apply_field(files["field"], **{option: files[option]}, output_dir=tmp_path / "out", resample_moving=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
 def test_labels_of_any_size_keep_their_numbers(files: dict[str, Path], tmp_path: Path) -> None:
     label = np.where(np.random.default_rng(1).random(OTHER_SHAPE) > 0.5, 300, -2).astype(np.int16)
     path = write_nifti(tmp_path / "many.nii.gz", label, OTHER)
-    apply_field(files["field"], moving_label=path, output_dir=tmp_path / "out")
+    apply_field(files["field"], moving_label=path, output_dir=tmp_path / "out", resample_moving=True)
     moved = nib.load(tmp_path / "out" / "moved_label.nii.gz")
     assert set(np.unique(moved.get_fdata())) == {300, -2}
 
@@ -112,26 +112,34 @@ def test_a_single_slice_stays_one(tmp_path: Path) -> None:
 def test_bad_input_writes_nothing(change: dict, message: str, files: dict[str, Path], tmp_path: Path) -> None:
     given = {**files, **{key: name and tmp_path / name for key, name in change.items()}}
     with pytest.raises(InputError, match=message):
-        apply_field(**given, output_dir=tmp_path / "out")
+        apply_field(**given, output_dir=tmp_path / "out", resample_moving=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command(files: dict[str, Path], tmp_path: Path) -> None:
-    succeed(run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out"))
+    succeed(run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out", resample_moving=True))
     check_outputs(files, tmp_path / "out")
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
-def test_an_image_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_an_image_on_another_grid_is_refused_unless_asked_for(tmp_path: Path) -> None:
     affine = np.diag([1.5, 1.5, 8.0, 1.0])
     write_field(tmp_path / "field.nii.gz", np.zeros((2, 8, 8, 3)), affine)
-    for distance, meets in ((0.0, True), (9.0, True), (5000.0, False), (-14.0, False)):
+    for distance, meets in ((0.0, True), (0.01, True), (9.0, True), (5000.0, False), (-14.0, False)):
         shifted = affine.copy()
         shifted[0, 3] = distance
         path = write_nifti(tmp_path / "image.nii.gz", np.ones((8, 8, 3), np.float32), shifted)
-        if meets:
+        if distance:
+            with pytest.raises(InputError, match=r"image\.nii\.gz and .*field\.nii\.gz: have affines .*--resample_moving True"):
+                apply_field(tmp_path / "field.nii.gz", path, output_dir=tmp_path / "never")
+        else:
             apply_field(tmp_path / "field.nii.gz", path, output_dir=tmp_path / "out")
+        if meets:
+            apply_field(tmp_path / "field.nii.gz", path, output_dir=tmp_path / "out", resample_moving=True)
         else:
             with pytest.raises(InputError, match=r"image\.nii\.gz: lies apart from .*field\.nii\.gz in space"):
-                apply_field(tmp_path / "field.nii.gz", path, output_dir=tmp_path / "never")
+                apply_field(tmp_path / "field.nii.gz", path, output_dir=tmp_path / "never", resample_moving=True)
+    small = write_nifti(tmp_path / "small.nii.gz", np.ones((8, 7, 3), np.float32), affine)
+    with pytest.raises(InputError, match=r"small\.nii\.gz and .*different shapes, \(8, 7, 3\) and \(8, 8, 3\)"):
+        apply_field(tmp_path / "field.nii.gz", small, output_dir=tmp_path / "never")
     assert not (tmp_path / "never").exists()
