@@ -40,16 +40,18 @@ MEASURES = {
 }
 """What a ventricle's figures are called, by their keys behind "lv_" and "rv_"."""
 NAMES = {
-    "inverse_error_mm_p95": "Inverse consistency, 95th percentile, mm",
-    "inverse_error_mm_max": "Inverse consistency, worst, mm",
-    "mse_before": "Squared error before",
-    "mse_after": "Squared error after",
+    "inverse_error_mm_p95": "Inverse error (95 %), mm",
+    "inverse_error_mm_max": "Inverse error (worst), mm",
+    "unconverged_voxels": "Not inverted, voxels",
+    "largest_displacement_mm": "Largest shift, mm",
+    "mse_before": "Error before",
+    "mse_after": "Error after",
 }
 """Keys that do not explain themselves."""
 UNITS = {"ml": "mL", "g": "g", "percent": "%", "mm": "mm", "ms": "ms"}
 ACRONYMS = ("lv", "rv", "ed", "es", "mse")
 TILE = 320  # pixels, the side of a picture of the cine
-TILES = 180  # of that size in a page; more are smaller
+TILES = 165  # of that size in a page; more are smaller
 SHEET_TILE = 170  # pixels, the side of a picture where all slices are shown
 MARGIN = 12.0  # mm around the heart
 
@@ -316,7 +318,7 @@ def draw_field(registration: CineRegistration, view: View) -> Figure:
     ]
     figure, axes = make_panels(view, titles)
     x = np.stack(np.meshgrid(*((np.arange(n) + 0.5) * s for n, s in zip(crop.shape[2:], spacing)), indexing="ij"))
-    steps = [max(round(3.5 / s), 1) for s in spacing]
+    steps = [max(round(5 / s), 1) for s in spacing]
     for row, z, field, determinant in zip(axes, picks, crop, determinants):
         show(row[0], r.cine.image[(*view.box, z, view.frame)], view, cmap="gray", vmin=view.window[0], vmax=1.4 * view.window[1])
         a, b = x + field
