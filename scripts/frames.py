@@ -16,7 +16,7 @@ from scripts.errors import InputError
 from scripts.evaluation import warp_stack
 from scripts.fields import warp_label
 from scripts.function import measure_function
-from scripts.itk_fields import check_in_image, check_right_angles, invert_field, move_points, pull, read_points, to_lps
+from scripts.itk_fields import check_in_image, check_right_angles, invert, move_points, pull, read_points, to_lps
 from scripts.quality import assess
 from scripts.readers import read_cine
 from scripts.strain import measure_strain
@@ -158,7 +158,7 @@ def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Inverses of in-plane fields (T, 2, X, Y, Z), slice by slice, and their errors in voxels (T, X, Y, Z)."""
     inverses, errors = torch.empty_like(fields), torch.empty_like(fields[:, 0])
     for t, field in enumerate(tqdm(fields.numpy(), desc="inverting fields", unit="frame", leave=False, disable=len(fields) == 1)):
-        inverse, error = invert_field(field)
+        inverse, error = invert(field)
         inverses[t], errors[t] = torch.from_numpy(inverse), torch.from_numpy(error)
     return inverses, errors
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from scripts.losses import full_precision
 
@@ -21,13 +22,19 @@ class FieldInferer(Inferer):
         integration: `fields.Integration` (or MONAI's `DVF2DDF`) for a stationary velocity field, None for a displacement.
         bf16: whether the network's convolutions run in bfloat16 (autocast); coordinates and integration never do.
         both_ways: whether to append the fields of the way back, fixed to moving: those of the negative velocity.
+        progress: whether a stack draws a progress bar.
 
     Raises:
         ValueError: for both ways without integration, since a displacement's negative is not its inverse.
     """
 
     def __init__(
-        self, inferer: Inferer | None = None, integration: nn.Module | None = None, both_ways: bool = False, bf16: bool = False
+        self,
+        inferer: Inferer | None = None,
+        integration: nn.Module | None = None,
+        both_ways: bool = False,
+        bf16: bool = False,
+        progress: bool = False,
     ) -> None:
         super().__init__()
         if both_ways and integration is None:
@@ -36,6 +43,7 @@ class FieldInferer(Inferer):
         self.integration = integration
         self.both_ways = both_ways
         self.bf16 = bf16
+        self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
         """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) both ways; voxels of the fixed grid, pull convention."""
@@ -46,6 +54,10 @@ class FieldInferer(Inferer):
                 field = network(pair, *args, **kwargs)
             field = full_precision(field)
             field = torch.cat([field, -field]) if self.both_ways else field
+            bar.update(len(pair))
             return field if self.integration is None else self.integration(field)
 
-        return self.inferer(inputs, to_field)
+        stack = inputs.ndim == 5
+        total = inputs.shape[-1] if stack else len(inputs)
+        with tqdm(total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)) as bar:
+            return self.inferer(inputs, to_field)

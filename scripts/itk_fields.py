@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
+from scripts import fields
 from scripts.errors import InputError
-from scripts.fields import invert
 
 Array = NDArray[np.floating]
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -167,17 +167,25 @@ def move_points(points: Array, field: Array, affine: Array) -> Array:
     return points + shift @ affine[:3, : field.shape[0]].T
 
 
-def invert_field(field: Array, tolerance: float = 1e-2) -> tuple[Array, Array]:
-    """The inverse of an in-plane field, slice by slice: v with v(y) + u(y + v(y)) = 0 (`fields.invert` for NumPy arrays).
+def invert(field: Array, tolerance: float = 1e-2) -> tuple[Array, Array]:
+    """The inverse of a field, on the same grid: v with v(y) + u(y + v(y)) = 0 (`fields.invert` for NumPy arrays).
 
     Args:
-        field: (2, X, Y, Z) in voxels, channel i along array axis i, pull direction.
+        field: (d, X, Y, Z) in voxels, channel i along array axis i, pull direction; in-plane (d = 2, or nothing along the slices) it is
+            inverted slice by slice.
         tolerance: voxels.
 
     Returns:
-        The inverse (2, X, Y, Z), and the length of its error in voxels (X, Y, Z).
+        The inverse (d, X, Y, Z), and the length of its error in voxels (X, Y, Z).
     """
-    inverse, error = invert(torch.from_numpy(np.ascontiguousarray(field)).movedim(-1, 0), tolerance)
+    if len(field) == 3 and not np.any(field[2]):
+        in_plane, error = invert(field[:2], tolerance)
+        return np.concatenate([in_plane, np.zeros_like(field[2:])]), error
+    stack = torch.from_numpy(np.ascontiguousarray(field))
+    if len(field) == 3:
+        inverse, error = fields.invert(stack[None], tolerance)
+        return inverse[0].numpy(), error[0].numpy()
+    inverse, error = fields.invert(stack.movedim(-1, 0), tolerance)
     return inverse.movedim(0, -1).numpy(), error.movedim(0, -1).numpy()
 
 

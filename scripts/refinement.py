@@ -29,6 +29,7 @@ class RefiningInferer(FieldInferer):
         similarity: a loss of (moved, fixed); default is the mean squared error.
         tau: guard of the projection.
         bf16: see `FieldInferer`; the steps themselves run in full precision.
+        progress: see `FieldInferer`.
 
     Raises:
         InputError: for steps of a network without parameters, such as an exported one, or a number of steps that is none.
@@ -43,8 +44,9 @@ class RefiningInferer(FieldInferer):
         similarity: nn.Module | None = None,
         tau: float = 1e-5,
         bf16: bool = False,
+        progress: bool = False,
     ) -> None:
-        super().__init__(inferer, integration, bf16=bf16)
+        super().__init__(inferer, integration, bf16=bf16, progress=progress)
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
             raise InputError(f"--refine_iterations {iterations}: is no number of steps; give 0, 1, 2, ….")
         self.iterations = iterations
