@@ -126,6 +126,16 @@ def integrate_in_sampler(velocity: Tensor, grid: Tensor, steps: int) -> Tensor:
     return field
 
 
+def in_view(field: Tensor, margin: float = 0.0) -> Tensor:
+    """Where x + u(x) lies in the image, (B, d, *spatial) -> (B, *spatial), up to a margin in voxels beyond its outer voxels' centers."""
+    inside = torch.ones_like(field[:, 0], dtype=torch.bool)
+    for axis, size in enumerate(field.shape[2:]):
+        shape = [-1 if a == axis else 1 for a in range(field.ndim - 2)]
+        position = field[:, axis] + torch.arange(size, dtype=field.dtype, device=field.device).view(shape)
+        inside &= (position >= -margin) & (position <= size - 1 + margin)
+    return inside
+
+
 def length(field: Tensor) -> Tensor:
     """Length of the vectors of a field, (B, d, ...) -> (B, ...)."""
     # Tensor.norm takes fifty times as long over so short an axis.

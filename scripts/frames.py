@@ -14,7 +14,7 @@ from tqdm import tqdm
 from scripts.cines import Cine, CineRegistration, largest_cavity
 from scripts.errors import InputError
 from scripts.evaluation import warp_stack
-from scripts.fields import warp_label
+from scripts.fields import in_view, warp_label
 from scripts.function import measure_function
 from scripts.itk_fields import check_in_image, check_right_angles, invert, move_points, pull, read_points, to_lps
 from scripts.quality import assess
@@ -116,7 +116,8 @@ class AssembleRegistration(Transform):
         inverses, errors = invert_stacks(fields)
         moved = torch.empty(*moving.shape[1:], len(moving))
         for t, (image, field) in enumerate(zip(moving, fields)):
-            moved[..., t] = warp_stack(image[None], field)[0]
+            # What no voxel was seen of is 0, as in ITK and ANTs.
+            moved[..., t] = warp_stack(image[None], field)[0] * seen(field)
         if "moving_native" in data:
             moved = pull_native(data["moving_native"], fields[0], affine)
         cine = Cine(
@@ -135,7 +136,9 @@ class AssembleRegistration(Transform):
             label = torch.as_tensor(label).cpu().float()
             carried = inverses if reference else fields
             slices = label.movedim(-1, 0)
-            labels = torch.stack([warp_label(slices, field.movedim(-1, 0))[:, 0].movedim(0, -1) for field in carried], dim=-1)
+            labels = torch.stack(
+                [warp_label(slices, field.movedim(-1, 0))[:, 0].movedim(0, -1) * seen(field) for field in carried], dim=-1
+            )
             if "moving_label_native" in data:
                 labels = pull_native(data["moving_label_native"], fields[0], affine, is_label=True)
             registration.label, registration.labels = (x.round().numpy().astype(np.uint8) for x in (label[0], labels))
@@ -146,6 +149,11 @@ class AssembleRegistration(Transform):
         if "points" in data:
             registration.points = carry_points(registration, data["points"])
         return {**data, "registration": registration}
+
+
+def seen(field: torch.Tensor) -> torch.Tensor:
+    """Where x + u(x) of an in-plane field (2, X, Y, Z) is in the image, the outer half of its outer voxels included, (X, Y, Z)."""
+    return in_view(field.movedim(-1, 0), margin=0.5).movedim(0, -1)
 
 
 def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, is_label: bool = False) -> torch.Tensor:

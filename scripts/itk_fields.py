@@ -118,7 +118,9 @@ def read_field(path: str | Path) -> tuple[Array, Array]:
     return lps_to_voxels(displacement[..., 0, :], image.affine), image.affine
 
 
-def pull(image: Array, image_affine: Array, field: Array, affine: Array, is_label: bool = False) -> Array:
+def pull(
+    image: Array, image_affine: Array, field: Array, affine: Array, is_label: bool = False, repeat_border: bool = False
+) -> Array:
     """Any image pulled through a field, in physical space: out(x) = image at p(x) + u(x), on the field's grid.
 
     Args:
@@ -127,9 +129,11 @@ def pull(image: Array, image_affine: Array, field: Array, affine: Array, is_labe
         field: (d, X, Y, Z), voxels of the field's grid.
         affine: of that grid.
         is_label: whether to take at each voxel the value that weighs most in the linear interpolation, instead of the interpolated one.
+        repeat_border: whether points beyond the image's edge, half a voxel beyond its outer voxels' centers, take its border; else 0, as in
+            ITK and ANTs.
 
     Returns:
-        (X, Y, Z), floating, or the label's type; what lies outside the image takes its border.
+        (X, Y, Z), floating, or the label's type.
     """
     index = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in field.shape[1:]), indexing="ij"))
     index[: field.shape[0]] += field
@@ -140,14 +144,16 @@ def pull(image: Array, image_affine: Array, field: Array, affine: Array, is_labe
         # SciPy would cut interpolated values down to the image's integers.
         return map_coordinates(image, where, output=np.result_type(image, np.float32), order=1, mode="nearest")
 
+    last = np.array(image.shape).reshape(3, 1, 1, 1) - 0.5
+    seen = repeat_border | ((where >= -0.5) & (where <= last)).all(axis=0)
     if not is_label:
-        return interpolate(image)
+        return interpolate(image) * seen
     values = np.unique(image)
     moved, most = np.full(where.shape[1:], values[0]), np.full(where.shape[1:], -np.inf)
     for value in values:
         weight = interpolate((image == value).astype(np.float32))
         moved, most = np.where(weight > most, value, moved), np.maximum(weight, most)
-    return moved
+    return moved * seen
 
 
 def move_points(points: Array, field: Array, affine: Array) -> Array:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from scripts.cines import CineRegistration
-from scripts.fields import jacobian_determinant
+from scripts.fields import in_view, jacobian_determinant
 from scripts.fields import length as length_of
 from scripts.fields import warp as pull
 
@@ -58,9 +58,9 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
     """Folded and compressed area in percent, extremes of the Jacobian determinant, inverse errors in mm, and the relative squared error, of
     a frame.
 
-    The squared error is that of intensities in units of the fixed image's standard deviation. The inverse error is the larger of
-    u∘v and v∘u against the identity, where x + u(x) stays in view and the determinant is above 0.1. Unconverged are voxels whose inverse
-    stays in view and is off by more than a hundredth of a voxel.
+    The squared error is that of intensities in units of the fixed image's standard deviation, where x + u(x) stays in view. The inverse
+    error is the larger of u∘v and v∘u against the identity, where x + u(x) stays in view and the determinant is above 0.1. Unconverged
+    are voxels whose inverse stays in view and is off by more than a hundredth of a voxel.
     """
     u, v = (
         torch.from_numpy(np.ascontiguousarray(f[t])).double().movedim(-1, 0) for f in (registration.fields, registration.inverses)
@@ -75,12 +75,11 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
     inverse = [error.flatten(1) for error in errors]
     fixed = torch.from_numpy(np.ascontiguousarray(registration.fixed)).double().movedim(-1, 0)
     scale = fixed.var().clamp(min=torch.finfo(torch.float64).tiny)
-    squares = [
-        ((torch.from_numpy(np.ascontiguousarray(image[..., t])).double().movedim(-1, 0) - fixed).square() / scale)
-        .flatten(1)
-        .mean(1)
-        for image in (registration.cine.image, registration.moved)
-    ]
+    seen = in_view(u)
+    squares = []
+    for image in (registration.cine.image, registration.moved):
+        difference = torch.from_numpy(np.ascontiguousarray(image[..., t])).double().movedim(-1, 0) - fixed
+        squares.append((seen * difference.square()).sum((1, 2)) / seen.sum((1, 2)).clamp(min=1) / scale)
     length = length_of(u * spacing).flatten(1)
     unconverged = np.zeros(len(u))
     if inversion_errors is not None:
@@ -104,16 +103,6 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
 
     slices = [{"slice": z + 1, **figures(slice(z, z + 1))} for z in range(len(u))]
     return {"frame": t + 1, **figures(slice(None)), "slices": slices}
-
-
-def in_view(field: torch.Tensor) -> torch.Tensor:
-    """Where x + u(x) lies in the image, (B, *spatial)."""
-    inside = torch.ones_like(field[:, 0], dtype=torch.bool)
-    for axis, size in enumerate(field.shape[2:]):
-        shape = [-1 if a == axis else 1 for a in range(field.ndim - 2)]
-        position = field[:, axis] + torch.arange(size, dtype=field.dtype).view(shape)
-        inside &= (position >= 0) & (position <= size - 1)
-    return inside
 
 
 def cycle_figures(registration: CineRegistration) -> dict:

@@ -108,7 +108,7 @@ def resample(image: MetaTensor, reference: MetaTensor, is_label: bool) -> MetaTe
     """An image or a label (1, X, Y, Z) on the grid of another one, see `itk_fields.pull`; outside it repeats its border."""
     affine = reference.affine.double().numpy()
     still = np.zeros((3, *reference.shape[1:]))
-    array = pull(image[0].numpy(), image.affine.double().numpy(), still, affine, is_label)
+    array = pull(image[0].numpy(), image.affine.double().numpy(), still, affine, is_label, repeat_border=True)
     return MetaTensor(torch.from_numpy(array)[None].to(image.dtype), affine=reference.affine, meta=image.meta)
 
 

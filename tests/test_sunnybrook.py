@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT, write_nifti
-from test_itk_fields import stays_inside
+from test_itk_fields import off_the_edge
 
 from scripts.api import register_cine
 from scripts.cines import CineRegistration
@@ -63,15 +63,15 @@ def test_the_contour_reaches_end_systole(subject: str, tmp_path: Path) -> None:
     field, frame = tmp_path / "field.nii.gz", tmp_path / "frame.nii.gz"
     write_field(field, result.fields[t], result.cine.affine)
     write_nifti(frame, result.cine.image[..., t], result.cine.affine)
-    tolerance, inside = 1e-3 * np.ptp(result.cine.image[..., t]), stays_inside(result.fields[t], np.eye(4), result.fixed.shape)
-    assert inside.mean() > 0.95
+    tolerance, sure = 1e-3 * np.ptp(result.cine.image[..., t]), off_the_edge(result.fields[t], np.eye(4), result.fixed.shape)
+    assert sure.mean() > 0.99
     image, vectors = itk.imread(frame, itk.F), itk.imread(field)
     warped = itk.warp_image_filter(image, displacement_field=vectors, output_parameters_from_image=image)
-    assert np.abs(itk.array_from_image(warped).T - result.moved[..., t])[inside].max() < tolerance
+    assert np.abs(itk.array_from_image(warped).T - result.moved[..., t])[sure].max() < tolerance
     ants = pytest.importorskip("ants", reason="ANTs is not installed: pip install antspyx")
     image = ants.image_read(str(frame))
     moved = ants.apply_transforms(image, image, [str(field)], interpolator="linear").numpy()
-    assert np.abs(moved - result.moved[..., t])[inside].max() < tolerance
+    assert np.abs(moved - result.moved[..., t])[sure].max() < tolerance
 
 
 def test_the_scanner_s_files_give_the_same(tmp_path: Path) -> None:
