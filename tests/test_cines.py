@@ -76,6 +76,6 @@ def test_the_largest_cavity_of_real_cines_is_near_end_diastole(subject: str) -> 
     folder = ROOT.parent / "shared" / "data" / "scd" / subject
     if not folder.is_dir():
         pytest.skip(f"no Sunnybrook cines in {folder.parent}")
-    (cine,) = read_cine(folder / f"{subject}_4d.nii.gz")
+    cine = read_cine(folder / f"{subject}_4d.nii.gz")
     gap = abs(largest_cavity(cine.image) - int(read_info(folder / "Info.cfg")["ED"]))
     assert min(gap, cine.frames - gap) <= 2
