@@ -73,6 +73,11 @@ SEARCHED = {
     ],
 }
 """Parameters of `scripts.classical` that `val` chooses from."""
+WITHOUT_EFFECT = (
+    *("max_epochs", "bundle_root", "dataset_dir", "output_dir", "cache_dir", "device"),
+    *("resume", "log_every", "graph", "compile", "imports", "initialize", "run", "finalize"),
+)
+"""Keys of a training's config that its result does not depend on."""
 WEIGHTS_TRIED = 7  # of a hypernetwork, over its range
 
 
@@ -232,9 +237,8 @@ def read_json(path: Path) -> dict | None:
 def settings_of(study: Study, name: str) -> dict:
     """What a row's training depends on, but for the number of epochs."""
     config = load_configs(*SHARED, f"methods/{name}.yaml") | study.overrides
-    for key in ("max_epochs", "bundle_root", "dataset_dir", "output_dir", "cache_dir", "device"):
-        del config[key]
-    return {**config, **{f"{split} pairs": [item["case"] for item in study.items(split)] for split in ("train", "val")}}
+    kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    return {**kept, **{f"{split} pairs": [item["case"] for item in study.items(split)] for split in ("train", "val")}}
 
 
 def check_settings(path: Path, settings: dict) -> None:

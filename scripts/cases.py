@@ -150,6 +150,7 @@ def listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:
     """The cases of an item of a JSON list; the reference frame of a cine is found as that of `--cine` is."""
     check_files([item])
     if "cine" not in item:
+        refuse_frame(item["case"], reference_frame)
         return [item]
     case = cine_case(item["cine"], item.get("reference", reference_frame), item.get("reference_label"), item.get("points"))
     own = {key: item[key] for key in ("case", "subject")}
@@ -160,10 +161,21 @@ def subject_cases(subject: Path, reference_frame: int | None, direction: str) ->
     """A subject in ACDC's layout: its cine with the label at end diastole where there is one, else its pair."""
     cine = find_image(subject, f"{subject.name}_4d", required=False)
     if cine is None:
+        refuse_frame(subject, reference_frame)
         return acdc_pairs(subject.parent, [subject.name], direction)
     ed = end_diastole(subject) if reference_frame is None else None
     label = None if ed is None else find_image(subject, f"{subject.name}_frame{ed:02d}_gt", required=False)
     return [cine_case(cine, reference_frame, str(label) if label else None)]
+
+
+def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
+    """Stop where a reference frame is given for a pair, which has none.
+
+    Raises:
+        InputError: naming the case.
+    """
+    if reference_frame is not None:
+        raise InputError(f"{case}: is a pair, to which --reference_frame says nothing; leave it out, or give the 4-D cine.")
 
 
 def is_cine(path: Path) -> bool:

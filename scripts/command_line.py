@@ -56,6 +56,8 @@ def check(argv: Sequence[str] | None = None) -> None:
             hint = f"did you mean --{close[0]}?" if close else "the options are the top-level keys of the config file."
             raise InputError(f"--{name}: no such option; {hint}")
         read = DefaultParseValue(value) if value is not None else True
+        if read in ("null", "~"):
+            raise InputError(f"--{name} {value}: is read as a word; on the command line, nothing is written --{name} None")
         # Fire reads false as a word, which would count as true.
         if isinstance(config.get(name), bool) and not isinstance(read, bool):
             raise InputError(f"--{name} {value}: is a switch; write --{name} True or --{name} False")

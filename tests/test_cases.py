@@ -98,10 +98,12 @@ def test_a_folder_in_acdc_layout_gives_cines_with_their_label_else_pairs(copy: P
     assert ["cine" in item for item in items] == [True, False, False, True, True]
     assert items[0]["reference_label"].endswith("phantom001_frame01_gt.nii.gz")
     assert items[1]["moving_label"].endswith("phantom002_frame03_gt.nii.gz")
-    # With another reference frame the label at end diastole has no frame; with both directions a pair is two cases.
-    items = find_cases(dataset_dir=str(copy), reference_frame=2, direction="both")
-    assert len(items) == 7
+    # With both directions a pair is two cases; with another reference frame the label at end diastole has no frame, and a pair fails.
+    assert len(find_cases(dataset_dir=str(copy), direction="both")) == 7
+    items = find_cases(dataset_dir=str(copy), reference_frame=2)
     assert (items[0]["reference"], "reference_label" in items[0]) == (2, False)
+    with pytest.raises(InputError, match="phantom002: is a pair, to which --reference_frame says nothing"):
+        LoadCase()(items[1])
 
 
 def test_a_folder_of_files_gives_those_with_four_axes(copy: Path, tmp_path: Path) -> None:

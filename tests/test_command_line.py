@@ -27,6 +27,10 @@ RUN = ["python", "run", "--config_file", "configs/inference.yaml"]
         (["--moving", "--fixed", "b.nii.gz"], "--moving"),
         (["-referense_frame", "3"], "--referense_frame: no such option"),
         (["--points", "2024_01"], r"write it as --points \./2024_01"),
+        (
+            ["--integration", "null"],
+            "--integration null: is read as a word; on the command line, nothing is written --integration None",
+        ),
         (["--report", "false"], "--report false: is a switch; write --report True or --report False"),
     ],
 )
