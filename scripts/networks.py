@@ -27,6 +27,55 @@ class ConvBlock(nn.Sequential):
         )
 
 
+class CentralGroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` by the mean and variance of the central `window` voxels along each axis.
+
+    Crops of the heart train a network; in whole slices, however much chest they show, it then finds the statistics that it knows.
+
+    Args:
+        num_groups: see `nn.GroupNorm`.
+        num_channels: see `nn.GroupNorm`.
+        window: voxels; an axis that has no more is taken whole.
+        eps: see `nn.GroupNorm`.
+    """
+
+    def __init__(self, num_groups: int, num_channels: int, window: int, eps: float = 1e-5) -> None:
+        super().__init__(num_groups, num_channels, eps)
+        self.window = window
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) -> the same."""
+        if max(x.shape[2:]) <= self.window:
+            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        central = x if x.dtype == torch.float64 else x.float()
+        spatial = list(range(2, x.dim()))
+        for axis in spatial:
+            kept = min(x.shape[axis], self.window)
+            central = central.narrow(axis, (x.shape[axis] - kept) // 2, kept)
+        mean, square = self.of_groups(central.mean(spatial)), self.of_groups(central.square().mean(spatial))
+        scale = torch.rsqrt(square - mean.square() + self.eps) * self.weight
+        shift = self.bias - mean * scale
+        for _ in spatial:
+            scale, shift = scale.unsqueeze(-1), shift.unsqueeze(-1)
+        return torch.addcmul(shift, x, scale)
+
+    def of_groups(self, means: Tensor) -> Tensor:
+        """(B, C) means of channels -> (B, C) means of their groups."""
+        per_group = self.num_channels // self.num_groups
+        return means.unflatten(1, (self.num_groups, per_group)).mean(2).repeat_interleave(per_group, dim=1)
+
+
+def set_norm_window(module: nn.Module, window: int) -> None:
+    """Give each `nn.GroupNorm` in a module the central window that its statistics come from; changed in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.GroupNorm):
+            central = CentralGroupNorm(child.num_groups, child.num_channels, window, child.eps)
+            central.load_state_dict(child.state_dict())
+            setattr(module, name, central)
+        else:
+            set_norm_window(child, window)
+
+
 class RegistrationUNet(nn.Module):
     """The U-Net of GSMorph (Dou et al., MICCAI 2023): max-pooling down, linear upsampling and concatenation up, a flow head.
 
@@ -176,6 +225,7 @@ class PyramidNetwork(nn.Module):
         hidden: channels of the blocks that estimate the velocity.
         corrections: how often a level warps and corrects, by the same block.
         norm: a MONAI norm, such as "batch", "instance" or ("group", {"num_groups": 8}).
+        norm_window: pixels of the image along each axis, in its center, that a group norm's statistics come from; None takes all.
         integration_steps: squarings of the velocity before it warps features inside the network; 0 warps by the velocity itself.
         smoothing: standard deviation of a Gaussian over the velocity, in pixels of the finest level (half resolution).
         flow_std: standard deviation of the initial weights that give the velocity; small, so that training starts near the identity.
@@ -190,6 +240,7 @@ class PyramidNetwork(nn.Module):
         hidden: int = 32,
         corrections: int = 2,
         norm: str | tuple = ("group", {"num_groups": 8}),
+        norm_window: int | None = None,
         integration_steps: int = 4,
         smoothing: float = 1.5,
         flow_std: float = 1e-3,
@@ -207,6 +258,10 @@ class PyramidNetwork(nn.Module):
             Estimator(spatial_dims, channels, hidden, norm, flow_std) for channels in reversed(features)
         )
         self.smooth = GaussianSmoothing(spatial_dims, spatial_dims, smoothing)
+        if norm_window is not None:
+            for level, (encoder, estimator) in enumerate(zip(self.encoders, reversed(self.estimators)), start=1):
+                for block in (encoder, estimator):
+                    set_norm_window(block, norm_window // 2**level)
 
     def forward(self, pair: Tensor) -> Tensor:
         """(B, 2, *spatial), spatial sizes divisible by 2 ** levels -> (B, d, *spatial) velocity, voxels."""

@@ -19,7 +19,7 @@ from torch import nn
 from scripts import exports
 from scripts.errors import InputError
 from scripts.exports import ElementwiseGroupNorm, ExportedNetwork, fold_batch_norm
-from scripts.networks import PaddedNetwork, PyramidNetwork, RegistrationUNet
+from scripts.networks import CentralGroupNorm, PaddedNetwork, PyramidNetwork, RegistrationUNet
 
 ONNX = "configs/inference_onnx.yaml"
 NETWORK = {
@@ -32,6 +32,7 @@ NETWORK = {
             "hidden": 8,
             "corrections": 1,
             "integration_steps": 2,
+            "norm_window": 48,
             "flow_std": 0.2,
         },
     }
@@ -171,3 +172,5 @@ def test_elementwise_group_norm_is_group_norm() -> None:
     for shape in ((3, 12, 9, 7), (2, 12, 4, 5, 3)):
         x = 2 * torch.randn(shape) + 1
         torch.testing.assert_close(ElementwiseGroupNorm(norm)(x), norm(x), atol=1e-5, rtol=1e-5)
+        central = CentralGroupNorm(4, 12, window=4)
+        torch.testing.assert_close(ElementwiseGroupNorm(central)(x), central(x), atol=1e-5, rtol=1e-5)

@@ -7,7 +7,7 @@ import torch
 from monai.networks.nets import BasicUNet, RegUNet, SwinUNETR, VoxelMorphUNet
 from torch import nn
 
-from scripts.networks import Estimator, GaussianSmoothing, PaddedNetwork, PyramidNetwork, RegistrationUNet
+from scripts.networks import CentralGroupNorm, Estimator, GaussianSmoothing, PaddedNetwork, PyramidNetwork, RegistrationUNet
 
 GROUP = ("group", {"num_groups": 4})
 
@@ -96,6 +96,42 @@ def test_an_estimator_sees_all_its_inputs_above_one_another(axes: int) -> None:
     gradients = torch.autograd.grad(found.square().sum(), list(estimator.parameters()))
     assert gradients[-1].eq(0).all()
     assert all(gradient.abs().max() > 0 for gradient in gradients[:-1])
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 9, 4), (2, 12, 5, 6, 8), (2, 12, 7)])
+def test_a_central_norm_knows_the_center_alone(shape: tuple[int, ...]) -> None:
+    norm = CentralGroupNorm(4, 12, window=5, eps=1e-3).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = 2 * torch.randn(shape, dtype=torch.float64) + 1
+    inside = [slice((size - 5) // 2, (size - 5) // 2 + 5) if size > 5 else slice(None) for size in shape[2:]]
+    groups = x[(slice(None), slice(None), *inside)].reshape(shape[0], 4, -1)
+    mean, variance = groups.mean(-1), groups.var(-1, unbiased=False)
+    per_channel = lambda values: values.repeat_interleave(3, dim=1).reshape(*shape[:2], *[1] * len(shape[2:]))
+    expected = (x - per_channel(mean)) / per_channel(variance + 1e-3).sqrt()
+    affine = lambda values: values.reshape(1, 12, *[1] * len(shape[2:]))
+    torch.testing.assert_close(norm(x), expected * affine(norm.weight) + affine(norm.bias))
+
+
+def test_a_central_norm_of_a_small_image_is_a_group_norm() -> None:
+    norm, central = nn.GroupNorm(4, 12), CentralGroupNorm(4, 12, window=9)
+    x = torch.randn(2, 12, 9, 7)
+    assert torch.equal(central(x), norm(x))
+
+
+def test_what_lies_around_the_norm_window_does_not_matter() -> None:
+    torch.manual_seed(0)
+    network = PyramidNetwork(2, (4, 8), hidden=8, norm=GROUP, norm_window=32, flow_std=0.1, smoothing=0.0, corrections=1).eval()
+    pair = torch.rand(1, 2, 192, 160)
+    around = pair.clone()
+    around[:, :, :32] = around[:, :, -32:] = 5.0
+    at_center = lambda field: field[:, :, 92:100, 76:84]
+    with torch.no_grad():
+        torch.testing.assert_close(at_center(network(pair)), at_center(network(around)), atol=1e-5, rtol=1e-5)
+        everywhere = PyramidNetwork(2, (4, 8), hidden=8, norm=GROUP, flow_std=0.1, smoothing=0.0, corrections=1).eval()
+        everywhere.load_state_dict(network.state_dict())
+        assert (at_center(everywhere(pair)) - at_center(everywhere(around))).abs().max() > 0.01
+        assert torch.equal(everywhere(pair[:, :, :32, :32]), network(pair[:, :, :32, :32]))
 
 
 def test_smoothing_is_a_normalized_gaussian() -> None:
