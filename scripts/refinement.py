@@ -1,8 +1,7 @@
-"""Fitting the network to the one pair at hand, by the same surgery as in training, and forgetting it afterwards."""
+"""Fitting the field of one pair to that pair, by the same surgery as in training."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -10,29 +9,35 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from scripts.errors import InputError
+from scripts.fields import resize_field
 from scripts.inferers import FieldInferer
-from scripts.losses import SmoothnessLoss, WarpedSimilarity
+from scripts.losses import SmoothnessLoss, WarpedSimilarity, full_precision
+from scripts.networks import GaussianSmoothing
 from scripts.surgery import settle
+
+NOISE = 1e-3
+"""Gradient of a voxel's squared error below which Adam's steps get shorter (its epsilon): where images are flat, it is that of noise."""
 
 
 class RefiningInferer(FieldInferer):
-    """`FieldInferer` whose network first takes some steps of Adam on the pair itself; a copy does, so that no pair leaves a trace.
+    """`FieldInferer` that corrects what the network gives by some steps of Adam on the pair itself; the network stays as it is.
 
-    Each chunk of slices is fitted for itself, in both directions where the network gives a velocity, the similarity gradient settled
-    with the smoothness gradient tensor by tensor.
+    The correction lives at half the image's resolution, starts at zero, passes a Gaussian, and is added to the network's velocity,
+    scored in both directions, or, without integration, to its displacement, scored in the one. Each slice (or volume, where the
+    input is not taken slice by slice) is a tensor of its own for the surgery, so that none depends on its neighbors in the batch.
 
     Args:
         inferer: see `FieldInferer`.
         integration: see `FieldInferer`.
-        iterations: steps a chunk of slices; 0 is no refinement.
-        learning_rate: of Adam.
-        similarity: a loss of (moved, fixed); default is the mean squared error.
-        tau: guard of the projection.
+        iterations: steps; 0 is no refinement.
+        learning_rate: of Adam; about the length of a step, in voxels of the correction's grid.
+        smoothing: standard deviation of the Gaussian, in voxels of the correction's grid.
+        similarity: a loss of (moved, fixed), a mean over voxels; default is the mean squared error.
         bf16: see `FieldInferer`; the steps themselves run in full precision.
         progress: see `FieldInferer`.
 
     Raises:
-        InputError: for steps of a network without parameters, such as an exported one, or a number of steps that is none.
+        InputError: for a number of steps that is none, or a rate or a Gaussian without extent.
     """
 
     def __init__(
@@ -40,43 +45,47 @@ class RefiningInferer(FieldInferer):
         inferer: Inferer | None = None,
         integration: nn.Module | None = None,
         iterations: int = 0,
-        learning_rate: float = 5e-4,
+        learning_rate: float = 0.1,
+        smoothing: float = 3.0,
         similarity: nn.Module | None = None,
-        tau: float = 1e-5,
         bf16: bool = False,
         progress: bool = False,
     ) -> None:
         super().__init__(inferer, integration, bf16=bf16, progress=progress)
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
             raise InputError(f"--refine_iterations {iterations}: is no number of steps; give 0, 1, 2, ….")
+        if not learning_rate > 0 or not smoothing >= 0:
+            raise InputError(f"refinement: a learning rate is > 0 and a smoothing >= 0, got {learning_rate} and {smoothing}.")
         self.iterations = iterations
         self.learning_rate = learning_rate
+        self.smoothing = smoothing
         self.loss = WarpedSimilarity(similarity or nn.MSELoss())
         self.constraint = SmoothnessLoss()
-        self.tau = tau
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
         """See `FieldInferer`."""
         if not self.iterations:
             return super().__call__(inputs, network, *args, **kwargs)
-        return super().__call__(inputs, lambda pair: self.refine(network, pair)(pair), *args, **kwargs)
+        return super().__call__(inputs, lambda pair: self.refine(network(pair, *args, **kwargs), pair))
 
-    def refine(self, network: nn.Module, pair: Tensor) -> nn.Module:
-        """A copy of the network, fitted to a batch of pairs (B, 2, X, Y)."""
-        if not any(p.requires_grad for p in network.parameters()):
-            raise InputError("--refine_iterations: an exported network cannot be fitted; leave out configs/inference_onnx.yaml.")
-        infer = FieldInferer(integration=self.integration, both_ways=self.integration is not None)
+    def refine(self, field: Tensor, pair: Tensor) -> Tensor:
+        """The network's field (B, d, *spatial), velocity or displacement in voxels, corrected for its pair (B, 2, *spatial)."""
         with torch.enable_grad(), torch.autocast(pair.device.type, enabled=False):
-            fitted = copy.deepcopy(network)
-            parameters = [p for p in fitted.parameters() if p.requires_grad]
-            optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
-            pair = pair.detach().clone()
+            field, pair = (full_precision(tensor.detach()).clone() for tensor in (field, pair))
+            axes, size = field.ndim - 2, pair.shape[2:]
+            smooth = GaussianSmoothing(axes, axes, self.smoothing).to(field)
+            correction = field.new_zeros(len(field), axes, *((length + 1) // 2 for length in size)).requires_grad_()
+            optimizer = torch.optim.Adam([correction], lr=self.learning_rate, eps=NOISE)
+            # Sums over voxels and slices: steps depend neither on the size of the image nor on that of the batch.
+            scale = pair[:, 0].numel()
             for _ in range(self.iterations):
-                field = infer(pair, fitted)
-                losses = self.loss(field, pair), self.constraint(field)
-                gradients = [torch.autograd.grad(loss, parameters, retain_graph=n == 0) for n, loss in enumerate(losses)]
-                settled, _ = settle(*gradients, tau=self.tau)
-                for parameter, gradient in zip(parameters, settled):
-                    parameter.grad = gradient
+                refined = field + resize_field(smooth(correction), size)
+                if self.integration is not None:
+                    refined = self.integration(torch.cat([refined, -refined]))
+                losses = scale * self.loss(refined, pair), scale * self.constraint(refined)
+                gradients = [torch.autograd.grad(loss, correction, retain_graph=n == 0)[0].unbind() for n, loss in enumerate(losses)]
+                # No guard: it would compare slices.
+                settled, _ = settle(*gradients, tau=0.0)
+                correction.grad = torch.stack(settled)
                 optimizer.step()
-        return fitted
+            return (field + resize_field(smooth(correction), size)).detach()

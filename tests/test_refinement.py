@@ -1,4 +1,4 @@
-"""Fitting the network to one pair: it fits better, and the next pair knows nothing of it."""
+"""Fitting the field to one pair: it fits better, whatever lies beside it, and the network and the next pair know nothing of it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 from monai.inferers import SliceInferer
-from monai.networks.blocks import DVF2DDF
 from torch import Tensor, nn
 
 from scripts.errors import InputError
-from scripts.fields import jacobian_determinant
+from scripts.fields import Integration, jacobian_determinant
 from scripts.inferers import FieldInferer
-from scripts.losses import WarpedSimilarity
-from scripts.networks import PyramidNetwork
+from scripts.losses import SmoothnessLoss, WarpedSimilarity
+from scripts.networks import PaddedNetwork, PyramidNetwork
 from scripts.phantom import Phantom
 from scripts.refinement import RefiningInferer
 
-INTEGRATION = DVF2DDF(num_steps=5, padding_mode="border")
+INTEGRATION = Integration(5)
 
 
 def make_stack(seed: int) -> Tensor:
@@ -29,10 +28,25 @@ def make_stack(seed: int) -> Tensor:
     return torch.from_numpy(images / images.max())[None].float()
 
 
+def refining(iterations: int, integration: nn.Module | None = INTEGRATION, **options: object) -> RefiningInferer:
+    slices = SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=2)
+    return RefiningInferer(slices, integration, iterations, **options)
+
+
+def error(field: Tensor, stack: Tensor) -> float:
+    """Mean squared error of a stack (1, 2, X, Y, Z) registered by a field (1, 2, X, Y, Z)."""
+    return WarpedSimilarity(nn.MSELoss())(field[0].movedim(-1, 0), stack[0].movedim(-1, 0)).item()
+
+
+def still(pair: Tensor) -> Tensor:
+    """A network, though no module, that sees no motion."""
+    return torch.zeros_like(pair)
+
+
 @pytest.fixture
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return PyramidNetwork(flow_std=1e-2).eval()
+    return PaddedNetwork(PyramidNetwork(features=(8, 8, 8), hidden=8, flow_std=0.03)).eval()
 
 
 @pytest.mark.parametrize("iterations", [1.5, -3, "ten", True])
@@ -41,38 +55,54 @@ def test_refuses_what_is_no_number_of_steps(iterations: object) -> None:
         RefiningInferer(iterations=iterations)
 
 
-def refining(iterations: int) -> RefiningInferer:
-    slices = SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=2)
-    return RefiningInferer(slices, INTEGRATION, iterations, learning_rate=2e-4)
+@pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"learning_rate": -1.0}, {"smoothing": -1.0}, {"smoothing": float("nan")}])
+def test_refuses_steps_and_gaussians_without_extent(options: dict) -> None:
+    with pytest.raises(InputError, match="a learning rate is > 0 and a smoothing >= 0"):
+        RefiningInferer(iterations=1, **options)
 
 
-def test_the_pair_fits_better_without_folds(network: nn.Module) -> None:
-    stack = make_stack(1)
+@pytest.mark.parametrize("integration", [INTEGRATION, None], ids=["velocity", "displacement"])
+@pytest.mark.parametrize("size", [(64, 64), (63, 57)])
+def test_the_pair_fits_better_without_folds(network: nn.Module, integration: nn.Module | None, size: tuple[int, int]) -> None:
+    stack = make_stack(1)[:, :, : size[0], : size[1]]
     with torch.no_grad():
-        errors = []
-        for iterations in (0, 30):
-            field = refining(iterations)(stack, network)[0].movedim(-1, 0)
-            errors.append(WarpedSimilarity(nn.MSELoss())(field, stack[0].movedim(-1, 0)).item())
-            assert (jacobian_determinant(field) > 0).all()
-    assert errors[1] < 0.9 * errors[0]
+        before, after = (refining(iterations, integration)(stack, network) for iterations in (0, 10))
+    assert after.shape == before.shape == stack.shape
+    assert error(after, stack) < 0.6 * error(before, stack)
+    for field in (before, after):
+        assert (jacobian_determinant(field[0].movedim(-1, 0)) > 0).all()
 
 
-def test_a_network_of_displacements_is_fitted_one_way(network: nn.Module) -> None:
+def test_a_velocity_is_fitted_both_ways_and_the_way_back_is_its_negative() -> None:
     stack = make_stack(1)
-    refining = RefiningInferer(SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=2), None, 20, learning_rate=2e-4)
+    there, back = (refining(10)(images, still) for images in (stack, stack.flip(1)))
+    velocity = RefiningInferer(integration=INTEGRATION, iterations=10).refine(torch.zeros_like(stack[..., 0]), stack[..., 0])
+    torch.testing.assert_close(there[..., 0], INTEGRATION(velocity), rtol=0, atol=1e-3)
+    torch.testing.assert_close(back[..., 0], INTEGRATION(-velocity), rtol=0, atol=1e-3)
+    assert error(back, stack.flip(1)) < 0.6 * error(torch.zeros_like(back), stack.flip(1))
+
+
+def test_a_slice_is_fitted_alike_alone_and_in_a_batch(network: nn.Module) -> None:
+    stack = make_stack(1)
+    # A neighbor ten times as bright has gradients a hundred times as large.
+    stack[..., 0] *= 10
     with torch.no_grad():
-        fields = [infer(stack, network)[0].movedim(-1, 0) for infer in (FieldInferer(refining.inferer), refining)]
-    before, after = (WarpedSimilarity(nn.MSELoss())(field, stack[0].movedim(-1, 0)).item() for field in fields)
-    assert after < 0.9 * before
+        together = RefiningInferer(refining(0).inferer, INTEGRATION, 10)(stack, network)
+        alone = refining(10)(stack[..., 1:2], network)
+        plain = refining(0)(stack[..., 1:2], network)
+    torch.testing.assert_close(together[..., 1:2], alone, rtol=0, atol=1e-3)
+    assert (alone - plain).abs().max() > 0.5
 
 
 def test_no_pair_leaves_a_trace(network: nn.Module) -> None:
     weights = copy.deepcopy(network.state_dict())
     first, other = make_stack(1), make_stack(2)
+    inferer = refining(3)
     with torch.no_grad():
-        before = refining(3)(first, network)
-        refining(3)(other, network)
-        after = refining(3)(first, network)
+        before = inferer(first, network)
+        between = inferer(other, network)
+        after = inferer(first, network)
+    assert not torch.equal(before, between)
     assert torch.equal(before, after)
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
@@ -83,3 +113,35 @@ def test_no_steps_are_plain_inference(network: nn.Module) -> None:
     with torch.no_grad():
         plain = FieldInferer(refining(0).inferer, INTEGRATION)(stack, network)
         assert torch.equal(refining(0)(stack, network), plain)
+
+
+def test_a_still_pair_keeps_its_field() -> None:
+    stack = make_stack(1)[:, 1:].repeat(1, 2, 1, 1, 1)
+    assert not refining(3)(stack, still).any()
+
+
+def test_surgery_keeps_the_field_smoother_than_descent_of_the_similarity_alone() -> None:
+    pair = make_stack(1)[..., 1]
+    settled, plain = (RefiningInferer(integration=INTEGRATION, iterations=5) for _ in range(2))
+    plain.constraint = lambda field: 0 * field.sum()
+    roughness = [SmoothnessLoss()(inferer(pair, still)).item() for inferer in (settled, plain)]
+    assert 0 < roughness[0] < 0.8 * roughness[1]
+
+
+def test_volumes_are_fitted_as_slices_are() -> None:
+    volume = make_stack(1)[:, :, 8:-8, 8:-8].repeat_interleave(2, dim=-1)
+    field = RefiningInferer(integration=INTEGRATION, iterations=6, smoothing=1.0)(volume, lambda pair: pair.new_zeros(1, 3, *pair.shape[2:]))
+    assert field.shape == (1, 3, *volume.shape[2:])
+    similarity = WarpedSimilarity(nn.MSELoss())
+    assert similarity(field, volume) < 0.7 * similarity(torch.zeros_like(field), volume)
+    assert (jacobian_determinant(field) > 0).all()
+
+
+def test_steps_run_in_full_precision_after_a_network_in_half() -> None:
+    stack = make_stack(1)
+    scale = torch.ones(1)
+
+    def half(pair: Tensor) -> Tensor:
+        return torch.zeros_like(pair).bfloat16() * scale.bfloat16()
+
+    torch.testing.assert_close(refining(3, bf16=True)(stack, half), refining(3)(stack, still), rtol=0, atol=0)
