@@ -83,7 +83,9 @@ class RefiningInferer(FieldInferer):
                 if self.integration is not None:
                     refined = self.integration(torch.cat([refined, -refined]))
                 losses = scale * self.loss(refined, pair), scale * self.constraint(refined)
-                gradients = [torch.autograd.grad(loss, correction, retain_graph=n == 0)[0].unbind() for n, loss in enumerate(losses)]
+                gradients = [
+                    torch.autograd.grad(loss, correction, retain_graph=n == 0)[0].unbind() for n, loss in enumerate(losses)
+                ]
                 # No guard: it would compare slices.
                 settled, _ = settle(*gradients, tau=0.0)
                 correction.grad = torch.stack(settled)

@@ -55,7 +55,9 @@ def test_refuses_what_is_no_number_of_steps(iterations: object) -> None:
         RefiningInferer(iterations=iterations)
 
 
-@pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"learning_rate": -1.0}, {"smoothing": -1.0}, {"smoothing": float("nan")}])
+@pytest.mark.parametrize(
+    "options", [{"learning_rate": 0.0}, {"learning_rate": -1.0}, {"smoothing": -1.0}, {"smoothing": float("nan")}]
+)
 def test_refuses_steps_and_gaussians_without_extent(options: dict) -> None:
     with pytest.raises(InputError, match="a learning rate is > 0 and a smoothing >= 0"):
         RefiningInferer(iterations=1, **options)
@@ -130,7 +132,8 @@ def test_surgery_keeps_the_field_smoother_than_descent_of_the_similarity_alone()
 
 def test_volumes_are_fitted_as_slices_are() -> None:
     volume = make_stack(1)[:, :, 8:-8, 8:-8].repeat_interleave(2, dim=-1)
-    field = RefiningInferer(integration=INTEGRATION, iterations=6, smoothing=1.0)(volume, lambda pair: pair.new_zeros(1, 3, *pair.shape[2:]))
+    inferer = RefiningInferer(integration=INTEGRATION, iterations=6, smoothing=1.0)
+    field = inferer(volume, lambda pair: pair.new_zeros(1, 3, *pair.shape[2:]))
     assert field.shape == (1, 3, *volume.shape[2:])
     similarity = WarpedSimilarity(nn.MSELoss())
     assert similarity(field, volume) < 0.7 * similarity(torch.zeros_like(field), volume)
