@@ -4,10 +4,11 @@
 
 Loops over the same slices take turns in each round, in a random order, and are compared within it, slice for slice (on a CPU by the
 process's CPU time on one thread, on a GPU by the clock with the device waited for): `train.yaml` itself, batches from its loader,
-augmented, and its handlers but those that log, validate and save; its step on one batch that lies ready; its loader and augmentation
-alone; the same training with TorchJD's equivalent aggregation; the authors' loop with their own data set class, where a checkout is
-given; on a GPU, the training as a CUDA graph. Then the step is counted: its arithmetic and the bytes that its kernels move, against what
-this device does at best in the same run, and on a GPU how much of the kernel timeline is idle.
+augmented, and its handlers but those that log, validate and save; its step on one batch that lies ready; its loader alone, and with the
+augmentation; the same training with TorchJD's equivalent aggregation; the authors' loop with their own data set class, where a checkout is
+given; on a GPU, the training and the step as a CUDA graph, and the step by torch.compile in its reduce-overhead mode. Then the step is
+counted: its arithmetic and the bytes that its kernels move, against what this device does at best in the same run, and on a GPU how much of
+the kernel timeline is idle.
 """
 
 from __future__ import annotations
@@ -56,13 +57,9 @@ NETWORKS = {
     },
 }
 KEPT_HANDLERS = ("NonFiniteLossHandler", "GradientSurgeryHandler", "LrScheduleHandler", "WeightAveraging")
-TRAINING, STEP, LOADER, TORCHJD, REFERENCE = (
-    "training",
-    "step alone",
-    "loader and augmentation alone",
-    "TorchJD",
-    "the authors' loop",
-)
+TRAINING, STEP, TORCHJD, REFERENCE = "training", "step alone", "TorchJD", "the authors' loop"
+LOADER, AUGMENTATION = "loader alone", "loader and augmentation alone"
+GRAPH, STEP_GRAPH, STEP_COMPILED = "training, graph", "step alone, graph", "step alone, reduce-overhead"
 REFERENCE_BATCH = 32
 Loop = Callable[[], None]
 """Trains (or loads) the slices of one round."""
@@ -243,17 +240,20 @@ def measure_peaks(device: str) -> tuple[float, float]:
     return 2 * len(a) ** 3 / seconds["product"], 2 * c.numel() * c.element_size() / seconds["copy"]
 
 
-def count(loop: Loop, steps: int, seconds: float, device: str) -> dict[str, float]:
-    """Arithmetic and traffic of one step of a loop and the least time that each takes on this device, against the step's own time.
+def count(loop: Loop, steps: int) -> tuple[float, float]:
+    """Operations and bytes of one step of a loop.
 
-    The traffic is that of the operations as they are launched, one after the other: fusing them would move less.
+    The bytes are those of the operations as they are launched, one after the other: fusing them would move less.
     """
     with FlopCounterMode(display=False) as flops, ByteCounter() as traffic:
         loop()
-    operations, moved = flops.get_total_flops() / steps, traffic.bytes / steps
-    per_second, bytes_per_second = measure_peaks(device)
-    floors = operations / per_second, moved / bytes_per_second
-    figures = {
+    return flops.get_total_flops() / steps, traffic.bytes / steps
+
+
+def against_floors(operations: float, moved: float, peaks: tuple[float, float], seconds: float) -> dict[str, float]:
+    """A step's arithmetic and traffic, the least time that each takes at these peaks a second, and its own time against the larger."""
+    floors = operations / peaks[0], moved / peaks[1]
+    return {
         "milliseconds": 1e3 * seconds,
         "gflop": operations / 1e9,
         "gigabytes": moved / 1e9,
@@ -261,7 +261,6 @@ def count(loop: Loop, steps: int, seconds: float, device: str) -> dict[str, floa
         "memory_floor_ms": 1e3 * floors[1],
         "to_larger_floor": seconds / max(floors),
     }
-    return figures | ({"idle_percent": measure_idle(loop)} if device.startswith("cuda") else {})
 
 
 def measure_idle(loop: Loop) -> float:
@@ -305,7 +304,7 @@ def compare(seconds: dict[str, list[float]], slices: dict[str, int], epoch: int)
     for name, values in each.items():
         median = float(np.median(values))
         row = {"milliseconds_a_slice": quartiles([1e3 * value for value in values])}
-        if name != LOADER:
+        if name not in (LOADER, AUGMENTATION):
             row |= {"slices_a_second": 1 / median, "seconds_an_epoch": epoch * median}
         others = {"to_step_alone": STEP, "to_training": TRAINING, "to_reference": REFERENCE}
         row |= {
@@ -405,18 +404,27 @@ def main(argv: Sequence[str] | None = None) -> dict:
         steps = max(options.slices // batch, 1)
         endless = lambda: Part(batch_loader(dataset, batch), steps)
 
-        def make_loader_loop() -> Loop:
+        def make_augmentation_loop() -> Loop:
             prepare, batches = new().get_parsed_content("train::trainer::prepare_batch"), endless()
             device = torch.device(options.device)
             return lambda: [prepare(batch, device) for batch in batches]
 
+        def make_loader_loop() -> Loop:
+            batches = endless()
+            return lambda: list(batches)
+
+        make_step = lambda **more: make_step_loop(new(**more), next(iter(endless())), steps)
         makers: dict[str, Callable[[], Loop]] = {
             TRAINING: lambda: as_loop(make_training(new(), endless())),
-            STEP: lambda: make_step_loop(new(), next(iter(endless())), steps),
+            STEP: make_step,
             LOADER: make_loader_loop,
+            AUGMENTATION: make_augmentation_loop,
         }
         if options.device.startswith("cuda"):
-            makers["training, graph"] = lambda: as_loop(make_training(new(graph=True), endless()))
+            makers[GRAPH] = lambda: as_loop(make_training(new(graph=True), endless()))
+            makers[STEP_GRAPH] = lambda: make_step(graph=True)
+            reduce = {"compile": True, "train::trainer::compile_kwargs": {"mode": "reduce-overhead"}}
+            makers[STEP_COMPILED] = lambda: make_step(**reduce)
         if "torchjd" not in options.without:
             makers[TORCHJD] = lambda: make_torchjd_loop(new(), endless())
         if options.reference:
@@ -424,17 +432,29 @@ def main(argv: Sequence[str] | None = None) -> dict:
             low = [(old - crop) // 2 for old, crop in zip(dataset.pairs.shape[2:], size)]
             crops = dataset.pairs[..., low[0] : low[0] + size[0], low[1] : low[1] + size[1]]
             makers[REFERENCE] = lambda: make_reference_loop(options.reference, crops, folder, options.device)
-        loops, peaks = {}, {}
+        loops, peaks, skipped = {}, {}, {}
         for name, make in makers.items():
-            loops[name], peaks[name] = build(make, options.device)
+            try:
+                loops[name], peaks[name] = build(make, options.device)
+            except Exception as failure:
+                # What a compiler cannot do on this machine bars nothing else.
+                if name != STEP_COMPILED:
+                    raise
+                skipped[name] = str(failure).strip().splitlines()[0]
+                print(f"{name}: skipped, {skipped[name]}")
         time_rounds(loops, 1 + WARM_UP // steps, options.device)
         seconds = time_rounds(loops, options.rounds, options.device)
         slices = {name: REFERENCE_BATCH if name == REFERENCE else steps * batch for name in loops}
         table = compare(seconds, slices, len(dataset))
         for name, peak in peaks.items():
             table[name]["peak_mb"] = peak
-        step_seconds = float(np.median(seconds[STEP])) / steps
-        counts = {"step": count(loops[STEP], steps, step_seconds, options.device)}
+        counted, fastest = count(loops[STEP], steps), measure_peaks(options.device)
+        counts = {}
+        for name in (STEP, STEP_GRAPH, STEP_COMPILED):
+            if name in loops:
+                counts[name] = against_floors(*counted, fastest, float(np.median(seconds[name])) / steps)
+                if options.device.startswith("cuda"):
+                    counts[name]["idle_percent"] = measure_idle(loops[name])
         batches = measure_batches(options, dataset, overrides) if options.batches else {}
     hardware = f"{processor(options.device)}, {'one thread, CPU time' if options.device == 'cpu' else 'clock'}"
     kind = "slices of the train split" if options.dataset_dir else "slices of phantoms"
@@ -454,6 +474,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "preparation": preparation,
         "counts": counts,
         "batches": batches,
+        "skipped": skipped,
         "seconds": seconds,
     }
     if options.json:
