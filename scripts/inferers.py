@@ -10,6 +10,8 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from scripts.errors import InputError
+from scripts.fields import compose, warp
 from scripts.losses import full_precision
 
 
@@ -22,10 +24,13 @@ class FieldInferer(Inferer):
         integration: `fields.Integration` (or MONAI's `DVF2DDF`) for a stationary velocity field, None for a displacement.
         bf16: whether the network's convolutions run in bfloat16 (autocast); coordinates and integration never do.
         both_ways: whether to append the fields of the way back, fixed to moving: those of the negative velocity.
+        passes: how often the network registers; from the second pass on it sees the moving image as moved so far, and what it finds is
+            composed with that (a recursive cascade of shared weights, Zhao et al., ICCV 2019).
         progress: whether a stack draws a progress bar.
 
     Raises:
-        ValueError: for both ways without integration, since a displacement's negative is not its inverse.
+        ValueError: for both ways without integration, since a displacement's negative is not its inverse, or in several passes.
+        InputError: for a number of passes that is none.
     """
 
     def __init__(
@@ -34,30 +39,47 @@ class FieldInferer(Inferer):
         integration: nn.Module | None = None,
         both_ways: bool = False,
         bf16: bool = False,
+        passes: int = 1,
         progress: bool = False,
     ) -> None:
         super().__init__()
-        if both_ways and integration is None:
-            raise ValueError("both_ways needs a velocity: give integration, or set both_ways to false.")
+        if both_ways and (integration is None or passes != 1):
+            raise ValueError("both_ways needs one velocity: give integration and a single pass, or set both_ways to false.")
+        if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
+            raise InputError(f"--passes {passes}: is no number of passes; give 1, 2, ….")
         self.inferer = inferer or SimpleInferer()
         self.integration = integration
         self.both_ways = both_ways
         self.bf16 = bf16
+        self.passes = passes
         self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
         """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) both ways; voxels of the fixed grid, pull convention."""
 
-        def to_field(pair: Tensor) -> Tensor:
-            # Coordinates in half precision are off by up to a fifth of a voxel.
-            with torch.autocast(pair.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
-                field = network(pair, *args, **kwargs)
-            field = full_precision(field)
-            field = torch.cat([field, -field]) if self.both_ways else field
-            bar.update(len(pair))
-            return field if self.integration is None else self.integration(field)
-
         stack = inputs.ndim == 5
         total = inputs.shape[-1] if stack else len(inputs)
+
+        def to_field(pair: Tensor) -> Tensor:
+            estimate = lambda pair, last: self.integrate(self.estimate(pair, lambda x: network(x, *args, **kwargs), last))
+            field = estimate(pair, self.passes == 1)
+            for number in range(2, self.passes + 1):
+                moved = warp(full_precision(pair[:, :1]), field)
+                field = compose(field, estimate(torch.cat([moved, pair[:, 1:]], dim=1), number == self.passes))
+            bar.update(len(pair))
+            return field
+
         with tqdm(total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)) as bar:
             return self.inferer(inputs, to_field)
+
+    def estimate(self, pair: Tensor, network: Callable[[Tensor], Tensor], last: bool) -> Tensor:
+        """What the network gives for (B, 2, *spatial), in full precision; `last` tells the last of the passes."""
+        # Coordinates in half precision are off by up to a fifth of a voxel.
+        with torch.autocast(pair.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
+            field = network(pair)
+        return full_precision(field)
+
+    def integrate(self, field: Tensor) -> Tensor:
+        """The displacement of a network's output, both ways where they are wanted."""
+        field = torch.cat([field, -field]) if self.both_ways else field
+        return field if self.integration is None else self.integration(field)

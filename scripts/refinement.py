@@ -34,6 +34,7 @@ class RefiningInferer(FieldInferer):
         smoothing: standard deviation of the Gaussian, in voxels of the correction's grid.
         similarity: a loss of (moved, fixed), a mean over voxels; default is the mean squared error.
         bf16: see `FieldInferer`; the steps themselves run in full precision.
+        passes: see `FieldInferer`; it is the last one that is corrected.
         progress: see `FieldInferer`.
 
     Raises:
@@ -49,9 +50,10 @@ class RefiningInferer(FieldInferer):
         smoothing: float = 3.0,
         similarity: nn.Module | None = None,
         bf16: bool = False,
+        passes: int = 1,
         progress: bool = False,
     ) -> None:
-        super().__init__(inferer, integration, bf16=bf16, progress=progress)
+        super().__init__(inferer, integration, bf16=bf16, passes=passes, progress=progress)
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
             raise InputError(f"--refine_iterations {iterations}: is no number of steps; give 0, 1, 2, ….")
         if not learning_rate > 0 or not smoothing >= 0:
@@ -62,11 +64,10 @@ class RefiningInferer(FieldInferer):
         self.loss = WarpedSimilarity(similarity or nn.MSELoss())
         self.constraint = SmoothnessLoss()
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
+    def estimate(self, pair: Tensor, network: Callable[[Tensor], Tensor], last: bool) -> Tensor:
         """See `FieldInferer`."""
-        if not self.iterations:
-            return super().__call__(inputs, network, *args, **kwargs)
-        return super().__call__(inputs, lambda pair: self.refine(network(pair, *args, **kwargs), pair))
+        field = super().estimate(pair, network, last)
+        return self.refine(field, pair) if last and self.iterations else field
 
     def refine(self, field: Tensor, pair: Tensor) -> Tensor:
         """The network's field (B, d, *spatial), velocity or displacement in voxels, corrected for its pair (B, 2, *spatial)."""

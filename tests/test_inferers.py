@@ -8,7 +8,8 @@ from monai.inferers import SliceInferer
 from monai.networks.blocks import DVF2DDF
 from torch import nn
 
-from scripts.fields import Integration, compose, integrate
+from scripts.errors import InputError
+from scripts.fields import Integration, compose, integrate, warp
 from scripts.inferers import FieldInferer
 from scripts.networks import PyramidNetwork
 
@@ -53,8 +54,50 @@ def test_both_ways_appends_the_inverse_fields() -> None:
     velocity = 2 * torch.stack([torch.outer(x.sin(), x.sin()), -torch.outer(x.sin(), x.sin())])[None]
     there, back = inferer(pair, lambda _: velocity).split(1)
     assert compose(there, back).abs().max() < 0.02
-    with pytest.raises(ValueError, match="needs a velocity"):
+    with pytest.raises(ValueError, match="needs one velocity"):
         FieldInferer(both_ways=True)
+
+
+def test_a_second_pass_sees_what_the_first_has_moved_and_composes_the_fields() -> None:
+    torch.manual_seed(0)
+    pair = torch.rand(2, 2, 24, 20)
+    network = PyramidNetwork(features=(8, 8), hidden=8, flow_std=0.1).eval()
+    with torch.no_grad():
+        first = integrate(network(pair))
+        moved = torch.cat([warp(pair[:, :1], first), pair[:, 1:]], dim=1)
+        second = integrate(network(moved))
+        found = FieldInferer(integration=Integration(), passes=2)(pair, network)
+    assert first.abs().max() > 0.1
+    assert (first - second).abs().max() > 0.01
+    torch.testing.assert_close(found, compose(first, second))
+    # Slice by slice it is the same.
+    slices = SliceInferer(roi_size=(-1, -1), spatial_dim=2)
+    with torch.no_grad():
+        stack = FieldInferer(slices, Integration(), passes=2)(pair.movedim(0, -1)[None], network)
+    torch.testing.assert_close(stack[0].movedim(-1, 0), found, atol=1e-4, rtol=0)
+
+
+def test_each_pass_brings_a_timid_network_closer() -> None:
+    rows = torch.arange(64.0).view(1, 1, -1, 1)
+    blob = lambda center: torch.exp(-((rows - center) ** 2) / 50.0).expand(1, 1, 64, 16)
+
+    def half(pair: torch.Tensor) -> torch.Tensor:
+        """Half the distance between the centers of mass."""
+        moving, fixed = ((image * rows).sum() / image.sum() for image in pair.split(1, dim=1))
+        return torch.stack([torch.full((64, 16), float(moving - fixed) / 2), torch.zeros(64, 16)])[None]
+
+    pair = torch.cat([blob(36.0), blob(28.0)], dim=1)
+    for passes, expected in ((1, 4.0), (2, 6.0), (3, 7.0)):
+        field = FieldInferer(passes=passes)(pair, half)
+        assert field[0, 0, 20:44].mean() == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("passes", [0, -1, 1.5, True, "two"])
+def test_refuses_what_is_no_number_of_passes(passes: object) -> None:
+    with pytest.raises(InputError, match=f"--passes {passes}: is no number of passes"):
+        FieldInferer(passes=passes)
+    with pytest.raises(ValueError, match="a single pass"):
+        FieldInferer(integration=Integration(), both_ways=True, passes=2)
 
 
 def test_bfloat16_is_the_convolutions_alone() -> None:

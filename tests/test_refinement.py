@@ -148,3 +148,20 @@ def test_steps_run_in_full_precision_after_a_network_in_half() -> None:
         return torch.zeros_like(pair).bfloat16() * scale.bfloat16()
 
     torch.testing.assert_close(refining(3, bf16=True)(stack, half), refining(3)(stack, still), rtol=0, atol=0)
+
+
+def test_the_last_of_several_passes_is_refined(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, refined = make_stack(0), []
+    refine = RefiningInferer.refine
+
+    def spy(self: RefiningInferer, field: Tensor, pair: Tensor) -> Tensor:
+        refined.append(pair)
+        return refine(self, field, pair)
+
+    monkeypatch.setattr(RefiningInferer, "refine", spy)
+    with torch.no_grad():
+        plain, closer = (refining(iterations, passes=2)(stack, network) for iterations in (0, 8))
+    assert error(closer, stack) < 0.9 * error(plain, stack)
+    # Of the two passes each of two chunks makes, one is; its moving slices are those of the first pass.
+    assert [len(pair) for pair in refined] == [2, 1]
+    assert not torch.equal(refined[0][:, 0], stack[0, 0].movedim(-1, 0)[:2])
