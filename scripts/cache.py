@@ -5,12 +5,13 @@ MONAI's `PersistentDataset` names files by paths alone, writes them in two steps
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import os
-import sys
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -25,6 +26,7 @@ from scripts.datalists import FILE_KEYS
 from scripts.errors import InputError
 
 Prepared = dict[str, Tensor]
+IMPORT = re.compile(r"^\s*(?:from|import) scripts(?:\.| import )(\w+)", re.MULTILINE)
 
 
 def prepare_items(
@@ -40,7 +42,8 @@ def prepare_items(
     Args:
         data: items that name files or folders under the keys of `datalists.FILE_KEYS`.
         prepare: makes tensors of an item.
-        settings: all that decides what `prepare` makes: transforms (their source code counts, too) and plain values.
+        settings: all that decides what `prepare` makes: transforms (their source code counts, too, and what it imports from this
+            package) and plain values.
         cache_dir: folder of the cache, which may be deleted at any time; None for none. One that cannot be written is done without,
             and the log says so.
         progress: whether to show a progress bar.
@@ -69,11 +72,21 @@ def writable(cache_dir: str | Path | None) -> Path | None:
 
 
 def preparation_key(settings: Sequence[object], prepare: Callable[[dict], Prepared]) -> str:
-    """A hash of transforms and values, of the source code of their modules and of `prepare`'s, and of MONAI's version."""
+    """A hash of transforms and values, of the source code that they and `prepare` run, and of MONAI's version."""
     flat = [part for value in settings for part in (value.flatten().transforms if isinstance(value, Compose) else [value])]
-    modules = sorted({prepare.__module__, *(type(value).__module__ for value in flat)})
-    code = [inspect.getsource(sys.modules[name]) for name in modules if name.startswith("scripts.")]
+    code = source_code({prepare.__module__, *(type(value).__module__ for value in flat)})
     return pickle_hashing([flat, code, monai.__version__]).decode()
+
+
+def source_code(modules: Iterable[str]) -> list[str]:
+    """The source code of those modules that are of this package, and of all modules of this package that they import in turn."""
+    found, left = {}, [name for name in modules if name.startswith("scripts.")]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found[name] = inspect.getsource(importlib.import_module(name))
+            left += [f"scripts.{imported}" for imported in IMPORT.findall(found[name])]
+    return [found[name] for name in sorted(found)]
 
 
 def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], key: str) -> Prepared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shutil
@@ -11,7 +12,6 @@ import pytest
 import torch
 from monai.transforms import Compose
 
-import scripts.cache
 from scripts.cache import preparation_key, prepare_items
 from scripts.datalists import select_pairs
 from scripts.datasets import FrameDataset, SliceDataset
@@ -70,19 +70,35 @@ def test_a_changed_file_is_prepared_anew_in_the_same_place(files: list[dict], tm
     assert set(cache.iterdir()) == before
 
 
-def test_another_preprocessing_has_files_of_its_own(files: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_preprocessing_has_files_of_its_own(files: list[dict], tmp_path: Path) -> None:
     maker, cache = Maker(), tmp_path / "cache"
     settings = lambda percentile, size: (Compose([ScaleSlicesd(["moving"], percentile), ResizeToSpacingd(["moving"])]), size)
     first = values(files, maker, cache, settings(99.0, [8, 8]))
     assert values(files, maker, cache, settings(98.0, [8, 8])) == [4, 5, 6]
     assert values(files, maker, cache, settings(99.0, [8, 9])) == [7, 8, 9]
     assert values(files, maker, cache, settings(99.0, [8, 8])) == first
-    # Code counts, too.
-    key = preparation_key(settings(99.0, [8, 8]), maker)
-    assert preparation_key(settings(99.0, [8, 8]), maker) == key
-    source = scripts.cache.inspect.getsource
-    monkeypatch.setattr(scripts.cache.inspect, "getsource", lambda module: source(module) + "\n# changed")
-    assert preparation_key(settings(99.0, [8, 8]), maker) != key
+
+
+@pytest.mark.parametrize(
+    ("changed", "counts"),
+    [
+        ("frames", True),
+        ("transforms", True),
+        ("cines", True),
+        ("readers", True),
+        ("dicom", True),
+        ("fields", True),
+        ("networks", False),
+    ],
+)
+def test_code_counts_with_all_that_it_imports(changed: str, counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed reader of files, which no transform is defined in, makes slices anew; a changed network does not."""
+    settings = (Compose([LoadCase(), ScaleSlicesd(["moving"])]), [8, 8])
+    key, source = preparation_key(settings, Maker()), inspect.getsource
+    assert preparation_key(settings, Maker()) == key
+    mark = lambda module: "\n# changed" if module.__name__ == f"scripts.{changed}" else ""
+    monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + mark(module))
+    assert (preparation_key(settings, Maker()) != key) == counts
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other"])
