@@ -79,9 +79,11 @@ def run_cases(
                 raise
             failed[name] = str(first_cause(error))
             tqdm.write(f"{name}: failed, {failed[name]}")
+    # Of all processes, of which the first one speaks.
+    skipped = idist.all_reduce(skipped)
     if skipped:
         logger.info(
-            f"{skipped} of {len(share)} cases were done already, of these files and options; --overwrite True runs them again"
+            f"{skipped} of {len(dataset.data)} cases were done already, of these files and options; --overwrite True runs them again"
         )
     rows = gather_rows([summarize_case(output_dir, item, failed.get(str(item["case"]))) for item in share], len(dataset.data))
     if idist.get_rank() == 0 and len(dataset.data) > 1:

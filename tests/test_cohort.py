@@ -194,6 +194,18 @@ def test_a_row_has_the_worst_frame_and_the_function(tmp_path: Path) -> None:
     }
 
 
+def test_done_cases_are_counted_over_all_processes(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make("a", "b", "c", "d").run()
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(idist, "all_gather", lambda rows: [rows, []])
+    monkeypatch.setattr(idist, "all_reduce", lambda count: count + 1)  # the other process found one of its share
+    with caplog.at_level(logging.INFO, "inference"):
+        assert make("a", "b", "c", "d").run() == []
+    assert "3 of 4 cases were done already" in caplog.text
+
+
 @pytest.mark.parametrize("good", ["abcdef", "a"])
 def test_processes_share_the_cases(make: Make, good: str, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [*good, "bad"]
