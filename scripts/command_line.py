@@ -66,6 +66,20 @@ def check(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"--{name} {value}: was read as {read!r}; write it as --{name} ./{value}")
 
 
+def check_counts(**options: object) -> None:
+    """Stop where an option that counts something is no whole number from 1 on.
+
+    Args:
+        options: values by name.
+
+    Raises:
+        InputError: naming the option and the cure.
+    """
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"--{name} {value}: is no whole number from 1 on; give 1, 2, 3, … or leave --{name} out.")
+
+
 def is_bundle_run(argv: Sequence[str]) -> bool:
     """Whether this process is `python -m monai.bundle run …`."""
     return len(argv) > 1 and Path(argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") and argv[1] == "run"

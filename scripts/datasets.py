@@ -118,9 +118,8 @@ def batch_loader(dataset: Dataset, batch_size: int, shared_seed: int | None = No
                 f"give a multiple of {sampler.num_replicas}, or start as many processes as divide it."
             )
         batch_size //= sampler.num_replicas
-    return DataLoader(
-        dataset, sampler=BatchSampler(sampler, max(min(batch_size, len(sampler)), 1), drop_last=True), batch_size=None
-    )
+    batches = BatchSampler(sampler, min(batch_size, max(len(sampler), 1)), drop_last=True)
+    return DataLoader(dataset, sampler=batches, batch_size=None)
 
 
 class FrameDataset(Dataset):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 
@@ -50,6 +51,38 @@ def test_refuses(words: list[str], message: str) -> None:
 )
 def test_accepts(words: list[str]) -> None:
     command_line.check(RUN + words)
+
+
+@pytest.mark.parametrize("value", [0, -2, 1.5, "4", None, True])
+def test_what_counts_nothing_is_refused(value: object) -> None:
+    command_line.check_counts(batch_size=1, log_every=20)
+    with pytest.raises(
+        InputError, match=f"^--log_every {value}: is no whole number from 1 on; give 1, 2, 3, … or leave --log_every out"
+    ):
+        command_line.check_counts(batch_size=1, log_every=value)
+
+
+COUNTS = ("max_epochs", "batch_size", "val_interval", "log_every")
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        *((["train"], name) for name in COUNTS),
+        (["inference"], "slices_at_once"),
+        (["inference", "inference_onnx"], "slices_at_once"),
+        *((["train", "multi_gpu_train"], name) for name in COUNTS),
+        *((["train", "finetune"], name) for name in COUNTS),
+    ],
+)
+def test_each_workflow_checks_its_counts_first(files: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "start_process_group", lambda *_, **__: None)
+    config = ConfigParser()
+    config.read_config([f"configs/{file}.yaml" for file in files])
+    config.update({"device": "cpu", name: 0})
+    with pytest.raises(RuntimeError) as caught:
+        config.get_parsed_content("initialize")
+    assert str(command_line.first_cause(caught.value)).startswith(f"--{name} 0: is no whole number")
 
 
 def test_does_nothing_outside_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

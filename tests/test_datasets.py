@@ -64,6 +64,11 @@ def test_what_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch,
         share(monkeypatch, 0, world, count, batch_size)
 
 
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size should be a positive integer"):
+        batch_loader(make_dataset(), 0)
+
+
 def test_no_data_gives_no_batch() -> None:
     assert len(batch_loader(make_dataset(0), 4)) == 0
 
