@@ -45,6 +45,7 @@ from scripts.api import register_cine
 from scripts.checkpoints import load_weights
 from scripts.classical import METHODS, limit_itk_to_one_thread
 from scripts.datalists import select_pairs
+from scripts.devices import check_device
 from scripts.errors import InputError
 from scripts.exports import ExportedNetwork, export_onnx, export_torchscript
 from scripts.fields import warp
@@ -289,6 +290,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--json", help="file to write all figures to")
     options = parser.parse_args(argv)
 
+    check_device(options.device)
     torch.set_num_threads(1)
     methods = make_methods(options.variants, options.checkpoint, options.device, options.iterations)
     phantom = phantom_slices(2, options.crop, seed=1)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from benchmarks.step import processor
 from scripts.api import ROOT
+from scripts.devices import check_device
 from scripts.errors import InputError
 from scripts.evaluation import nan_to_none, write_csv, write_text
 
@@ -218,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--figure", help="PNG to write; <output_dir>/sensitivity.png by default")
     options = parser.parse_args(argv)
+    check_device(options.device)
     if options.device == "cpu":
         torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.WARNING)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.report import command
+from scripts.devices import check_device
 from scripts.errors import InputError
 from scripts.handlers import GradientSurgeryHandler
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
@@ -294,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--json", help="file to write all figures to")
     options = parser.parse_args(argv)
 
+    check_device(options.device)
     if options.device == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -18,6 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.api import ROOT, register_cine
+from scripts.devices import check_device
+from scripts.errors import InputError
 from scripts.function import measure_function
 from scripts.phantom import Phantom, write_phantom_dataset
 from scripts.strain import measure_strain
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", help="file to write all figures to")
     options = parser.parse_args(argv)
+    check_device(options.device)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         size = (options.size, options.size)
@@ -73,4 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -38,6 +38,7 @@ from benchmarks.rows import ROOT, ROWS, SEARCHED, SHARED, Study, classical_metho
 from benchmarks.step import processor
 from scripts.classical import limit_itk_to_one_thread
 from scripts.command_line import first_cause
+from scripts.devices import check_device
 from scripts.errors import InputError
 from scripts.evaluation import write_csv, write_text
 
@@ -180,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         InputError: at the end, with the rows that failed and the first one's reason.
     """
     study = Study(parse(sys.argv[1:] if argv is None else argv))
+    check_device(study.options.device)
     if study.options.device == "cpu":
         torch.set_num_threads(1)
     names, results, failed = study.options.rows, {}, {}

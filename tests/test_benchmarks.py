@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from benchmarks import step, strain
+from benchmarks import inference, sensitivity, step, strain, table
+from scripts.errors import InputError
 from scripts.surgery import RULES
 
 TINY = ["--device", "cpu", "--batch", "2", "--size", "32", "--rounds", "3", "--network", "pyramid"]
@@ -65,6 +67,16 @@ def test_wrong_surgery_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "time_rounds", lambda *_: pytest.fail("timed"))
     with pytest.raises(SystemExit, match="nothing was timed"):
         step.main(TINY)
+
+
+@pytest.mark.parametrize("module", [step, inference, strain, sensitivity, table])
+def test_a_device_that_is_not_there_is_named_before_anything_runs(module: ModuleType, tmp_path: Path) -> None:
+    words = {sensitivity: ["--dataset_dir", str(tmp_path)], table: ["--dataset_dir", str(tmp_path)]}.get(module, [])
+    words += ["--output_dir", str(tmp_path / "out")] if words else []
+    device = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(InputError, match=f"--device {device}: no such device here; use one of cpu"):
+        module.main([*words, "--device", device])
+    assert not (tmp_path / "out").exists()
 
 
 def test_bfloat16_runs_and_a_missing_checkout_is_named(tmp_path: Path) -> None:
