@@ -284,6 +284,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     }
     differences = {}
     for name, (export, load) in forms.items():
+        print(f"writing {folder / name} …", flush=True)
         path = export(network, folder / name)
         differences[name] = largest_difference(network, load(path), stride)
         print(f"{path}: at most {differences[name]:.1e} px from the network in PyTorch")

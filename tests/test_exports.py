@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -62,7 +64,10 @@ def network(small: Path) -> nn.Module:
 def exported(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
     options = {"config_file": small / "small.json", "checkpoint": small / "small.pt", "output_dir": folder}
-    differences = exports.main(write_options(options))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        differences = exports.main(write_options(options))
+    starts = [line.partition(f" {folder}/") for line in printed.getvalue().splitlines() if line.startswith("writing")]
+    assert [name for _, _, name in starts] == ["model.ts …", "model.onnx …"]
     assert {path.name for path in folder.iterdir()} == set(differences) == {"model.ts", "model.onnx"}
     return folder
 
