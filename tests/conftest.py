@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from scripts.phantom import write_phantom_dataset
 
@@ -69,6 +70,14 @@ def acdc() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no ACDC data in {folder.parent}")
     return folder
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """This process as a group of one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:

@@ -17,6 +17,7 @@ from monai.handlers import LrScheduleHandler
 from monai.networks.blocks import DVF2DDF
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from training_runs import make_pairs, make_unet, train
 
@@ -177,12 +178,16 @@ def test_the_integration_is_not_shared_with_validation() -> None:
         ({"scaler": torch.amp.GradScaler("cpu")}, "a step with amp is not recorded"),
         ({"accumulation_steps": 2}, "a step with accumulation_steps > 1 is not recorded"),
         ({"optimizer": torch.optim.SGD}, "SGD cannot be recorded"),
+        ({"processes": True}, "a step with several processes is not recorded"),
         ({"sizes": (16, 24)}, r"all batches need one shape, got \(2, 2, 16, 16\) and \(2, 2, 24, 24\)"),
     ],
-    ids=["amp", "accumulation", "optimizer", "shapes"],
+    ids=["amp", "accumulation", "optimizer", "processes", "shapes"],
 )
-def test_what_cannot_be_recorded_is_refused(options: dict, words: str) -> None:
+def test_what_cannot_be_recorded_is_refused(options: dict, words: str, request: pytest.FixtureRequest) -> None:
     network = make_unet()
+    if options.pop("processes", False):
+        request.getfixturevalue("process_group")
+        network = DistributedDataParallel(network)
     optimizer = options.pop("optimizer", torch.optim.AdamW)(network.parameters(), lr=1e-2)
     batches = [make_pairs(2, (size, size)) for size in options.pop("sizes", (16,))]
     with pytest.raises(InputError, match=f"^--graph True: .*{words}"):

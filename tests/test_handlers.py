@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -371,14 +371,6 @@ def test_two_processes_decide_as_one_in_single_precision(ddp_results: list[dict[
 
 def test_each_loss_is_exchanged_once_a_step(ddp_results: list[dict[str, tuple]]) -> None:
     assert [result["exchanges"] for result in ddp_results] == [2 * 3] * 2
-
-
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    """This process as a group of one."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")
