@@ -35,7 +35,7 @@ from training_runs import (
 
 from scripts.handlers import GradientSurgeryHandler, NonFiniteLossHandler, TrainingProgress, WeightAveraging, running_mean
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
-from scripts.networks import RegistrationUNet
+from scripts.networks import PyramidNetwork, RegistrationUNet
 from scripts.surgery import STRATEGIES
 
 TAU = 1e-5
@@ -162,6 +162,9 @@ def make_network(name: str, spatial_dims: int) -> tuple[nn.Module, int]:
         return BasicUNet(d, 2, d, features=(4, 4, 4, 6, 6, 4)).double(), 32
     if name == "PatchTransformer":
         return PatchTransformer(d).double(), 16
+    if name == "PyramidNetwork":
+        norm = ("group", {"num_groups": 2})
+        return PyramidNetwork(d, features=(4, 6), hidden=4, norm=norm, norm_window=12, flow_std=0.2).double(), 16
     if name == "SwinUNETR":
         pytest.importorskip("einops", reason="MONAI's transformers need einops")
         options = {"feature_size": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 4}
@@ -175,21 +178,26 @@ NETWORKS = (
     "BasicUNet",
     "SwinUNETR",
     "PatchTransformer",
+    "PyramidNetwork",
     "RegistrationUNet-batch",
     "RegistrationUNet-instance",
 )
 
 
-@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize(
+    ("spatial_dims", "memory_format"),
+    [(2, torch.contiguous_format), (2, torch.channels_last), (3, torch.contiguous_format)],
+    ids=["2-D", "2-D channels_last", "3-D"],
+)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_step_equals_two_backward_passes_and_a_projection(name: str, spatial_dims: int) -> None:
+def test_step_equals_two_backward_passes_and_a_projection(name: str, spatial_dims: int, memory_format: torch.memory_format) -> None:
     network, size = make_network(name, spatial_dims)
     pairs = make_pairs(1 if size > 16 and spatial_dims == 3 else 2, [size] * spatial_dims)
     s, r = both_gradients(network, [pairs])
     assert_conflicts_and_agreements(s, r)
     for tau in (0.0, TAU):
-        trained, expected = copy.deepcopy(network), copy.deepcopy(network)
-        (found,), _ = train(trained, [pairs], {"tau": tau})
+        trained, expected = copy.deepcopy(network).to(memory_format=memory_format), copy.deepcopy(network)
+        (found,), _ = train(trained, [pairs.contiguous(memory_format=memory_format)], {"tau": tau})
         by_hand = project(s, r, tau=tau)
         # The smoothness does not see the flow head's bias, nor any loss a bias before a norm: without tau, s is projected on
         # rounding noise, which no two implementations share. It can only shorten s.
