@@ -206,10 +206,10 @@ class GradientSurgeryHandler:
 class NonFiniteLossHandler:
     """Stops training before a NaN or infinite loss or field reaches the weights.
 
-    On a CPU, in several processes, and where the optimizer cannot skip a step by itself, each step is looked at before its backward pass
-    (torch's backward pass of `grid_sample` on a CPU crashes at NaN coordinates). Else, on a GPU, nothing waits for the device: a flag
-    there makes the fused optimizer skip this and all later steps, as a GradScaler does, and it is read every few steps and before an
-    epoch's validation and checkpoint. Attach it before `GradientSurgeryHandler`, validation and checkpoints.
+    On a CPU, and where the optimizer cannot skip a step by itself, each step is looked at before its backward pass (torch's backward
+    pass of `grid_sample` on a CPU crashes at NaN coordinates). Else, on a GPU, nothing waits for the device: a flag there, which several
+    processes share, makes the fused optimizer skip this and all later steps, as a GradScaler does, and it is read every few steps and
+    before an epoch's validation and checkpoint. Attach it before `GradientSurgeryHandler`, validation and checkpoints.
 
     Args:
         every: iterations between two readings of the flag.
@@ -233,8 +233,7 @@ class NonFiniteLossHandler:
     def start(self, engine: Engine) -> None:
         skips = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
         if self.waits is None:
-            # Other processes would average in the gradients of the one whose step is not finite.
-            self.waits = engine.state.device.type != "cuda" or not skips or idist.get_world_size() > 1
+            self.waits = engine.state.device.type != "cuda" or not skips
         # The same tensor in a later run: a recorded step knows it.
         self.flag = torch.zeros((), device=engine.state.device) if self.flag is None else self.flag.zero_()
         if not self.waits and skips and not engine.amp:
@@ -248,6 +247,9 @@ class NonFiniteLossHandler:
         torch.maximum(self.flag, (~finite).to(self.flag.dtype), out=self.flag)
         if self.waits:
             self.stop(engine)
+        elif idist.get_world_size() > 1:
+            # All skip alike: they would average in the gradients of the one whose step is not finite. Between GPUs this is but queued.
+            dist.all_reduce(self.flag, dist.ReduceOp.MAX)
 
     def stop(self, engine: Engine) -> None:
         """Raise where the flag is set: this waits for the device."""

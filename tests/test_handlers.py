@@ -381,6 +381,18 @@ def test_each_loss_is_exchanged_once_a_step(ddp_results: list[dict[str, tuple]])
     assert [result["exchanges"] for result in ddp_results] == [2 * 3] * 2
 
 
+def test_all_processes_skip_the_step_that_is_not_finite_in_one(ddp_results: list[dict[str, tuple]]) -> None:
+    """As on several GPUs, where nothing waits: all end alike, with the weights of the last good step."""
+    (first, reason), (second, other) = (result["skipped"] for result in ddp_results)
+    assert "not finite at step 1 to 5 (epoch 1)" in reason
+    assert reason == other
+    assert len(first) == len(second) == 5
+    for name, value in first[1].items():
+        assert not torch.equal(value, first[0][name]) or "bias" in name
+        for state in (*first[2:], *second[1:]):
+            assert torch.equal(state[name], value), name
+
+
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("bare", [False, True], ids=["attach", "start"])
 def test_static_graph_is_refused_with_a_reason(bare: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.engines import IterationEvents, SupervisedTrainer
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 from scripts import handlers
-from scripts.handlers import GradientSurgeryHandler
+from scripts.handlers import GradientSurgeryHandler, NonFiniteLossHandler
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.networks import RegistrationUNet
 
@@ -164,11 +165,33 @@ def count_exchanges(steps: int = 3) -> int:
     return sum(event.name == "gloo:all_reduce" for event in profiler.events())
 
 
+def skip_in_one_process(rank: int) -> tuple[list[dict[str, Tensor]], str]:
+    """Weights after each step, and the error, of a training without waits whose third loss is not finite in the second process alone."""
+    network, states, losses = make_unet(), [], iter([1.0, 1.0, float("nan") if rank else 1.0, 1.0, 1.0, 1.0])
+    wrapped, similarity = DistributedDataParallel(network), WarpedSimilarity(nn.MSELoss())
+
+    class Reader:
+        def attach(self, engine: Engine) -> None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: states.append(copy.deepcopy(network.state_dict())))
+
+    try:
+        train(
+            wrapped,
+            make_pairs(12, (16, 16)).split(2),
+            handlers=[Reader(), NonFiniteLossHandler(every=5, waits=False)],
+            optimizer=torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True),
+            loss_function=lambda field, pair: next(losses) * similarity(field, pair),
+        )
+    except FloatingPointError as error:
+        return states, str(error)
+    return states, ""
+
+
 def ddp_process(rank: int, folder: Path, pairs: Tensor) -> None:
     """Run every case as one of two processes and save the results as `rank.pt`."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     results = {name: ddp_train(rank, pairs, **case) for name, case in DDP_CASES.items()}
-    torch.save(results | {"exchanges": count_exchanges()}, folder / f"{rank}.pt")
+    torch.save(results | {"exchanges": count_exchanges(), "skipped": skip_in_one_process(rank)}, folder / f"{rank}.pt")
     dist.destroy_process_group()
