@@ -8,11 +8,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from ignite.engine import Engine, Events
-from monai.engines import IterationEvents, SupervisedTrainer
+from monai.bundle import ConfigParser
+from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.networks.blocks import DVF2DDF
 from torch import Tensor, nn
@@ -22,13 +25,11 @@ from torch.optim.swa_utils import AveragedModel
 from training_runs import make_pairs, make_unet, train
 
 from scripts.errors import InputError
-from scripts.fields import Integration
 from scripts.graphs import WARM_UP, GraphTrainer
-from scripts.handlers import GradientSurgeryHandler, NonFiniteLossHandler, WeightAveraging, running_mean
+from scripts.handlers import NonFiniteLossHandler, WeightAveraging, running_mean
 from scripts.inferers import FieldInferer
-from scripts.losses import SmoothnessLoss, WarpedSimilarity
-from scripts.networks import PaddedNetwork, PyramidNetwork
-from scripts.transforms import PreparePair, RandomPairAugmentation
+from scripts.losses import WarpedSimilarity
+from scripts.transforms import PreparePair
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))]
 STEPS = WARM_UP + 3
@@ -221,60 +222,56 @@ class Stop:
         raise Done
 
 
-def shipped_training(device: str, steps: int, *handlers: object, amp: bool = False) -> SupervisedTrainer:
-    """A training as train.yaml ships it for a GPU, on a small network and pairs."""
-    network = PaddedNetwork(PyramidNetwork(features=(8, 8), hidden=8), 4)
-    network = network if device == "cpu" else network.to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-    averager = AveragedModel(network, multi_avg_fn=running_mean(1e-3))
-    augmentation = RandomPairAugmentation([16, 16], rotation=30.0, zoom=0.1, elastic=2.0)
+def shipped_training(
+    device: str, steps: int, folder: Path, *handlers: object, amp: bool = False, log_every: int = 20
+) -> SupervisedTrainer:
+    """A training as train.yaml ships it for a GPU, with all of its handlers, on a small network and pairs."""
+    config = ConfigParser()
+    config.read_config(str(ROOT / "configs" / "train.yaml"))
     label = torch.zeros(2, 2, 24, 24, dtype=torch.int8, device=device)
-    batches = [{"pair": torch.rand(2, 2, 24, 24, device=device), "label": label} for _ in range(steps)]
-    trainer = GraphTrainer(
-        device=torch.device(device),
-        amp=amp,
-        max_epochs=1,
-        train_data_loader=batches,
-        network=network,
-        optimizer=optimizer,
-        loss_function=WarpedSimilarity(nn.MSELoss()),
-        inferer=FieldInferer(integration=Integration(num_steps=2)),
-        prepare_batch=PreparePair(augmentation, channels_last=True),
-        train_handlers=[
-            NonFiniteLossHandler(every=20, waits=False),
-            GradientSurgeryHandler(network, SmoothnessLoss(spacing=(1.5, 1.5))),
-            LrScheduleHandler(torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), epoch_level=False, print_lr=False),
-            WeightAveraging(averager, network),
-            *handlers,
-        ],
-        optim_set_to_none=True,
-        decollate=False,
-    )
+    options = {
+        "bundle_root": str(ROOT),
+        "output_dir": str(folder),
+        "device": device,
+        "crop_size": [16, 16],
+        "amp": amp,
+        "log_every": log_every,
+        "network_def::stride": 4,
+        "network_def::backbone::features": [8, 8],
+        "network_def::backbone::hidden": 8,
+        "augmentation::elastic": 2.0,
+        "train::handlers::0::waits": False,
+        "train::dataloader": [{"pair": torch.rand(2, 2, 24, 24, device=device), "label": label} for _ in range(steps)],
+        "validate::dataloader": [],
+    }
+    if device == "cpu":
+        options["bare_network"] = "@starting_network"  # fake parameters are nowhere to be moved from
+    for key, value in options.items():
+        config[key] = value
+    trainer = config.get_parsed_content("train::trainer")
+    for handler in handlers:
+        handler.attach(trainer)
     if amp:
         trainer.scaler = torch.amp.GradScaler(device)
     return trainer
 
 
 @pytest.mark.parametrize("amp", [False, True], ids=["fp32", "scaler"])
-def test_nothing_reads_a_value_in_a_step(amp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_reads_a_value_in_a_step(amp: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On fake tensors, which have no values to read: augmentation, step, schedule and running mean, three times."""
     # A copy of a fake tensor, as AveragedModel makes, belongs to the same mode.
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
     with FakeTensorMode():
         with pytest.raises(Done):
-            shipped_training("cpu", 4, Stop(after=3), amp=amp).run()
-
-        class Reader:
-            def attach(self, engine: Engine) -> None:
-                engine.add_event_handler(IterationEvents.LOSS_COMPLETED, lambda e: e.state.output["loss"].item())
-
+            shipped_training("cpu", 4, tmp_path, Stop(after=3), amp=amp).run()
+        # Where losses are logged at each step, they are read.
         with pytest.raises(DataDependentOutputException):
-            shipped_training("cpu", 4, Reader(), Stop(after=3), amp=amp).run()
+            shipped_training("cpu", 4, tmp_path, Stop(after=3), amp=amp, log_every=1).run()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("amp", [False, True], ids=["fp32", "scaler"])
-def test_nothing_waits_for_a_gpu_in_a_step(amp: bool) -> None:
+def test_nothing_waits_for_a_gpu_in_a_step(amp: bool, tmp_path: Path) -> None:
     """By CUDA's own counter of synchronizations; MONAI's grids are made in the first step."""
 
     class Strict:
@@ -283,6 +280,6 @@ def test_nothing_waits_for_a_gpu_in_a_step(amp: bool) -> None:
 
     try:
         with pytest.raises(Done):
-            shipped_training("cuda", 6, Strict(), Stop(after=5), amp=amp).run()
+            shipped_training("cuda", 6, tmp_path, Strict(), Stop(after=5), amp=amp).run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
