@@ -105,7 +105,8 @@ def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], 
     except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError):
         pass
     prepared = prepare(item)
-    # A name of its own: several processes may prepare the same data set.
+    # A name of its own: with a cold cache each process prepares every item. Waiting for the first one would outlast the group's timeout
+    # on a large data set.
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".part_", delete=False) as file:
         try:
             torch.save({"sources": sources, "prepared": prepared}, file)
