@@ -54,7 +54,6 @@ NETWORKS = {
     "published": {
         "network_def::backbone": {"_target_": "scripts.networks.RegistrationUNet", "conv_bias": True},
         "integration": None,
-        "passes": 1,
     },
 }
 KEPT_HANDLERS = ("NonFiniteLossHandler", "GradientSurgeryHandler", "LrScheduleHandler", "WeightAveraging")
