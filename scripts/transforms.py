@@ -101,7 +101,7 @@ def read_frame(path: str, frame: int) -> MetaTensor:
 
 def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:
     """A label map whose voxels of value n get the n-th of the values."""
-    return MetaTensor(torch.tensor(values, dtype=label.dtype)[label.as_tensor().long()], meta=label.meta)
+    return MetaTensor(torch.tensor(values, dtype=label.dtype)[label.as_tensor().long()], meta=dict(label.meta))
 
 
 def resample(image: MetaTensor, reference: MetaTensor, is_label: bool) -> MetaTensor:
@@ -109,7 +109,8 @@ def resample(image: MetaTensor, reference: MetaTensor, is_label: bool) -> MetaTe
     affine = reference.affine.double().numpy()
     still = np.zeros((3, *reference.shape[1:]))
     array = pull(image[0].numpy(), image.affine.double().numpy(), still, affine, is_label, repeat_border=True)
-    return MetaTensor(torch.from_numpy(array)[None].to(image.dtype), affine=reference.affine, meta=image.meta)
+    # A dict of its own: a MetaTensor writes its affine into the one that it is given.
+    return MetaTensor(torch.from_numpy(array)[None].to(image.dtype), affine=reference.affine, meta=dict(image.meta))
 
 
 def root_cause(error: BaseException) -> str:

@@ -289,6 +289,35 @@ def test_a_moving_image_on_another_grid_is_brought_onto_the_fixed_one(tmp_path: 
     np.testing.assert_array_equal(result.labels, np.full((20, 20, 3, 1), 2))
 
 
+def test_what_is_written_of_a_moving_image_on_another_grid_is_sampled_where_that_image_lies(tmp_path: Path) -> None:
+    """Against SciPy on world coordinates: a cropped and shifted moving image and a label that differs from voxel to voxel."""
+    rng = np.random.default_rng(3)
+    fixed, moving = np.diag([2.0, 2.0, 8.0, 1.0]), np.diag([1.5, 1.7, 8.0, 1.0])
+    moving[:3, 3] = [6.1, 4.3, -8.0]
+    image = gaussian_filter(rng.normal(0, 900, (20, 18, 4)), (1.5, 1.5, 0)).astype(np.float32)
+    label = (gaussian_filter(rng.normal(0, 9, image.shape), (2, 2, 0)) > 0).astype(np.uint8) * 3
+    paths = {
+        "fixed": str(write_nifti(tmp_path / "fixed.nii.gz", rng.normal(500, 9, (24, 22, 2)).astype(np.float32), fixed)),
+        "moving": str(write_nifti(tmp_path / "moving.nii.gz", image, moving)),
+        "moving_label": str(write_nifti(tmp_path / "label.nii.gz", label, moving)),
+        "case": "pair",
+    }
+    field = gaussian_filter(rng.normal(0, 9, (2, 24, 22, 2)), (0, 4, 4, 0))
+    result = assemble(prepare(paths, resample_moving=True), field[None])
+    index = np.stack(np.meshgrid(*map(np.arange, (24, 22, 2)), indexing="ij")).astype(float)
+    index[:2] += field
+    where = (index * np.array([2.0, 2.0, 8.0]).reshape(3, 1, 1, 1) - moving[:3, 3].reshape(3, 1, 1, 1)) / np.array(
+        [1.5, 1.7, 8.0]
+    ).reshape(3, 1, 1, 1)
+    inside = ((where >= 0) & (where <= np.array(image.shape).reshape(3, 1, 1, 1) - 1)).all(axis=0)
+    assert 0.3 < inside.mean() < 0.9
+    expected = map_coordinates(image, where, order=1, mode="nearest")
+    np.testing.assert_allclose(result.moved[..., 0][inside], expected[inside], atol=1e-3 * np.ptp(image))
+    weight = map_coordinates((label == 3).astype(float), where, order=1, mode="nearest")
+    clear = inside & (np.abs(weight - 0.5) > 1e-3)
+    np.testing.assert_array_equal(result.labels[..., 0][clear], 3 * (weight > 0.5)[clear])
+
+
 def test_stacks_are_inverted_slice_by_slice() -> None:
     rng = np.random.default_rng(0)
     smooth = gaussian_filter(rng.normal(0, 40, (2, 2, 30, 28, 3)), (0, 0, 5, 5, 0))
