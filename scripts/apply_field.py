@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 from scripts.cines import Cine
 from scripts.errors import InputError
 from scripts.itk_fields import check_in_image, move_points, pull, read_field, read_points, to_lps
-from scripts.transforms import LoadCased, check_same_grid
+from scripts.transforms import LoadCased, check_meets, check_same_grid
 from scripts.writers import write_nifti, write_rows
 
 
@@ -51,13 +49,11 @@ def apply_field(
     for name, (path, is_label) in given.items():
         if path:
             image = LoadCased().load(str(path), is_label=is_label)
-            image_affine = image.affine.double().numpy()
+            grid = MetaTensor(torch.empty(1, *voxels.shape[1:]), affine=torch.from_numpy(affine))
             if not resample_moving:
-                grid = MetaTensor(torch.empty(1, *voxels.shape[1:]), affine=torch.from_numpy(affine))
                 check_same_grid(image, path, grid, field, "give the image that the field belongs to, or --resample_moving True")
-            if not boxes_meet(image.shape[1:], image_affine, voxels.shape[1:], affine):
-                raise InputError(f"{path}: lies apart from {field} in space; give the image that the field belongs to.")
-            moved = pull(image[0].numpy(), image_affine, voxels, affine, is_label)
+            check_meets(image, path, grid, field, "give the image that the field belongs to")
+            moved = pull(image[0].numpy(), image.affine.double().numpy(), voxels, affine, is_label)
             outputs[name] = moved.astype(label_type(moved) if is_label else np.float32)
     rows = []
     if points:
@@ -78,11 +74,3 @@ def apply_field(
 def label_type(label: NDArray) -> type[np.integer]:
     """The type a label is written in: one byte where its values fit, else four."""
     return np.uint8 if label.min() >= 0 and label.max() <= 255 else np.int32
-
-
-def boxes_meet(shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray) -> bool:
-    """Whether the box about another grid reaches into that of a grid, both of a shape (X, Y, Z) and an affine to mm."""
-    corners = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in other_shape))))
-    index = np.linalg.inv(affine) @ other_affine @ np.vstack([corners.T, np.ones(len(corners))])
-    low, high = index[:3].min(axis=1), index[:3].max(axis=1)
-    return bool((low < np.array(shape) - 0.5).all() and (high > -0.5).all())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -34,7 +36,8 @@ class LoadCased(MapTransform):
 
     Raises:
         InputError: naming the file, for one that cannot be read, has not three axes, holds NaN or Inf, a label that holds anything but
-            the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm) is not that of the image it belongs to.
+            the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm) is not that of the image it belongs to, or, resampled, that
+            lies apart from it in space.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class LoadCased(MapTransform):
                 check_same_grid(item[key], data[key], item[reference], data[reference])
         if "moving" in item and "fixed" in item:
             if self.resample_moving:
+                check_meets(item["moving"], data["moving"], item["fixed"], data["fixed"], "give two images of one heart")
                 for key, is_label in (("moving", False), ("moving_label", True)):
                     if key in item:
                         # What is written is sampled once, from the native image.
@@ -161,6 +165,20 @@ def check_same_grid(
     gap = ((image.affine.double() - reference.affine.double()).abs() * extent)[:3].sum(dim=1).max().item()
     if gap > AFFINE_TOLERANCE_MM:
         raise InputError(f"{path} and {reference_path}: have affines up to {gap:.3g} mm apart; {cure}.")
+
+
+def check_meets(image: MetaTensor, path: str | Path, reference: MetaTensor, reference_path: str | Path, cure: str) -> None:
+    """Stop at an image whose box, on whatever grid, lies outside that of a reference, both (1, X, Y, Z).
+
+    Raises:
+        InputError: naming both files.
+    """
+    corners = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in reference.shape[1:]))))
+    to_image = torch.linalg.solve(image.affine.double(), reference.affine.double()).numpy()
+    index = to_image @ np.vstack([corners.T, np.ones(len(corners))])
+    low, high = index[:3].min(axis=1), index[:3].max(axis=1)
+    if (low >= np.array(image.shape[1:]) - 0.5).any() or (high <= -0.5).any():
+        raise InputError(f"{path}: lies apart from {reference_path} in space; {cure}.")
 
 
 class ScaleSlicesd(MapTransform):

@@ -318,6 +318,19 @@ def test_what_is_written_of_a_moving_image_on_another_grid_is_sampled_where_that
     np.testing.assert_array_equal(result.labels[..., 0][clear], 3 * (weight > 0.5)[clear])
 
 
+def test_a_moving_image_that_lies_apart_from_the_fixed_one_is_refused(tmp_path: Path) -> None:
+    array, affine = np.random.default_rng(0).random((8, 8, 2), np.float32), np.diag([2.0, 2.0, 8.0, 1.0])
+    paths = {"fixed": str(write_nifti(tmp_path / "fixed.nii.gz", array, affine)), "moving": str(tmp_path / "moving.nii.gz")}
+    for shift, apart in ((15.0, False), (17.0, True), (-500.0, True)):
+        affine[0, 3] = shift
+        write_nifti(tmp_path / "moving.nii.gz", array, affine)
+        if not apart:
+            assert LoadCase(resample_moving=True)(paths)["moving"].shape == (1, 8, 8, 2)
+            continue
+        with pytest.raises(InputError, match=r"moving\.nii\.gz: lies apart from .*fixed\.nii\.gz in space; give two images of one"):
+            LoadCase(resample_moving=True)(paths)
+
+
 def test_stacks_are_inverted_slice_by_slice() -> None:
     rng = np.random.default_rng(0)
     smooth = gaussian_filter(rng.normal(0, 40, (2, 2, 30, 28, 3)), (0, 0, 5, 5, 0))
