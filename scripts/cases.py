@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import nibabel as nib
 
 from scripts.datalists import acdc_pairs, check_files, find_image, json_pairs, read_info, stem_of
 from scripts.errors import InputError
+from scripts.writers import DONE
 
 
 def inference_cases(**sources: object) -> list[dict]:
@@ -37,7 +39,7 @@ def find_cases(
         cine: a 4-D NIfTI file or a folder of DICOM files.
         moving: a 3-D NIfTI image, with `fixed`.
         fixed: the 3-D NIfTI image that `moving` is brought onto.
-        dataset_dir: a folder in ACDC's layout, of 4-D NIfTI files, or of folders of DICOM files.
+        dataset_dir: a folder of subjects in ACDC's layout, of 4-D NIfTI files, and of folders of such files or of DICOM files.
         data_list: a MONAI data list in JSON.
         moving_label: label of `moving`.
         reference_frame: of a cine, counted from 1.
@@ -112,24 +114,48 @@ def end_diastole(folder: Path) -> int | None:
 
 
 def folder_cases(root: Path, reference_frame: int | None, direction: str) -> list[dict]:
-    """The cases of a folder: subjects in ACDC's layout, 4-D NIfTI files, or folders of such files or of DICOM, whichever it holds.
+    """The cases of a folder, of all kinds that it holds: subjects in ACDC's layout, then 4-D NIfTI files, then folders of such files or
+    of DICOM. A folder that inference wrote is no case; what else is left out, such as text files, is logged.
 
     Raises:
         InputError: where it holds none of them.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give --dataset_dir a folder that is there.")
-    subjects = sorted(path.parent for path in root.glob("*/Info.cfg"))
-    if subjects:
-        found = [report_later(subject_cases, subject.name, subject, reference_frame, direction) for subject in subjects]
-        return [item for items in found for item in items]
+    entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
+    subjects = [path for path in entries if (path / "Info.cfg").is_file()]
     files = cine_files(root)
-    if files:
-        return [cine_case(path, reference_frame) for path in files]
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and any(p.is_file() for p in path.rglob("*"))]
-    if folders or any(path.is_file() for path in root.iterdir()):
-        return [cine_case(path, reference_frame) for folder in folders or [root] for path in cine_files(folder) or [folder]]
-    raise InputError(f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of DICOM files.")
+    others = [path for path in entries if path.is_dir() and path not in subjects and not (path / DONE).exists()]
+    contents = {path: cine_files(path) or ([path] if holds_dicom(path) else []) for path in others}
+    if not (subjects or files or any(contents.values())) and holds_dicom(root):
+        contents = {root: [root]}
+    cases = [case for path in subjects for case in report_later(subject_cases, path.name, path, reference_frame, direction)] + [
+        cine_case(path, reference_frame) for path in (*files, *chain(*contents.values()))
+    ]
+    if not cases:
+        raise InputError(
+            f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files."
+        )
+    taken = {*subjects, *files, *(path for path, found in contents.items() if found)}
+    if root not in taken and (left := [path.name for path in entries if path not in taken]):
+        more = f" and {len(left) - 9} more" if len(left) > 9 else ""
+        logging.getLogger("inference").info(f"{root}: left out, for they hold no case: {', '.join(left[:9])}{more}")
+    return cases
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether a folder, or one in it, holds a DICOM file, by its name or its first bytes."""
+
+    def is_dicom(path: Path) -> bool:
+        if path.suffix.lower() == ".dcm":
+            return True
+        try:
+            with path.open("rb") as file:
+                return file.read(132)[128:] == b"DICM"
+        except OSError:
+            return False
+
+    return any(is_dicom(path) for path in folder.rglob("*") if path.is_file())
 
 
 def cine_files(folder: Path) -> list[Path]:

@@ -134,6 +134,50 @@ def test_a_folder_of_dicom_folders_gives_a_case_a_folder(tmp_path: Path) -> None
         LoadCase()(items[-1])
 
 
+def test_a_folder_of_several_kinds_loses_no_case(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (copy / "files").mkdir()
+    for number, target in ((2, copy), (3, copy / "files")):
+        shutil.move(copy / f"phantom00{number}" / f"phantom00{number}_4d.nii.gz", target)
+        shutil.rmtree(copy / f"phantom00{number}")
+    (copy / "scan" / "deep").mkdir(parents=True)
+    (copy / "scan" / "deep" / "IM0").write_bytes(bytes(128) + b"DICM")
+    (copy / "bad").mkdir()
+    (copy / "bad" / "1.DCM").touch()
+    with caplog.at_level("INFO", logger="inference"):
+        names = [item["case"] for item in find_cases(dataset_dir=str(copy))]
+    assert names == ["phantom001", "phantom004", "phantom005", "phantom002", "bad", "phantom003", "scan"]
+    assert caplog.text.endswith("left out, for they hold no case: phantom.json\n")
+
+
+def test_what_is_no_case_stays_out_of_a_folder_and_is_named(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    subjects = [f"phantom{n:03d}" for n in range(1, 6)]
+    (copy / "splits.json").write_text("{}")
+    (copy / ".cache").mkdir()
+    (copy / ".cache" / "a.dcm").touch()
+    (copy / "notes").mkdir()
+    (copy / "notes" / "a.txt").write_text("no case")
+    (copy / "empty").mkdir()
+    shutil.copy(copy / "phantom001" / "phantom001_frame01.nii.gz", copy)
+    # Outputs: in a folder of their own, and beside the cases.
+    for folder in (copy / "out" / "phantom001", copy / "written"):
+        folder.mkdir(parents=True)
+        shutil.copy(copy / "phantom001" / "phantom001_4d.nii.gz", folder / "moved.nii.gz")
+        (folder / "quality.json").write_text("{}")
+    (copy / "out" / "summary.csv").write_text("case\n")
+    with caplog.at_level("INFO", logger="inference"):
+        assert [item["case"] for item in find_cases(dataset_dir=str(copy))] == subjects
+    assert "left out, for they hold no case: empty, notes, out, phantom.json, phantom001_frame01.nii.gz, splits.json, written" in caplog.text
+    for name in subjects:
+        shutil.rmtree(copy / name)
+    with pytest.raises(InputError, match="holds neither subjects"):
+        find_cases(dataset_dir=str(copy))
+
+
+def test_a_folder_of_dicom_files_alone_is_one_case(tmp_path: Path) -> None:
+    (tmp_path / "1.dcm").touch()
+    assert [(item["case"], item["cine"]) for item in find_cases(dataset_dir=str(tmp_path))] == [(tmp_path.name, str(tmp_path))]
+
+
 def test_info_cfg_in_a_dicom_folder_names_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "Info.cfg").write_text("ED: 3\n")
     (item,) = find_cases(cine=str(tmp_path))
