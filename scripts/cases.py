@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import nibabel as nib
 
 from scripts.datalists import acdc_pairs, check_files, find_image, json_pairs, read_info, stem_of
 from scripts.errors import InputError
-from scripts.writers import DONE
+from scripts.writers import is_result
 
 
 def inference_cases(**sources: object) -> list[dict]:
@@ -125,9 +125,9 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
     subjects = [path for path in entries if (path / "Info.cfg").is_file()]
     files = cine_files(root)
-    others = [path for path in entries if path.is_dir() and path not in subjects and not (path / DONE).exists()]
-    contents = {path: cine_files(path) or ([path] if holds_dicom(path) else []) for path in others}
-    if not (subjects or files or any(contents.values())) and holds_dicom(root):
+    others = [path for path in entries if path.is_dir() and path not in subjects and not is_result(path)]
+    contents = {path: cine_files(path) or ([path] if holds_dicom(path.rglob("*")) else []) for path in others}
+    if not (subjects or files or any(contents.values())) and holds_dicom(entries):
         contents = {root: [root]}
     cases = [case for path in subjects for case in report_later(subject_cases, path.name, path, reference_frame, direction)] + [
         cine_case(path, reference_frame) for path in (*files, *chain(*contents.values()))
@@ -143,8 +143,8 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     return cases
 
 
-def holds_dicom(folder: Path) -> bool:
-    """Whether a folder, or one in it, holds a DICOM file, by its name or its first bytes."""
+def holds_dicom(paths: Iterable[Path]) -> bool:
+    """Whether one of some paths is a DICOM file, by its name or its first bytes."""
 
     def is_dicom(path: Path) -> bool:
         if path.suffix.lower() == ".dcm":
@@ -155,7 +155,7 @@ def holds_dicom(folder: Path) -> bool:
         except OSError:
             return False
 
-    return any(is_dicom(path) for path in folder.rglob("*") if path.is_file())
+    return any(is_dicom(path) for path in paths if path.is_file())
 
 
 def cine_files(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from monai.transforms import Transform
 from numpy.typing import NDArray
 
 from scripts.cines import Cine, CineRegistration
+from scripts.errors import InputError
 from scripts.function import volume_rows
 from scripts.itk_fields import write_field
 from scripts.report import write_report
@@ -35,6 +36,9 @@ class WriteRegistration(Transform):
         output_dir: folder of the cases; None writes nothing.
         report: whether to write `report.html`.
         parameters: shown in the report.
+
+    Raises:
+        InputError: for a case's folder that holds something else than results, such as the case itself.
     """
 
     def __init__(self, output_dir: str | Path | None, report: bool = True, parameters: Mapping[str, object] | None = None) -> None:
@@ -49,6 +53,9 @@ class WriteRegistration(Transform):
         if "fingerprint" in data:
             registration.quality["fingerprint"] = data["fingerprint"]
         final = self.output_dir / registration.cine.name
+        # The folder may be the case's own, which is never to be replaced.
+        if final.is_file() or (final.is_dir() and any(final.iterdir()) and not is_result(final)):
+            raise InputError(f"{final}: is there and holds no results of an earlier run; give --output_dir another folder.")
         partial = final.with_name(f".part_{final.name}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -67,6 +74,11 @@ class WriteRegistration(Transform):
         os.replace(partial, final)
         shutil.rmtree(old, ignore_errors=True)
         return dict(data)
+
+
+def is_result(folder: Path) -> bool:
+    """Whether a folder is one that inference wrote, be it without its last file."""
+    return any((folder / name).is_file() for name in (DONE, "moved.nii.gz"))
 
 
 def versions() -> dict[str, str]:

@@ -146,12 +146,11 @@ def test_a_folder_of_several_kinds_loses_no_case(copy: Path, caplog: pytest.LogC
     with caplog.at_level("INFO", logger="inference"):
         names = [item["case"] for item in find_cases(dataset_dir=str(copy))]
     assert names == ["phantom001", "phantom004", "phantom005", "phantom002", "bad", "phantom003", "scan"]
-    assert caplog.text.endswith("left out, for they hold no case: phantom.json\n")
+    assert caplog.text.endswith("left out, for they hold no case: phantom.json, splits.json\n")
 
 
 def test_what_is_no_case_stays_out_of_a_folder_and_is_named(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     subjects = [f"phantom{n:03d}" for n in range(1, 6)]
-    (copy / "splits.json").write_text("{}")
     (copy / ".cache").mkdir()
     (copy / ".cache" / "a.dcm").touch()
     (copy / "notes").mkdir()
@@ -166,7 +165,10 @@ def test_what_is_no_case_stays_out_of_a_folder_and_is_named(copy: Path, caplog: 
     (copy / "out" / "summary.csv").write_text("case\n")
     with caplog.at_level("INFO", logger="inference"):
         assert [item["case"] for item in find_cases(dataset_dir=str(copy))] == subjects
-    assert "left out, for they hold no case: empty, notes, out, phantom.json, phantom001_frame01.nii.gz, splits.json, written" in caplog.text
+    assert (
+        "left out, for they hold no case: empty, notes, out, phantom.json, phantom001_frame01.nii.gz, splits.json, written"
+        in caplog.text
+    )
     for name in subjects:
         shutil.rmtree(copy / name)
     with pytest.raises(InputError, match="holds neither subjects"):

@@ -13,6 +13,7 @@ import pytest
 
 from scripts import writers
 from scripts.cines import Cine, CineRegistration
+from scripts.errors import InputError
 from scripts.function import measure_function
 from scripts.itk_fields import read_field
 from scripts.phantom import Phantom
@@ -164,6 +165,20 @@ def test_rewriting_replaces_the_whole_folder(cine: CineRegistration, tmp_path: P
     # A folder is renamed, not emptied, so that an interruption leaves no half.
     assert set(removed) == {".part_heart", ".old_heart"}
     assert [path.name for path in tmp_path.iterdir()] == ["heart"]
+
+
+def test_a_folder_that_holds_no_results_is_never_replaced(cine: CineRegistration, tmp_path: Path) -> None:
+    """As where a folder of DICOM folders is the output folder as well."""
+    (tmp_path / "heart").mkdir()
+    (tmp_path / "heart" / "IM1.dcm").write_text("the only copy")
+    with pytest.raises(InputError, match=r"heart: is there and holds no results of an earlier run; give --output_dir another"):
+        write(tmp_path, cine)
+    assert files(tmp_path) == {"heart/IM1.dcm"}
+    (tmp_path / "heart" / "IM1.dcm").unlink()
+    assert files(write(tmp_path, register(label=False))) == CINE_FILES
+    # Results that lack their last file are results.
+    (tmp_path / "heart" / DONE).unlink()
+    assert files(write(tmp_path, register(label=False))) == CINE_FILES
 
 
 def test_no_output_folder_writes_nothing(cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
