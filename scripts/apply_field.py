@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scripts.cines import Cine
 from scripts.errors import InputError
-from scripts.itk_fields import check_in_image, move_points, pull, read_field, read_points, to_lps
+from scripts.itk_fields import check_in_image, check_one_place, move_points, pull, read_field, read_points, to_lps
 from scripts.transforms import LoadCased, check_meets, check_same_grid
 from scripts.writers import write_nifti, write_rows
 
@@ -49,6 +49,7 @@ def apply_field(
     for name, (path, is_label) in given.items():
         if path:
             image = LoadCased().load(str(path), is_label=is_label)
+            check_one_place(path)
             grid = MetaTensor(torch.empty(1, *voxels.shape[1:]), affine=torch.from_numpy(affine))
             if not resample_moving:
                 check_same_grid(image, path, grid, field, "give the image that the field belongs to, or --resample_moving True")

@@ -16,9 +16,9 @@ from scripts.errors import InputError
 from scripts.evaluation import warp_stack
 from scripts.fields import in_view, warp_label
 from scripts.function import measure_function
-from scripts.itk_fields import check_in_image, check_right_angles, invert, move_points, pull, read_points, to_lps
+from scripts.itk_fields import check_in_image, check_one_place, check_right_angles, invert, move_points, pull, read_points, to_lps
 from scripts.quality import assess
-from scripts.readers import read_cine
+from scripts.readers import check_slices_last, read_cine
 from scripts.strain import measure_strain
 from scripts.transforms import LoadCased
 
@@ -46,6 +46,10 @@ class LoadCase(Transform):
         if "cine" not in data:
             item = self.load(data)
             check_right_angles(item["fixed"].affine.double().numpy(), data["fixed"])
+            check_slices_last(data["fixed"])
+            for key in ("fixed", "moving", "moving_label"):
+                if key in data:
+                    check_one_place(data[key])
             label = {"reference_label": item.pop("moving_label")} if "moving_label" in item else {}
             return check_points({**item, **label, "reference": 0, "reference_basis": "the fixed image of the pair"})
         cine = read_cine(data["cine"])
@@ -65,6 +69,7 @@ class LoadCase(Transform):
         if "reference_label" in data:
             name = f"frame {item['reference']} of {data['cine']}"
             item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], name)
+            check_one_place(data["reference_label"])
             if not item["reference_label"].any():
                 raise InputError(f"{data['reference_label']}: is 0 everywhere; give the label of {name}.")
         return check_points(item)

@@ -12,6 +12,7 @@ fixed image's points. The field of a single slice is therefore written twice, as
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ STEP_MM = 2.0**-12
 """Displacements are written in steps of a quarter of a micrometer: what is finer is noise, which gzip cannot shrink."""
 RIGHT_ANGLE = 1e-4
 """How far the cosine of the angle between two axes may be from 0; ITK reads no image beyond that."""
+SAME_PLACE = 0.1
+"""Millimeters that qform and sform of a file may be apart; quaternions in single precision are closer."""
 
 
 def voxels_to_lps(field: Array, affine: Array) -> Array:
@@ -94,6 +97,30 @@ def check_right_angles(affine: Array, name: object) -> None:
         )
 
 
+def check_one_place(path: str | Path) -> None:
+    """Stop at a NIfTI file whose qform and sform, where it has both, put it at two places: ITK and ANTs may take another one than nibabel.
+
+    Raises:
+        InputError: naming the file, where corners are more than `SAME_PLACE` mm apart.
+    """
+    image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Pair):
+        return
+    try:
+        (qform, q_code), (sform, s_code) = image.get_qform(coded=True), image.get_sform(coded=True)
+    except nib.spatialimages.HeaderDataError as error:
+        raise InputError(f"{path}: its header has no valid qform ({error}); write it anew, with nibabel for example.") from error
+    if not (q_code and s_code):
+        return
+    corners = np.array([*itertools.product(*((0, n - 1) for n in image.shape[:3]), (1,))])
+    gap = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
+    if gap > SAME_PLACE:
+        raise InputError(
+            f"{path}: its qform and its sform put it up to {gap:.3g} mm apart, and ITK and ANTs may take another one than is taken here; "
+            f"where the sform is right, write `img = nibabel.load({Path(path).name!r}); img.set_qform(img.affine, 1)` to a new file."
+        )
+
+
 def read_field(path: str | Path) -> tuple[Array, Array]:
     """A field file as (3, X, Y, Z) in voxels of its own grid, and that grid's affine (voxel index to RAS in mm).
 
@@ -105,6 +132,7 @@ def read_field(path: str | Path) -> tuple[Array, Array]:
         displacement = np.asarray(image.dataobj, dtype=np.float64)
     except Exception as error:
         raise InputError(f"{path}: cannot be read as NIfTI ({error}); is the file complete?") from error
+    check_one_place(path)
     if displacement.ndim != 5 or displacement.shape[3:] != (1, 3):
         raise InputError(f"{path}: has the shape {displacement.shape}; a displacement field is (X, Y, Z, 1, 3), mm along LPS.")
     if int(image.header["intent_code"]) != VECTOR:

@@ -11,6 +11,10 @@ import numpy as np
 from scripts.cines import Array, Cine
 from scripts.dicom import read_dicom_cine
 from scripts.errors import InputError
+from scripts.itk_fields import check_one_place
+
+CLEARLY_THICKER = 1.5
+"""How many times longer than both others an axis' spacing is where slices lie along it."""
 
 
 def read_cine(path: str | Path) -> Cine:
@@ -27,7 +31,8 @@ def read_nifti_cine(path: str | Path) -> Cine:
     """A 4-D NIfTI file, with the frame time of its header.
 
     Raises:
-        InputError: naming the file, for one that is not there, cannot be read, is no cine, or holds NaN or Inf.
+        InputError: naming the file, for one that is not there, cannot be read, is no cine, holds NaN or Inf, lies at two
+            places (`itk_fields.check_one_place`), or has its slices along another axis than the third.
     """
     path = Path(path)
     if not path.is_file():
@@ -44,8 +49,28 @@ def read_nifti_cine(path: str | Path) -> Cine:
         )
     if not np.isfinite(image).all():
         raise InputError(f"{path}: holds NaN or Inf; replace those voxels.")
+    check_one_place(path)
+    check_slices_last(path)
     name = re.sub(r"(_4d)?\.nii(\.gz)?$", "", path.name)
     return Cine(name, image, file.affine, frame_times(file))
+
+
+def check_slices_last(path: str | Path) -> None:
+    """Stop at a file of several slices whose thick slices do not lie along its third axis: registration would run across them.
+
+    Raises:
+        InputError: naming file, axis and cure, where the first or second axis has by far the largest spacing.
+    """
+    file = nib.load(path)
+    spacing = np.linalg.norm(file.affine[:3, :3], axis=0)
+    axis = int(spacing.argmax())
+    if axis < 2 and file.shape[2] > 1 and spacing[axis] > CLEARLY_THICKER * np.delete(spacing, axis).max():
+        order = [[2, 1], [0, 1], [1, 1]] if axis == 0 else [[0, 1], [2, 1], [1, 1]]
+        listed = " x ".join(f"{length:.3g}" for length in spacing)
+        raise InputError(
+            f"{path}: its slices lie along axis {axis + 1} of its three (voxels of {listed} mm); reorder it to (X, Y, Z), for example by "
+            f"`nibabel.load({Path(path).name!r}).as_reoriented({order})` written to a new file."
+        )
 
 
 def frame_times(file: nib.Nifti1Image) -> Array | None:

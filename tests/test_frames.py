@@ -331,6 +331,26 @@ def test_a_moving_image_that_lies_apart_from_the_fixed_one_is_refused(tmp_path: 
             LoadCase(resample_moving=True)(paths)
 
 
+@pytest.mark.parametrize("key", ["fixed", "moving", "moving_label"])
+def test_a_pair_with_a_file_at_two_places_is_refused(pair_paths: dict[str, str], key: str) -> None:
+    image = nib.load(pair_paths[key])
+    place = image.affine.copy()
+    place[2, 3] += 3
+    image.set_qform(place, 1)
+    nib.save(image, pair_paths[key])
+    with pytest.raises(InputError, match=rf"{key}\.nii\.gz: its qform and its sform put it up to 3 mm apart"):
+        LoadCase()(pair_paths)
+
+
+def test_a_pair_whose_slices_lie_along_another_axis_is_refused(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((4, 9, 8), np.float32)
+    path = str(write_nifti(tmp_path / "turned.nii.gz", array, np.diag([10, 1.37, 1.37, 1])))
+    with pytest.raises(
+        InputError, match=r"turned\.nii\.gz: its slices lie along axis 1 of its three \(voxels of 10 x 1\.37 x 1\.37 mm"
+    ):
+        LoadCase()({"moving": path, "fixed": path})
+
+
 def test_stacks_are_inverted_slice_by_slice() -> None:
     rng = np.random.default_rng(0)
     smooth = gaussian_filter(rng.normal(0, 40, (2, 2, 30, 28, 3)), (0, 0, 5, 5, 0))

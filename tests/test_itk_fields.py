@@ -21,6 +21,7 @@ from scripts.evaluation import warp_stack
 from scripts.itk_fields import (
     STEP_MM,
     check_in_image,
+    check_one_place,
     check_right_angles,
     invert,
     lps_to_voxels,
@@ -452,3 +453,24 @@ def test_the_inverse_is_that_of_each_slice_or_of_the_volume() -> None:
     pulled = np.stack([map_coordinates(channel, where, order=1, mode="nearest") for channel in field])
     np.testing.assert_allclose(np.linalg.norm(inverse + pulled, axis=0), error, atol=1e-6)
     assert np.percentile(error, 95) < 0.01
+
+
+def test_a_file_at_two_places_is_refused_and_the_cure_is_one(tmp_path: Path) -> None:
+    path, affine = tmp_path / "a.nii.gz", np.diag([-1.5, -1.5, 8.0, 1.0])
+    image = nib.Nifti1Image(np.zeros((20, 18, 3), np.float32), affine)
+    turned = affine.copy()
+    turned[:3, :3] = Rotation.from_euler("z", 1, degrees=True).as_matrix() @ affine[:3, :3]
+    image.set_qform(turned, 1)
+    image.set_sform(affine, 2)
+    nib.save(image, path)
+    with pytest.raises(InputError, match=r"a\.nii\.gz: its qform and its sform put it up to 0\.6\d+ mm apart"):
+        check_one_place(path)
+    image.set_qform(image.affine, 1)
+    nib.save(image, path)
+    check_one_place(path)
+    # One of the two alone is what all take.
+    for wrong, right in (("qform", "sform"), ("sform", "qform")):
+        getattr(image, f"set_{wrong}")(turned, 0)
+        getattr(image, f"set_{right}")(affine, 1)
+        nib.save(image, path)
+        check_one_place(path)

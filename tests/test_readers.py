@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -89,3 +90,37 @@ def test_what_is_no_cine_is_named_with_its_cure(tmp_path: Path, array: np.ndarra
         with pytest.raises(InputError, match=re.escape(words)) as caught:
             read_nifti_cine(tmp_path / name)
         assert str(caught.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("axis", "order"), [(0, [2, 0, 1]), (1, [0, 2, 1])])
+def test_slices_along_another_axis_are_refused_and_the_cure_is_one(
+    tmp_path: Path, array: np.ndarray, axis: int, order: list[int]
+) -> None:
+    affine = np.array([[0, 1.37, 0.1, 4], [1.37, 0, 0.2, -5], [0, 0, 9.9, 6], [0, 0, 0, 1]])
+    path = write_nifti(tmp_path / "turned.nii.gz", array.transpose(*order, 3), affine[:, [*order, 3]])
+    with pytest.raises(
+        InputError, match=rf"turned\.nii\.gz: its slices lie along axis {axis + 1} of its three \(voxels of "
+    ) as caught:
+        read_cine(path)
+    cure = re.search(r"as_reoriented\((.*?)\)", str(caught.value))[1]
+    nib.save(nib.load(path).as_reoriented(np.array(json.loads(cure))), tmp_path / "mended.nii.gz")
+    cine = read_cine(tmp_path / "mended.nii.gz")
+    np.testing.assert_array_equal(cine.image, array)
+    np.testing.assert_allclose(cine.affine, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [((7, 6, 3, 5), (1.4, 1.4, 1.4)), ((7, 6, 3, 5), (2, 1.4, 1.4)), ((7, 6, 3, 5), (1.8, 1.4, 1)), ((7, 6, 1, 5), (2.9, 1.4, 1))],
+    ids=["isotropic", "nearly", "oblong", "one slice"],
+)
+def test_files_without_clearly_thick_slices_are_read(tmp_path: Path, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+    assert read_cine(write_nifti(tmp_path / "a.nii.gz", np.ones(shape, np.float32), np.diag([*spacing, 1]))).frames == 5
+
+
+def test_a_cine_at_two_places_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+    image = nib.Nifti1Image(array, np.diag([1.5, 1.5, 8.0, 1.0]))
+    image.set_qform(np.diag([1.5, 1.5, 8.0, 1.0]) + np.eye(4, k=3) * 7, 1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match=r"a\.nii\.gz: its qform and its sform put it up to 7 mm apart"):
+        read_cine(tmp_path / "a.nii.gz")
