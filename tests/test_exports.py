@@ -35,7 +35,7 @@ NETWORK = {
             "corrections": 1,
             "integration_steps": 2,
             "norm_window": 48,
-            "flow_std": 0.2,
+            "flow_std": 0.12,
         },
     }
 }
