@@ -6,6 +6,8 @@ name, never the folders between, which exports like to name after the patient.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +72,8 @@ def read_dicom_cine(folder: str | Path) -> Cine:
     """The cine in a folder of DICOM files.
 
     Files of any name are read, in subfolders too; what is no MR image is skipped. Files belong to one stack where orientation, pixel
-    spacing and size agree, whatever their series. Stacks without a second phase, such as scouts, are skipped.
+    spacing and size agree, whatever their series; copies of a file count once. Stacks without a second phase, such as scouts, are
+    skipped, and so are single images parallel to the cine in series of their own, with a line in the log.
 
     Returns:
         A cine named as the folder. Image (X, Y, Z, T), fp32, rescaled as the files state: X counts columns, Y rows, Z slices along the
@@ -95,13 +98,19 @@ def read_dicom_cine(folder: str | Path) -> Cine:
 
 
 def find_cine(folder: Path, instances: Sequence[Instance]) -> Stack:
-    """The one stack that has several phases.
+    """The one stack that has several phases, without copies of files and single images of other series.
 
     Raises:
         InputError: for none or several, which it lists.
     """
-    stacks = [split_slices(stack) for stack in group_stacks(instances)]
-    cines = [stack for stack in stacks if max(map(len, stack)) > 1]
+    stacks = [[without_copies(phases) for phases in split_slices(stack)] for stack in group_stacks(instances)]
+    several = [stack for stack in stacks if max(map(len, stack)) > 1]
+    # A scout taken twice has two images at one place, but no two times; where no stack has any, `time_tag` says so.
+    cines = [stack for stack in several if has_times(stack)] or several
+    if not instances and (any(folder.rglob("*.nii")) or any(folder.rglob("*.nii.gz"))):
+        raise InputError(
+            f"{folder}: holds NIfTI files and no DICOM MR image; give --cine one of the files, or --dataset_dir the folder."
+        )
     if not instances:
         raise InputError(f"{folder}: holds no DICOM MR image; give the folder that holds the DICOM files of the cine.")
     if not cines:
@@ -112,7 +121,43 @@ def find_cine(folder: Path, instances: Sequence[Instance]) -> Stack:
             for stack in sorted(cines, key=len, reverse=True)
         )
         raise InputError(f"{folder}: holds {len(cines)} different stacks of cines ({listed}); give each one a folder of its own.")
-    return cines[0]
+    timeless = [one.label for stack in several if stack is not cines[0] for phases in stack for one in phases]
+    cine, singles = split_singles(cines[0])
+    for left, words in (
+        (timeless, "no different times at a place"),
+        ([one.label for one in singles], "single in series of their own"),
+    ):
+        if left:
+            logging.getLogger("inference").warning(f"{folder}: left out {len(left)} images, such as {left[0]}: {words}")
+    return cine
+
+
+def without_copies(phases: Sequence[Instance]) -> list[Instance]:
+    """The phases of a slice, each file once; copies are equal byte by byte, for some anonymizers give different files one UID."""
+    if len({one.uid for one in phases}) == len(phases):
+        return list(phases)
+    return list({hashlib.sha256(one.path.read_bytes()).digest(): one for one in reversed(phases)}.values())[::-1]
+
+
+def has_times(slices: Stack) -> bool:
+    """Whether at least one slice has images of different times."""
+    return any(len({one.times[tag] for one in phases if tag in one.times}) > 1 for phases in slices for tag in TIME_TAGS)
+
+
+def split_singles(slices: Stack) -> tuple[Stack, list[Instance]]:
+    """A stack without single images of series that are none of the cine's, such as a scout parallel to it, and those images.
+
+    A series is the cine's where it has several images of one slice or, with a series for each phase, images in slices of several.
+    """
+    several = {name for phases in slices for name, number in Counter(one.series for one in phases).items() if number > 1}
+    own = several or {one.series for phases in slices if len(phases) > 1 for one in phases}
+
+    def is_single(one: Instance, phases: Sequence[Instance]) -> bool:
+        # A slice all of whose phases are series of their own is one of the cine's.
+        return one.series not in own and (len(phases) == 1 or any(other.series in own for other in phases))
+
+    kept = [[one for one in phases if not is_single(one, phases)] for phases in slices]
+    return [phases for phases in kept if phases], [one for phases in slices for one in phases if is_single(one, phases)]
 
 
 def read_instance(folder: Path, path: Path) -> Instance | None:
@@ -220,7 +265,7 @@ def check_phases(what: str, slices: Stack) -> None:
     for number, phases in enumerate(slices, start=1):
         series = Counter(phase.series for phase in phases)
         # One series a phase is no repeat of the slice.
-        if len({phase.uid for phase in phases}) < len(phases) or (len(series) > 1 and max(series.values()) > 1):
+        if len(series) > 1 and max(series.values()) > 1:
             raise InputError(
                 f"{what}: slice {number} is there more than once ({len(phases)} files, {len(series)} series); keep one of each and "
                 "move the others out of the folder."
@@ -240,19 +285,19 @@ def time_tag(what: str, slices: Stack) -> str:
         InputError: where none does.
     """
     cure = "export it again with them, or convert it to NIfTI (`dcm2niix`) and give --cine that file"
-    images = [one for phases in slices for one in phases]
+    images, repeated = [one for phases in slices for one in phases], ""
     for tag in TIME_TAGS:
         lacking = [one.label for one in images if tag not in one.times]
         distinct = [len({phase.times.get(tag) for phase in phases}) for phases in slices]
         # Constant times are none: some exports fill in zeros.
         if lacking or min(distinct) == 1:
             continue
-        for number, (phases, count) in enumerate(zip(slices, distinct), start=1):
-            if count < len(phases):
-                raise InputError(
-                    f"{what}: slice {number} has several images of one {tag}; keep one of each and move the others away."
-                )
-        return tag
+        several = [number for number, (phases, count) in enumerate(zip(slices, distinct), start=1) if count < len(phases)]
+        if not several:
+            return tag
+        repeated = repeated or f"slice {several[0]} has several images of one {tag}"
+    if repeated:
+        raise InputError(f"{what}: {repeated}; keep one of each and move the others away.")
     lacking = [one.label for one in images if not one.times]
     missing = (
         f"{len(lacking)} of them, such as {lacking[0]}, have no trigger time" if lacking else "its trigger times do not differ"
@@ -293,7 +338,7 @@ def read_pixels(folder: Path, instance: Instance) -> Array:
     """Rescaled intensities of a file, (X, Y), fp32.
 
     Raises:
-        InputError: where they cannot be decoded.
+        InputError: where they cannot be decoded, or are more or fewer than the header says.
     """
     from pydicom import dcmread
 
@@ -306,5 +351,9 @@ def read_pixels(folder: Path, instance: Instance) -> Array:
             f"{folder}: the pixels of {instance.label} cannot be read ({encoding}); export it again, uncompressed, or for a compressed "
             "file run `pip install pylibjpeg[all]`."
         ) from error
+    if pixels.shape != instance.size:
+        raise InputError(
+            f"{folder}: {instance.label} has pixels of the shape {pixels.shape}, not {instance.size} as its header says; export it again."
+        )
     slope, intercept = numbers(data, "RescaleSlope", default=1.0), numbers(data, "RescaleIntercept", default=0.0)
     return pixels * np.float32(slope[0]) + np.float32(intercept[0])

@@ -37,6 +37,8 @@ def read_nifti_cine(path: str | Path) -> Cine:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give --cine a 4-D NIfTI file or a folder of DICOM files.")
+    if path.suffix.lower() == ".dcm":
+        raise InputError(f"{path}: is one DICOM file; give --cine the folder that holds all files of the cine.")
     try:
         file = nib.load(path)
         image = np.asarray(file.dataobj, dtype=np.float32)

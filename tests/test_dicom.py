@@ -277,11 +277,67 @@ def test_stops_at_slices_of_unequal_numbers_of_phases(tmp_path: Path) -> None:
 def test_stops_at_repeated_slices(tmp_path: Path) -> None:
     repeat = make_stack()[1:2]
     assert "slice 2 is there more than once (8 files, 2 series)" in error_of(write(tmp_path / "series", make_stack(), repeat))
-    stack = make_stack()
-    assert "slice 1 is there more than once" in error_of(write(write(tmp_path / "copies", stack) / "copy", stack).parent)
     doubled = [phases + make_stack()[z] for z, phases in enumerate(make_stack())]
     set_tags(doubled, lambda z, t: {"SeriesInstanceUID": "1.2.3"})
     assert "slice 1 has several images of one TriggerTime; keep one" in error_of(write(tmp_path / "phases", doubled))
+
+
+def test_copies_of_a_file_count_once(tmp_path: Path) -> None:
+    stack = make_stack()
+    cine = read_dicom_cine(write(write(tmp_path, stack) / "copy", stack[:2]).parent)
+    np.testing.assert_array_equal(cine.image, expected_image(stack))
+
+
+def test_one_uid_for_all_files_makes_no_copies_of_them(tmp_path: Path) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"SOPInstanceUID": "1.2.3"})
+    np.testing.assert_array_equal(read_dicom_cine(write(tmp_path / "phases", stack)).image, expected_image(stack))
+    # Magnitude and phase images under one UID and time are no copies.
+    doubled = [phases + make_stack(seed=1)[z] for z, phases in enumerate(make_stack())]
+    set_tags(doubled, lambda z, t: {"SOPInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.4"})
+    assert "slice 1 has several images of one TriggerTime" in error_of(write(tmp_path / "doubled", doubled))
+
+
+def test_a_scout_taken_twice_is_no_cine(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stack, axes = make_stack(), np.stack([NORMAL, AXES[1]])
+    scouts = [[make_image(CORNER, seed, axes, SeriesInstanceUID=generate_uid()) for seed in (0, 1)]]
+    cine = read_dicom_cine(write(tmp_path, stack, scouts))
+    np.testing.assert_array_equal(cine.image, expected_image(stack))
+    assert "left out 2 images, such as IM" in caplog.text
+
+
+@pytest.mark.parametrize("place", [0.5, 1.0, 5.0], ids=["between", "on a slice", "beyond"])
+@pytest.mark.parametrize("per_phase", [False, True])
+def test_a_single_image_parallel_to_the_cine_is_left_out(
+    tmp_path: Path, place: float, per_phase: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    series = (lambda z, t: f"1.2.{t + 1}") if per_phase else (lambda z, t: f"1.2.{z + 1}")
+    stack = set_tags(make_stack(), lambda z, t: {"SeriesInstanceUID": series(z, t)})
+    scout = [[make_image(CORNER + place * GAP * NORMAL, 99, SeriesInstanceUID="1.2.99", SeriesNumber=9, TriggerTime=5.0)]]
+    write(tmp_path, stack, scout)
+    if per_phase and place == 1:
+        # It looks like one phase more of that slice.
+        assert "unequal numbers of phases (4, 5, 4)" in error_of(tmp_path)
+        return
+    np.testing.assert_array_equal(read_dicom_cine(tmp_path).image, expected_image(stack))
+    assert re.search(r"left out 1 images, such as IM\d+ \(series 9\): single in series of their own", caplog.text)
+
+
+def test_a_slice_of_a_series_a_phase_beside_slices_of_one_series_is_kept(tmp_path: Path) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"SeriesInstanceUID": f"1.2.{z + 1}{t if z == 2 else ''}"})
+    np.testing.assert_array_equal(read_dicom_cine(write(tmp_path, stack)).image, expected_image(stack))
+
+
+def test_trigger_delays_order_phases_that_share_a_rounded_trigger_time(tmp_path: Path) -> None:
+    rule = lambda z, t: {"TriggerTime": float(t // 2), "NominalCardiacTriggerDelayTime": 10.0 * t + z}
+    stack = set_tags(make_stack(), rule)
+    cine = read_dicom_cine(write(tmp_path, stack))
+    np.testing.assert_array_equal(cine.image, expected_image(stack))
+    np.testing.assert_allclose(cine.times, [[10 * t + z for t in range(PHASES)] for z in range(SLICES)])
+
+
+def test_a_folder_of_nifti_files_says_how_to_give_them(tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").touch()
+    assert "holds NIfTI files and no DICOM MR image; give --cine one of the files, or --dataset_dir" in error_of(tmp_path)
 
 
 def test_stops_at_a_missing_slice(tmp_path: Path) -> None:
@@ -330,6 +386,10 @@ def test_stops_at_a_lone_slice_without_thickness(tmp_path: Path) -> None:
 def test_stops_at_pixels_that_cannot_be_read(tmp_path: Path) -> None:
     stack = set_tags(make_stack(), lambda z, t: {"PixelData": b"\0\0"})
     assert "(series 0) cannot be read (Explicit VR Little Endian); export it again" in error_of(write(tmp_path / "short", stack))
+    stack = set_tags(make_stack(), lambda z, t: {"PixelData": make_image(CORNER).PixelData * 2} if (z, t) == (1, 2) else {})
+    assert re.search(
+        r"IM\d+ \(series 0\) has pixels of the shape \(8, 6, 2\), not \(8, 6\)", error_of(write(tmp_path / "long", stack))
+    )
     fragment = pydicom.encaps.encapsulate([b"\0\0\0\0"])
     stack = set_tags(make_stack(), lambda z, t: {"PixelData": fragment})
     message = error_of(write(tmp_path / "compressed", stack, syntax=JPEG2000Lossless))

@@ -118,6 +118,12 @@ def test_files_without_clearly_thick_slices_are_read(tmp_path: Path, shape: tupl
     assert read_cine(write_nifti(tmp_path / "a.nii.gz", np.ones(shape, np.float32), np.diag([*spacing, 1]))).frames == 5
 
 
+def test_one_dicom_file_says_to_give_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "1.DCM").touch()
+    with pytest.raises(InputError, match=r"1\.DCM: is one DICOM file; give --cine the folder"):
+        read_cine(tmp_path / "1.DCM")
+
+
 def test_a_cine_at_two_places_is_refused(tmp_path: Path, array: np.ndarray) -> None:
     image = nib.Nifti1Image(array, np.diag([1.5, 1.5, 8.0, 1.0]))
     image.set_qform(np.diag([1.5, 1.5, 8.0, 1.0]) + np.eye(4, k=3) * 7, 1)
