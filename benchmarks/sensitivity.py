@@ -3,7 +3,7 @@
     python -m benchmarks.sensitivity --dataset_dir DIR [--output_dir sensitivity] [--epochs 3] [--runs N] [--figure FILE.png]
 
 Every run trains `train.yaml` on the same number of slice presentations and is scored on `val`, with the last weights and with their
-running mean. The network is one whose fields can fold: a displacement, neither integrated nor smoothed, of a single pass; so what
+running mean. The network is one whose fields can fold: a displacement, neither integrated nor smoothed, one direction at a time; so what
 keeps a field smooth is how the two gradients are settled. A finished run is a file in the output folder and is not run again; `--runs`
 stops after so many. `sensitivity.json`, `sensitivity.csv` and the figure hold what is finished so far.
 """
@@ -37,7 +37,7 @@ FOLDABLE = {
     "integration": None,
     "network_def#backbone#integration_steps": 0,
     "network_def#backbone#smoothing": 0.0,
-    "passes": 1,
+    "network_def#backbone#antisymmetric": False,
 }
 RATES, BATCHES = (3e-4, 1e-3, 3e-3), (4, 16)
 WEIGHTS = (0.01, 0.1, 0.0, 0.03, 0.001, 0.003)
