@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.cines import CineRegistration
 from scripts.command_line import first_cause
+from scripts.datalists import require_one
 from scripts.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,7 @@ def run_one(**options: object) -> CineRegistration:
     unknown = set(options) - set(ConfigParser.load_config_file(str(CONFIG)))
     if unknown:
         raise InputError(f"{', '.join(sorted(unknown))}: no such option; they are the top-level keys of {CONFIG.name}.")
+    require_one(**{key: options.get(key) for key in ("cine", "moving", "dataset_dir", "data_list", "field")})
     workflow = ConfigWorkflow(
         config_file=str(CONFIG),
         meta_file=str(ROOT / "configs" / "metadata.json"),

@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 
 from scripts.cache import prepare_items
 from scripts.errors import InputError
+from scripts.transforms import is_registrable
 
 LABEL_KEYS = ("moving_label", "fixed_label")
 UNLABELED = -1
@@ -20,6 +21,8 @@ UNLABELED = -1
 
 class SliceDataset(Dataset):
     """All slices of all pairs as one tensor (N, 2, *size), moving and fixed, on a device; where wanted, their labels as another one.
+
+    Slices that are constant in either image are left out.
 
     Args:
         data: items of a data list.
@@ -52,8 +55,10 @@ class SliceDataset(Dataset):
 
         def prepare(item: dict) -> dict[str, Tensor]:
             loaded = transform(item)
-            prepared = {"pair": fit(loaded["pair"])}
-            return prepared | {"label": fit(stack_labels(loaded))} if labels else prepared
+            pair = fit(loaded["pair"])
+            kept = is_registrable(pair).flatten()
+            prepared = {"pair": pair[kept]}
+            return prepared | {"label": fit(stack_labels(loaded))[kept]} if labels else prepared
 
         stacks = list(prepare_items(data, prepare, ["pairs", transform, list(size), labels], cache_dir, progress))
         self.pairs = torch.cat([torch.empty(0, 2, *size), *(stack["pair"] for stack in stacks)]).to(device)

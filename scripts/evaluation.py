@@ -20,10 +20,11 @@ from monai.transforms import Transform
 
 from scripts.devices import gather_rows
 from scripts.fields import warp
-from scripts.metrics import DEFINITIONS, center_region, folding_percent, mse_hundredfold, overlap, summarize
+from scripts.metrics import DEFINITIONS, center_region, folding_percent, mse_hundredfold, overlap, summarize, volume_error
 from scripts.transforms import LABELS, scale_slices
 
-FIGURES = ("dice", "dice_rv", "dice_myo", "dice_lv", "hd95_mm", "hd95_voxel", "mse", "folding_percent")
+CAVITIES = {f"volume_error_{name}": LABELS[name] for name in ("rv", "lv")}
+FIGURES = ("dice", "dice_rv", "dice_myo", "dice_lv", "hd95_mm", "hd95_voxel", *CAVITIES, "mse", "folding_percent")
 STAGES = ("initial", "registered")
 
 
@@ -84,19 +85,21 @@ def score_case(
     # Each slice is scaled by its own range over the crop; what the field pulls in from outside is scaled the same way.
     low, high = (f(moving_plain[inside], dim=(1, 2), keepdim=True) for f in (torch.amin, torch.amax))
     scaled_moving = (moving_plain - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
-    name = fixed.meta.get("filename_or_obj", "the fixed image") if isinstance(fixed, MetaTensor) else "the fixed image"
-    scaled_fixed = scale_slices(fixed_crop, name=f"{name}, central crop")
+    scaled_fixed = scale_slices(fixed_crop)
     spacing = moving.pixdim.tolist() if isinstance(moving, MetaTensor) else [1.0, 1.0, 1.0]
-    labels = [torch.as_tensor(label) for label in (moving_label, fixed_label) if label is not None]
+    labels = [torch.as_tensor(label).cpu() for label in (moving_label, fixed_label) if label is not None]
     present = {name: value for name, value in LABELS.items() if all((label == value).any() for label in labels)}
     scores = {}
     for stage in STAGES:
         u = torch.zeros_like(field) if stage == "initial" else field
         row = dict.fromkeys(FIGURES, float("nan"))
-        if moving_label is not None and fixed_label is not None:
-            moved_label = warp_stack(moving_label.cpu(), u, mode="nearest")[inside][0].round().numpy().astype(np.uint8)
-            fixed_map = torch.as_tensor(fixed_label).cpu()[inside][0].round().numpy().astype(np.uint8)
-            row.update(overlap(moved_label, fixed_map, present, spacing))
+        if len(labels) == 2:
+            maps = (warp_stack(labels[0], u, mode="nearest"), labels[1], labels[0])
+            moved, fixed_map, moving_map = (x[inside][0].round().numpy().astype(np.uint8) for x in maps)
+            row.update(overlap(moved, fixed_map, present, spacing))
+            for figure, value in CAVITIES.items():
+                if value in present.values():
+                    row[figure] = volume_error(*(x == value for x in (moved, fixed_map, moving_map)))
         row["mse"] = mse_hundredfold(warp_stack(scaled_moving, u)[inside], scaled_fixed)
         row["folding_percent"] = folding_percent(u, region)
         scores[stage] = {key: float(row[key]) for key in FIGURES}

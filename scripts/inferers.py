@@ -13,6 +13,7 @@ from tqdm import tqdm
 from scripts.errors import InputError
 from scripts.fields import compose, warp
 from scripts.losses import full_precision
+from scripts.transforms import is_registrable
 
 
 class FieldInferer(Inferer):
@@ -55,8 +56,10 @@ class FieldInferer(Inferer):
         self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-        """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) both ways; voxels of the fixed grid, pull convention."""
+        """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) both ways; voxels of the fixed grid, pull convention.
 
+        In a stack, a slice that is constant in either image gets the identity.
+        """
         stack = inputs.ndim == 5
         total = inputs.shape[-1] if stack else len(inputs)
 
@@ -67,7 +70,7 @@ class FieldInferer(Inferer):
                 moved = warp(full_precision(pair[:, :1]), field)
                 field = compose(field, estimate(torch.cat([moved, pair[:, 1:]], dim=1), number == self.passes))
             bar.update(len(pair))
-            return field
+            return field * is_registrable(pair) if stack else field
 
         with tqdm(total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)) as bar:
             return self.inferer(inputs, to_field)

@@ -20,6 +20,9 @@ DEFINITIONS = {
     "dice_lv": "Dice of the left ventricular cavity, label 3, in percent",
     "hd95_mm": "mean over structures of MONAI's 95th percentile Hausdorff distance (larger of both directions), true spacing",
     "hd95_voxel": "mean over structures of the 95th percentile of both directed surface distances pooled, unit spacing",
+    "volume_error_rv": "RV volume of the moved label less the fixed one's, in percent of the larger of the moving and fixed one's: from ED "
+    "to ES, by how many points the ejection fraction of the moved label is too small (unregistered: that fraction itself)",
+    "volume_error_lv": "the same of the LV cavity",
     "mse": "mean squared difference of moved and fixed image, each slice scaled min-max to [0, 1] over the crop, times 100",
     "folding_percent": "share of pixels with det(I + grad u) <= 0, central differences, in percent",
     "labels": "moved with nearest-neighbor interpolation",
@@ -68,6 +71,12 @@ def overlap(moved: np.ndarray, fixed: np.ndarray, labels: dict[str, int], spacin
     scores["hd95_mm"] = nan_mean(hd95_mm(*pair, spacing) for pair in masks.values())
     scores["hd95_voxel"] = nan_mean(hd95_voxel(*pair) for pair in masks.values())
     return scores
+
+
+def volume_error(moved: np.ndarray, fixed: np.ndarray, moving: np.ndarray) -> float:
+    """Volume of a moved mask less the fixed one's, in percent of the larger of the moving and the fixed one's; NaN where both are empty."""
+    largest = max(int(moving.sum()), int(fixed.sum()))
+    return 100.0 * (int(moved.sum()) - int(fixed.sum())) / largest if largest else float("nan")
 
 
 def nan_mean(values: Sequence[float]) -> float:

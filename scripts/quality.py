@@ -60,7 +60,8 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
 
     The squared error is that of intensities in units of the fixed image's standard deviation, where x + u(x) stays in view. The inverse
     error is the larger of u∘v and v∘u against the identity, where x + u(x) stays in view and the determinant is above 0.1. Unconverged
-    are voxels whose inverse stays in view and is off by more than a hundredth of a voxel.
+    are voxels whose inverse stays in view and is off by more than a hundredth of a voxel. Blank is a slice that is constant in either
+    image.
     """
     u, v = (
         torch.from_numpy(np.ascontiguousarray(f[t])).double().movedim(-1, 0) for f in (registration.fields, registration.inverses)
@@ -81,6 +82,8 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
         difference = torch.from_numpy(np.ascontiguousarray(image[..., t])).double().movedim(-1, 0) - fixed
         squares.append((seen * difference.square()).sum((1, 2)) / seen.sum((1, 2)).clamp(min=1) / scale)
     length = length_of(u * spacing).flatten(1)
+    pair = np.stack([registration.cine.image[..., t], registration.fixed])
+    blank = (np.ptp(pair, axis=(1, 2)) == 0).any(axis=0)
     unconverged = np.zeros(len(u))
     if inversion_errors is not None:
         unconverged = ((inversion_errors > 0.011) & in_view(v).movedim(0, -1).numpy()).sum(axis=(0, 1))
@@ -99,6 +102,7 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
             "largest_displacement_mm": float(length[part].max()),
             "mse_before": float(squares[0][part].mean()),
             "mse_after": float(squares[1][part].mean()),
+            "blank_slices": int(blank[part].sum()),
         }
 
     slices = [{"slice": z + 1, **figures(slice(z, z + 1))} for z in range(len(u))]
@@ -152,6 +156,7 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
         [f for f in others if f["compressed_percent"] > limit["compressed_percent"]],
         f"Tissue is compressed to less than a fiftieth in more than {limit['compressed_percent']} % of the area",
     )
+    call_out([f for f in others if f["blank_slices"]], "A slice is blank: nothing was registered there")
     call_out(
         [f for f in others if f["inverse_error_mm_p95"] > limit["inverse_error_mm_p95"]], "The field cannot be inverted accurately"
     )

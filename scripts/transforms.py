@@ -192,7 +192,7 @@ class ScaleSlicesd(MapTransform):
         clip_percentile: upper clip, in percent of the stack's voxels; 100 clips nothing.
 
     Raises:
-        InputError: naming the file and the slice, for a constant slice.
+        InputError: naming the file, for an image that is constant in every slice.
     """
 
     def __init__(self, keys: Sequence[str], clip_percentile: float = 99.0) -> None:
@@ -204,27 +204,25 @@ class ScaleSlicesd(MapTransform):
         for key in self.key_iterator(data):
             image = data[key]
             name = image.meta.get("filename_or_obj", key) if isinstance(image, MetaTensor) else key
-            item[key] = scale_slices(image, self.clip_percentile, str(name))
+            item[key] = scale_slices(image, self.clip_percentile)
+            if not item[key].any():
+                raise InputError(f"{name}: is constant in every slice, there is nothing to register; give another image.")
         return item
 
 
-def scale_slices(image: Tensor, clip_percentile: float = 100.0, name: str = "the image") -> Tensor:
-    """Each slice of (..., X, Y, Z) scaled min-max to [0, 1], after clipping at a percentile of its stack.
-
-    Raises:
-        InputError: for a constant slice, with `name` and the number of the slice, counted from 1.
-    """
+def scale_slices(image: Tensor, clip_percentile: float = 100.0) -> Tensor:
+    """Each slice of (..., X, Y, Z) scaled min-max to [0, 1], after clipping at a percentile of its stack; a constant one is 0."""
     if clip_percentile < 100:
         # NumPy's: torch.quantile stops at 16 million voxels.
         limit = np.percentile(torch.as_tensor(image).numpy(), clip_percentile, axis=(-3, -2, -1), keepdims=True, method="higher")
         image = image.clamp(max=torch.from_numpy(np.asarray(limit)))
     low, high = image.amin(dim=(-3, -2), keepdim=True), image.amax(dim=(-3, -2), keepdim=True)
-    constant = (high <= low).flatten().nonzero().flatten().tolist()
-    if constant:
-        raise InputError(
-            f"{name}: slice {constant[0] % image.shape[-1] + 1} is constant, there is nothing to register; remove that slice."
-        )
-    return (image - low) / (high - low)
+    return (image - low) / torch.where(high > low, high - low, 1.0)
+
+
+def is_registrable(pair: Tensor) -> Tensor:
+    """Whether both images of (B, 2, X, Y) show anything, (B, 1, 1, 1): what a network makes of a constant image is arbitrary."""
+    return (pair.amax((2, 3), keepdim=True) > pair.amin((2, 3), keepdim=True)).all(dim=1, keepdim=True)
 
 
 class ResizeToSpacingd(MapTransform):

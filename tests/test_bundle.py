@@ -392,7 +392,7 @@ def test_batch_norm_sees_the_whole_batch_on_cuda_devices(device: str) -> None:
         (TRAIN, {}, ("give exactly one of --dataset_dir, --data_list; got none",)),
         (INFERENCE, {"moving": "MISSING", "fixed": "FIXED"}, ("nowhere.nii.gz: no such file",)),
         (INFERENCE, {"moving": "CUT", "fixed": "FIXED"}, ("cut.nii.gz: cannot be read as NIfTI",)),
-        (INFERENCE, {"moving": "CONSTANT", "fixed": "FIXED"}, ("constant.nii.gz: slice 2 is constant",)),
+        (INFERENCE, {"moving": "CONSTANT", "fixed": "FIXED"}, ("constant.nii.gz: is constant in every slice",)),
         (
             INFERENCE,
             {"moving": "FIXED", "fixed": "FIXED", "checkpoint": "OTHER"},
@@ -431,7 +431,7 @@ def test_bad_input_ends_with_the_cure(phantoms: Path, tmp_path: Path, config: st
     constant = nib.load(fixed)
     array = constant.get_fdata()
     array[..., 1] = 3
-    write_nifti(files["CONSTANT"], array, constant.affine)
+    write_nifti(files["CONSTANT"], np.full_like(array, 3), constant.affine)
     torch.save({"weight": torch.zeros(2)}, files["OTHER"])
     # Where no Info.cfg tells the reference frame.
     files |= {name: tmp_path / f"{name.lower()}.nii.gz" for name in ("LABEL", "SMALL")} | {"CINE": tmp_path / "cine_4d.nii.gz"}

@@ -10,8 +10,10 @@ from scripts.errors import InputError
 
 
 def make_dataset(count: int = 3) -> SliceDataset:
-    """Stacks of different sizes, each of two slices that hold their own number."""
+    """Stacks of different sizes, each of two slices that hold their own number, but for a pixel: none is constant."""
     stacks = [torch.full((2, 6 + 2 * n, 9, 2), 2.0 * n) + torch.tensor([0.0, 1.0]) for n in range(count)]
+    for n, stack in enumerate(stacks):
+        stack[:, 1 + n, 4] += 50
     return SliceDataset([{"pair": stack} for stack in stacks], lambda item: item, (8, 8), progress=False)
 
 
@@ -21,6 +23,16 @@ def test_slices_are_cropped_or_padded_into_one_tensor() -> None:
     assert [pair[0, 4, 4].item() for pair in dataset.pairs] == [0, 1, 2, 3, 4, 5]
     assert dataset.pairs[1, :, 0].sum() == 0
     assert dataset.pairs[3, :, 0].min() == 3
+
+
+def test_slices_that_are_constant_in_either_image_are_left_out() -> None:
+    stack = torch.rand(2, 8, 8, 4)
+    stack[0, ..., 1] = 0.3
+    stack[1, ..., 2] = 0
+    item = {"pair": stack, "moving_label": torch.ones(1, 8, 8, 4), "fixed_label": 2 * torch.ones(1, 8, 8, 4)}
+    dataset = SliceDataset([item], lambda item: item, (8, 8), progress=False, labels=True)
+    assert torch.equal(dataset.pairs, stack[..., [0, 3]].movedim(-1, 0))
+    assert dataset.labels.shape == (2, 2, 8, 8)
 
 
 def test_an_epoch_sees_every_slice_once_in_an_order_that_the_seed_repeats() -> None:

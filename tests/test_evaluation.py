@@ -107,6 +107,10 @@ def test_registered_figures_pull_labels_and_images_as_scipy_does() -> None:
         dice.append(200 * (a & b).sum() / (a.sum() + b.sum()))
     assert scores["registered"]["mse"] == pytest.approx(100 * np.mean(squares), rel=1e-4)
     assert scores["registered"]["dice"] == pytest.approx(np.mean(dice), rel=1e-6)
+    for name, value in (("rv", 1), ("lv", 3)):
+        moved, target, start = ((x == value).sum() for x in (pulled_label, fixed_label[region], moving_label[region]))
+        expected = 100 * (moved - target) / max(start, target)
+        assert scores["registered"][f"volume_error_{name}"] == pytest.approx(expected)
     assert scores["registered"]["folding_percent"] == 0
 
 

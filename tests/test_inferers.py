@@ -43,6 +43,17 @@ def test_a_stack_is_its_slices() -> None:
     torch.testing.assert_close(found[0].movedim(-1, 0), each)
 
 
+def test_a_slice_that_is_blank_in_either_image_gets_the_identity() -> None:
+    stack = torch.rand(1, 2, 12, 10, 4)
+    stack[:, 0, ..., 1] = 0.5
+    stack[:, 1, ..., 2] = 0.0
+    slices = SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=3)
+    found = FieldInferer(slices, Integration(5))(stack, lambda pair: Shear()(pair) + 1)
+    assert not found[..., 1:3].any()
+    assert found[..., 0].any()
+    assert found[..., 3].any()
+
+
 def test_both_ways_appends_the_inverse_fields() -> None:
     pair = torch.rand(3, 2, 12, 10)
     inferer = FieldInferer(integration=DVF2DDF(num_steps=7, padding_mode="border"), both_ways=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from scripts.metrics import center_region, dice_percent, folding_percent, hd95_mm, hd95_voxel, overlap, summarize
+from scripts.metrics import center_region, dice_percent, folding_percent, hd95_mm, hd95_voxel, overlap, summarize, volume_error
 
 
 def ball(center: tuple[float, ...], radius: float, shape: tuple[int, ...] = (24, 24, 6)) -> np.ndarray:
@@ -64,6 +64,16 @@ def test_an_absent_structure_is_left_out_of_the_mean() -> None:
     # One that only one side has counts as missed.
     fixed[0, 0, 0] = 1
     assert overlap(moved, fixed, {"rv": 1, "lv": 3}, (1, 1, 1))["dice"] == pytest.approx(dice_percent(A, B) / 2)
+
+
+def test_the_volume_error_is_that_of_the_ejection_fraction() -> None:
+    ed, es, moved = ball((11, 12, 3), 6), ball((11, 12, 3), 4), ball((11, 12, 3), 5)
+    fraction = lambda mask: 100 * (1 - mask.sum() / ed.sum())
+    assert volume_error(moved, es, ed) == pytest.approx(fraction(es) - fraction(moved))
+    assert volume_error(ed, es, ed) == pytest.approx(fraction(es))
+    # Back from end systole it is the error of the end-diastolic volume.
+    assert volume_error(moved, ed, es) == pytest.approx(-fraction(moved))
+    assert np.isnan(volume_error(ed & False, ed & False, ed & False))
 
 
 def test_folding_of_a_field_that_folds_in_a_known_strip() -> None:

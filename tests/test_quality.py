@@ -71,7 +71,8 @@ GOOD = (0.0, 2.0, 3.5, 3.0, 1.5)
 @pytest.mark.parametrize("reference", [1, None])
 def test_a_good_field_earns_no_sentence(reference: int | None) -> None:
     fields = wave(*GOOD) if reference else wave(3.0)
-    found = assess(register(fields, reference=reference, images=None if reference else 50 * np.ones((*SHAPE, 1))))
+    images = None if reference else np.random.default_rng(1).normal(100, 30, (*SHAPE, 1))
+    found = assess(register(fields, reference=reference, images=images))
     assert found["trustworthy"]
     assert found["verdict"] == ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."]
     assert found["thresholds"] == THRESHOLDS
@@ -199,6 +200,10 @@ def spoil(kind: str) -> CineRegistration:
         return register(good, inverses)
     if kind == "still":
         return register(0.1 * good)
+    if kind == "blank":
+        blank = register(good)
+        blank.cine.image[..., 1, 1] = 7
+        return blank
     rng = np.random.default_rng(0)
     images = rng.normal(100, 30, (*SHAPE, 3))
     return register(good, images=images, moved=images[..., :1] + 0.99 * (images - images[..., :1]))
@@ -209,6 +214,7 @@ WORDS = {
     "folds at a point": "The field folds at single points, in 0.1 % of the area or less (frame 2).",
     "compressed": "Tissue is compressed to less than a fiftieth in more than 0.1 % of the area (frames 2, 3).",
     "not inverted": "The field cannot be inverted accurately (frame 2).",
+    "blank": "A slice is blank: nothing was registered there (frame 2).",
     "still": "Nothing moves by more than 0.5 mm: were the images registered already?",
     "no better": "The images hardly fit better than before (frames 2, 3).",
 }

@@ -119,11 +119,14 @@ def test_scanner_units_and_a_clipped_8_bit_copy_give_the_same_input() -> None:
     torch.testing.assert_close(*both, rtol=0, atol=1.01 / 255)
 
 
-def test_a_constant_slice_is_named(stack: np.ndarray) -> None:
+def test_a_constant_slice_is_0_and_an_image_of_nothing_else_is_named(stack: np.ndarray) -> None:
     stack[..., 1] = 7
     image = MetaTensor(torch.from_numpy(stack)[None].float(), meta={"filename_or_obj": "somewhere/es.nii.gz"})
-    with pytest.raises(InputError, match=r"somewhere/es\.nii\.gz: slice 2 is constant"):
-        ScaleSlicesd(["moving"])({"moving": image})
+    scaled = ScaleSlicesd(["moving"])({"moving": image})["moving"]
+    assert not scaled[..., 1].any()
+    assert all(scaled[..., z].max() == 1 for z in range(stack.shape[-1]) if z != 1)
+    with pytest.raises(InputError, match=r"somewhere/es\.nii\.gz: is constant in every slice"):
+        ScaleSlicesd(["moving"])({"moving": torch.zeros_like(image)})
 
 
 def test_resampling_to_a_spacing_and_the_field_back(stack: np.ndarray) -> None:
