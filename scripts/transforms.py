@@ -228,14 +228,25 @@ def is_registrable(pair: Tensor) -> Tensor:
 class ResizeToSpacingd(MapTransform):
     """Resample stacks (1, X, Y, Z) in-plane to a working spacing; the outer pixel edges stay where they are.
 
+    A network knows hearts of the size in pixels that it was trained on; scanners differ in their pixels by a factor of two.
+
     Args:
         keys: images to resample.
-        spacing: in-plane pixel size in mm; None leaves the native pixels (the published protocol).
+        spacing: in-plane pixel size in mm; None or False leaves the native pixels (the published protocol).
+        tolerance: pixels within a factor of 1 + tolerance stay as they are: resampling blurs, and networks bear that much.
+
+    Raises:
+        InputError: for a spacing that is no length.
     """
 
-    def __init__(self, keys: Sequence[str], spacing: float | None = None) -> None:
+    def __init__(self, keys: Sequence[str], spacing: float | None = None, tolerance: float = 0.15) -> None:
         super().__init__(keys)
-        self.spacing = spacing
+        if spacing is True or (spacing and not (isinstance(spacing, (int, float)) and spacing > 0)):
+            raise InputError(
+                f"--working_spacing {spacing}: is no pixel size; give millimeters, or False for the images' own pixels."
+            )
+        self.spacing = spacing or None
+        self.tolerance = tolerance
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict:
         item = dict(data)
@@ -243,7 +254,10 @@ class ResizeToSpacingd(MapTransform):
             return item
         for key in self.key_iterator(data):
             image = data[key]
-            size = [max(round(n * s / self.spacing), 1) for n, s in zip(image.shape[1:3], image.pixdim.tolist())]
+            factors = [length / self.spacing for length in image.pixdim.tolist()[:2]]
+            if all(1 / (1 + self.tolerance) <= factor <= 1 + self.tolerance for factor in factors):
+                continue
+            size = [max(round(n * factor), 1) for n, factor in zip(image.shape[1:3], factors)]
             item[key] = Resize((*size, -1), mode="area" if min(size) < min(image.shape[1:3]) else "trilinear")(image)
         return item
 

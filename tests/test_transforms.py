@@ -134,12 +134,29 @@ def test_resampling_to_a_spacing_and_the_field_back(stack: np.ndarray) -> None:
     image = MetaTensor(torch.from_numpy(stack)[None].float(), affine=affine)
     resized = ResizeToSpacingd(["fixed"], spacing=1.0)({"fixed": image})["fixed"]
     assert resized.shape == (1, 18, 20, 3)
-    assert ResizeToSpacingd(["fixed"])({"fixed": image})["fixed"] is image
+    for nothing in (None, False):
+        assert ResizeToSpacingd(["fixed"], spacing=nothing)({"fixed": image})["fixed"] is image
     # A constant displacement of 3 mm and -2 mm.
     field = torch.tensor([3.0, -2.0]).view(2, 1, 1, 1).expand(2, *resized.shape[1:])
     native = FieldToNatived()({"pred": field, "fixed_image": image})["pred"]
     assert native.shape == (2, *SHAPE)
     torch.testing.assert_close(native, torch.tensor([2.0, -1.0]).view(2, 1, 1, 1).expand_as(native))
+
+
+@pytest.mark.parametrize(("pixels", "left"), [((1.5, 1.5), True), ((1.31, 1.72), True), ((1.5, 1.28), False), ((1.76, 1.5), False)])
+def test_pixels_near_the_spacing_stay_as_they_are(stack: np.ndarray, pixels: tuple[float, float], left: bool) -> None:
+    affine = torch.diag(torch.tensor([*pixels, 8.0, 1.0], dtype=torch.float64))
+    image = MetaTensor(torch.from_numpy(stack)[None].float(), affine=affine)
+    resized = ResizeToSpacingd(["fixed"], spacing=1.5)({"fixed": image})["fixed"]
+    assert (resized is image) == left
+    if not left:
+        assert resized.shape[1:3] == tuple(round(n * s / 1.5) for n, s in zip(SHAPE, pixels))
+
+
+@pytest.mark.parametrize("spacing", [True, -1.5, "wide", float("nan")])
+def test_refuses_what_is_no_pixel_size(spacing: object) -> None:
+    with pytest.raises(InputError, match=f"--working_spacing {spacing}: is no pixel size"):
+        ResizeToSpacingd(["fixed"], spacing=spacing)
 
 
 def test_augmentation_treats_both_images_alike() -> None:
