@@ -48,7 +48,8 @@ def run_one(**options: object) -> CineRegistration:
     unknown = set(options) - set(ConfigParser.load_config_file(str(CONFIG)))
     if unknown:
         raise InputError(f"{', '.join(sorted(unknown))}: no such option; they are the top-level keys of {CONFIG.name}.")
-    require_one(**{key: options.get(key) for key in ("cine", "moving", "dataset_dir", "data_list", "field")})
+    sources = {key: options.get(key) for key in ("cine", "moving", "dataset_dir", "data_list", "field")}
+    require_one(**sources | {"moving": options.get("fixed") or options.get("moving")})
     workflow = ConfigWorkflow(
         config_file=str(CONFIG),
         meta_file=str(ROOT / "configs" / "metadata.json"),

@@ -130,6 +130,8 @@ def batch_loader(dataset: Dataset, batch_size: int, shared_seed: int | None = No
 class FrameDataset(Dataset):
     """All frames of all slices of unlabeled cines, resident on a device; a pair is a frame and another one of the same slice.
 
+    Frames that are constant in a slice are left out of it.
+
     Args:
         data: items with "cine", as `cases.inference_cases` lists them.
         transform: makes of an item a dict whose "moving" is (T, X, Y, Z), scaled; a pair, T = 1, gives its "fixed" as second frame.
@@ -162,6 +164,9 @@ class FrameDataset(Dataset):
         frames, first, count = [torch.empty(0, *size)], [], []
         for prepared in prepare_items(data, prepare, ["frames", transform, list(size)], cache_dir, progress, unit="cine"):
             for cine in prepared["cine"]:
+                cine = cine[cine.amax((1, 2)) > cine.amin((1, 2))]
+                if len(cine) < 2:
+                    continue
                 first += [len(first)] * len(cine)
                 count += [len(cine)] * len(cine)
                 frames.append(cine)

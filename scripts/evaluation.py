@@ -84,7 +84,7 @@ def score_case(
     moving_plain, fixed_crop = torch.as_tensor(moving).float().cpu(), torch.as_tensor(fixed).float().cpu()[inside]
     # Each slice is scaled by its own range over the crop; what the field pulls in from outside is scaled the same way.
     low, high = (f(moving_plain[inside], dim=(1, 2), keepdim=True) for f in (torch.amin, torch.amax))
-    scaled_moving = (moving_plain - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+    scaled_moving = (moving_plain - low) / torch.where(high > low, high - low, 1.0)
     scaled_fixed = scale_slices(fixed_crop)
     spacing = moving.pixdim.tolist() if isinstance(moving, MetaTensor) else [1.0, 1.0, 1.0]
     labels = [torch.as_tensor(label).cpu() for label in (moving_label, fixed_label) if label is not None]

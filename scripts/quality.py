@@ -156,14 +156,19 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
         [f for f in others if f["compressed_percent"] > limit["compressed_percent"]],
         f"Tissue is compressed to less than a fiftieth in more than {limit['compressed_percent']} % of the area",
     )
-    call_out([f for f in others if f["blank_slices"]], "A slice is blank: nothing was registered there")
+    blank = sorted({row["slice"] for f in others for row in f["slices"] if row["blank_slices"]})
+    numbers = ", ".join(map(str, blank))
+    call_out(
+        [f for f in others if f["blank_slices"]], f"Nothing is registered, and nothing moves, where a slice is blank: {numbers}"
+    )
     call_out(
         [f for f in others if f["inverse_error_mm_p95"] > limit["inverse_error_mm_p95"]], "The field cannot be inverted accurately"
     )
     still = [f for f in others if f["largest_displacement_mm"] < limit["moved_mm"]]
     # Frames that resemble the reference from the start have nothing to gain.
     apart = 0.25 * max((f["mse_before"] for f in others), default=0.0)
-    worse = [f for f in others if f["mse_before"] > apart and f["mse_after"] > limit["mse_after_to_before"] * f["mse_before"]]
+    seen = [f for f in others if f["blank_slices"] < len(f["slices"])]
+    worse = [f for f in seen if f["mse_before"] > apart and f["mse_after"] > limit["mse_after_to_before"] * f["mse_before"]]
     if others and len(still) == len(others):
         sentences.append(f"Nothing moves by more than {limit['moved_mm']} mm: were the images registered already?")
     else:

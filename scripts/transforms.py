@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform, Resize, Transform
+from monai.transforms import LoadImage, MapTransform, Transform
+from monai.transforms.utils import scale_affine
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +22,8 @@ from scripts.itk_fields import pull
 
 LABELS = {"rv": 1, "myo": 2, "lv": 3}
 AFFINE_TOLERANCE_MM = 1e-3
+SMALLEST = 8
+"""Pixels along an axis that are left of a resampled image at least."""
 
 
 class LoadCased(MapTransform):
@@ -109,12 +112,16 @@ def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:
 
 
 def resample(image: MetaTensor, reference: MetaTensor, is_label: bool) -> MetaTensor:
-    """An image or a label (1, X, Y, Z) on the grid of another one, see `itk_fields.pull`; outside it repeats its border."""
-    affine = reference.affine.double().numpy()
+    """An image or a label (1, X, Y, Z) on the grid of another one, see `itk_fields.pull`; within its slices it repeats its border.
+
+    A slice of the grid that the image does not reach is 0: nothing can be registered there.
+    """
+    native, affine = image.affine.double().numpy(), reference.affine.double().numpy()
     still = np.zeros((3, *reference.shape[1:]))
-    array = pull(image[0].numpy(), image.affine.double().numpy(), still, affine, is_label, repeat_border=True)
+    array = pull(image[0].numpy(), native, still, affine, is_label, repeat_border=True)
+    reached = pull(np.ones(image.shape[1:], np.float32), native, still, affine).any(axis=(0, 1))
     # A dict of its own: a MetaTensor writes its affine into the one that it is given.
-    return MetaTensor(torch.from_numpy(array)[None].to(image.dtype), affine=reference.affine, meta=dict(image.meta))
+    return MetaTensor(torch.from_numpy(array * reached)[None].to(image.dtype), affine=reference.affine, meta=dict(image.meta))
 
 
 def root_cause(error: BaseException) -> str:
@@ -206,7 +213,10 @@ class ScaleSlicesd(MapTransform):
             name = image.meta.get("filename_or_obj", key) if isinstance(image, MetaTensor) else key
             item[key] = scale_slices(image, self.clip_percentile)
             if not item[key].any():
-                raise InputError(f"{name}: is constant in every slice, there is nothing to register; give another image.")
+                raise InputError(
+                    f"{name}: the {key} image is constant in every slice, at least below the {self.clip_percentile:g}th percentile; give "
+                    "another image, another --reference_frame, or --clip_percentile 100."
+                )
         return item
 
 
@@ -236,7 +246,7 @@ class ResizeToSpacingd(MapTransform):
         tolerance: pixels within a factor of 1 + tolerance stay as they are: resampling blurs, and networks bear that much.
 
     Raises:
-        InputError: for a spacing that is no length.
+        InputError: for a spacing that is no length, or leaves next to nothing of an image.
     """
 
     def __init__(self, keys: Sequence[str], spacing: float | None = None, tolerance: float = 0.15) -> None:
@@ -249,16 +259,26 @@ class ResizeToSpacingd(MapTransform):
         self.tolerance = tolerance
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict:
-        item = dict(data)
-        if self.spacing is None:
+        item, keys = dict(data), list(self.key_iterator(data))
+        if self.spacing is None or not keys:
             return item
-        for key in self.key_iterator(data):
+        # By the first image for all: affines that are one grid's may differ in their last digits.
+        shape, pixels = data[keys[0]].shape[1:3], data[keys[0]].pixdim.tolist()
+        factors = [length / self.spacing for length in pixels[:2]]
+        if all(1 / (1 + self.tolerance) <= factor <= 1 + self.tolerance for factor in factors):
+            return item
+        size = [max(round(n * factor), 1) for n, factor in zip(shape, factors)]
+        if min(size) < SMALLEST <= min(shape):
+            raise InputError(
+                f"--working_spacing {self.spacing:g}: leaves {size[0]} x {size[1]} pixels of {tuple(shape)}; give a smaller one."
+            )
+        for key in keys:
             image = data[key]
-            factors = [length / self.spacing for length in image.pixdim.tolist()[:2]]
-            if all(1 / (1 + self.tolerance) <= factor <= 1 + self.tolerance for factor in factors):
-                continue
-            size = [max(round(n * factor), 1) for n, factor in zip(image.shape[1:3], factors)]
-            item[key] = Resize((*size, -1), mode="area" if min(size) < min(image.shape[1:3]) else "trilinear")(image)
+            slices = F.interpolate(
+                image.as_tensor().movedim(-1, 0), size=size, mode="bilinear", align_corners=False, antialias=True
+            )
+            affine = image.affine @ torch.from_numpy(scale_affine(image.shape[1:], (*size, image.shape[-1])))
+            item[key] = MetaTensor(slices.movedim(0, -1).contiguous(), affine=affine, meta=dict(image.meta))
         return item
 
 

@@ -54,5 +54,7 @@ def test_errors_are_the_workflow_s(phantoms: Path) -> None:
         register(ed, "nowhere.nii.gz", device="cpu")
     with pytest.raises(InputError, match=r"give exactly one of .* got --cine and --moving"):
         register_cine(ed, moving=ed)
+    with pytest.raises(InputError, match=r"give exactly one of .* got --cine and --moving"):
+        register_cine(ed, fixed="nowhere.nii.gz")
     with pytest.raises(InputError, match="referense_frame: no such option"):
         register_cine(ed, referense_frame=3)

@@ -393,7 +393,7 @@ def test_batch_norm_sees_the_whole_batch_on_cuda_devices(device: str) -> None:
         (TRAIN, {}, ("give exactly one of --dataset_dir, --data_list; got none",)),
         (INFERENCE, {"moving": "MISSING", "fixed": "FIXED"}, ("nowhere.nii.gz: no such file",)),
         (INFERENCE, {"moving": "CUT", "fixed": "FIXED"}, ("cut.nii.gz: cannot be read as NIfTI",)),
-        (INFERENCE, {"moving": "CONSTANT", "fixed": "FIXED"}, ("constant.nii.gz: is constant in every slice",)),
+        (INFERENCE, {"moving": "CONSTANT", "fixed": "FIXED"}, ("constant.nii.gz: the moving image is constant in every slice",)),
         (
             INFERENCE,
             {"moving": "FIXED", "fixed": "FIXED", "checkpoint": "OTHER"},

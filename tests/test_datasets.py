@@ -109,6 +109,9 @@ def test_labels_lie_on_their_pairs_and_missing_ones_are_marked() -> None:
 def test_frames_are_paired_within_their_slice() -> None:
     cines = [torch.arange(3.0).view(3, 1, 1, 1).expand(3, 8, 8, 2) + 10 * torch.arange(2), torch.full((2, 6, 6, 1), 100.0)]
     cines[1] = cines[1] + torch.arange(2.0).view(2, 1, 1, 1)
+    cines = [cine.clone() for cine in cines]
+    for cine in cines:
+        cine[:, 2, 2] += 50
     dataset = FrameDataset([{"moving": cine} for cine in cines], lambda item: item, (8, 8), progress=False)
     assert len(dataset) == 8
     slices = [{0, 1, 2}, {10, 11, 12}, {100, 101}]
@@ -121,9 +124,19 @@ def test_frames_are_paired_within_their_slice() -> None:
     assert len(seen) == 6 + 6 + 2
 
 
+def test_blank_frames_are_in_no_pair() -> None:
+    cine = torch.rand(3, 8, 8, 3)
+    cine[1, ..., 0] = 0
+    cine[1:, ..., 2] = 0.5
+    dataset = FrameDataset([{"moving": cine}], lambda item: item, (8, 8), progress=False)
+    assert torch.equal(dataset.frames, torch.cat([cine[[0, 2], ..., 0], cine[..., 1]]))
+    assert all((pair.amax((1, 2)) > pair.amin((1, 2))).all() for _ in range(20) for pair in dataset[list(range(5))]["pair"])
+
+
 def test_a_pair_gives_its_two_frames_and_a_single_frame_is_refused() -> None:
-    pair = {"moving": torch.zeros(1, 8, 8, 2), "fixed": torch.ones(1, 8, 8, 2), "case": "a"}
+    mark = torch.eye(8)[:, :, None] * 5
+    pair = {"moving": mark.expand(1, 8, 8, 2), "fixed": 1 + mark.expand(1, 8, 8, 2), "case": "a"}
     dataset = FrameDataset([pair], lambda item: item, (8, 8), progress=False)
-    assert dataset[[0, 1, 2, 3]]["pair"][:, :, 0, 0].tolist() == [[0, 1], [1, 0], [0, 1], [1, 0]]
+    assert dataset[[0, 1, 2, 3]]["pair"][:, :, 0, 1].tolist() == [[0, 1], [1, 0], [0, 1], [1, 0]]
     with pytest.raises(InputError, match="a: has one frame"):
         FrameDataset([{"moving": torch.zeros(1, 8, 8, 2), "case": "a"}], lambda item: item, (8, 8), progress=False)

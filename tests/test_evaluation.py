@@ -114,6 +114,14 @@ def test_registered_figures_pull_labels_and_images_as_scipy_does() -> None:
     assert scores["registered"]["folding_percent"] == 0
 
 
+def test_a_slice_that_is_blank_in_the_crop_alone_has_a_finite_error() -> None:
+    case = make_case()
+    case["moving_image"][:, 4:20, 2:18, 1] = 0.5
+    for field in (torch.zeros(2, 24, 20, 2), torch.full((2, 24, 20, 2), 3.0)):
+        scores = score_case(field, case["moving_image"], case["fixed_image"], None, None, (16, 16))
+        assert scores["registered"]["mse"] < 100
+
+
 def test_without_labels_there_is_no_overlap_and_the_key_is_the_error() -> None:
     case = make_case()
     scores = score_case(torch.zeros(2, 24, 20, 2), case["moving_image"], case["fixed_image"], None, None, (16, 16))

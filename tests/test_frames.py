@@ -331,6 +331,16 @@ def test_a_moving_image_that_lies_apart_from_the_fixed_one_is_refused(tmp_path: 
             LoadCase(resample_moving=True)(paths)
 
 
+def test_slices_that_the_moving_stack_does_not_reach_are_blank(tmp_path: Path) -> None:
+    array, affine = np.random.default_rng(0).random((8, 8, 4), np.float32), np.diag([2.0, 2.0, 8.0, 1.0])
+    paths = {"fixed": str(write_nifti(tmp_path / "fixed.nii.gz", array, affine)), "moving": str(tmp_path / "moving.nii.gz")}
+    affine[2, 3] = 16.0
+    write_nifti(tmp_path / "moving.nii.gz", array, affine)
+    moving = LoadCase(resample_moving=True)(paths)["moving"]
+    assert not moving[..., :2].any()
+    np.testing.assert_allclose(moving[0, ..., 2:], array[..., :2], atol=1e-6)
+
+
 @pytest.mark.parametrize("key", ["fixed", "moving", "moving_label"])
 def test_a_pair_with_a_file_at_two_places_is_refused(pair_paths: dict[str, str], key: str) -> None:
     image = nib.load(pair_paths[key])

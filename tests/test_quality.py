@@ -214,7 +214,7 @@ WORDS = {
     "folds at a point": "The field folds at single points, in 0.1 % of the area or less (frame 2).",
     "compressed": "Tissue is compressed to less than a fiftieth in more than 0.1 % of the area (frames 2, 3).",
     "not inverted": "The field cannot be inverted accurately (frame 2).",
-    "blank": "A slice is blank: nothing was registered there (frame 2).",
+    "blank": "Nothing is registered, and nothing moves, where a slice is blank: 2 (frame 2).",
     "still": "Nothing moves by more than 0.5 mm: were the images registered already?",
     "no better": "The images hardly fit better than before (frames 2, 3).",
 }

@@ -125,7 +125,7 @@ def test_a_constant_slice_is_0_and_an_image_of_nothing_else_is_named(stack: np.n
     scaled = ScaleSlicesd(["moving"])({"moving": image})["moving"]
     assert not scaled[..., 1].any()
     assert all(scaled[..., z].max() == 1 for z in range(stack.shape[-1]) if z != 1)
-    with pytest.raises(InputError, match=r"somewhere/es\.nii\.gz: is constant in every slice"):
+    with pytest.raises(InputError, match=r"somewhere/es\.nii\.gz: the moving image is constant in every slice"):
         ScaleSlicesd(["moving"])({"moving": torch.zeros_like(image)})
 
 
@@ -151,6 +151,38 @@ def test_pixels_near_the_spacing_stay_as_they_are(stack: np.ndarray, pixels: tup
     assert (resized is image) == left
     if not left:
         assert resized.shape[1:3] == tuple(round(n * s / 1.5) for n, s in zip(SHAPE, pixels))
+
+
+@pytest.mark.parametrize("pixels", [(1.25, 1.250001), (1.7249998, 1.7250003)])
+def test_images_whose_affines_differ_in_the_last_digits_stay_on_one_grid(pixels: tuple[float, float]) -> None:
+    images = {
+        key: MetaTensor(torch.rand(1, 51, 51, 2), affine=torch.diag(torch.tensor([s, s, 8.0, 1.0], dtype=torch.float64)))
+        for key, s in zip(("moving", "fixed"), pixels)
+    }
+    resized = ResizeToSpacingd(["moving", "fixed"], spacing=1.5)(images)
+    assert resized["moving"].shape == resized["fixed"].shape
+
+
+def test_resampling_keeps_a_ramp_where_it_is_and_blank_slices_blank() -> None:
+    affine = torch.diag(torch.tensor([0.6, 2.4, 8.0, 1.0], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor([-20.0, 5.0, 3.0])
+    image = MetaTensor(torch.zeros(1, 60, 20, 2), affine=affine)
+    x, y = (affine[a, 3] + affine[a, a] * torch.arange(n) for a, n in ((0, 60), (1, 20)))
+    image[0, ..., 0] = x[:, None] + 0.5 * y
+    resized = ResizeToSpacingd(["fixed"], spacing=1.5)({"fixed": image})["fixed"]
+    assert resized.shape == (1, 24, 32, 2)
+    x, y = (resized.affine[a, 3] + resized.affine[a, a] * torch.arange(n) for a, n in ((0, 24), (1, 32)))
+    # One axis shrinks, the other grows.
+    torch.testing.assert_close(
+        resized[0, 2:-2, 2:-2, 0].as_tensor().double(), (x[:, None] + 0.5 * y)[2:-2, 2:-2], rtol=0, atol=0.02
+    )
+    assert not resized[..., 1].any()
+
+
+def test_refuses_a_spacing_that_leaves_nothing() -> None:
+    image = MetaTensor(torch.rand(1, 40, 36, 2), affine=torch.diag(torch.tensor([1.5, 1.5, 8.0, 1.0], dtype=torch.float64)))
+    with pytest.raises(InputError, match=r"--working_spacing 15: leaves 4 x 4 pixels"):
+        ResizeToSpacingd(["fixed"], spacing=15)({"fixed": image})
 
 
 @pytest.mark.parametrize("spacing", [True, -1.5, "wide", float("nan")])
