@@ -35,19 +35,21 @@ exports count them through the slices, some through the phases, some at random."
 GEOMETRY_TAGS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 """What every image must have, and how many numbers each is."""
 GAP_TAGS = ("SpacingBetweenSlices", "SliceThickness")
-HEADER_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "NumberOfFrames")
+FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+RESCALE_TAGS = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
+HEADER_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "NumberOfFrames", *FRAME_GROUPS, *RESCALE_TAGS)
 HEADER_TAGS += ("SamplesPerPixel", *GEOMETRY_TAGS, *GAP_TAGS, *TIME_TAGS)
 PIXEL_TAGS = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit")
-PIXEL_TAGS += ("PixelRepresentation", "PixelData", "RescaleSlope", "RescaleIntercept")
+PIXEL_TAGS += ("PixelRepresentation", "PixelData")
 
 
 @dataclass(frozen=True)
 class Instance:
-    """The header of a file: one phase of one slice. Vectors and lengths are DICOM's: LPS, mm."""
+    """The header of an image, a file or a frame of one: one phase of one slice. Vectors and lengths are DICOM's: LPS, mm."""
 
     path: Path
     label: str
-    """Names the file in messages."""
+    """Names the image in messages."""
     uid: str
     series: str
     size: tuple[int, int]
@@ -61,7 +63,11 @@ class Instance:
     gap: float | None
     """Distance of slices as the first of `GAP_TAGS` tells it."""
     times: dict[str, float]
-    """Those of `TIME_TAGS` that the file has."""
+    """Those of `TIME_TAGS` that the image has."""
+    rescale: tuple[float, float]
+    """Slope and intercept of its intensities."""
+    frame: int | None = None
+    """Which of an Enhanced file's images it is, from 0; None for a file of one image."""
 
 
 Stack = list[list[Instance]]
@@ -71,18 +77,19 @@ Stack = list[list[Instance]]
 def read_dicom_cine(folder: str | Path) -> Cine:
     """The cine in a folder of DICOM files.
 
-    Files of any name are read, in subfolders too; what is no MR image is skipped. Files belong to one stack where orientation, pixel
-    spacing and size agree, whatever their series; copies of a file count once. Stacks without a second phase, such as scouts, are
-    skipped, and so are single images parallel to the cine in series of their own, with a line in the log.
+    Files of any name are read, in subfolders too: classic ones, of an image each, and Enhanced ones, of many; what is no MR image is
+    skipped. Images belong to one stack where orientation, pixel spacing and size agree, whatever their series; copies of a file count
+    once. Stacks without a second phase, such as scouts, are skipped, and so are single images parallel to the cine in series of their
+    own, with a line in the log.
 
     Returns:
         A cine named as the folder. Image (X, Y, Z, T), fp32, rescaled as the files state: X counts columns, Y rows, Z slices along the
         normal (row × column direction), so that the affine (RAS mm) is right-handed. Times (Z, T) in ms after the trigger.
 
     Raises:
-        InputError: without pydicom or a cine, or for more cines than one; for multi-frame files, files without geometry, trigger times or
-            readable pixels; for slices with unequal numbers of phases, repeated slices or phases, or slices that are not evenly spaced
-            on a line along the normal.
+        InputError: without pydicom or a cine, or for more cines than one; for images without geometry, trigger times or readable
+            pixels; for slices with unequal numbers of phases, repeated slices or phases, or slices that are not evenly spaced on a line
+            along the normal.
     """
     try:
         from pydicom.config import disable_value_validation
@@ -93,8 +100,8 @@ def read_dicom_cine(folder: str | Path) -> Cine:
         raise InputError(f"{folder}: no such folder; give the folder that holds the DICOM files.")
     # Validation logs the values that it dislikes, such as UIDs.
     with disable_value_validation():
-        instances = [read_instance(folder, path) for path in sorted(folder.rglob("*")) if path.is_file()]
-        return read_stack(folder, find_cine(folder, [instance for instance in instances if instance is not None]))
+        instances = [one for path in sorted(folder.rglob("*")) if path.is_file() for one in read_instances(folder, path)]
+        return read_stack(folder, find_cine(folder, instances))
 
 
 def find_cine(folder: Path, instances: Sequence[Instance]) -> Stack:
@@ -136,7 +143,7 @@ def without_copies(phases: Sequence[Instance]) -> list[Instance]:
     """The phases of a slice, each file once; copies are equal byte by byte, for some anonymizers give different files one UID."""
     if len({one.uid for one in phases}) == len(phases):
         return list(phases)
-    return list({hashlib.sha256(one.path.read_bytes()).digest(): one for one in reversed(phases)}.values())[::-1]
+    return list({(hashlib.sha256(one.path.read_bytes()).digest(), one.frame): one for one in reversed(phases)}.values())[::-1]
 
 
 def has_times(slices: Stack) -> bool:
@@ -160,11 +167,11 @@ def split_singles(slices: Stack) -> tuple[Stack, list[Instance]]:
     return [phases for phases in kept if phases], [one for phases in slices for one in phases if is_single(one, phases)]
 
 
-def read_instance(folder: Path, path: Path) -> Instance | None:
-    """The header of a file, None where it is no MR image.
+def read_instances(folder: Path, path: Path) -> list[Instance]:
+    """The headers of the images in a file: none where it is no MR image, one of a classic file, all frames of an Enhanced one.
 
     Raises:
-        InputError: for a multi-frame file, or one that lacks its geometry.
+        InputError: for an image that lacks its geometry, a classic file of several frames, or an Enhanced one that describes none.
     """
     from pydicom import dcmread, uid
     from pydicom.errors import InvalidDicomError
@@ -172,27 +179,58 @@ def read_instance(folder: Path, path: Path) -> Instance | None:
     try:
         header = dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
     except (InvalidDicomError, EOFError):
-        return None
-    multi_frame = (uid.EnhancedMRImageStorage, uid.EnhancedMRColorImageStorage, uid.LegacyConvertedEnhancedMRImageStorage)
+        return []
+    enhanced = (uid.EnhancedMRImageStorage, uid.LegacyConvertedEnhancedMRImageStorage)
     kind = header.get("SOPClassUID")
     # A color image is a picture of an image, such as a screen shot.
-    if kind not in (uid.MRImageStorage, *multi_frame) or numbers(header, "SamplesPerPixel", default=1.0)[0] > 1:
-        return None
+    if kind not in (uid.MRImageStorage, *enhanced) or numbers(header, "SamplesPerPixel", default=1.0)[0] > 1:
+        return []
     label = f"{path.name} (series {numbers(header, 'SeriesNumber', default=0.0)[0]:g})"
-    if kind in multi_frame or numbers(header, "NumberOfFrames", default=1.0)[0] > 1:
+    if kind in enhanced:
+        frames = frame_headers(header)
+        if not frames:
+            raise InputError(
+                f"{folder}: {label} is Enhanced DICOM without {FRAME_GROUPS[1]}, which says where its frames lie; export it again."
+            )
+        return [read_instance(folder, path, f"{label}, frame {n + 1}", frame, n) for n, frame in enumerate(frames)]
+    if numbers(header, "NumberOfFrames", default=1.0)[0] > 1:
         raise InputError(
-            f"{folder}: {label} is Enhanced (multi-frame) DICOM, which is not read; convert it to one file a frame with dcm4che's "
-            "`emf2sf`, or to NIfTI with `dcm2niix`, or export it as classic DICOM."
+            f"{folder}: {label} holds several frames in a class of files that has one each; export it again as Enhanced or classic DICOM."
         )
+    return [read_instance(folder, path, label, header)]
+
+
+def frame_headers(header: Dataset) -> list[Dataset]:
+    """The tags of each frame of an Enhanced file: its own functional groups over those that all frames share (DICOM PS3.3, C.7.6.16)."""
+    from pydicom import Dataset
+
+    shared, own = (header.get(name) or [] for name in FRAME_GROUPS)
+    frames = []
+    for groups in own:
+        frame = Dataset()
+        frame.update({element.tag: element for element in header if element.VR != "SQ"})
+        for group in (element for part in (*shared, groups) for element in part if element.VR == "SQ" and element.value):
+            frame.update(group.value[0])
+        frames.append(frame)
+    return frames
+
+
+def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: int | None = None) -> Instance:
+    """An image by its header.
+
+    Raises:
+        InputError: where that lacks its geometry.
+    """
     geometry = {tag: numbers(header, tag, count) for tag, count in GEOMETRY_TAGS.items()}
     missing = ", ".join(tag for tag, value in geometry.items() if value is None)
     if missing:
         raise InputError(f"{folder}: {label} has no valid {missing}; export it again or move it out of the folder.")
     gaps = [value[0] for tag in GAP_TAGS if (value := numbers(header, tag)) is not None and value[0] > 0]
+    slope, intercept = (float(numbers(header, tag, default=default)[0]) for tag, default in RESCALE_TAGS.items())
     return Instance(
         path=path,
         label=label,
-        uid=str(header.get("SOPInstanceUID", path)),
+        uid=f"{header.get('SOPInstanceUID', path)} {frame}",
         series=str(header.get("SeriesInstanceUID")),
         size=(int(geometry["Columns"][0]), int(geometry["Rows"][0])),
         spacing=geometry["PixelSpacing"][::-1],
@@ -200,6 +238,8 @@ def read_instance(folder: Path, path: Path) -> Instance | None:
         position=geometry["ImagePositionPatient"],
         gap=float(gaps[0]) if gaps else None,
         times={tag: float(value[0]) for tag in TIME_TAGS if (value := numbers(header, tag)) is not None},
+        rescale=(slope, intercept),
+        frame=frame,
     )
 
 
@@ -335,18 +375,22 @@ def stack_affine(what: str, slices: Stack, axes: Array) -> Array:
 
 
 def read_pixels(folder: Path, instance: Instance) -> Array:
-    """Rescaled intensities of a file, (X, Y), fp32.
+    """Rescaled intensities of an image, (X, Y), fp32.
 
     Raises:
         InputError: where they cannot be decoded, or are more or fewer than the header says.
     """
     from pydicom import dcmread
+    from pydicom.pixels import pixel_array
 
-    data = dcmread(instance.path, specific_tags=list(PIXEL_TAGS))
     try:
-        pixels = data.pixel_array.T.astype(np.float32)
+        if instance.frame is None:
+            pixels = dcmread(instance.path, specific_tags=list(PIXEL_TAGS)).pixel_array.T.astype(np.float32)
+        else:
+            pixels = pixel_array(instance.path, index=instance.frame).T.astype(np.float32)
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
-        encoding = getattr(data.file_meta.get("TransferSyntaxUID"), "name", "unknown encoding")
+        meta = dcmread(instance.path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).file_meta
+        encoding = getattr(meta.get("TransferSyntaxUID"), "name", "unknown encoding")
         raise InputError(
             f"{folder}: the pixels of {instance.label} cannot be read ({encoding}); export it again, uncompressed, or for a compressed "
             "file run `pip install pylibjpeg[all]`."
@@ -355,5 +399,5 @@ def read_pixels(folder: Path, instance: Instance) -> Array:
         raise InputError(
             f"{folder}: {instance.label} has pixels of the shape {pixels.shape}, not {instance.size} as its header says; export it again."
         )
-    slope, intercept = numbers(data, "RescaleSlope", default=1.0), numbers(data, "RescaleIntercept", default=0.0)
-    return pixels * np.float32(slope[0]) + np.float32(intercept[0])
+    slope, intercept = instance.rescale
+    return pixels * np.float32(slope) + np.float32(intercept)

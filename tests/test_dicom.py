@@ -29,6 +29,7 @@ from pydicom.uid import (  # noqa: E402
     JPEG2000Lossless,
     MediaStorageDirectoryStorage,
     MRImageStorage,
+    RLELossless,
     generate_uid,
 )
 
@@ -253,11 +254,81 @@ def test_stops_without_pydicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "pip install pydicom" in error_of(tmp_path)
 
 
-@pytest.mark.parametrize("tags", [{"SOPClassUID": EnhancedMRImageStorage}, {"NumberOfFrames": 3}], ids=["enhanced", "frames"])
-def test_stops_at_multi_frame_files(tmp_path: Path, tags: dict) -> None:
-    message = error_of(write(tmp_path, make_stack(), [[make_image(CORNER, SeriesNumber=7, **tags)]]))
-    assert "(series 7) is Enhanced (multi-frame) DICOM" in message
-    assert "dcm2niix" in message
+def make_enhanced(images: Slice) -> pydicom.Dataset:
+    """One Enhanced file of the images of classic ones, which keep nothing but their pixels, places, times and rescaling."""
+
+    def group(**macros: dict) -> pydicom.Dataset:
+        item = pydicom.Dataset()
+        for name, tags in macros.items():
+            macro = pydicom.Dataset()
+            for tag, value in tags.items():
+                setattr(macro, tag, value)
+            setattr(item, name, [macro])
+        return item
+
+    moved = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
+    file = make_image(
+        CORNER, SOPClassUID=EnhancedMRImageStorage, NumberOfFrames=len(images), SeriesNumber=7, **dict.fromkeys(moved)
+    )
+    file.SeriesInstanceUID, file.PixelData = generate_uid(), b"".join(image.PixelData for image in images)
+    measures = {tag: images[0][tag].value for tag in moved[2:]}
+    orientation = {"ImageOrientationPatient": images[0].ImageOrientationPatient}
+    file.SharedFunctionalGroupsSequence = [group(PixelMeasuresSequence=measures, PlaneOrientationSequence=orientation)]
+    file.PerFrameFunctionalGroupsSequence = [
+        group(
+            PlanePositionSequence={"ImagePositionPatient": image.ImagePositionPatient},
+            CardiacSynchronizationSequence={"NominalCardiacTriggerDelayTime": image.TriggerTime},
+            PixelValueTransformationSequence={
+                "RescaleSlope": image.get("RescaleSlope", 1.0),
+                "RescaleIntercept": image.get("RescaleIntercept", 0.0),
+            },
+        )
+        for image in images
+    ]
+    return file
+
+
+@pytest.mark.parametrize("files", ["one", "one a slice", "compressed"])
+def test_enhanced_files_give_what_classic_ones_give(tmp_path: Path, files: str) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"RescaleSlope": 0.5 + z, "RescaleIntercept": -10.0 * t})
+    expected = read_dicom_cine(write(tmp_path / "classic", stack))
+    images = [image for phases in stack for image in phases]
+    random.Random(1).shuffle(images)
+    folder = write(tmp_path / "enhanced", [[make_enhanced(group)] for group in (stack if files == "one a slice" else [images])])
+    if files == "compressed":
+        (path,) = (path for path in folder.rglob("*") if path.is_file())
+        file = pydicom.dcmread(path)
+        file.compress(RLELossless)
+        file.save_as(path)
+    found = read_dicom_cine(folder)
+    np.testing.assert_array_equal(found.image, expected.image)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-9)
+    np.testing.assert_allclose(found.times, expected.times)
+
+
+def test_copies_of_an_enhanced_file_count_once(tmp_path: Path) -> None:
+    file = make_enhanced([image for phases in make_stack() for image in phases])
+    folder = write(tmp_path, [[file]])
+    (path,) = (path for path in folder.rglob("*") if path.is_file())
+    path.with_name("copy").write_bytes(path.read_bytes())
+    assert read_dicom_cine(folder).image.shape == (COLUMNS, ROWS, SLICES, PHASES)
+
+
+def test_stops_at_enhanced_files_that_do_not_say_where_their_frames_lie(tmp_path: Path) -> None:
+    file = make_enhanced([image for phases in make_stack() for image in phases])
+    del file.PerFrameFunctionalGroupsSequence[4].PlanePositionSequence
+    message = error_of(write(tmp_path / "one", [[file]]))
+    assert "(series 7), frame 5 has no valid ImagePositionPatient" in message
+    del file.PerFrameFunctionalGroupsSequence
+    assert "(series 7) is Enhanced DICOM without PerFrameFunctionalGroupsSequence" in error_of(write(tmp_path / "all", [[file]]))
+    file = make_enhanced([image for phases in make_stack() for image in phases])
+    file.PixelData = file.PixelData[: ROWS * COLUMNS * 5]
+    assert "cannot be read" in error_of(write(tmp_path / "cut", [[file]]))
+
+
+def test_stops_at_classic_files_of_several_frames(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path, make_stack(), [[make_image(CORNER, SeriesNumber=7, NumberOfFrames=3)]]))
+    assert "(series 7) holds several frames in a class of files that has one each" in message
 
 
 @pytest.mark.parametrize("tag", ["ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"])
