@@ -154,8 +154,11 @@ def draw(results: Sequence[dict], path: Path) -> None:
     sums = sorted((run for run in by_run if run == Run("weighted_sum", run.weight)), key=lambda run: run.weight)
     for axes in (left, right):
         axes.plot(*zip(*map(point, sums)), color="0.6", marker="o", markersize=5, zorder=1, label="weighted sum over λ")
+    # The smallest weights lie close together.
+    offsets = {0.0: (16, 2), 0.001: (16, -9), 0.003: (2, -17), 0.01: (-44, -4)}
     for run in sums:
-        right.annotate(f"λ {run.weight:g}", point(run), xytext=(6, -10), textcoords="offset points", color="0.35", fontsize=9)
+        offset = offsets.get(run.weight, (8, -10))
+        right.annotate(f"λ {run.weight:g}", point(run), xytext=offset, textcoords="offset points", color="0.35", fontsize=9)
     colors = dict(zip(RATES, ("tab:blue", "tab:green", "tab:red")))
     markers = dict(zip(BATCHES, ("o", "s")))
     surgery = [run for run in by_run if run.strategy == "projection" and run.seed == 0]
@@ -169,7 +172,7 @@ def draw(results: Sequence[dict], path: Path) -> None:
         for axes in (left, right):
             axes.plot(*point(Run()), marker="o", markersize=17, color="none", markeredgecolor="black", zorder=5)
         right.plot(*point(Run()), marker="o", markersize=9, color=colors[1e-3], zorder=4)
-        right.annotate("projection (GSMorph)", point(Run()), xytext=(-14, -4), textcoords="offset points", fontsize=9, ha="right")
+        right.annotate("projection (GSMorph)", point(Run()), xytext=(-14, 2), textcoords="offset points", fontsize=9, ha="right")
     for run, name, marker in ((Run("pcgrad_symmetric"), "PCGrad, UPGrad", "^"), (Run("config"), "ConFIG", "v")):
         if run in by_run:
             right.plot(*point(run), marker=marker, markersize=9, color="tab:purple", zorder=4)
