@@ -14,7 +14,7 @@ Beside it a whole case is timed once from file to files, as a user runs it: a ci
 everything written, the report too; a real one where it is given, else a phantom of ten slices and twenty frames.
 
 ours        the network and settings of configs/inference.yaml, its velocities integrated, by 1, 5 or 10 slices a forward pass; in
-            PyTorch (contiguous, channels_last, bf16), or exported (torchscript, onnxruntime, openvino); and with a single pass
+            PyTorch (contiguous, channels_last, bf16), or exported (torchscript, onnxruntime, openvino)
 demons      DiffeomorphicDemonsRegistrationFilter, sigma 1, three levels by factors 4, 2, 1 in MultiResolutionPDEDeformableRegistration
 symmetric   SymmetricForcesDemonsRegistrationFilter, the same way (the Fast one is not wrapped for Python)
 syn         SyNImageRegistrationMethod on cross-correlation of radius 4, a level at a time, each until it converges; slow, on demand
@@ -45,7 +45,7 @@ from scripts.api import register_cine
 from scripts.checkpoints import load_weights
 from scripts.classical import METHODS, limit_itk_to_one_thread
 from scripts.datalists import select_pairs
-from scripts.devices import check_device
+from scripts.devices import check_bf16, check_device
 from scripts.errors import InputError
 from scripts.exports import ExportedNetwork, export_onnx, export_torchscript
 from scripts.fields import warp
@@ -75,7 +75,6 @@ def make_network_method(
     batch: int,
     channels_last: bool = False,
     bf16: bool = False,
-    passes: int | None = None,
 ) -> Method:
     """Fields by the network, a batch of slices at a time.
 
@@ -85,13 +84,10 @@ def make_network_method(
         batch: slices a forward pass.
         channels_last: memory format of network and input.
         bf16: autocast of the network.
-        passes: how often it registers; the config's by default.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(memory_format=layout) if channels_last else network
-    infer = FieldInferer(
-        integration=config.get_parsed_content("integration", instantiate=True), passes=passes or config["passes"], bf16=bf16
-    )
+    infer = FieldInferer(integration=config.get_parsed_content("integration", instantiate=True), passes=config["passes"], bf16=bf16)
 
     @torch.inference_mode()
     def method(pairs: Tensor) -> Tensor:
@@ -136,7 +132,6 @@ def make_methods(variants: Sequence[str], checkpoint: str, device: str, iteratio
         how = NETWORK.get(form, {})
         if form in variants:
             methods |= {f"ours, {form}, batch {batch}": make_network_method(config, network, batch, **how) for batch in BATCHES}
-            methods[f"ours, {form}, batch 5, one pass"] = make_network_method(config, network, 5, passes=1, **how)
         else:
             methods[OURS] = make_network_method(config, network, 5, **how)
     chosen = [name for name in ITK if name in variants]
@@ -291,6 +286,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     options = parser.parse_args(argv)
 
     check_device(options.device)
+    check_bf16(options.device, "bf16" in options.variants)
     torch.set_num_threads(1)
     methods = make_methods(options.variants, options.checkpoint, options.device, options.iterations)
     phantom = phantom_slices(2, options.crop, seed=1)

@@ -278,7 +278,8 @@ class ResizeToSpacingd(MapTransform):
                 image.as_tensor().movedim(-1, 0), size=size, mode="bilinear", align_corners=False, antialias=True
             )
             affine = image.affine @ torch.from_numpy(scale_affine(image.shape[1:], (*size, image.shape[-1])))
-            item[key] = MetaTensor(slices.movedim(0, -1).contiguous(), affine=affine, meta=dict(image.meta))
+            item[key] = MetaTensor(slices.movedim(0, -1).contiguous(), meta=dict(image.meta))
+            item[key].affine = affine
         return item
 
 

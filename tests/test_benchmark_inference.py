@@ -27,8 +27,7 @@ def keep_threads() -> None:
 def test_prints_and_writes_ratios_of_each_round(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     inference.main([*TINY, "--json", str(tmp_path / "inference.json")])
     written = json.loads((tmp_path / "inference.json").read_text())
-    batches = [*inference.BATCHES, "5, one pass"]
-    ours = {f"ours, {form}, batch {batch}" for form in ("contiguous", "channels_last") for batch in batches}
+    ours = {f"ours, {form}, batch {batch}" for form in ("contiguous", "channels_last") for batch in inference.BATCHES}
     assert set(written["seconds"]) == ours | {"demons", "symmetric"}
     assert written["not_timed"] == []
     assert written["versions"]["itk"] == itk.Version.GetITKVersion()
@@ -64,17 +63,21 @@ def test_nothing_is_timed_where_ours_does_not_register(monkeypatch: pytest.Monke
         inference.main([*TINY, "--variants", "contiguous"])
 
 
+def test_bfloat16_is_not_imitated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    with pytest.raises(inference.InputError, match="cpu has no bfloat16 arithmetic"):
+        inference.main([*TINY, "--variants", "bf16"])
+
+
 def test_batches_and_formats_give_the_same_fields() -> None:
     checkpoint = str(inference.ROOT / "models" / "model.pt")
     methods = inference.make_methods(["contiguous", "channels_last"], checkpoint, "cpu", 1)
     pairs = inference.phantom_slices(3, 64)["pairs"]
-    for passes in ("batch", "one pass"):
-        kept = [method for name, method in methods.items() if ("one pass" in name) == (passes == "one pass")]
-        expected, *others = (method(pairs) for method in kept)
-        assert len(others) == (1 if passes == "one pass" else 5)
-        assert expected.abs().max() > 1
-        for field in others:
-            torch.testing.assert_close(field, expected, atol=1e-3, rtol=0)
+    expected, *others = (method(pairs) for method in methods.values())
+    assert len(others) == 5
+    assert expected.abs().max() > 1
+    for field in others:
+        torch.testing.assert_close(field, expected, atol=1e-3, rtol=0)
 
 
 def test_a_data_set_is_cropped_padded_and_scored_with_its_labels(phantoms: Path) -> None:
