@@ -237,6 +237,7 @@ def test_run_inference_in_processes_that_are_killed_and_resumed(trained: tuple, 
     whole = bad.read_bytes()
     bad.write_bytes(whole[:2000])
     options = {"checkpoint": trained[0] / "model.pt", "output_dir": out, "dataset_dir": data, "device": "cpu", "report": False}
+    options["refine_iterations"] = 5  # time to be killed in
     job = subprocess.Popen(
         bundle_command("inference", processes=2, config_file=INFERENCE, **options), cwd=ROOT, stderr=subprocess.DEVNULL
     )
