@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 
 from scripts.cache import prepare_items
 from scripts.errors import InputError
-from scripts.transforms import is_registrable
+from scripts.transforms import vary
 
 LABEL_KEYS = ("moving_label", "fixed_label")
 UNLABELED = -1
@@ -56,7 +56,7 @@ class SliceDataset(Dataset):
         def prepare(item: dict) -> dict[str, Tensor]:
             loaded = transform(item)
             pair = fit(loaded["pair"])
-            kept = is_registrable(pair).flatten()
+            kept = vary(pair).all(dim=1)
             prepared = {"pair": pair[kept]}
             return prepared | {"label": fit(stack_labels(loaded))[kept]} if labels else prepared
 
@@ -164,7 +164,7 @@ class FrameDataset(Dataset):
         frames, first, count = [torch.empty(0, *size)], [], []
         for prepared in prepare_items(data, prepare, ["frames", transform, list(size)], cache_dir, progress, unit="cine"):
             for cine in prepared["cine"]:
-                cine = cine[cine.amax((1, 2)) > cine.amin((1, 2))]
+                cine = cine[vary(cine[None])[0]]
                 if len(cine) < 2:
                     continue
                 first += [len(first)] * len(cine)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from scripts.errors import InputError
 from scripts.fields import compose, warp
 from scripts.losses import full_precision
-from scripts.transforms import is_registrable
+from scripts.transforms import vary
 
 
 class FieldInferer(Inferer):
@@ -70,7 +70,7 @@ class FieldInferer(Inferer):
                 moved = warp(full_precision(pair[:, :1]), field)
                 field = compose(field, estimate(torch.cat([moved, pair[:, 1:]], dim=1), number == self.passes))
             bar.update(len(pair))
-            return field * is_registrable(pair) if stack else field
+            return field * vary(pair).all(dim=1).view(-1, *[1] * (pair.ndim - 1)) if stack else field
 
         with tqdm(total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)) as bar:
             return self.inferer(inputs, to_field)

@@ -230,9 +230,10 @@ def scale_slices(image: Tensor, clip_percentile: float = 100.0) -> Tensor:
     return (image - low) / torch.where(high > low, high - low, 1.0)
 
 
-def is_registrable(pair: Tensor) -> Tensor:
-    """Whether both images of (B, 2, X, Y) show anything, (B, 1, 1, 1): what a network makes of a constant image is arbitrary."""
-    return (pair.amax((2, 3), keepdim=True) > pair.amin((2, 3), keepdim=True)).all(dim=1, keepdim=True)
+def vary(images: Tensor) -> Tensor:
+    """Which of the images (N, C, *spatial) are not constant, (N, C): what a network makes of a constant one is arbitrary."""
+    axes = tuple(range(2, images.ndim))
+    return images.amax(axes) > images.amin(axes)
 
 
 class ResizeToSpacingd(MapTransform):
