@@ -14,7 +14,6 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.cines import CineRegistration
 from scripts.command_line import first_cause
-from scripts.datalists import require_one
 from scripts.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -48,8 +47,6 @@ def run_one(**options: object) -> CineRegistration:
     unknown = set(options) - set(ConfigParser.load_config_file(str(CONFIG)))
     if unknown:
         raise InputError(f"{', '.join(sorted(unknown))}: no such option; they are the top-level keys of {CONFIG.name}.")
-    sources = {key: options.get(key) for key in ("cine", "moving", "dataset_dir", "data_list", "field")}
-    require_one(**sources | {"moving": options.get("fixed") or options.get("moving")})
     workflow = ConfigWorkflow(
         config_file=str(CONFIG),
         meta_file=str(ROOT / "configs" / "metadata.json"),
@@ -61,6 +58,7 @@ def run_one(**options: object) -> CineRegistration:
     )
     try:
         workflow.initialize()
+        workflow.parser.get_parsed_content("check_source")
         cases = workflow.parser.get_parsed_content("data")
         if len(cases) != 1:
             raise InputError("give one case: a cine, or a moving and a fixed image.")
