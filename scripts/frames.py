@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ class LoadCase(Transform):
         if "cine" not in data:
             item = self.load(data)
             check_right_angles(item["fixed"].affine.double().numpy(), data["fixed"])
+            check_areal(item["fixed"].shape[1:3], data["fixed"])
             check_slices_last(data["fixed"])
             for key in ("fixed", "moving", "moving_label"):
                 if key in data:
@@ -54,6 +55,7 @@ class LoadCase(Transform):
             return check_points({**item, **label, "reference": 0, "reference_basis": "the fixed image of the pair"})
         cine = read_cine(data["cine"])
         check_right_angles(cine.affine, data["cine"])
+        check_areal(cine.image.shape[:2], data["cine"])
         item = {**data, "reference_basis": data.get("reference_basis", "given")}
         if "reference" not in data:
             item["reference"] = largest_cavity(cine.image)
@@ -73,6 +75,18 @@ class LoadCase(Transform):
             if not item["reference_label"].any():
                 raise InputError(f"{data['reference_label']}: is 0 everywhere; give the label of {name}.")
         return check_points(item)
+
+
+def check_areal(size: Sequence[int], path: str | Path) -> None:
+    """Stop at slices that are one pixel wide: a field on them has no gradient.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if min(size) < 2:
+        raise InputError(
+            f"{path}: has slices of {size[0]} x {size[1]} pixels; give a stack of slices (X, Y, Z) of two pixels or more."
+        )
 
 
 def check_points(item: dict) -> dict:

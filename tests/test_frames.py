@@ -361,6 +361,15 @@ def test_a_pair_whose_slices_lie_along_another_axis_is_refused(tmp_path: Path) -
         LoadCase()({"moving": path, "fixed": path})
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 3, 2), (16, 1, 3, 2), (1, 16, 3)])
+def test_slices_of_one_row_or_column_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "thin.nii.gz"
+    write_nifti(path, np.random.default_rng(0).random(shape), np.diag([1.5, 1.5, 8.0, 1.0]))
+    item = {"cine": str(path), "reference": 1} if len(shape) == 4 else {"moving": str(path), "fixed": str(path)}
+    with pytest.raises(InputError, match=rf"thin.nii.gz: has slices of {shape[0]} x {shape[1]} pixels"):
+        LoadCase()(item)
+
+
 def test_stacks_are_inverted_slice_by_slice() -> None:
     rng = np.random.default_rng(0)
     smooth = gaussian_filter(rng.normal(0, 40, (2, 2, 30, 28, 3)), (0, 0, 5, 5, 0))
