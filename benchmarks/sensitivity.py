@@ -17,10 +17,11 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isnan
 from pathlib import Path
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
@@ -41,6 +42,8 @@ FOLDABLE = {
 }
 RATES, BATCHES = (3e-4, 1e-3, 3e-3), (4, 16)
 WEIGHTS = (0.01, 0.1, 0.0, 0.03, 0.001, 0.003)
+CROWDED = 76.0
+"""Dice in percent above which most points lie; the figure shows them in an inset, too."""
 
 
 @dataclass(frozen=True)
@@ -149,16 +152,19 @@ def draw(results: Sequence[dict], path: Path) -> None:
 
     figure = Figure(figsize=(11.5, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    crowd = right.inset_axes([0.49, 0.1, 0.49, 0.6])
     by_run = {Run(**result["run"]): result for result in results}
     point = lambda run, kind="mean": (by_run[run][kind]["folding_percent"], by_run[run][kind]["dice"])
+    label = lambda axes, text, at, offset, **style: axes.annotate(
+        text, at, xytext=offset, textcoords="offset points", fontsize=9, annotation_clip=True, **style
+    )
     sums = sorted((run for run in by_run if run == Run("weighted_sum", run.weight)), key=lambda run: run.weight)
-    for axes in (left, right):
+    for axes in (left, right, crowd):
         axes.plot(*zip(*map(point, sums)), color="0.6", marker="o", markersize=5, zorder=1, label="weighted sum over λ")
-    # The smallest weights lie close together.
-    offsets = {0.0: (16, 2), 0.001: (16, -9), 0.003: (2, -17), 0.01: (-44, -4)}
     for run in sums:
-        offset = offsets.get(run.weight, (8, -10))
-        right.annotate(f"λ {run.weight:g}", point(run), xytext=offset, textcoords="offset points", color="0.35", fontsize=9)
+        label(crowd, f"λ {run.weight:g}", point(run), (6, -11), color="0.35")
+        if run.weight == max(WEIGHTS):
+            label(right, f"λ {run.weight:g}", point(run), (-8, -3), color="0.35", ha="right")
     colors = dict(zip(RATES, ("tab:blue", "tab:green", "tab:red")))
     markers = dict(zip(BATCHES, ("o", "s")))
     surgery = [run for run in by_run if run.strategy == "projection" and run.seed == 0]
@@ -169,24 +175,37 @@ def draw(results: Sequence[dict], path: Path) -> None:
         left.plot(x0, y0, **style, markerfacecolor="white", zorder=3)
         left.plot(x, y, **style, zorder=4)
     if Run() in by_run:
-        for axes in (left, right):
+        for axes in (left, right, crowd):
             axes.plot(*point(Run()), marker="o", markersize=17, color="none", markeredgecolor="black", zorder=5)
-        right.plot(*point(Run()), marker="o", markersize=9, color=colors[1e-3], zorder=4)
-        right.annotate("projection (GSMorph)", point(Run()), xytext=(-14, 2), textcoords="offset points", fontsize=9, ha="right")
-    for run, name, marker in ((Run("pcgrad_symmetric"), "PCGrad, UPGrad", "^"), (Run("config"), "ConFIG", "v")):
+        for axes in (right, crowd):
+            axes.plot(*point(Run()), marker="o", markersize=9, color=colors[1e-3], zorder=4)
+        label(right, "projection (GSMorph)", point(Run()), (-14, 2), ha="right")
+    for run, name, marker, height in (
+        (Run("pcgrad_symmetric"), "PCGrad, UPGrad", "^", 4),
+        (Run("config"), "ConFIG", "v", -10),
+    ):
         if run in by_run:
-            right.plot(*point(run), marker=marker, markersize=9, color="tab:purple", zorder=4)
-            right.annotate(name, point(run), xytext=(9, -3), textcoords="offset points", fontsize=9)
-    rates = sorted(
-        (run for run in by_run if run == Run("weighted_sum", 0.01, run.learning_rate)), key=lambda run: run.learning_rate
-    )
-    if len(rates) > 1:
-        right.plot(*zip(*map(point, rates)), color="tab:orange", linewidth=0.8, zorder=2)
-    for run in rates:
-        if run.learning_rate != 1e-3:
-            right.plot(*point(run), marker="o", markersize=7, color="tab:orange", zorder=3)
-            text = f"λ 0.01, rate {run.learning_rate:g}"
-            right.annotate(text, point(run), xytext=(8, -3), textcoords="offset points", color="tab:orange", fontsize=9)
+            right.plot(*point(run), marker=marker, markersize=9, color="tab:purple", zorder=4, clip_on=False)
+            label(right, name, point(run), (9, height))
+    for run in by_run:
+        first = replace(run, seed=0)
+        if run.seed and first in by_run:
+            color = colors[1e-3] if run.strategy == "projection" else "0.6"
+            crowd.plot(*zip(point(first), point(run)), color=color, linestyle=":", zorder=2)
+            crowd.plot(*point(run), marker="x", markersize=8, color=color, zorder=3)
+            label(crowd, f"seed {run.seed}", point(run), (-14, -15), color="0.35")
+    for run in (Run("weighted_sum", 0.01, rate) for rate in RATES if rate != 1e-3):
+        if run in by_run and Run("weighted_sum", 0.01) in by_run:
+            crowd.plot(*zip(point(Run("weighted_sum", 0.01)), point(run)), color=colors[run.learning_rate], linewidth=0.8, zorder=2)
+            crowd.plot(*point(run), marker="o", markersize=6, color=colors[run.learning_rate], zorder=3)
+    near = [point(run) for run in (*sums, *by_run) if run.batch_size == BATCHES[0] and point(run)[1] > CROWDED]
+    if near:
+        (x0, y0), (x1, y1) = np.min(near, axis=0), np.max(near, axis=0)
+        crowd.set_xlim(x0 - 0.15 * (x1 - x0 + 0.1), x1 + 0.2 * (x1 - x0 + 0.1))
+        crowd.set_ylim(y0 - 0.8, y1 + 0.6)
+        right.indicate_inset_zoom(crowd)
+    crowd.tick_params(labelsize=8)
+    crowd.grid(alpha=0.3)
     left.set_title("surgery over rate, batch and averaging")
     right.set_title("weighted sums over λ, and other strategies without λ")
     left.set_ylabel("Dice, % (val)")
@@ -204,6 +223,7 @@ def draw(results: Sequence[dict], path: Path) -> None:
         handle("running mean of the weights", color="0.3", marker="D"),
         handle("last weights", color="0.3", marker="D", markerfacecolor="white"),
         handle("defaults", color="none", markeredgecolor="black", marker="o"),
+        handle("another seed", color="0.6", marker="x"),
         Line2D([], [], color="0.6", marker="o", label="weighted sum over λ"),
     ]
     figure.legend(handles=legend, fontsize=9, loc="outside lower center", ncols=5)
