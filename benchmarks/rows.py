@@ -99,10 +99,10 @@ class Study:
 
     def items(self, split: str) -> list[dict]:
         """The pairs of a split, of the first `subset` subjects: "train" and "val" ES to ED, "test" both ways."""
-        if split == "test":
-            folder, split, direction = self.options.test_dataset_dir or self.options.dataset_dir, "test_or_all", "both"
-        else:
-            folder, direction = self.options.dataset_dir, "ES_to_ED"
+        folder, direction = self.options.dataset_dir, "both" if split == "test" else "ES_to_ED"
+        if split == "test" and self.options.test_dataset_dir:
+            # All of another data set may be scored: nothing was trained on it.
+            folder, split = self.options.test_dataset_dir, "test_or_all"
         found = select_pairs(folder, None, split, direction, seed=self.settings["seed"])
         kept = list(dict.fromkeys(item["subject"] for item in found))[: self.options.subset]
         return [item for item in found if item["subject"] in kept]

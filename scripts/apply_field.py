@@ -43,8 +43,11 @@ def apply_field(
     given = {"moved.nii.gz": (moving, False), "moved_label.nii.gz": (moving_label, True)}
     if not (moving or moving_label or points):
         raise InputError("--field: needs something to move; give --moving, --moving_label or --points.")
-    voxels, affine = read_field(field)
     folder, written = Path(output_dir), []
+    for path in (field, moving, moving_label, points):
+        if path and Path(path).resolve() in [(folder / name).resolve() for name in (*given, "points.csv")]:
+            raise InputError(f"{path}: would be overwritten by what is made of it; give --output_dir another folder.")
+    voxels, affine = read_field(field)
     outputs = {}
     for name, (path, is_label) in given.items():
         if path:

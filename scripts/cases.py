@@ -123,10 +123,13 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give --dataset_dir a folder that is there.")
     entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
-    subjects = [path for path in entries if (path / "Info.cfg").is_file()]
     files = cine_files(root)
-    others = [path for path in entries if path.is_dir() and path not in subjects and not is_result(path)]
+    folders = [path for path in entries if path.is_dir()]
+    subjects = [path for path in folders if (path / "Info.cfg").is_file() and any(path.glob(f"{path.name}_*.nii*"))]
+    others = [path for path in folders if path not in subjects and not is_result(path)]
     contents = {path: cine_files(path) or ([path] if holds_dicom(path.rglob("*")) else []) for path in others}
+    # One without any image says which it lacks.
+    subjects += [path for path in others if (path / "Info.cfg").is_file() and not contents[path]]
     if not (subjects or files or any(contents.values())) and holds_dicom(entries):
         contents = {root: [root]}
     cases = [case for path in subjects for case in report_later(subject_cases, path.name, path, reference_frame, direction)] + [
@@ -184,13 +187,13 @@ def listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:
 
 
 def subject_cases(subject: Path, reference_frame: int | None, direction: str) -> list[dict]:
-    """A subject in ACDC's layout: its cine with the label at end diastole where there is one, else its pair."""
+    """A subject in ACDC's layout: its cine with the label of the reference frame where there is one, else its pair."""
     cine = find_image(subject, f"{subject.name}_4d", required=False)
     if cine is None:
         refuse_frame(subject, reference_frame)
         return acdc_pairs(subject.parent, [subject.name], direction)
-    ed = end_diastole(subject) if reference_frame is None else None
-    label = None if ed is None else find_image(subject, f"{subject.name}_frame{ed:02d}_gt", required=False)
+    frame = end_diastole(subject) if reference_frame is None else reference_frame
+    label = find_image(subject, f"{subject.name}_frame{frame:02d}_gt", required=False) if isinstance(frame, int) else None
     return [cine_case(cine, reference_frame, str(label) if label else None)]
 
 

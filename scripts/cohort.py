@@ -12,6 +12,7 @@ from pathlib import Path
 import ignite.distributed as idist
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
+from torch import nn
 from tqdm import tqdm
 
 from scripts.command_line import first_cause
@@ -44,7 +45,8 @@ def run_cases(
         dataset: of a data list, each item with a "case"; the same in all processes.
         output_dir: folder of the cases.
         overwrite: whether to run a case again that is there already; a single one always is.
-        parameters: on what the results depend beside the cases' files; where one has changed, or a file, a case is run again.
+        parameters: on what the results depend beside the cases' files, the network and the inferer; where any of these has changed, a
+            case is run again.
 
     Returns:
         The names of the cases that this process ran.
@@ -60,6 +62,7 @@ def run_cases(
     evaluator.state.epoch_length = 1
     # A single case was asked for by its files and options: what lies there may come from others.
     overwrite = overwrite or len(dataset.data) == 1
+    computed_by = {name: describe(getattr(evaluator, name)) for name in ("network", "inferer")}
     # Shared before looking at what is done, which changes while the other processes work.
     share, skipped = dataset.data[idist.get_rank() :: idist.get_world_size()], 0
     bar = tqdm(share, desc="cases", unit="case", disable=idist.get_rank() > 0)
@@ -67,7 +70,7 @@ def run_cases(
         name = str(item["case"])
         bar.set_postfix_str(name)
         try:
-            item = {**item, "fingerprint": fingerprint(item, parameters or {})}
+            item = {**item, "fingerprint": fingerprint(item, {**(parameters or {}), **computed_by})}
             if not overwrite and is_done(output_dir, item):
                 skipped += 1
                 continue
@@ -119,6 +122,21 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
     return total.hexdigest()[:16]
 
 
+def describe(value: object) -> str:
+    """The kind and the settings of a network or an inferer, and of those in it, as one text; weights have their file's hash."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(describe, value))}]"
+    own = type(value).__module__.startswith("scripts.")
+    settings = {name: setting for name, setting in vars(value).items() if own and not name.startswith("_")}
+    if isinstance(value, nn.Module):
+        settings |= {"training": None, **dict(value.named_children())}
+    # Where and how loudly something is computed changes nothing.
+    parts = (f"{name}={describe(setting)}" for name, setting in sorted(settings.items()) if name not in ("progress", "training"))
+    return f"{getattr(value, '__qualname__', type(value).__qualname__)}({', '.join(parts)})"
+
+
 def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None) -> dict:
     """A case's row of the summary: `COLUMNS`, empty where there is no such figure; folding and inverse error of its worst frame.
 
@@ -136,7 +154,8 @@ def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None
         json.loads(path.read_text()) if path.is_file() else {} for path in (folder / DONE, folder / "function.json")
     )
     row |= {"trustworthy": quality.get("trustworthy", ""), "verdict": " ".join(quality.get("verdict", []))}
-    row |= {key: worst((frame[key] for frame in quality.get("frames", [])), default="") for key, worst in WORST.items()}
+    known = lambda key: [frame[key] for frame in quality.get("frames", []) if frame[key] is not None]
+    row |= {key: worst(known(key), default="") for key, worst in WORST.items()}
     row |= {key: function.get(key, "") for key in FUNCTION}
     peaks = summarize_strain(read_strain(folder / "strain.csv"))
     return row | {key: peaks.get(key, "") for key in STRAIN}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 import sys
 import time
@@ -56,9 +57,12 @@ def check(argv: Sequence[str] | None = None) -> None:
             hint = f"did you mean --{close[0]}?" if close else "the options are the top-level keys of the config file."
             raise InputError(f"--{name}: no such option; {hint}")
         read = DefaultParseValue(value) if value is not None else True
-        if read in ("null", "~"):
-            raise InputError(f"--{name} {value}: is read as a word; on the command line, nothing is written --{name} None")
+        if read is None or read in ("null", "~"):
+            # MONAI drops None, and takes the others for words.
+            raise InputError(f"--{name} {value}: would not be taken for nothing; leave --{name} out, or write --{name} '$None'")
         # Fire reads false as a word, which would count as true.
+        if str(read).lower() in ("true", "false") and not isinstance(read, bool):
+            raise InputError(f"--{name} {value}: is read as a word; write --{name} {str(read).capitalize()}")
         if isinstance(config.get(name), bool) and not isinstance(read, bool):
             raise InputError(f"--{name} {value}: is a switch; write --{name} True or --{name} False")
         # False is how a path is left out.
@@ -78,6 +82,22 @@ def check_counts(**options: object) -> None:
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"--{name} {value}: is no whole number from 1 on; give 1, 2, 3, … or leave --{name} out.")
+
+
+def check_rates(at_most: float = math.inf, **options: object) -> None:
+    """Stop where an option is no number above 0.
+
+    Args:
+        at_most: the largest number that the options may be.
+        options: values by name.
+
+    Raises:
+        InputError: naming the option and the cure.
+    """
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= at_most:
+            limit = "" if at_most == math.inf else f" and at most {at_most:g}"
+            raise InputError(f"--{name} {value}: is no number above 0{limit}; give one, or leave --{name} out.")
 
 
 def is_bundle_run(argv: Sequence[str]) -> bool:

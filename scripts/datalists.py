@@ -8,6 +8,7 @@ this project's labels (1 RV, 2 myocardium, 3 LV) in the order of the file's own,
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import logging
 import random
@@ -18,6 +19,8 @@ from pathlib import Path
 from scripts.errors import InputError
 
 FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label", "points")
+LIST_KEYS = (*FILE_KEYS, "case", "subject", "reference")
+"""What an item of a JSON list may say; other keys are the user's own."""
 SPLITS = ("train", "val", "test")
 HELD_OUT = 0.1  # of the subjects, for val and for test
 DIRECTIONS = {"ES_to_ED": ("ES", "ED"), "ED_to_ES": ("ED", "ES")}
@@ -207,10 +210,11 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
     """A section ("training", "validation" or "test") of a MONAI data list in JSON; paths are relative to the file's folder.
 
     Each item needs "moving" and "fixed", and may have "moving_label", "fixed_label", "subject" and "case"; for inference it may have
-    "cine", and with it "reference" (a frame, counted from 1) and "reference_label", instead, and "points".
+    "cine", and with it "reference_frame" (or "reference"; counted from 1) and "reference_label", instead, and "points".
 
     Raises:
-        InputError: for a file or a section that is not there, an item without an image, or a case that names no folder.
+        InputError: for a file or a section that is not there, an item without an image or with a misspelled key, or a case that names
+            no folder.
     """
     path = Path(path)
     if not path.is_file():
@@ -221,6 +225,11 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is no MONAI data list ({error}).") from error
     for number, item in enumerate(items, start=1):
+        if "reference_frame" in item:
+            item["reference"] = item.pop("reference_frame")
+        for key in set(item) - set(LIST_KEYS):
+            if close := difflib.get_close_matches(str(key), LIST_KEYS, n=1, cutoff=0.8):
+                raise InputError(f"{path}: item {number} of '{section}' has the key {key!r}; did you mean {close[0]!r}?")
         for key in FILE_KEYS:
             if key in item:
                 if not isinstance(item[key], str):

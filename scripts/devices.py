@@ -32,7 +32,7 @@ def is_first_of_node() -> bool:
 
 
 def start_process_group(device: str | torch.device, hours: float | None = None) -> None:
-    """Join the processes that torchrun started, through NCCL for CUDA devices and gloo for the CPU.
+    """Join the processes that torchrun started, through NCCL for CUDA devices and gloo for the CPU; once, whoever else did it before.
 
     Args:
         device: of the tensors that the processes exchange.
@@ -46,6 +46,8 @@ def start_process_group(device: str | torch.device, hours: float | None = None) 
         raise InputError(
             "configs/multi_gpu_train.yaml: needs several processes; start it by torchrun --nproc_per_node=N -m monai.bundle run …"
         )
+    if dist.is_initialized():
+        return
     if device.type == "cuda":
         if device.index != int(os.environ["LOCAL_RANK"]):
             raise InputError(f"--device {device}: each process has a device of its own; leave --device out, or give cpu.")

@@ -171,7 +171,8 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
     """The headers of the images in a file: none where it is no MR image, one of a classic file, all frames of an Enhanced one.
 
     Raises:
-        InputError: for an image that lacks its geometry, a classic file of several frames, or an Enhanced one that describes none.
+        InputError: for a DICOM file whose header is spoiled, an image that lacks its geometry, a classic file of several frames, or an
+            Enhanced one that describes none.
     """
     from pydicom import dcmread, uid
     from pydicom.errors import InvalidDicomError
@@ -180,6 +181,11 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
         header = dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
     except (InvalidDicomError, EOFError):
         return []
+    except Exception as error:
+        # Spoiled headers have pydicom raise whatever comes first.
+        raise InputError(
+            f"{folder}: {path.name} cannot be read as DICOM ({type(error).__name__}); export it again or move it out of the folder."
+        ) from error
     enhanced = (uid.EnhancedMRImageStorage, uid.LegacyConvertedEnhancedMRImageStorage)
     kind = header.get("SOPClassUID")
     # A color image is a picture of an image, such as a screen shot.

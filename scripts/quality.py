@@ -90,14 +90,15 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
 
     def figures(part: slice) -> dict:
         inside = [error[part][~error[part].isnan()].numpy() for error in inverse]
-        inside = [error if len(error) else np.zeros(1) for error in inside]
+        # Where no voxel counts, nobody knows.
+        inside = [error if len(error) else np.full(1, np.nan) for error in inside]
         return {
             "folding_percent": 100.0 * float((determinant[part] <= 0).double().mean()),
             "compressed_percent": 100.0 * float(((determinant[part] > 0) & (determinant[part] < COMPRESSED)).double().mean()),
             "jacobian_min": float(determinant[part].min()),
             "jacobian_max": float(determinant[part].max()),
-            "inverse_error_mm_p95": max(float(np.percentile(error, 95)) for error in inside),
-            "inverse_error_mm_max": max(float(error.max()) for error in inside),
+            "inverse_error_mm_p95": float(np.max([np.percentile(error, 95) for error in inside])),
+            "inverse_error_mm_max": float(np.max([error.max() for error in inside])),
             "unconverged_voxels": int(unconverged[part].sum()),
             "largest_displacement_mm": float(length[part].max()),
             "mse_before": float(squares[0][part].mean()),
@@ -162,7 +163,8 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
         [f for f in others if f["blank_slices"]], f"Nothing is registered, and nothing moves, where a slice is blank: {numbers}"
     )
     call_out(
-        [f for f in others if f["inverse_error_mm_p95"] > limit["inverse_error_mm_p95"]], "The field cannot be inverted accurately"
+        [f for f in others if not f["inverse_error_mm_p95"] <= limit["inverse_error_mm_p95"]],
+        "The field cannot be inverted accurately",
     )
     still = [f for f in others if f["largest_displacement_mm"] < limit["moved_mm"]]
     # Frames that resemble the reference from the start have nothing to gain.

@@ -23,6 +23,18 @@ from scripts.itk_fields import write_field
 from scripts.report import write_report
 
 DONE = "quality.json"
+RESULTS = {
+    "moved.nii.gz",
+    "labels.nii.gz",
+    "field.nii.gz",
+    "field_inverse.nii.gz",
+    "moved_label.nii.gz",
+    "fields",
+    DONE,
+    "report.html",
+}
+RESULTS |= {"function.json", "volumes.csv", "strain.csv", "points.csv", ".DS_Store"}
+"""All that `WriteRegistration`, and a Mac that shows it, may leave in the folder of a case."""
 
 
 class WriteRegistration(Transform):
@@ -56,6 +68,10 @@ class WriteRegistration(Transform):
         # The folder may be the case's own, which is never to be replaced.
         if final.is_file() or (final.is_dir() and any(final.iterdir()) and not is_result(final)):
             raise InputError(f"{final}: is there and holds no results of an earlier run; give --output_dir another folder.")
+        if others := sorted({path.name for path in final.glob("*")} - RESULTS):
+            raise InputError(
+                f"{final}: holds {others[0]} beside the results of an earlier run; move it, or give another --output_dir."
+            )
         partial = final.with_name(f".part_{final.name}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -78,7 +94,7 @@ class WriteRegistration(Transform):
 
 def is_result(folder: Path) -> bool:
     """Whether a folder is one that inference wrote, be it without its last file."""
-    return any((folder / name).is_file() for name in (DONE, "moved.nii.gz"))
+    return (folder / DONE).is_file() or {"moved.nii.gz"} <= {path.name for path in folder.iterdir()} <= RESULTS
 
 
 def versions() -> dict[str, str]:

@@ -143,3 +143,13 @@ def test_an_image_on_another_grid_is_refused_unless_asked_for(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"small\.nii\.gz and .*different shapes, \(8, 7, 3\) and \(8, 8, 3\)"):
         apply_field(tmp_path / "field.nii.gz", small, output_dir=tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+def test_what_is_given_is_never_overwritten(files: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "case"
+    folder.mkdir()
+    given = files["moving"].rename(folder / "moved.nii.gz")
+    before = given.read_bytes()
+    with pytest.raises(InputError, match=r"moved\.nii\.gz: would be overwritten by what is made of it; give --output_dir another"):
+        apply_field(files["field"], moving=given, output_dir=folder, resample_moving=True)
+    assert given.read_bytes() == before

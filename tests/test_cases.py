@@ -254,3 +254,37 @@ def test_names_differ(subject: Path) -> None:
     assert [item["case"] for item in renamed][:3] == ["a", "b", "a_2"]
     (subject / "list.json").write_text(json.dumps({"test": [{"cine": "phantom001_4d.nii.gz"}] * 2}))
     assert [item["case"] for item in inference_cases(data_list=str(subject / "list.json"))] == ["phantom001", "phantom001_2"]
+
+
+def test_a_subject_is_its_files_not_its_info_cfg_alone(copy: Path) -> None:
+    other = copy / "another"
+    other.mkdir()
+    (copy / "phantom002" / "phantom002_4d.nii.gz").rename(other / "heart_4d.nii.gz")
+    (other / "Info.cfg").write_text("ED: 2\n")
+    by_name = {item["case"]: item for item in find_cases(dataset_dir=str(copy))}
+    assert by_name["heart"]["cine"] == str(other / "heart_4d.nii.gz")
+    assert by_name["heart"]["reference"] == 2
+    assert "cine" not in by_name["phantom002"]  # its frames make a pair
+    # A folder with an Info.cfg and no image at all is told from one that holds no case.
+    (other / "heart_4d.nii.gz").unlink()
+    (other / "Info.cfg").write_text("ED: 2\nES: 3\n")
+    (lost,) = [item for item in find_cases(dataset_dir=str(copy)) if item["case"] == "another"]
+    with pytest.raises(InputError, match=r"another_frame\d+\.nii\.gz: no such file"):
+        LoadCase()(lost)
+
+
+def test_a_reference_frame_takes_its_own_label_along(copy: Path) -> None:
+    ed = 1
+    es = next(int(line[4:]) for line in (copy / "phantom001" / "Info.cfg").read_text().splitlines() if line.startswith("ES: "))
+    for frame in (ed, es):
+        (item, *_) = find_cases(dataset_dir=str(copy), reference_frame=frame)
+        assert item["reference"] == frame
+        assert item["reference_label"].endswith(f"phantom001_frame{frame:02d}_gt.nii.gz")
+    (item, *_) = find_cases(dataset_dir=str(copy), reference_frame=es - 1)
+    assert "reference_label" not in item
+
+
+def test_a_list_says_reference_frame_as_the_option_does(subject: Path) -> None:
+    listed = [{"cine": "phantom001_4d.nii.gz", key: 3} for key in ("reference", "reference_frame")]
+    (subject / "list.json").write_text(json.dumps({"test": listed}))
+    assert [item["reference"] for item in find_cases(data_list=str(subject / "list.json"))] == [3, 3]

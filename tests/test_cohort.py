@@ -16,9 +16,10 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
-from scripts.cohort import COLUMNS, SUMMARY, fingerprint, run_cases, summarize_case
+from scripts.cohort import COLUMNS, SUMMARY, describe, fingerprint, run_cases, summarize_case
 from scripts.command_line import first_cause
 from scripts.errors import InputError
+from scripts.inferers import FieldInferer
 from scripts.writers import DONE
 
 
@@ -130,6 +131,35 @@ def test_a_fingerprint_is_of_version_and_steps_of_refinement_but_not_of_chunks()
     version = json.loads((ROOT / "configs" / "metadata.json").read_text())["version"]
     assert parameters()["bundle version"] == version
     assert parameters(refine_iterations=2) == parameters(refine_iterations=2, slices_at_once=3) != parameters()
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"network_def::backbone::antisymmetric": False}, 0),
+        ({"network_def::backbone::norm_window": None}, 0),
+        ({"network_def::backbone::smoothing": 4.0}, 0),
+        ({"integration::num_steps": 2}, 1),
+        ({"inferer::learning_rate": 0.5}, 1),
+        ({"slices_at_once": 3, "inferer::progress": False}, None),
+    ],
+)
+def test_a_description_is_of_all_settings_that_change_fields(options: dict, part: int | None) -> None:
+    def described(changes: dict) -> list[str]:
+        parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.yaml")))
+        parser.update({"bundle_root": str(ROOT), "device": "cpu", **changes})
+        return [describe(parser.get_parsed_content(name)) for name in ("trained_network", "inferer")]
+
+    same = [one == other for one, other in zip(described({}), described(options))]
+    assert same == [number != part for number in (0, 1)]
+
+
+def test_another_inferer_runs_cases_again(make: Make) -> None:
+    study = make("a", "b")
+    assert study.run() == ["a", "b"]
+    assert study.run() == []
+    study.evaluator.inferer = FieldInferer()
+    assert study.run() == ["a", "b"]
 
 
 def test_a_folder_without_its_last_file_is_not_done(make: Make) -> None:

@@ -28,11 +28,12 @@ RUN = ["python", "run", "--config_file", "configs/inference.yaml"]
         (["--moving", "--fixed", "b.nii.gz"], "--moving"),
         (["-referense_frame", "3"], "--referense_frame: no such option"),
         (["--points", "2024_01"], r"write it as --points \./2024_01"),
-        (
-            ["--integration", "null"],
-            "--integration null: is read as a word; on the command line, nothing is written --integration None",
-        ),
-        (["--report", "false"], "--report false: is a switch; write --report True or --report False"),
+        (["--integration", "null"], r"--integration null: would not be taken for nothing; .*write --integration '\$None'"),
+        (["--integration", "None"], r"write --integration '\$None'"),
+        (["--points", "None"], "leave --points out"),
+        (["--report", "false"], "--report false: is read as a word; write --report False"),
+        (["--output_dir", "false"], "--output_dir false: is read as a word; write --output_dir False"),
+        (["--report", "maybe"], "--report maybe: is a switch; write --report True or --report False"),
     ],
 )
 def test_refuses(words: list[str], message: str) -> None:
@@ -46,6 +47,7 @@ def test_refuses(words: list[str], message: str) -> None:
         ["--moving", "a.nii.gz", "--fixed=b.nii.gz", "--output-dir", "x", "--report", "False", "--bf16"],
         ["--network_def#backbone#hidden", "48", "--postprocessing::transforms::1::output_dir", "y"],
         ["--config_file", "['configs/train.yaml','configs/evaluate.yaml']", "--checkpoint", "m.pt", "--max_epochs", "3"],
+        ["--integration", "$None", "--output_dir", "False"],
         ["--meta_file", "configs/metadata.json", "--tracking", "mlflow", "--logging_file", "configs/logging.conf"],
     ],
 )
@@ -60,6 +62,28 @@ def test_what_counts_nothing_is_refused(value: object) -> None:
         InputError, match=f"^--log_every {value}: is no whole number from 1 on; give 1, 2, 3, … or leave --log_every out"
     ):
         command_line.check_counts(batch_size=1, log_every=value)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), 1.5, "abc", None, True])
+def test_what_is_no_rate_is_refused(value: object) -> None:
+    command_line.check_rates(averaging=1, at_most=1)
+    command_line.check_rates(learning_rate=1.5)
+    with pytest.raises(
+        InputError, match=f"^--averaging {value}: is no number above 0 and at most 1; give one, or leave --averaging out"
+    ):
+        command_line.check_rates(averaging=value, at_most=1)
+
+
+@pytest.mark.parametrize("files", [["train"], ["train", "multi_gpu_train"], ["train", "finetune"]])
+@pytest.mark.parametrize("name", ["learning_rate", "averaging"])
+def test_each_training_checks_its_rates_first(files: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "start_process_group", lambda *_, **__: None)
+    config = ConfigParser()
+    config.read_config([f"configs/{file}.yaml" for file in files])
+    config.update({"device": "cpu", name: "abc"})
+    with pytest.raises(RuntimeError) as caught:
+        config.get_parsed_content("initialize")
+    assert str(command_line.first_cause(caught.value)).startswith(f"--{name} abc: is no number above 0")
 
 
 COUNTS = ("max_epochs", "batch_size", "val_interval", "log_every")

@@ -105,3 +105,9 @@ def test_bfloat16_is_refused_where_the_hardware_lacks_it(monkeypatch: pytest.Mon
         check_bf16("cpu", True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     check_bf16("cpu", True)
+
+
+def test_processes_that_joined_already_join_once(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("joined twice"))
+    start_process_group("cpu")

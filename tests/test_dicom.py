@@ -6,6 +6,7 @@ import builtins
 import logging
 import random
 import re
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import astuple
@@ -488,3 +489,14 @@ def test_reads_what_a_scanner_wrote() -> None:
         crop = cine.image[56:200, 56:200, z]
         for t in (0, 7, 19):
             assert np.corrcoef(crop[..., t].ravel(), pixels[..., 7 - z, t].ravel())[0, 1] > 0.999
+
+
+def test_a_spoiled_header_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "IM7").write_bytes(bytes(128) + b"DICM")
+
+    def spoiled(*_: object, **__: object) -> None:
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr(pydicom, "dcmread", spoiled)
+    with pytest.raises(InputError, match=r"IM7 cannot be read as DICOM \(error\); export it again or move it out of the folder"):
+        read_dicom_cine(tmp_path)

@@ -278,3 +278,14 @@ def test_a_constant_fixed_image_leaves_finite_figures() -> None:
     registration = register(wave(0, 1, 2), images=np.ones((*SHAPE, 3)), moved=np.ones((*SHAPE, 3)))
     json.dumps(plain(assess(registration)), allow_nan=False)
     assert assess(registration)["frames"][1]["mse_after"] == 0
+
+
+def test_where_no_voxel_counts_the_inverse_error_is_unknown_and_called_out() -> None:
+    fields = np.zeros((2, 2, *SHAPE))
+    fields[1, 0] = -2.5 * X[..., None]  # turned inside out
+    found = assess(register(fields, inverses=np.zeros_like(fields)))
+    assert np.isnan(found["frames"][1]["inverse_error_mm_p95"])
+    assert np.isnan(found["frames"][1]["inverse_error_mm_max"])
+    assert plain(found)["frames"][1]["inverse_error_mm_p95"] is None
+    assert any("cannot be inverted" in sentence for sentence in found["verdict"])
+    assert found["frames"][0]["inverse_error_mm_p95"] == 0

@@ -154,7 +154,7 @@ def test_a_failing_report_leaves_no_folder(cine: CineRegistration, tmp_path: Pat
 
 def test_rewriting_replaces_the_whole_folder(cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path, cine)
-    (folder / "stray.txt").touch()
+    (folder / ".DS_Store").touch()  # as Finder leaves one where it has looked
     # What an interrupted run left behind.
     for name in (".part_heart", ".old_heart"):
         (tmp_path / name).mkdir()
@@ -179,6 +179,17 @@ def test_a_folder_that_holds_no_results_is_never_replaced(cine: CineRegistration
     # Results that lack their last file are results.
     (tmp_path / "heart" / DONE).unlink()
     assert files(write(tmp_path, register(label=False))) == CINE_FILES
+
+
+@pytest.mark.parametrize("beside", ["moved.nii.gz", DONE])
+def test_what_lies_beside_results_is_never_deleted(cine: CineRegistration, tmp_path: Path, beside: str) -> None:
+    """`--field` writes a moved.nii.gz beside whatever is there."""
+    (tmp_path / "heart").mkdir()
+    for name in (beside, "heart_4d.nii.gz"):
+        (tmp_path / "heart" / name).write_text("the only copy")
+    with pytest.raises(InputError, match=r"heart: (is there and holds no results|holds heart_4d\.nii\.gz beside the results)"):
+        write(tmp_path, cine)
+    assert files(tmp_path) == {f"heart/{beside}", "heart/heart_4d.nii.gz"}
 
 
 def test_no_output_folder_writes_nothing(cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
