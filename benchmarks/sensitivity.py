@@ -1,11 +1,12 @@
-"""What a user chooses where there is no weight: Dice and folding over rate, batch and averaging for surgery, over λ for weighted sums.
+"""What a user chooses where there is no weight: Dice and folding over rate, batch and averages for surgery, over λ for weighted sums.
 
     python -m benchmarks.sensitivity --dataset_dir DIR [--output_dir sensitivity] [--epochs 3] [--runs N] [--figure FILE.png]
 
-Every run trains `train.yaml` on the same number of slice presentations and is scored on `val`, with the last weights and with their
-running mean. The network is one whose fields can fold: a displacement, neither integrated nor smoothed, one direction at a time; so what
-keeps a field smooth is how the two gradients are settled. A finished run is a file in the output folder and is not run again; `--runs`
-stops after so many. `sensitivity.json`, `sensitivity.csv` and the figure hold what is finished so far.
+Every run trains `train.yaml` on native pixels with the same number of slice presentations and is scored on `val`, with the last weights and
+with their running mean. The network is one whose fields can fold: a displacement, neither integrated nor smoothed, one direction at a time;
+so what keeps a field smooth is how the two gradients are settled. With momentum, running means of both gradients are settled. A finished
+run is a file in the output folder and is not run again; `--runs` stops after so many. `sensitivity.json`, `sensitivity.csv` and the figure
+hold what is finished so far.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ FOLDABLE = {
     "network_def#backbone#integration_steps": 0,
     "network_def#backbone#smoothing": 0.0,
     "network_def#backbone#antisymmetric": False,
+    "working_spacing": False,
 }
 RATES, BATCHES = (3e-4, 1e-3, 3e-3), (4, 16)
+MOMENTA = (0.9, 0.95)
 WEIGHTS = (0.01, 0.1, 0.0, 0.03, 0.001, 0.003)
 CROWDED = 76.0
 """Dice in percent above which most points lie; the figure shows them in an inset, too."""
@@ -55,22 +58,25 @@ class Run:
     learning_rate: float = 1e-3
     batch_size: int = 4
     seed: int = 0
+    momentum: float = 0.0
 
     @property
     def name(self) -> str:
         """A file name."""
         weight = f"_{self.weight:g}" if self.strategy == "weighted_sum" else ""
-        return f"{self.strategy}{weight}_rate{self.learning_rate:g}_batch{self.batch_size}_seed{self.seed}"
+        momentum = f"_momentum{self.momentum:g}" if self.momentum else ""
+        return f"{self.strategy}{weight}{momentum}_rate{self.learning_rate:g}_batch{self.batch_size}_seed{self.seed}"
 
 
 def plan() -> list[Run]:
-    """All runs, those first that say most; the last ones tell how much another seed changes."""
+    """All runs, those first that say most."""
     sums = [Run("weighted_sum", weight) for weight in WEIGHTS]
     surgery = [Run(learning_rate=rate, batch_size=batch) for batch in BATCHES for rate in RATES]
     others = [Run("config"), Run("pcgrad_symmetric")]
     seeds = [Run(seed=1), Run("weighted_sum", 0.01, seed=1)]
     rates = [Run("weighted_sum", 0.01, rate) for rate in RATES]
-    return list(dict.fromkeys([Run(), *sums[:3], *surgery, *sums[3:], *others, *seeds, *rates]))
+    averages = [Run(momentum=momentum) for momentum in MOMENTA]
+    return list(dict.fromkeys([Run(), *sums[:3], *surgery, *sums[3:], *others, *averages, *seeds, *rates]))
 
 
 def train(run: Run, settings: dict, dataset_dir: str, progress: tqdm) -> dict:
@@ -167,7 +173,7 @@ def draw(results: Sequence[dict], path: Path) -> None:
             label(right, f"λ {run.weight:g}", point(run), (-8, -3), color="0.35", ha="right")
     colors = dict(zip(RATES, ("tab:blue", "tab:green", "tab:red")))
     markers = dict(zip(BATCHES, ("o", "s")))
-    surgery = [run for run in by_run if run.strategy == "projection" and run.seed == 0]
+    surgery = [run for run in by_run if run.strategy == "projection" and run.seed == 0 and not run.momentum]
     for run in surgery:
         style = {"color": colors[run.learning_rate], "marker": markers[run.batch_size], "markersize": 9, "linestyle": "none"}
         (x, y), (x0, y0) = point(run), point(run, "last")
@@ -198,6 +204,10 @@ def draw(results: Sequence[dict], path: Path) -> None:
         if run in by_run and Run("weighted_sum", 0.01) in by_run:
             crowd.plot(*zip(point(Run("weighted_sum", 0.01)), point(run)), color=colors[run.learning_rate], linewidth=0.8, zorder=2)
             crowd.plot(*point(run), marker="o", markersize=6, color=colors[run.learning_rate], zorder=3)
+    for run in (Run(momentum=momentum) for momentum in MOMENTA):
+        if run in by_run:
+            left.plot(*point(run), marker="P", markersize=9, color=colors[1e-3], zorder=4)
+            label(left, f"momentum {run.momentum:g}", point(run), (8, -3), color="0.35")
     near = [point(run) for run in (*sums, *by_run) if run.batch_size == BATCHES[0] and point(run)[1] > CROWDED]
     if near:
         (x0, y0), (x1, y1) = np.min(near, axis=0), np.max(near, axis=0)

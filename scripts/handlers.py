@@ -50,10 +50,13 @@ class GradientSurgeryHandler:
         granularity: "tensor" (GSMorph), "module" or "vector" (GS-PCGrad).
         tau: r is taken for zero in groups with |r| < tau * max |r|, where it is rounding noise; 1e-5 suits fp32, 0 turns it off.
         weight: of the smoothness, for "weighted_sum" alone.
+        momentum: share of the earlier steps in running means of s and of r, which are settled in their place; 0 settles each step's
+            own. A first beta of Adam above 0 averages once more, what is settled. The means are state, which checkpoints hold.
 
     Raises:
-        ValueError: for an unknown strategy or granularity, a network without trainable parameters, and on attachment or start for a
-            trainer whose gradients could not be right: DistributedDataParallel with `static_graph=True`, or sharded parameters.
+        ValueError: for an unknown strategy or granularity, a momentum outside [0, 1), a network without trainable parameters, and on
+            attachment or start for a trainer whose gradients could not be right: DistributedDataParallel with `static_graph=True`,
+            sharded parameters, or a momentum with a GradScaler, whose scale changes.
     """
 
     records = ("similarity", "smoothness", "conflict_ratio", "cosine", "ill_posed")
@@ -66,9 +69,12 @@ class GradientSurgeryHandler:
         granularity: str = "tensor",
         tau: float = 1e-5,
         weight: float = 0.0,
+        momentum: float = 0.0,
     ) -> None:
         if strategy not in STRATEGIES:
             raise ValueError(f"strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}.")
+        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+            raise ValueError(f"momentum is at least 0 and below 1, got {momentum!r}.")
         named = [(name, p) for name, p in unwrap(network).named_parameters() if p.requires_grad]
         if not named:
             raise ValueError("the network has no parameter that requires a gradient.")
@@ -77,10 +83,12 @@ class GradientSurgeryHandler:
         self.strategy = strategy
         self.tau = tau
         self.weight = weight
+        self.momentum = momentum
         self.parameters = [parameter for _, parameter in named]
         self.groups = group_indices([name for name, _ in named], granularity)
         self.smoothness_gradients: list[Tensor] | None = None
         self.reached = [False] * len(named)
+        self.means = [[torch.zeros_like(p) for p in self.parameters] for _ in ("similarity", "smoothness")] if momentum else []
         self.exchange: dist.Work | None = None
         self.sums: Tensor | None = None
 
@@ -106,6 +114,9 @@ class GradientSurgeryHandler:
             kinds = {kind.__name__ for module in network.modules() for kind in type(module).__mro__}
             if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
                 raise ValueError("GradientSurgeryHandler needs whole gradient tensors: use DistributedDataParallel, not sharding.")
+
+        if self.momentum and engine.amp and engine.scaler is not None and engine.scaler.is_enabled():
+            raise ValueError("GradientSurgeryHandler with momentum cannot average what a GradScaler scales anew; use fp32 or bf16.")
 
     def announce(self, engine: Engine) -> None:
         """Log what settles the gradients."""
@@ -181,7 +192,10 @@ class GradientSurgeryHandler:
             if self.exchange is not None:
                 self.exchange.wait()
             similarity = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-            settled, conflicts = settle(similarity, self.smoothness_gradients, self.strategy, self.groups, self.tau, self.weight)
+            gradients = [similarity, self.smoothness_gradients]
+            for mean, latest in zip(self.means, gradients):
+                torch._foreach_lerp_(mean, latest, 1.0 - self.momentum)
+            settled, conflicts = settle(*(self.means or gradients), self.strategy, self.groups, self.tau, self.weight)
             if self.strategy == "agreement_noise":
                 settled = self.take_first_rank(engine, settled)
             there = [(p.grad, g) for p, g in zip(self.parameters, settled) if p.grad is not None]
@@ -190,12 +204,23 @@ class GradientSurgeryHandler:
             for parameter, gradient, reached in zip(self.parameters, settled, self.reached):
                 # Where neither loss knows the parameter it stays without a gradient, and weight decay leaves it alone too.
                 if parameter.grad is None and reached:
-                    parameter.grad = gradient
+                    parameter.grad = gradient.clone() if self.momentum else gradient
             self.forget()
             self.conflicts = torch.stack([conflicts.ratio, conflicts.cosine, (~conflicts.well_posed).sum()]).float()
         losses = torch.stack([output[CommonKeys.LOSS].detach(), output["smoothness"]]).float()
         self.sums += torch.cat([losses, self.conflicts, losses.new_ones(1)])
         output["conflict_ratio"], output["cosine"] = self.conflicts[0], self.conflicts[1]
+
+    def state_dict(self) -> dict:
+        """The running means, for a checkpoint; without momentum there are none."""
+        return {"means": self.means}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the running means."""
+        if len(state["means"]) != len(self.means):
+            raise RuntimeError("the checkpoint was written with another momentum")
+        for mean, saved in zip(self.means, state["means"]):
+            torch._foreach_copy_(mean, saved)
 
     def report(self, engine: Engine) -> None:
         """The epoch's means into `engine.state.metrics`: the only place that waits for the device."""

@@ -78,6 +78,7 @@ def train(
     weight_decay: float = 0.0,
     trainer_class: Callable[..., SupervisedTrainer] = SupervisedTrainer,
     optimizer: torch.optim.Optimizer | None = None,
+    handler: GradientSurgeryHandler | None = None,
     **options: object,
 ) -> tuple[list[dict[str, Tensor]], SupervisedTrainer]:
     """Train by surgery and SGD; returns the gradients after each iteration, by parameter name, and the trainer.
@@ -91,6 +92,7 @@ def train(
         weight_decay: of SGD.
         trainer_class: makes the trainer.
         optimizer: instead of SGD.
+        handler: instead of one made of `surgery`.
         options: of `SupervisedTrainer`.
     """
     surgery = {"network": network, "constraint": SmoothnessLoss(), **(surgery or {})}
@@ -101,7 +103,7 @@ def train(
         train_data_loader=[{"image": batch, "label": batch} for batch in batches],
         network=network,
         optimizer=optimizer or torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, weight_decay=weight_decay),
-        train_handlers=[GradientSurgeryHandler(**surgery), *handlers],
+        train_handlers=[handler or GradientSurgeryHandler(**surgery), *handlers],
         amp=scaler is not None,
         **options,
     )
