@@ -17,7 +17,7 @@ ours        the network and settings of configs/inference.yaml, its velocities i
             PyTorch (contiguous, channels_last, bf16), or exported (torchscript, onnxruntime, openvino)
 demons      DiffeomorphicDemonsRegistrationFilter, sigma 1, three levels by factors 4, 2, 1 in MultiResolutionPDEDeformableRegistration
 symmetric   SymmetricForcesDemonsRegistrationFilter, the same way (the Fast one is not wrapped for Python)
-syn         SyNImageRegistrationMethod on cross-correlation of radius 4, a level at a time, each until it converges; slow, on demand
+syn         SyNImageRegistrationMethod on cross-correlation of radius 4, a level at a time; slow, on demand
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def format_table(result: dict, rows: str, columns: Sequence[str] = ()) -> str:
     table = result[rows]
     columns = columns or list(dict.fromkeys(column for row in table.values() for column in row))
     lines = [
-        [rows.removesuffix("s"), *(TITLES.get(column, column.replace("_", " ")) for column in columns)],
+        [re.sub(r"(?<=ch)es$|s$", "", rows), *(TITLES.get(column, column.replace("_", " ")) for column in columns)],
         ["---"] * (len(columns) + 1),
     ]
     lines += [[name, *(format_cell(row.get(column)) for column in columns)] for name, row in table.items()]

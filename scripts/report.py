@@ -106,13 +106,12 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
     volumes = function.volumes(r.labels, cine.spacing) if labeled and r.labels is not None and many else {}
     volumes = {name: volumes[name.lower()] for name in ("LV", "RV") if name.lower() in volumes}
     strains = strain_curves(r.strain, cine.frames) if labeled and many else {}
-    verdict = r.quality.get("verdict") or []
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     return environment.get_template("report.html.jinja").render(
         cine=cine,
         registration=r,
-        verdict=[verdict] if isinstance(verdict, str) else list(verdict),
+        verdict=r.quality.get("verdict") or [],
         trustworthy=r.quality.get("trustworthy"),
         **function_tables(r.function if labeled else {}, strains),
         **make_players(r, view),
@@ -370,7 +369,7 @@ def draw_curves(registration: CineRegistration, curves: Mapping[str, NDArray], l
 def strain_curves(rows: Iterable[Mapping[str, Any]], frames: int) -> dict[str, NDArray]:
     """Global strain in percent of every frame (T,), NaN where a frame has none, from ratios in rows of `strain.measure_strain`."""
     curves = {}
-    rows = [row for row in rows if "global" in (row.get("region"), row.get("sector")) and row.get("slice") in (None, "all")]
+    rows = [row for row in rows if row["region"] == "global"]
     for name in ("circumferential", "radial"):
         found = {row["frame"]: row[name] for row in rows if row.get(name) is not None}
         if found:
@@ -384,7 +383,7 @@ def function_tables(values: Mapping[str, Any], strains: Mapping[str, NDArray]) -
     sides = [side for side in ("lv", "rv") if any(f"{side}_{key}" in figures for key in MEASURES)]
     rows = [[figures.pop(f"{side}_{key}", None) for side in sides] for key in MEASURES]
     for name, pick in (("circumferential", np.nanmin), ("radial", np.nanmax)):
-        if name in strains and not any(f"peak_{name}" in key for key in figures):
+        if name in strains:
             figures[f"peak_global_{name}_strain_percent"] = float(pick(strains[name]))
     return {
         "ventricles": [side.upper() for side in sides],

@@ -167,8 +167,8 @@ def test_distrust_and_folds_are_said_in_words(registered: CineRegistration, tmp_
     assert "Do not rely on this result" in page.text
     assert all(sentence in page.text for sentence in bad.quality["verdict"])
     assert any(attributes.get("class") == "suspect" for tag, attributes in page.tags if tag == "td")
-    # A verdict may be one string, or missing.
-    bad.quality = {"verdict": "One sentence.", "trustworthy": False}
+    # A verdict may be missing.
+    bad.quality = {"verdict": ["One sentence."], "trustworthy": False}
     assert "One sentence." in Page(write_report(tmp_path / "report.html", bad, {})).text
     bad.quality = {}
     page = Page(write_report(tmp_path / "report.html", bad, {}))
@@ -251,11 +251,11 @@ def test_outlines_lie_on_the_borders() -> None:
     np.testing.assert_allclose(inside.max(axis=0), voxel * (15, 10), atol=2)
 
 
-def test_strain_of_old_and_missing_rows() -> None:
+def test_strain_of_missing_rows() -> None:
     rows = [
         {"frame": 1, "region": "global", "slice": None, "sector": None, "radial": 0.0, "circumferential": 0.0},
         {"frame": 2, "region": "septal", "slice": 1, "sector": 1, "radial": 9.0, "circumferential": 9.0},
-        {"frame": 3, "slice": "all", "sector": "global", "circumferential": -0.2},
+        {"frame": 3, "region": "global", "slice": None, "sector": None, "radial": None, "circumferential": -0.2},
     ]
     curves = report.strain_curves(rows, 3)
     np.testing.assert_allclose(curves["circumferential"], [0, np.nan, -20])
