@@ -158,14 +158,14 @@ def draw(results: Sequence[dict], path: Path) -> None:
 
     figure = Figure(figsize=(11.5, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    crowd = right.inset_axes([0.49, 0.1, 0.49, 0.6])
+    crowd, left_crowd = right.inset_axes([0.49, 0.1, 0.49, 0.6]), left.inset_axes([0.4, 0.06, 0.58, 0.3])
     by_run = {Run(**result["run"]): result for result in results}
     point = lambda run, kind="mean": (by_run[run][kind]["folding_percent"], by_run[run][kind]["dice"])
     label = lambda axes, text, at, offset, **style: axes.annotate(
         text, at, xytext=offset, textcoords="offset points", fontsize=9, annotation_clip=True, **style
     )
     sums = sorted((run for run in by_run if run == Run("weighted_sum", run.weight)), key=lambda run: run.weight)
-    for axes in (left, right, crowd):
+    for axes in (left, left_crowd, right, crowd):
         axes.plot(*zip(*map(point, sums)), color="0.6", marker="o", markersize=5, zorder=1, label="weighted sum over λ")
     for run in sums:
         label(crowd, f"λ {run.weight:g}", point(run), (6, -11), color="0.35")
@@ -177,11 +177,12 @@ def draw(results: Sequence[dict], path: Path) -> None:
     for run in surgery:
         style = {"color": colors[run.learning_rate], "marker": markers[run.batch_size], "markersize": 9, "linestyle": "none"}
         (x, y), (x0, y0) = point(run), point(run, "last")
-        left.plot([x0, x], [y0, y], color=style["color"], linewidth=0.8, alpha=0.6, zorder=2)
-        left.plot(x0, y0, **style, markerfacecolor="white", zorder=3)
-        left.plot(x, y, **style, zorder=4)
+        for axes in (left, left_crowd):
+            axes.plot([x0, x], [y0, y], color=style["color"], linewidth=0.8, alpha=0.6, zorder=2)
+            axes.plot(x0, y0, **style, markerfacecolor="white", zorder=3)
+            axes.plot(x, y, **style, zorder=4)
     if Run() in by_run:
-        for axes in (left, right, crowd):
+        for axes in (left, left_crowd, right, crowd):
             axes.plot(*point(Run()), marker="o", markersize=17, color="none", markeredgecolor="black", zorder=5)
         for axes in (right, crowd):
             axes.plot(*point(Run()), marker="o", markersize=9, color=colors[1e-3], zorder=4)
@@ -204,18 +205,20 @@ def draw(results: Sequence[dict], path: Path) -> None:
         if run in by_run and Run("weighted_sum", 0.01) in by_run:
             crowd.plot(*zip(point(Run("weighted_sum", 0.01)), point(run)), color=colors[run.learning_rate], linewidth=0.8, zorder=2)
             crowd.plot(*point(run), marker="o", markersize=6, color=colors[run.learning_rate], zorder=3)
-    for run in (Run(momentum=momentum) for momentum in MOMENTA):
-        if run in by_run:
-            left.plot(*point(run), marker="P", markersize=9, color=colors[1e-3], zorder=4)
-            label(left, f"momentum {run.momentum:g}", point(run), (8, -3), color="0.35")
-    near = [point(run) for run in (*sums, *by_run) if run.batch_size == BATCHES[0] and point(run)[1] > CROWDED]
-    if near:
-        (x0, y0), (x1, y1) = np.min(near, axis=0), np.max(near, axis=0)
-        crowd.set_xlim(x0 - 0.15 * (x1 - x0 + 0.1), x1 + 0.2 * (x1 - x0 + 0.1))
-        crowd.set_ylim(y0 - 0.8, y1 + 0.6)
-        right.indicate_inset_zoom(crowd)
-    crowd.tick_params(labelsize=8)
-    crowd.grid(alpha=0.3)
+    averaged = {run: marker for run, marker in zip((Run(momentum=momentum) for momentum in MOMENTA), "PX") if run in by_run}
+    for run, marker in averaged.items():
+        for axes in (left, left_crowd):
+            axes.plot(*point(run), marker=marker, markersize=8, color="tab:purple", zorder=4)
+    for axes, inset, kinds in ((left, left_crowd, ("mean", "last")), (right, crowd, ("mean",))):
+        runs = [run for run in by_run if (run.strategy == "projection" if axes is left else run.batch_size == BATCHES[0])]
+        near = [at for run in runs for kind in kinds if (at := point(run, kind))[1] > CROWDED]
+        if near:
+            (x0, y0), (x1, y1) = np.min(near, axis=0), np.max(near, axis=0)
+            inset.set_xlim(max(x0 - 0.2, 0), x1 + 0.2)
+            inset.set_ylim(y0 - 0.9, y1 + 0.9)
+            axes.indicate_inset_zoom(inset)
+        inset.tick_params(labelsize=8)
+        inset.grid(alpha=0.3)
     left.set_title("surgery over rate, batch and averaging")
     right.set_title("weighted sums over λ, and other strategies without λ")
     left.set_ylabel("Dice, % (val)")
@@ -233,6 +236,7 @@ def draw(results: Sequence[dict], path: Path) -> None:
         handle("running mean of the weights", color="0.3", marker="D"),
         handle("last weights", color="0.3", marker="D", markerfacecolor="white"),
         handle("defaults", color="none", markeredgecolor="black", marker="o"),
+        *(handle(f"momentum {run.momentum:g}", color="tab:purple", marker=marker) for run, marker in averaged.items()),
         handle("another seed", color="0.6", marker="x"),
         Line2D([], [], color="0.6", marker="o", label="weighted sum over λ"),
     ]

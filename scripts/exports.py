@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import functools
 import hashlib
 import io
@@ -25,28 +24,16 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from scripts.checkpoints import load_weights
 from scripts.errors import InputError
-from scripts.networks import PaddedNetwork
+from scripts.networks import PaddedNetwork, fold_batch_norm
 
 ROOT = Path(__file__).parent.parent
 OPSETS = (18, 19, 20)
 """From where `GridSample` and `Resize` are what PyTorch's are, to what the pinned runtimes read."""
 TOLERANCE = 1e-3  # pixels
 MAKE = "make export, or python -m scripts.exports, writes it"
-
-
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A copy in evaluation mode with each BatchNorm folded into the convolution before it. Norms of the input's own statistics stay."""
-    network = copy.deepcopy(network).eval()
-    for module in network.modules():
-        adn = getattr(module, "adn", None)
-        if isinstance(norm := getattr(adn, "N", None), nn.modules.batchnorm._BatchNorm):
-            module.conv = fuse_conv_bn_eval(module.conv, norm)
-            adn.N = nn.Identity()
-    return network
 
 
 class ElementwiseGroupNorm(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from scripts.fields import integrate_in_sampler, pull, sampler_grid, to_sampler
 
@@ -318,3 +320,19 @@ class PaddedNetwork(nn.Module):
         for axis, total in enumerate(missing):
             field = field.narrow(axis + 2, total // 2, sizes[axis])
         return field
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose MONAI `Convolution` blocks have their BatchNorm folded into the convolution right before it.
+
+    Norms of the input's own statistics stay, and so do BatchNorms elsewhere.
+    """
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        if not isinstance(module, Convolution) or not hasattr(module, "adn"):
+            continue
+        name, norm = next(module.adn.named_children(), ("", None))
+        if name == "N" and isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            module.conv = fuse_conv_bn_eval(module.conv, norm, transpose=module.is_transposed)
+            module.adn.N = nn.Identity()
+    return network

@@ -7,11 +7,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from conftest import run_bundle, succeed
+from monai.bundle import ConfigParser
 
 from scripts.api import register, register_cine
 from scripts.errors import InputError
 from scripts.itk_fields import read_field
+from scripts.networks import PaddedNetwork, PyramidNetwork
+from scripts.phantom import write_phantom_dataset
 
 
 def paths(phantoms: Path) -> tuple[Path, Path, Path, Path]:
@@ -58,3 +62,24 @@ def test_errors_are_the_workflow_s(phantoms: Path) -> None:
         register_cine(ed, fixed="nowhere.nii.gz")
     with pytest.raises(InputError, match="referense_frame: no such option"):
         register_cine(ed, referense_frame=3)
+
+
+def test_inverses_undo_fields_to_a_tenth_of_a_millimeter(tmp_path: Path) -> None:
+    root = write_phantom_dataset(tmp_path, 3, seed=2, size=(88, 80), slices=3, frames=4, progress=False)  # pixels of 1.6 mm
+    result = register_cine(*root.glob("phantom001/*_4d.nii.gz"), device="cpu")
+    assert max(frame["inverse_error_mm_p95"] for frame in result.quality["frames"]) <= 0.1
+    assert np.abs(result.fields).max() > 2
+
+
+def test_a_batch_norm_is_folded_before_it_registers(tmp_path: Path) -> None:
+    network = PaddedNetwork(PyramidNetwork(norm="batch", flow_std=0.1))
+    network(torch.rand(2, 2, 32, 32))
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    config = ConfigParser(ConfigParser.load_config_file("configs/inference.yaml"))
+    config.update({"device": "cpu", "checkpoint": str(tmp_path / "model.pt")})
+    config.update({"network_def::backbone::norm": "batch", "network_def::backbone::norm_window": None})
+    folded = config.get_parsed_content("trained_network")
+    assert torch.nn.BatchNorm2d not in {type(module) for module in folded.modules()}
+    pair = torch.rand(3, 2, 32, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(pair), network.eval()(pair), atol=1e-5, rtol=1e-4)

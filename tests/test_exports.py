@@ -20,8 +20,8 @@ from torch import nn
 
 from scripts import exports
 from scripts.errors import InputError
-from scripts.exports import ElementwiseGroupNorm, ExportedNetwork, fold_batch_norm
-from scripts.networks import CentralGroupNorm, PaddedNetwork, PyramidNetwork, RegistrationUNet
+from scripts.exports import ElementwiseGroupNorm, ExportedNetwork
+from scripts.networks import CentralGroupNorm, PaddedNetwork
 
 ONNX = "configs/inference_onnx.yaml"
 NETWORK = {
@@ -151,23 +151,6 @@ def test_the_file_says_what_it_takes(exported: Path) -> None:
         assert channels.dim_value == 2
         assert all(dim.dim_param for dim in spatial)
     assert (pair.name, velocity.name) == ("pair", "velocity")
-
-
-def test_batch_norm_is_folded_and_other_norms_stay() -> None:
-    torch.manual_seed(0)
-    unet = RegistrationUNet(features=(4, 8, 8), conv_bias=True, flow_std=0.1)
-    pyramid = PyramidNetwork(features=(4, 8), hidden=8, norm="batch", flow_std=0.1)
-    for network in (unet, pyramid):
-        for _ in range(3):
-            network(torch.rand(4, 2, 16, 24))
-        network.eval()
-        folded = fold_batch_norm(network)
-        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-        assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-        pair = torch.rand(2, 2, 16, 24)
-        torch.testing.assert_close(folded(pair), network(pair), atol=1e-5, rtol=1e-4)
-    grouped = PyramidNetwork(features=(4, 8), hidden=8, norm=("group", {"num_groups": 4}))
-    assert str(fold_batch_norm(grouped)) == str(grouped.eval())
 
 
 def test_elementwise_group_norm_is_group_norm() -> None:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.blocks import Convolution
 from monai.networks.nets import BasicUNet, RegUNet, SwinUNETR, VoxelMorphUNet
 from torch import nn
 
-from scripts.networks import CentralGroupNorm, Estimator, GaussianSmoothing, PaddedNetwork, PyramidNetwork, RegistrationUNet
+from scripts.networks import (
+    CentralGroupNorm,
+    Estimator,
+    GaussianSmoothing,
+    PaddedNetwork,
+    PyramidNetwork,
+    RegistrationUNet,
+    fold_batch_norm,
+)
 
 GROUP = ("group", {"num_groups": 4})
 
@@ -153,3 +162,24 @@ def test_exchanged_images_turn_the_sign_of_the_velocity(axes: int) -> None:
         there, back = network(pair), network(pair.flip(1))
         assert there.abs().max() > 0.1
         assert torch.allclose(there, -back, atol=1e-5) == antisymmetric
+
+
+def test_batch_norm_is_folded_and_other_norms_stay() -> None:
+    torch.manual_seed(0)
+    unet = RegistrationUNet(features=(4, 8, 8), conv_bias=True, flow_std=0.1)
+    pyramid = PyramidNetwork(features=(4, 8), hidden=8, norm="batch", flow_std=0.1)
+    transposed = nn.Sequential(Convolution(2, 2, 4, strides=2), Convolution(2, 4, 2, strides=2, is_transposed=True, norm="batch"))
+    for network in (unet, pyramid, transposed):
+        for _ in range(3):
+            network(torch.rand(4, 2, 16, 24))
+        network.eval()
+        folded = fold_batch_norm(network)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+        assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+        pair = torch.rand(2, 2, 16, 24)
+        torch.testing.assert_close(folded(pair), network(pair), atol=1e-5, rtol=1e-4)
+    # A norm after the activation cannot be folded, and stays.
+    late = Convolution(2, 2, 4, adn_ordering="AN", norm="batch", act="relu").eval()
+    assert str(fold_batch_norm(late)) == str(late)
+    grouped = PyramidNetwork(features=(4, 8), hidden=8, norm=("group", {"num_groups": 4}))
+    assert str(fold_batch_norm(grouped)) == str(grouped.eval())
