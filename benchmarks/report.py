@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.errors import InputError
+from scripts.files import write_text
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "performance.md"
@@ -115,9 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if new != old:
             raise InputError(f"{DOCUMENT.name}: is not what the results say; run python -m benchmarks.report.")
         return
-    partial = DOCUMENT.with_name(f"{DOCUMENT.name}.part")
-    partial.write_text(new)
-    os.replace(partial, DOCUMENT)
+    write_text(DOCUMENT, new)
     print(f"{DOCUMENT}: {len(BLOCK.findall(new))} tables")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from benchmarks.comparison import COLUMNS
 from scripts.classical import register_slices
 from scripts.datalists import select_pairs
 from scripts.errors import InputError
-from scripts.evaluation import nan_to_none, write_text
+from scripts.files import whole_file, write_json
 from scripts.metrics import center_region, nan_mean
 
 ROOT = Path(__file__).parent.parent
@@ -255,7 +254,7 @@ def check_settings(path: Path, settings: dict) -> None:
             f"{path.parent}: was made with other settings ({', '.join(different)}); remove that folder or give another --output_dir."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(settings, indent=1) + "\n")
+    write_json(path, settings)
 
 
 def epochs_done(folder: Path) -> int:
@@ -295,7 +294,7 @@ def train(study: Study, name: str) -> float:
         start = clock(device)
 
         def keep_seconds(engine: Engine) -> None:
-            write_text(log, json.dumps({str(engine.state.epoch): before + clock(device) - start}) + "\n")
+            write_json(log, {str(engine.state.epoch): before + clock(device) - start})
 
         # After the checkpoint is written, so that seconds never belong to an epoch that is lost.
         workflow.parser.get_parsed_content("train::trainer").add_event_handler(Events.EPOCH_COMPLETED, keep_seconds)
@@ -320,8 +319,8 @@ def choose_weight(study: Study, name: str) -> dict:
         tried.append({"weight": float(weight), **figures})
     chosen = best(tried)
     state = torch.load(path, weights_only=True)
-    torch.save({**state, "weight": torch.tensor(chosen["weight"])}, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    with whole_file(path) as part:
+        torch.save({**state, "weight": torch.tensor(chosen["weight"])}, part)
     return {"chosen": {"weight": chosen["weight"]}, "tried": tried}
 
 
@@ -347,7 +346,7 @@ def choose(study: Study, name: str, make: Callable[[], dict], settings: dict) ->
     if found is None or found["settings"] != settings:
         found = {**make(), "settings": settings}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(nan_to_none(found), indent=1) + "\n")
+        write_json(path, found)
     return found
 
 
@@ -409,6 +408,6 @@ def run_row(study: Study, name: str, executor: Executor | None) -> dict:
     if found is None or found["key"] != key:
         found = {"key": key, "rows": score(study, prepared.method(), "test")}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(nan_to_none(found), indent=1) + "\n")
+        write_json(path, found)
     rows = [{column: np.nan if value is None else value for column, value in row.items()} for row in found["rows"]]
     return {"rows": rows, "training_seconds": prepared.training_seconds, "choice": prepared.choice}

@@ -32,7 +32,7 @@ from benchmarks.step import processor
 from scripts.api import ROOT
 from scripts.devices import check_device
 from scripts.errors import InputError
-from scripts.evaluation import nan_to_none, write_csv, write_text
+from scripts.files import write_csv, write_json
 
 FIGURES = ("dice", "folding_percent", "hd95_voxel", "mse")
 FOLDABLE = {
@@ -135,7 +135,7 @@ def load(path: Path, settings: dict) -> dict | None:
 
 def collect(results: Sequence[dict], output_dir: Path) -> None:
     """Write `sensitivity.json` and `sensitivity.csv`, a row a run and a kind of weights."""
-    write_text(output_dir / "sensitivity.json", json.dumps(nan_to_none({"runs": list(results)}), indent=1) + "\n")
+    write_json(output_dir / "sensitivity.json", {"runs": list(results)})
     keys = ("steps", "slices", "similarity", "smoothness", "conflict_ratio")
     rows = [
         {**result["run"], "weights": kind, **result[kind], **{key: result[key] for key in keys}}
@@ -271,9 +271,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
         with tqdm(unit="slice", desc=f"{run.name}, {number} of {len(left[: options.runs])}") as progress:
             result = train(run, settings, options.dataset_dir, progress)
         hardware = {"processor": processor(options.device), "torch": torch.__version__, "python": platform.python_version()}
-        write_text(
-            paths[run], json.dumps({"run": asdict(run), **result, "settings": settings, "hardware": hardware}, indent=1) + "\n"
-        )
+        write_json(paths[run], {"run": asdict(run), **result, "settings": settings, "hardware": hardware})
         figures = ", ".join(f"{name} {result['mean'][name]:.3g} ({result['last'][name]:.3g})" for name in FIGURES)
         print(f"{run.name}: {figures}, {result['seconds']:.0f} s", flush=True)
     results = [result for path in paths.values() if (result := load(path, settings)) is not None]

@@ -40,7 +40,7 @@ from scripts.classical import limit_itk_to_one_thread
 from scripts.command_line import first_cause
 from scripts.devices import check_device
 from scripts.errors import InputError
-from scripts.evaluation import write_csv, write_text
+from scripts.files import write_csv, write_text
 
 OURS = "gsmorph"
 

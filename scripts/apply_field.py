@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from scripts.cines import Cine
 from scripts.errors import InputError
+from scripts.files import write_csv
 from scripts.itk_fields import check_in_image, check_one_place, move_points, pull, read_field, read_points, to_lps
 from scripts.transforms import LoadCased, check_meets, check_same_grid
-from scripts.writers import write_nifti, write_rows
+from scripts.writers import write_nifti
 
 
 def apply_field(
@@ -70,7 +71,7 @@ def apply_field(
         write_nifti(folder / name, array, Cine("", array[..., None], affine))
         written.append(folder / name)
     if rows:
-        write_rows(folder / "points.csv", rows)
+        write_csv(folder / "points.csv", rows)
         written.append(folder / "points.csv")
     return written
 

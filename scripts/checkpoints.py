@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import textwrap
 from pathlib import Path
@@ -14,6 +13,7 @@ from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch import nn
 
 from scripts.errors import InputError
+from scripts.files import whole_file
 
 
 class RandomState:
@@ -96,10 +96,8 @@ class BestWeights:
         if score > self.score:
             self.score = score
             if idist.get_rank() == 0:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = self.path.with_name(f".part_{self.path.name}")
-                torch.save(self.network.state_dict(), temporary)
-                os.replace(temporary, self.path)
+                with whole_file(self.path) as part:
+                    torch.save(self.network.state_dict(), part)
 
     def state_dict(self) -> dict:
         return {"score": self.score}

@@ -19,8 +19,9 @@ from scripts.command_line import first_cause
 from scripts.datalists import FILE_KEYS
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError
+from scripts.files import write_csv
 from scripts.strain import summarize_strain
-from scripts.writers import DONE, write_rows
+from scripts.writers import DONE
 
 SUMMARY = "summary.csv"
 WORST = {"folding_percent": max, "jacobian_min": min, "inverse_error_mm_p95": max}
@@ -90,8 +91,7 @@ def run_cases(
         )
     rows = gather_rows([summarize_case(output_dir, item, failed.get(str(item["case"]))) for item in share], len(dataset.data))
     if idist.get_rank() == 0 and len(dataset.data) > 1:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        write_rows(Path(output_dir) / SUMMARY, rows)
+        write_csv(Path(output_dir) / SUMMARY, rows)
     idist.barrier()
     failed = {row["case"]: row["reason"] for row in rows if row["status"] == "failed"}
     if failed and is_first_of_node():

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -20,6 +17,7 @@ from monai.transforms import Transform
 
 from scripts.devices import gather_rows
 from scripts.fields import warp
+from scripts.files import write_csv, write_json
 from scripts.metrics import DEFINITIONS, center_region, folding_percent, mse_hundredfold, overlap, summarize, volume_error
 from scripts.transforms import LABELS, scale_slices
 
@@ -204,9 +202,8 @@ class EvaluationReport:
                 columns = {f"{stage}_{key}": chosen[subject][f"{stage}_{key}"] for stage in STAGES for key in FIGURES}
                 columns = columns if first else {f"{direction}_{key}": value for key, value in columns.items()}
                 table.setdefault(subject, {"subject": subject}).update(columns)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         write_csv(self.output_dir / "metrics.csv", list(table.values()))
-        write_text(self.output_dir / "summary.json", json.dumps(nan_to_none(summary), indent=2) + "\n")
+        write_json(self.output_dir / "summary.json", summary)
         logging.getLogger("evaluation").info(f"wrote {self.output_dir / 'metrics.csv'} and summary.json")
 
 
@@ -227,28 +224,3 @@ def format_table(title: str, figures: Mapping) -> str:
         cells = [f"{figures[stage][key]['mean']:.3f} ± {figures[stage][key]['std']:.3f}" for key in FIGURES]
         lines.append(f"{stage:<28}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
-
-
-def nan_to_none(value: object) -> object:
-    """The same structure with NaN as null: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: nan_to_none(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and np.isnan(value) else value
-
-
-def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    """Rows of one set of columns; an empty cell where a figure does not exist."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: "" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()})
-    os.replace(temporary, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A whole text file or none: written under a temporary name, then renamed."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)

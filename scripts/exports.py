@@ -14,7 +14,6 @@ import functools
 import hashlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 
 from scripts.checkpoints import load_weights
 from scripts.errors import InputError
+from scripts.files import whole_file
 from scripts.networks import PaddedNetwork, fold_batch_norm
 
 ROOT = Path(__file__).parent.parent
@@ -85,7 +85,9 @@ def spread_group_norm(network: nn.Module) -> nn.Module:
 
 def export_torchscript(network: nn.Module, path: str | Path) -> Path:
     """Write a network, (B, 2, *spatial) -> (B, d, *spatial), as frozen TorchScript; the whole file or none."""
-    return write_whole(path, lambda part: torch.jit.freeze(torch.jit.script(fold_batch_norm(network))).save(str(part)))
+    with whole_file(path) as part:
+        torch.jit.freeze(torch.jit.script(fold_batch_norm(network))).save(str(part))
+    return Path(path)
 
 
 def export_onnx(network: nn.Module, path: str | Path, opset: int = OPSETS[-1], checkpoint: str | Path | None = None) -> Path:
@@ -108,8 +110,7 @@ def export_onnx(network: nn.Module, path: str | Path, opset: int = OPSETS[-1], c
     backbone = spread_group_norm(fold_batch_norm(getattr(network, "backbone", network))).cpu()
     sizes = [stride * torch.export.Dim(name, min=2, max=4096 // stride) for name in ("rows", "columns")]
     example = torch.rand(3, 2, 4 * stride, 6 * stride)
-
-    def write(part: Path) -> None:
+    with whole_file(path) as part:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 backbone,
@@ -125,8 +126,7 @@ def export_onnx(network: nn.Module, path: str | Path, opset: int = OPSETS[-1], c
         model = program.model_proto
         onnx.helper.set_model_props(model, {"weights": hash_file(checkpoint), "smallest": str(2 * stride)})
         onnx.save(model, part)
-
-    return write_whole(path, write)
+    return Path(path)
 
 
 @contextlib.contextmanager
@@ -138,16 +138,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Write a file under another name and put it in its place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    write(part)
-    os.replace(part, path)
-    return path
 
 
 def hash_file(path: str | Path | None) -> str:

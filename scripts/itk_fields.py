@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from scipy.ndimage import map_coordinates
 
 from scripts import fields
 from scripts.errors import InputError
+from scripts.files import whole_file
 
 Array = NDArray[np.floating]
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -77,9 +77,8 @@ def write_field(path: str | Path, field: Array, affine: Array) -> None:
     image.header.set_intent(VECTOR)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = ONE_SLICE if one_slice else ""
-    temporary = path.with_name(f".part_{path.name}")
-    nib.save(image, temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as part:
+        nib.save(image, part)
 
 
 def check_right_angles(affine: Array, name: object) -> None:

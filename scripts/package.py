@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import zipfile
 from pathlib import Path
+
+from scripts.files import whole_file
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("configs", "scripts", "models", "docs")
@@ -20,15 +21,12 @@ def build_zip(path: str | Path, name: str) -> Path:
         name: the bundle's name in the zoo.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     members = [ROOT / file for file in FILES]
     for folder in FOLDERS:
         members += sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    partial = path.with_name(path.name + ".part")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+    with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for member in members:
             archive.writestr(f"{name}/{member.relative_to(ROOT)}", member.read_bytes())
-    os.replace(partial, path)
     return path
 
 

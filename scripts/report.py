@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from scripts import function
 from scripts.cines import CineRegistration
 from scripts.fields import jacobian_determinant
 from scripts.figures import color_wheel
+from scripts.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,13 +87,7 @@ def write_report(path: str | Path, registration: CineRegistration, parameters: M
     """
     path = Path(path)
     page = render_page(registration, parameters)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".part_{path.name}")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, page)
     return path
 
 

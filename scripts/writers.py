@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import monai
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from scripts.cines import Cine, CineRegistration
 from scripts.errors import InputError
+from scripts.files import whole_file, write_csv, write_json
 from scripts.function import volume_rows
 from scripts.itk_fields import write_field
 from scripts.report import write_report
@@ -120,10 +120,11 @@ def write_case(folder: Path, registration: CineRegistration) -> None:
             write_field(folder / "fields" / f"frame_{t + 1:02d}_inverse.nii.gz", registration.inverses[t], affine)
         if registration.labels is not None:
             write_nifti(folder / "labels.nii.gz", registration.labels, cine)
-            write_json(folder / "function.json", registration.function)
-            write_rows(folder / "volumes.csv", volume_rows(registration.labels, cine.spacing, cine.times))
-            write_rows(folder / "strain.csv", registration.strain)
-    write_rows(folder / "points.csv", registration.points)
+            if registration.function:
+                write_json(folder / "function.json", registration.function)
+            write_csv(folder / "volumes.csv", volume_rows(registration.labels, cine.spacing, cine.times))
+            write_csv(folder / "strain.csv", registration.strain)
+    write_csv(folder / "points.csv", registration.points)
     write_json(folder / DONE, registration.quality)
 
 
@@ -133,35 +134,5 @@ def write_nifti(path: Path, array: NDArray, cine: Cine) -> None:
     image.header.set_xyzt_units("mm", "msec" if array.ndim == 4 else None)
     if array.ndim == 4:
         image.header.set_zooms((*image.header.get_zooms()[:3], cine.frame_time or 0.0))
-    temporary = path.with_name(f".part_{path.name}")
-    nib.save(image, temporary)
-    os.replace(temporary, path)
-
-
-def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
-    """A CSV with the columns of the first row; no file without rows."""
-    if not rows:
-        return
-    temporary = path.with_name(f".part_{path.name}")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, content: Mapping) -> None:
-    """JSON, with null for NaN; no file without content."""
-    if content:
-        path.write_text(json.dumps(plain(content), indent=2) + "\n")
-
-
-def plain(value: object) -> object:
-    """The same structure of Python's own types, NaN as None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    with whole_file(path) as part:
+        nib.save(image, part)

@@ -79,7 +79,7 @@ def test_every_row_is_trained_scored_and_written(smoke: tuple[Path, dict[str, di
     assert dice["gsmorph_refined"] > dice["gsmorph"]
     assert "CPU hours are left: Demons" in printed
     assert (output / "table.png").stat().st_size > 10_000
-    assert not list(output.rglob("*.part"))
+    assert not list(output.rglob(".part*"))
 
 
 def test_rows_differ_in_the_method_alone() -> None:
@@ -179,13 +179,13 @@ def test_an_unfinished_training_goes_on_and_another_one_is_refused(
     words = ["--rows", "initial", "gsmorph", *SIZES, "--epochs", "2", "--jobs", "1", "--subset"]
     run(phantoms, tmp_path / "straight", *words, "2")
 
-    def cut_power(path: Path, text: str) -> None:
-        rows_write_text(path, text)
+    def cut_power(path: Path, content: dict) -> None:
+        write_json(path, content)
         if path.name == "seconds.json":
             raise RuntimeError("power cut")
 
-    rows_write_text = rows.write_text
-    monkeypatch.setattr(rows, "write_text", cut_power)
+    write_json = rows.write_json
+    monkeypatch.setattr(rows, "write_json", cut_power)
     with pytest.raises(table.InputError, match=r"1 of 2 rows failed: GSMorph;.*power cut"):
         run(phantoms, tmp_path / "resumed", *words, "2")
     monkeypatch.undo()

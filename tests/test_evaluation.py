@@ -167,7 +167,7 @@ def test_report_has_a_row_a_subject_and_both_directions(tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     assert "ES_to_ED, 2 subjects" in printed
     assert "2.000 ± 1.000" in printed
-    assert not list((tmp_path / "new").glob("*.part"))
+    assert not list((tmp_path / "new").glob(".part*"))
 
 
 def test_means_leave_out_what_cases_lack() -> None:

@@ -10,9 +10,9 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from scripts.cines import Cine, CineRegistration
+from scripts.files import plain
 from scripts.phantom import Phantom
 from scripts.quality import THRESHOLDS, assess
-from scripts.writers import plain
 
 SHAPE = (24, 20, 3)
 SPACING = (2.0, 1.5)

@@ -14,12 +14,13 @@ import pytest
 from scripts import writers
 from scripts.cines import Cine, CineRegistration
 from scripts.errors import InputError
+from scripts.files import plain
 from scripts.function import measure_function
 from scripts.itk_fields import read_field
 from scripts.phantom import Phantom
 from scripts.quality import assess
 from scripts.strain import measure_strain
-from scripts.writers import DONE, WriteRegistration, plain, write_nifti, write_rows
+from scripts.writers import DONE, WriteRegistration, write_nifti
 
 PHANTOM = Phantom.random((0, 1), size=(24, 22), slices=2, frames=3)
 TIMES = np.array([[10.0, 50, 100], [20, 55, 120]])
@@ -196,16 +197,6 @@ def test_no_output_folder_writes_nothing(cine: CineRegistration, tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     data = {"registration": cine, "case": "heart"}
     assert WriteRegistration(None)(data) == data
-    assert not list(tmp_path.iterdir())
-
-
-def test_json_holds_plain_types_and_null_for_nan() -> None:
-    value = {1: np.float32(0.5), "a": [np.int64(3), float("nan"), np.inf], "b": (np.bool_(True), None, "x")}
-    assert json.dumps(plain(value), allow_nan=False) == '{"1": 0.5, "a": [3, null, null], "b": [true, null, "x"]}'
-
-
-def test_no_rows_leave_no_file(tmp_path: Path) -> None:
-    write_rows(tmp_path / "a.csv", [])
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,60 @@
+"""Files that are written whole or not at all, of plain values."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to, which is put in the place of `path` at the end, or removed where something fails before.
+
+    Folders that are missing are made. The temporary name has the same endings, by which libraries know formats.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part_{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """A text file in UTF-8."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Mapping) -> None:
+    """A JSON file, with null for NaN: JSON has no NaN."""
+    write_text(path, json.dumps(plain(content), indent=2) + "\n")
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping]) -> None:
+    """A CSV file with the columns of the first row, an empty cell where a figure does not exist; no file without rows."""
+    if not rows:
+        return
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(plain(row) for row in rows)
+
+
+def plain(value: object) -> object:
+    """The same structure of Python's own types, NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

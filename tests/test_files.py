@@ -1,0 +1,62 @@
+"""Files are there as a whole or not at all; what they hold is plain."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.files import plain, whole_file, write_csv, write_json, write_text
+
+
+def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.nii.gz"
+    with whole_file(path) as part:
+        assert part.name.endswith(".nii.gz")
+        part.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+    write_text(path, "z\u00e4hlt")
+    assert path.read_bytes() == b"z\xc3\xa4hlt"
+    assert [file.name for file in path.parent.iterdir()] == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_file_alone(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write() -> None:
+        with whole_file(path) as part:
+            part.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_holds_plain_types_and_null_for_nan(tmp_path: Path) -> None:
+    value = {1: np.float32(0.5), "a": [np.int64(3), float("nan"), np.inf], "b": (np.bool_(True), None, "x")}
+    expected = {"1": 0.5, "a": [3, None, None], "b": [True, None, "x"]}
+    assert plain(value) == expected
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == expected
+
+
+def test_a_cell_without_a_figure_is_empty(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [{"x": 0.1, "y": float("nan")}, {"x": None, "y": np.float64(2.5)}])
+    with (tmp_path / "a.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [{"x": "0.1", "y": ""}, {"x": "", "y": "2.5"}]
+    with pytest.raises(ValueError, match="z"):
+        write_csv(tmp_path / "b.csv", [{"x": 1}, {"x": 2, "z": 3}])
+    assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_no_rows_leave_no_file(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [])
+    assert not list(tmp_path.iterdir())
