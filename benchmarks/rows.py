@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.comparison import COLUMNS
 from scripts.classical import register_slices
+from scripts.cohort import fingerprint
 from scripts.datalists import select_pairs
 from scripts.errors import InputError
 from scripts.files import whole_file, write_json
@@ -105,6 +106,17 @@ class Study:
         found = select_pairs(folder, None, split, direction, seed=self.settings["seed"])
         kept = list(dict.fromkeys(item["subject"] for item in found))[: self.options.subset]
         return [item for item in found if item["subject"] in kept]
+
+    def prints(self, split: str) -> list[str]:
+        """The cases of a split, each with a hash of its files: another data set may have the same names."""
+        if split not in self.printed:
+            self.printed[split] = [f"{item['case']} {fingerprint(item, {})}" for item in self.items(split)]
+        return self.printed[split]
+
+    @cached_property
+    def printed(self) -> dict[str, list[str]]:
+        """What `prints` returned."""
+        return {}
 
     @cached_property
     def settings(self) -> dict:
@@ -237,7 +249,7 @@ def settings_of(study: Study, name: str) -> dict:
     """What a row's training depends on, but for the number of epochs."""
     config = load_configs(*SHARED, f"methods/{name}.yaml") | study.overrides
     kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    return {**kept, **{f"{split} pairs": [item["case"] for item in study.items(split)] for split in ("train", "val")}}
+    return {**kept, **{f"{split} pairs": study.prints(split) for split in ("train", "val")}}
 
 
 def check_settings(path: Path, settings: dict) -> None:
@@ -379,14 +391,14 @@ def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
     if row.kind == "initial":
         return Prepared(lambda: initial_method, {})
     if row.kind == "classical":
-        settings = {"searched": SEARCHED[name], "val": [item["case"] for item in study.items("val")], "sizes": study.sizes}
+        settings = {"searched": SEARCHED[name], "val": study.prints("val"), "sizes": study.sizes}
         choice = choose(study, name, lambda: search(study, name, executor), settings)["chosen"]
         return Prepared(lambda: classical_method(study, name, choice, executor), {"parameters": choice}, choice=choice)
     seconds = choice = None
     if row.kind == "learned":
         seconds = train(study, row.trained_as or name)
     if name == "hypermorph":
-        settings = {"epochs": study.epochs, "tried": WEIGHTS_TRIED}
+        settings = {"epochs": study.epochs, "tried": WEIGHTS_TRIED, "val": study.prints("val")}
         choice = choose(study, name, lambda: choose_weight(study, name), settings)["chosen"]
     parser = network_parser(study, name)
     weights = Path(parser.get_parsed_content("checkpoint")).read_bytes()
@@ -401,8 +413,7 @@ def run_row(study: Study, name: str, executor: Executor | None) -> dict:
         "rows", the scored pairs of the test split; "training_seconds" and "choice" as `Prepared` has them.
     """
     prepared = prepare(study, name, executor)
-    cases = [[item["case"], item["moving"]] for item in study.items("test")]
-    key = json.loads(json.dumps({**prepared.key, "test": cases, "sizes": study.sizes}))
+    key = json.loads(json.dumps({**prepared.key, "test": study.prints("test"), "sizes": study.sizes}))
     path = study.output_dir / "scores" / f"{name}.json"
     found = read_json(path)
     if found is None or found["key"] != key:

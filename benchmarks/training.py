@@ -93,9 +93,8 @@ def read_config(network: str, device: str, **overrides: object) -> ConfigParser:
     settings = {"bundle_root": str(ROOT), "device": device, **NETWORKS[network], **overrides}
     for key, value in settings.items():
         parser[key] = value
-    # An item is a handler, or a reference to one such as "@surgery".
-    kind = lambda item: (parser[item[1:]] if isinstance(item, str) else item)["_target_"].split(".")[-1]
-    parser["train::handlers"] = [item for item in parser["train::handlers"] if kind(item) in KEPT_HANDLERS]
+    kept = [item for item in parser["train::handlers"] if item["_target_"].split(".")[-1] in KEPT_HANDLERS]
+    parser["train::handlers"] = kept
     return parser
 
 

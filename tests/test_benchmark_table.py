@@ -6,8 +6,11 @@ import contextlib
 import csv
 import io
 import json
+import shutil
+from argparse import Namespace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -204,3 +207,29 @@ def test_an_unfinished_training_goes_on_and_another_one_is_refused(
         run(phantoms, tmp_path / "resumed", *words, "2", "--epochs", "1")
     with pytest.raises(table.InputError, match=r"gsmorph: was made with other settings \(train pairs\); remove that folder"):
         run(phantoms, tmp_path / "resumed", *words, "1")
+
+
+def test_another_data_set_of_the_same_names_is_not_taken_for_the_first(phantoms: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    words = ["--rows", "initial", "gsmorph", *SMOKE]
+    first, _ = run(copy, tmp_path / "out", *words)
+    study = rows.Study(Namespace(dataset_dir=str(copy), test_dataset_dir=None, subset=1))
+    # The label of a test subject changes: scores are made anew; an image of a training subject: the training is another one.
+    (test, train) = (study.items(split)[0] for split in ("test", "train"))
+    label = nib.load(test["fixed_label"])
+    nib.save(nib.Nifti1Image(np.roll(np.asarray(label.dataobj), 3, axis=0), label.affine), test["fixed_label"])
+    second, _ = run(copy, tmp_path / "out", *words)
+    assert first["initial"]["rows"][0]["dice"] != second["initial"]["rows"][0]["dice"]
+    image = nib.load(train["moving"])
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1].copy(), image.affine), train["moving"])
+    with pytest.raises(table.InputError, match=r"gsmorph: was made with other settings \(train pairs\)"):
+        run(copy, tmp_path / "out", *words)
+
+
+def test_a_folder_without_a_split_scores_no_subject_that_it_trained_on(phantoms: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    (copy / "splits.json").unlink(missing_ok=True)
+    study = rows.Study(Namespace(dataset_dir=str(copy), test_dataset_dir=None, subset=None))
+    subjects = {split: {item["subject"] for item in study.items(split)} for split in ("train", "val", "test")}
+    assert not subjects["test"] & (subjects["train"] | subjects["val"])
+    assert all(subjects.values())
