@@ -68,4 +68,4 @@ export: .venv/.dev
 	OMP_NUM_THREADS=1 $(PY) -m scripts.exports --output_dir dist
 
 clean:
-	rm -rf .venv demo dist output eval cache
+	rm -rf .venv demo dist output/table eval cache

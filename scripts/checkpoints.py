@@ -9,7 +9,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from monai.handlers import CheckpointLoader, CheckpointSaver
+from monai.handlers import CheckpointLoader
 from torch import nn
 
 from scripts.errors import InputError
@@ -35,6 +35,7 @@ class RandomState:
             # The state is the first process's; another one must not augment alike.
             torch.manual_seed(int(torch.randint(2**31, ())) + idist.get_rank())
             random.seed(torch.initial_seed())
+            return
         for device, saved in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(saved.cpu(), device)
 
@@ -42,12 +43,12 @@ class RandomState:
 def load_weights(network: nn.Module, path: str | Path | None, device: str | torch.device = "cpu") -> nn.Module:
     """Load a flat state_dict, as training writes and `models/` holds it, into a network; returns the network.
 
-    A path of None leaves the network as it is.
+    A path of None or False leaves the network as it is.
 
     Raises:
         InputError: naming the file, for one that is not there, not readable, or of another network.
     """
-    if path is None:
+    if path is None or path is False:
         return network
     weights = read_checkpoint(path, device)
     try:
@@ -106,8 +107,10 @@ class BestWeights:
         self.score = state["score"]
 
 
-class LastCheckpoint(CheckpointSaver):
-    """Writes the whole training state every epoch as `last_checkpoint_epoch=N.pt` and removes the one before.
+class LastCheckpoint:
+    """Writes the whole training state every epoch as `last_checkpoint_epoch=N.pt`, whole or not at all, and then removes older ones.
+
+    MONAI's `CheckpointSaver` removes the old one first, and both are lost where the disk is full.
 
     Args:
         save_dir: folder of the checkpoint.
@@ -115,11 +118,20 @@ class LastCheckpoint(CheckpointSaver):
     """
 
     def __init__(self, save_dir: str, save_dict: dict) -> None:
-        super().__init__(save_dir=save_dir, save_dict=dict(save_dict), file_prefix="last", save_interval=1, n_saved=1)
+        self.save_dir = Path(save_dir)
+        self.save_dict = dict(save_dict)
 
     def attach(self, engine: Engine) -> None:
         self.save_dict["trainer"] = engine
-        super().attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        path = self.save_dir / f"last_checkpoint_epoch={engine.state.epoch}.pt"
+        with whole_file(path) as part:
+            torch.save({name: thing.state_dict() for name, thing in self.save_dict.items()}, part)
+        for older in self.save_dir.glob("last_checkpoint_epoch=*.pt"):
+            if older != path:
+                older.unlink()
 
 
 class ResumeHandler(CheckpointLoader):
@@ -152,3 +164,8 @@ class ResumeHandler(CheckpointLoader):
             super().__call__(engine)
         except RuntimeError as error:
             raise InputError(f"{self.load_path}: belongs to another network or optimizer; resume with its own config.") from error
+        saved, now = engine.state.epoch_length, len(engine.state.dataloader or engine.data_loader)
+        if saved and saved != now:
+            raise InputError(
+                f"{self.load_path}: has epochs of {saved} steps, and these data and --batch_size make {now}; resume with its own."
+            )

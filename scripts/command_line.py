@@ -66,7 +66,7 @@ def check(argv: Sequence[str] | None = None) -> None:
         if isinstance(config.get(name), bool) and not isinstance(read, bool):
             raise InputError(f"--{name} {value}: is a switch; write --{name} True or --{name} False")
         # False is how a path is left out.
-        if is_path(name) and read is not False and not isinstance(read, (str, list, tuple)):
+        if is_path(name) and read is not False and read != value:
             raise InputError(f"--{name} {value}: was read as {read!r}; write it as --{name} ./{value}")
 
 
@@ -98,6 +98,21 @@ def check_rates(at_most: float = math.inf, **options: object) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= at_most:
             limit = "" if at_most == math.inf else f" and at most {at_most:g}"
             raise InputError(f"--{name} {value}: is no number above 0{limit}; give one, or leave --{name} out.")
+
+
+def check_sizes(slice_size: object, crop_size: object) -> None:
+    """Stop where slices or crops are no two numbers of pixels, or crops are larger than slices.
+
+    Raises:
+        InputError: naming the option and the cure.
+    """
+    for name, size in (("slice_size", slice_size), ("crop_size", crop_size)):
+        if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+            raise InputError(f"--{name} {size}: is no size in pixels; give two numbers such as [128,128].")
+    if any(crop > whole for crop, whole in zip(crop_size, slice_size)):
+        raise InputError(
+            f"--crop_size {crop_size}: is larger than --slice_size {slice_size}; give a smaller one, or larger slices."
+        )
 
 
 def is_bundle_run(argv: Sequence[str]) -> bool:

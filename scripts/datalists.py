@@ -70,7 +70,7 @@ def published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
     """Subjects of "train", "val" and "test" as the folder gives them, by a `splits.json` or the folders of M&Ms; else None.
 
     Raises:
-        InputError: for a `splits.json` that is not readable or names a subject without a folder.
+        InputError: for a `splits.json` that is not readable, names a subject twice, or one without a folder.
     """
     path = Path(dataset_dir) / "splits.json"
     if not path.exists():
@@ -79,6 +79,11 @@ def published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
         splits = {name: list(json.loads(path.read_text())[name]) for name in SPLITS}
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: needs the lists train, val and test ({error!r}); mend it or remove it.") from error
+    listed = [name for names in splits.values() for name in names]
+    if twice := sorted({name for name in listed if listed.count(name) > 1}):
+        raise InputError(
+            f"{path}: names subjects more than once: {', '.join(twice)}; a subject belongs to one of train, val and test."
+        )
     missing = sorted(set().union(*splits.values()) - set(folder_subjects(dataset_dir)))
     if missing:
         raise InputError(f"{path}: names subjects without a folder: {', '.join(missing)}; mend it or add them.")
@@ -237,9 +242,8 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
                 item[key] = str(path.parent / item[key])
             elif key in ("moving", "fixed") and "cine" not in item:
                 raise InputError(f"{path}: item {number} of '{section}' has no '{key}'; add the path of that image.")
-        item.setdefault(
-            "case", stem_of(item["cine"]) if "cine" in item else f"{stem_of(item['moving'])}_to_{stem_of(item['fixed'])}"
-        )
+        stem = stem_of(item["cine"]) if "cine" in item else f"{stem_of(item['moving'])}_to_{stem_of(item['fixed'])}"
+        item.setdefault("case", item.get("subject", stem))
         name = str(item["case"])
         # It names a folder below output_dir.
         if name in ("", "..") or Path(name).name != name:

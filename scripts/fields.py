@@ -26,6 +26,14 @@ def warp(image: Tensor, field: Tensor, mode: str = "bilinear", padding_mode: str
     return Warp(mode=mode, padding_mode=padding_mode)(image.to(field.dtype), field)
 
 
+class LinearWarp(nn.Module):
+    """MONAI's `Warp`, linear with a repeated border, which never waits for a GPU: that one's list of indices is copied to it each time."""
+
+    def forward(self, image: Tensor, field: Tensor) -> Tensor:
+        """out(x) = image(x + u(x)), for (B, C, *spatial) and (B, d, *spatial) in voxels."""
+        return pull(image, sampler_grid(field) + to_sampler(field))
+
+
 def warp_label(label: Tensor, field: Tensor) -> Tensor:
     """A label map pulled through a field: at each voxel the value that weighs most in the linear interpolation.
 

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from monai.engines import IterationEvents
+from monai.engines import Evaluator, IterationEvents
+from monai.handlers import ValidationHandler
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -54,9 +55,9 @@ class GradientSurgeryHandler:
             own. A first beta of Adam above 0 averages once more, what is settled. The means are state, which checkpoints hold.
 
     Raises:
-        ValueError: for an unknown strategy or granularity, a momentum outside [0, 1), a network without trainable parameters, and on
-            attachment or start for a trainer whose gradients could not be right: DistributedDataParallel with `static_graph=True`,
-            sharded parameters, or a momentum with a GradScaler, whose scale changes.
+        ValueError: for an unknown strategy or granularity, a tau or a momentum outside [0, 1), a network without trainable parameters,
+            and on attachment or start for a trainer whose gradients could not be right: DistributedDataParallel with
+            `static_graph=True`, sharded parameters, or a momentum with a GradScaler, whose scale changes.
     """
 
     records = ("similarity", "smoothness", "conflict_ratio", "cosine", "ill_posed")
@@ -73,6 +74,8 @@ class GradientSurgeryHandler:
     ) -> None:
         if strategy not in STRATEGIES:
             raise ValueError(f"strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}.")
+        if not isinstance(tau, (int, float)) or not 0 <= tau < 1:
+            raise ValueError(f"tau is at least 0 and below 1, got {tau!r}.")
         if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
             raise ValueError(f"momentum is at least 0 and below 1, got {momentum!r}.")
         named = [(name, p) for name, p in unwrap(network).named_parameters() if p.requires_grad]
@@ -226,6 +229,22 @@ class GradientSurgeryHandler:
         """The epoch's means into `engine.state.metrics`: the only place that waits for the device."""
         values = self.sums.tolist()
         engine.state.metrics.update({name: value / values[-1] for name, value in zip(self.records, values)})
+
+
+class Validation(ValidationHandler):
+    """MONAI's `ValidationHandler` every so many epochs, and after the last one.
+
+    Args:
+        validator: the evaluator.
+        interval: epochs.
+    """
+
+    def __init__(self, validator: Evaluator, interval: int) -> None:
+        super().__init__(interval, validator, epoch_level=True)
+
+    def attach(self, engine: Engine) -> None:
+        due = lambda engine, epoch: epoch % self.interval == 0 or epoch == engine.state.max_epochs
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
 
 
 class NonFiniteLossHandler:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.networks.blocks import Warp
 from torch import Tensor, nn
+
+from scripts.fields import LinearWarp
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -20,14 +21,14 @@ class WarpedSimilarity(nn.Module):
     Args:
         similarity: a loss of (moved, fixed), both (B, 1, *spatial): `torch.nn.MSELoss`, or MONAI's
             `LocalNormalizedCrossCorrelationLoss` (LNCC).
-        warp: a block of (image, field), pull convention, voxels; default is MONAI's `Warp`, linear with border padding.
+        warp: a block of (image, field), pull convention, voxels; default is `fields.LinearWarp`. MONAI's `Warp` does, too.
         structures: values of the label maps that are structures.
     """
 
     def __init__(self, similarity: nn.Module, warp: nn.Module | None = None, structures: Sequence[int] = (1, 2, 3)) -> None:
         super().__init__()
         self.similarity = similarity
-        self.warp = warp or Warp(mode="bilinear", padding_mode="border")
+        self.warp = warp or LinearWarp()
         self.structures = structures
 
     def forward(self, field: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> Tensor:

@@ -139,6 +139,15 @@ class RegistrationUNet(nn.Module):
         return flow
 
 
+def repeat_border(x: Tensor, width: int) -> Tensor:
+    """(B, C, *spatial) with its border repeated: `F.pad` by "replicate", which torch.compile does not take in channels-last on a CPU."""
+    for axis in range(2, x.dim()):
+        shape = list(x.shape)
+        shape[axis] = width
+        x = torch.cat([x.narrow(axis, 0, 1).expand(shape), x, x.narrow(axis, x.shape[axis] - 1, 1).expand(shape)], dim=axis)
+    return x
+
+
 class GaussianSmoothing(nn.Module):
     """Convolution of each channel of (B, C, *spatial) with a Gaussian, border repeated.
 
@@ -163,7 +172,7 @@ class GaussianSmoothing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.radius == 0:
             return x
-        x = F.pad(x, [self.radius] * (2 * self.spatial_dims), mode="replicate")
+        x = repeat_border(x, self.radius)
         if self.spatial_dims == 2:
             return F.conv2d(x, self.kernel, groups=self.channels)
         return F.conv3d(x, self.kernel, groups=self.channels)

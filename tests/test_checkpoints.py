@@ -10,7 +10,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from scripts.checkpoints import BestWeights, RandomState, ResumeHandler, load_weights
+from scripts import checkpoints
+from scripts.checkpoints import BestWeights, LastCheckpoint, RandomState, ResumeHandler, load_weights
 from scripts.errors import InputError
 
 
@@ -86,3 +87,39 @@ def test_best_weights_survive_a_resumption(tmp_path: Path) -> None:
     resumed.load_state_dict(first.state_dict())
     assert [run(resumed, score) for score in (2.5, 4.0)] == [3.0, 4.0]
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = torch.nn.Linear(2, 2)
+    engine = Engine(lambda *_: None)
+    LastCheckpoint(str(tmp_path), {"network": network}).attach(engine)
+    engine.run([0], max_epochs=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["last_checkpoint_epoch=2.pt"]
+    state = torch.load(tmp_path / "last_checkpoint_epoch=2.pt", weights_only=True)
+    assert set(state) == {"network", "trainer"}
+
+    def full_disk(_: object, part: Path) -> None:
+        part.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        engine.run([0], max_epochs=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["last_checkpoint_epoch=2.pt"]
+
+
+def test_other_processes_resume_with_draws_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    state = RandomState().state_dict()
+    restored: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda saved, device: restored.append(device))
+    state["cuda"] = [state["torch"]] * 2
+    draws = []
+    for rank in range(3):
+        monkeypatch.setattr(checkpoints.idist, "get_rank", lambda rank=rank: rank)
+        RandomState().load_state_dict(state)
+        draws.append(torch.rand(4).tolist())
+        # Only the first process's CUDA state is that of its own draws.
+        assert restored == [0, 1]
+    assert len({tuple(draw) for draw in draws}) == 3

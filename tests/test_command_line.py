@@ -33,6 +33,8 @@ RUN = ["python", "run", "--config_file", "configs/inference.yaml"]
         (["--points", "None"], "leave --points out"),
         (["--report", "false"], "--report false: is read as a word; write --report False"),
         (["--output_dir", "false"], "--output_dir false: is read as a word; write --output_dir False"),
+        (["--output_dir", "visit #2"], r"--output_dir visit #2: was read as 'visit'; write it as --output_dir \./visit #2"),
+        (["--dataset_dir", "DOE,JOHN"], r"write it as --dataset_dir \./DOE,JOHN"),
         (["--report", "maybe"], "--report maybe: is a switch; write --report True or --report False"),
     ],
 )
@@ -48,6 +50,7 @@ def test_refuses(words: list[str], message: str) -> None:
         ["--network_def#backbone#hidden", "48", "--postprocessing::transforms::1::output_dir", "y"],
         ["--config_file", "['configs/train.yaml','configs/evaluate.yaml']", "--checkpoint", "m.pt", "--max_epochs", "3"],
         ["--integration", "$None", "--output_dir", "False"],
+        ["--output_dir", "./visit #2", "--dataset_dir", "./DOE,JOHN", "--checkpoint", "@bundle_root + '/m.pt'"],
         ["--meta_file", "configs/metadata.json", "--tracking", "mlflow", "--logging_file", "configs/logging.conf"],
     ],
 )
@@ -84,6 +87,21 @@ def test_each_training_checks_its_rates_first(files: list[str], name: str, monke
     with pytest.raises(RuntimeError) as caught:
         config.get_parsed_content("initialize")
     assert str(command_line.first_cause(caught.value)).startswith(f"--{name} abc: is no number above 0")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"crop_size": 32}, "--crop_size 32: is no size in pixels"),
+        ({"slice_size": [64]}, r"--slice_size \[64\]: is no size in pixels"),
+        ({"slice_size": [64, 0]}, "is no size in pixels"),
+        ({"slice_size": [100, 100]}, r"--crop_size \[128, 128\]: is larger than --slice_size \[100, 100\]"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes: dict, words: str) -> None:
+    command_line.check_sizes([160, 160], (128, 128))
+    with pytest.raises(InputError, match=words):
+        command_line.check_sizes(**{"slice_size": [160, 160], "crop_size": [128, 128], **sizes})
 
 
 COUNTS = ("max_epochs", "batch_size", "val_interval", "log_every")

@@ -183,6 +183,11 @@ def spoil_splits(root: Path) -> None:
     (root / "splits.json").write_text('{"train": ["phantom001"]}')
 
 
+def repeat_name(root: Path) -> None:
+    splits = {"train": ["phantom001", "phantom002"], "val": ["phantom001"], "test": ["phantom003"]}
+    (root / "splits.json").write_text(json.dumps(splits))
+
+
 def spoil_names(root: Path) -> None:
     (root / "splits.json").write_text('{"train": ["nobody"], "val": [], "test": []}')
 
@@ -203,6 +208,7 @@ def spoil_layout(root: Path) -> None:
         (spoil_info, ("Info.cfg", "no frame number for ES", "ES: 1")),
         (spoil_frame, ("phantom001_frame01.nii.gz", "no such file", "mend Info.cfg")),
         (spoil_splits, ("splits.json", "needs the lists train, val and test", "mend it")),
+        (repeat_name, ("splits.json", "names subjects more than once: phantom001", "belongs to one of")),
         (spoil_names, ("splits.json", "nobody", "add them")),
         (empty_split, ("split 'train' is empty", "add subjects")),
         (spoil_layout, ("no subject folder with an Info.cfg", "ACDC's layout")),

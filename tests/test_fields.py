@@ -8,12 +8,13 @@ import itk
 import numpy as np
 import pytest
 import torch
-from monai.networks.blocks import DVF2DDF
+from monai.networks.blocks import DVF2DDF, Warp
 from scipy.linalg import expm
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from scripts.fields import (
     Integration,
+    LinearWarp,
     compose,
     from_sampler,
     integrate,
@@ -258,3 +259,15 @@ def test_sample_against_scipy(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(single, values, atol=1e-5)
     corners = torch.tensor([[0] * len(shape), [n - 1 for n in shape]]).double()
     np.testing.assert_allclose(sample(torch.from_numpy(image), corners), image.reshape(3, -1)[:, [0, -1]].T, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(9, 14), (7, 6, 8)])
+def test_linear_warp_is_monais(size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    image, field = torch.rand(2, 3, *size, dtype=torch.float64), 4 * torch.randn(2, len(size), *size, dtype=torch.float64)
+    field.requires_grad_()
+    found, expected = LinearWarp()(image, field), Warp(mode="bilinear", padding_mode="border")(image, field)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+    weights = torch.rand_like(image)
+    gradients = [torch.autograd.grad((weights * moved).sum(), field, retain_graph=True)[0] for moved in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-10, rtol=0)

@@ -454,7 +454,9 @@ def test_sharded_parameters_are_refused() -> None:
         train(network, [make_pairs(1, (16, 16))])
 
 
-@pytest.mark.parametrize("arguments", [{"strategy": "pcgrad"}, {"granularity": "layer"}, {"momentum": 1.0}, {"momentum": -0.1}])
+@pytest.mark.parametrize(
+    "arguments", [{"strategy": "pcgrad"}, {"granularity": "layer"}, {"momentum": 1.0}, {"momentum": -0.1}, {"tau": 2.0}]
+)
 def test_unknown_options_are_refused(arguments: dict) -> None:
     with pytest.raises(ValueError, match=r"is (one of|at least) .*got"):
         GradientSurgeryHandler(make_unet(), SmoothnessLoss(), **arguments)

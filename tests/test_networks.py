@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from monai.networks.blocks import Convolution
@@ -16,6 +18,7 @@ from scripts.networks import (
     PyramidNetwork,
     RegistrationUNet,
     fold_batch_norm,
+    repeat_border,
 )
 
 GROUP = ("group", {"num_groups": 4})
@@ -183,3 +186,24 @@ def test_batch_norm_is_folded_and_other_norms_stay() -> None:
     assert str(fold_batch_norm(late)) == str(late)
     grouped = PyramidNetwork(features=(4, 8), hidden=8, norm=("group", {"num_groups": 4}))
     assert str(fold_batch_norm(grouped)) == str(grouped.eval())
+
+
+@pytest.mark.parametrize("size", [(9, 3), (5, 4, 6)])
+def test_a_border_is_repeated_as_padding_does(size: tuple[int, ...]) -> None:
+    x = torch.rand(2, 3, *size)
+    torch.testing.assert_close(repeat_border(x, 2), nn.functional.pad(x, [2] * (2 * len(size)), mode="replicate"))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_gaussian_compiles_in_channels_last() -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), GaussianSmoothing(2, 2, 1.0)).to(memory_format=torch.channels_last)
+    x = torch.rand(2, 2, 12, 16).contiguous(memory_format=torch.channels_last)
+    results = []
+    for function in (block, torch.compile(block)):
+        block.zero_grad()
+        out = function(x)
+        out.square().sum().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in block.parameters())])
+    for found, expected in zip(*results):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
