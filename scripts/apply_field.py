@@ -14,7 +14,7 @@ from scripts.errors import InputError
 from scripts.files import write_csv
 from scripts.itk_fields import check_in_image, check_one_place, move_points, pull, read_field, read_points, to_lps
 from scripts.transforms import LoadCased, check_meets, check_same_grid
-from scripts.writers import write_nifti
+from scripts.writers import DONE, write_nifti
 
 
 def apply_field(
@@ -48,6 +48,10 @@ def apply_field(
     for path in (field, moving, moving_label, points):
         if path and Path(path).resolve() in [(folder / name).resolve() for name in (*given, "points.csv")]:
             raise InputError(f"{path}: would be overwritten by what is made of it; give --output_dir another folder.")
+    if (folder / DONE).is_file():
+        raise InputError(
+            f"{folder}: holds the results of a registration, which would be mixed with others; give another --output_dir."
+        )
     voxels, affine = read_field(field)
     outputs = {}
     for name, (path, is_label) in given.items():

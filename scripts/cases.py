@@ -93,9 +93,16 @@ def cine_case(path: str | Path, reference_frame: int | None = None, label: str |
         if file:
             if "reference" not in item:
                 raise InputError(f"{file}: nobody knows which frame {words} to; give --reference_frame.")
+            if (named := re.search(r"_frame(\d+)(_gt)?\.nii", Path(file).name)) and int(named[1]) != item["reference"]:
+                logging.getLogger("inference").warning(
+                    f"{file}: is of frame {int(named[1])} by its name, and is taken for that of the reference frame {item['reference']} "
+                    f"({item['reference_basis']}): is --reference_frame right?"
+                )
             item[key] = str(file)
     # What is wrong with the files themselves, `LoadCase` finds when their turn comes.
     item["case"] = item["subject"] = stem_of(path) if path.is_file() else path.resolve().name
+    if not item["case"]:
+        raise InputError(f"{path}: has no name that its results could go by; rename it.")
     check_files([item])
     return item
 
@@ -228,10 +235,20 @@ def single_pair(moving: str | None, fixed: str | None, moving_label: str | None 
 
 
 def unique_names(items: Sequence[dict]) -> list[dict]:
-    """The items with names that differ: a second case of one name gets a number, lest it overwrite the first one's files."""
+    """The items with names that differ, lest one overwrite another one's files.
+
+    Files of one name in several folders are named after these, too; else a number parts those that share a name.
+    """
+    parent = lambda item: Path(item.get("cine") or item.get("moving") or "").resolve().parent.name
+    folders: dict[str, list[str]] = {}
+    for item in items:
+        folders.setdefault(item["case"], []).append(parent(item))
     renamed: dict[str, dict] = {}
     for item in items:
-        names = (item["case"] if number == 1 else f"{item['case']}_{number}" for number in count(1))
+        name, among = item["case"], folders[item["case"]]
+        if len(among) > 1 and len(set(among)) == len(among):
+            name = f"{parent(item)}_{name}"
+        names = (name if number == 1 else f"{name}_{number}" for number in count(1))
         name = next(name for name in names if name not in renamed)
         renamed[name] = {**item, "case": name}
     return list(renamed.values())

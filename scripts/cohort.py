@@ -21,7 +21,7 @@ from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError
 from scripts.files import write_csv
 from scripts.strain import summarize_strain
-from scripts.writers import DONE
+from scripts.writers import DONE, check_place, check_writable
 
 SUMMARY = "summary.csv"
 WORST = {"folding_percent": max, "jacobian_min": min, "inverse_error_mm_p95": max}
@@ -64,6 +64,14 @@ def run_cases(
     # A single case was asked for by its files and options: what lies there may come from others.
     overwrite = overwrite or len(dataset.data) == 1
     computed_by = {name: describe(getattr(evaluator, name)) for name in ("network", "inferer")}
+    check_writable(Path(output_dir))
+    summary = Path(output_dir) / SUMMARY
+    if (
+        len(dataset.data) > 1
+        and summary.is_file()
+        and not summary.read_text(encoding="utf-8", errors="replace").startswith("case,")
+    ):
+        raise InputError(f"{summary}: is there and is no summary of an earlier run; give another --output_dir.")
     # Shared before looking at what is done, which changes while the other processes work.
     share, skipped = dataset.data[idist.get_rank() :: idist.get_world_size()], 0
     bar = tqdm(share, desc="cases", unit="case", disable=idist.get_rank() > 0)
@@ -75,13 +83,17 @@ def run_cases(
             if not overwrite and is_done(output_dir, item):
                 skipped += 1
                 continue
+            # Before it is computed, not after.
+            check_place(Path(output_dir) / name)
             evaluator.data_loader = DataLoader(Dataset([item], dataset.transform), batch_size=1)
             evaluator.run()
             done.append(name)
         except Exception as error:
             if len(dataset.data) == 1:
                 raise
-            failed[name] = str(first_cause(error))
+            cause = first_cause(error)
+            # Some errors have no words.
+            failed[name] = str(cause) or type(cause).__name__
             tqdm.write(f"{name}: failed, {failed[name]}")
     # Of all processes, of which the first one speaks.
     skipped = idist.all_reduce(skipped)
@@ -91,7 +103,7 @@ def run_cases(
         )
     rows = gather_rows([summarize_case(output_dir, item, failed.get(str(item["case"]))) for item in share], len(dataset.data))
     if idist.get_rank() == 0 and len(dataset.data) > 1:
-        write_csv(Path(output_dir) / SUMMARY, rows)
+        write_csv(summary, rows)
     idist.barrier()
     failed = {row["case"]: row["reason"] for row in rows if row["status"] == "failed"}
     if failed and is_first_of_node():

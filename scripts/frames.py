@@ -20,7 +20,7 @@ from scripts.itk_fields import check_in_image, check_one_place, check_right_angl
 from scripts.quality import assess
 from scripts.readers import check_slices_last, read_cine
 from scripts.strain import measure_strain
-from scripts.transforms import LoadCased
+from scripts.transforms import LoadCased, check_order
 
 
 class LoadCase(Transform):
@@ -51,6 +51,8 @@ class LoadCase(Transform):
             for key in ("fixed", "moving", "moving_label"):
                 if key in data:
                     check_one_place(data[key])
+            if "moving_label" in item:
+                check_order(item["moving_label"], data["moving_label"])
             label = {"reference_label": item.pop("moving_label")} if "moving_label" in item else {}
             return check_points({**item, **label, "reference": 0, "reference_basis": "the fixed image of the pair"})
         cine = read_cine(data["cine"])
@@ -72,6 +74,7 @@ class LoadCase(Transform):
             name = f"frame {item['reference']} of {data['cine']}"
             item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], name)
             check_one_place(data["reference_label"])
+            check_order(item["reference_label"], data["reference_label"])
             if not item["reference_label"].any():
                 raise InputError(f"{data['reference_label']}: is 0 everywhere; give the label of {name}.")
         return check_points(item)
@@ -137,8 +140,15 @@ class AssembleRegistration(Transform):
         for t, (image, field) in enumerate(zip(moving, fields)):
             # What no voxel was seen of is 0, as in ITK and ANTs.
             moved[..., t] = warp_stack(image[None], field)[0] * seen(field)
+        reached = None
         if "moving_native" in data:
             moved = pull_native(data["moving_native"], fields[0], affine)
+            there = torch.ones_like(torch.as_tensor(data["moving_native"]))
+            places = [
+                pull_native(MetaTensor(there, meta=dict(data["moving_native"].meta)), u, affine) > 0.5
+                for u in (0 * fields[0], fields[0])
+            ]
+            reached = (places[0] & places[1])[..., 0].numpy()
         cine = Cine(
             str(data["case"]), moving.movedim(0, -1).numpy(), affine, None if times is None else torch.as_tensor(times).numpy()
         )
@@ -161,7 +171,7 @@ class AssembleRegistration(Transform):
             if "moving_label_native" in data:
                 labels = pull_native(data["moving_label_native"], fields[0], affine, is_label=True)
             registration.label, registration.labels = (x.round().numpy().astype(np.uint8) for x in (label[0], labels))
-        registration.quality = assess(registration, errors.numpy())
+        registration.quality = assess(registration, errors.numpy(), reached)
         if registration.labels is not None and reference:
             registration.function = measure_function(registration.labels, cine.spacing, cine.times, reference)
             registration.strain = measure_strain(registration.fields, registration.label, affine, self.sector_origin, cine.times)

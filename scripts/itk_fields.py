@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,9 +86,14 @@ def check_right_angles(affine: Array, name: object) -> None:
     """Stop at a grid that is sheared: ITK, ANTs and 3D Slicer read no field on it.
 
     Raises:
-        InputError: with `name`, which says whose grid it is.
+        InputError: with `name`, which says whose grid it is; for voxels without extent, too.
     """
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (lengths > 0).all() or not np.isfinite(affine).all():
+        raise InputError(
+            f"{name}: its voxels are {' x '.join(f'{n:g}' for n in lengths)} mm; write the file anew with their true size."
+        )
+    axes = affine[:3, :3] / lengths
     cosine = np.abs(axes.T @ axes - np.eye(3)).max()
     if cosine > RIGHT_ANGLE:
         raise InputError(
@@ -97,10 +103,11 @@ def check_right_angles(affine: Array, name: object) -> None:
 
 
 def check_one_place(path: str | Path) -> None:
-    """Stop at a NIfTI file whose qform and sform, where it has both, put it at two places: ITK and ANTs may take another one than nibabel.
+    """Stop at a NIfTI file that other programs put elsewhere: whose qform and sform, where it has both, are two places, whose voxels have
+    no size, or whose unit is not the millimeter. Where it has neither, a line in the log says so.
 
     Raises:
-        InputError: naming the file, where corners are more than `SAME_PLACE` mm apart.
+        InputError: naming the file; for two places where corners are more than `SAME_PLACE` mm apart.
     """
     image = nib.load(path)
     if not isinstance(image, nib.Nifti1Pair):
@@ -109,6 +116,20 @@ def check_one_place(path: str | Path) -> None:
         (qform, q_code), (sform, s_code) = image.get_qform(coded=True), image.get_sform(coded=True)
     except nib.spatialimages.HeaderDataError as error:
         raise InputError(f"{path}: its header has no valid qform ({error}); write it anew, with nibabel for example.") from error
+    unit = image.header.get_xyzt_units()[0]
+    if unit not in ("mm", "unknown"):
+        raise InputError(f"{path}: its header gives lengths in units of a {unit}; write it anew in mm.")
+    # nibabel takes sizes of 0 for 1 when it loads an image.
+    with nib.openers.ImageOpener(path) as file:
+        pixdim = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
+    if not s_code and not (pixdim > 0).all():
+        sizes = " x ".join(f"{n:g}" for n in pixdim)
+        raise InputError(f"{path}: its header gives voxels of {sizes} mm; write it anew with their true size.")
+    if not q_code and not s_code:
+        logging.getLogger("inference").warning(
+            f"{path}: its header says nowhere where it lies (neither qform nor sform), so that ITK, ANTs and 3D Slicer put it "
+            "elsewhere than the fields: they fit what is written beside them."
+        )
     if not (q_code and s_code):
         return
     corners = np.array([*itertools.product(*((0, n - 1) for n in image.shape[:3]), (1,))])

@@ -18,6 +18,8 @@ THRESHOLDS = {
     "compressed_percent": 0.1,
     "inverse_error_mm_p95": 0.1,
     "mse_after_to_before": 0.9,
+    "mse_of_a_slice": 0.3,
+    "mse_of_a_slice_to_median": 5.0,
     "closure_ratio": 3.0,
     "moved_mm": 0.5,
 }
@@ -26,11 +28,12 @@ COMPRESSED = 0.02
 """Determinant below which area counts as compressed: at single points a cavity that empties may be."""
 
 
-def assess(registration: CineRegistration, inversion_errors: Array | None = None) -> dict:
+def assess(registration: CineRegistration, inversion_errors: Array | None = None, reached: Array | None = None) -> dict:
     """Figures of each frame and slice, of the cycle, and a verdict.
 
     Args:
         registration: fields and images.
+        reached: where a moving image of another grid is seen, before and after it is moved, (X, Y, Z); None is everywhere.
         inversion_errors: |v + u(y + v)| in voxels, (T, X, Y, Z), as the inversion left it; None counts no unconverged voxel.
 
     Returns:
@@ -40,7 +43,7 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
     frames = []
     for t in range(len(registration.fields)):
         errors = None if inversion_errors is None else inversion_errors[t]
-        frames.append(frame_figures(registration, t, errors))
+        frames.append(frame_figures(registration, t, errors, reached))
     cycle = cycle_figures(registration) if registration.reference and len(frames) > 2 else {}
     verdict = judge(frames, cycle, registration.reference)
     return {
@@ -54,11 +57,14 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
     }
 
 
-def frame_figures(registration: CineRegistration, t: int, inversion_errors: Array | None = None) -> dict:
+def frame_figures(
+    registration: CineRegistration, t: int, inversion_errors: Array | None = None, reached: Array | None = None
+) -> dict:
     """Folded and compressed area in percent, extremes of the Jacobian determinant, inverse errors in mm, and the relative squared error, of
     a frame.
 
-    The squared error is that of intensities in units of the fixed image's standard deviation, where x + u(x) stays in view. The inverse
+    The squared error is what the best gain (0 or more) and offset of a slice leave of its intensities, in units of the fixed image's
+    standard deviation, where x + u(x) stays in view: images of two scanners, or of two gains, may fit. The inverse
     error is the larger of u∘v and v∘u against the identity, where x + u(x) stays in view and the determinant is above 0.1. Unconverged
     are voxels whose inverse stays in view and is off by more than a hundredth of a voxel. Blank is a slice that is constant in either
     image.
@@ -77,10 +83,13 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
     fixed = torch.from_numpy(np.ascontiguousarray(registration.fixed)).double().movedim(-1, 0)
     scale = fixed.var().clamp(min=torch.finfo(torch.float64).tiny)
     seen = in_view(u)
-    squares = []
-    for image in (registration.cine.image, registration.moved):
-        difference = torch.from_numpy(np.ascontiguousarray(image[..., t])).double().movedim(-1, 0) - fixed
-        squares.append((seen * difference.square()).sum((1, 2)) / seen.sum((1, 2)).clamp(min=1) / scale)
+    if reached is not None:
+        seen = seen & torch.from_numpy(np.ascontiguousarray(reached)).bool().movedim(-1, 0)
+    images = [
+        torch.from_numpy(np.ascontiguousarray(i[..., t])).double().movedim(-1, 0)
+        for i in (registration.cine.image, registration.moved)
+    ]
+    squares = [misfit(image, fixed, seen) / scale for image in images]
     length = length_of(u * spacing).flatten(1)
     pair = np.stack([registration.cine.image[..., t], registration.fixed])
     blank = (np.ptp(pair, axis=(1, 2)) == 0).any(axis=0)
@@ -108,6 +117,21 @@ def frame_figures(registration: CineRegistration, t: int, inversion_errors: Arra
 
     slices = [{"slice": z + 1, **figures(slice(z, z + 1))} for z in range(len(u))]
     return {"frame": t + 1, **figures(slice(None)), "slices": slices}
+
+
+def misfit(image: torch.Tensor, fixed: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of gain * image + offset and fixed in each slice (Z,), by the gain >= 0 and the offset that make it least.
+
+    Args:
+        image: (Z, X, Y).
+        fixed: the same.
+        seen: which voxels count, (Z, X, Y).
+    """
+    number = seen.sum((1, 2)).clamp(min=1)
+    centered = [(x - ((seen * x).sum((1, 2)) / number)[:, None, None]) * seen for x in (image, fixed)]
+    cross, own, total = ((a * b).sum((1, 2)) for a, b in ((centered[0], centered[1]), (centered[0],) * 2, (centered[1],) * 2))
+    explained = torch.where(own > 0, cross.clamp(min=0).square() / own.clamp(min=torch.finfo(own.dtype).tiny), 0.0)
+    return (total - explained).clamp(min=0) / number
 
 
 def cycle_figures(registration: CineRegistration) -> dict:
@@ -175,6 +199,14 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
         sentences.append(f"Nothing moves by more than {limit['moved_mm']} mm: were the images registered already?")
     else:
         call_out(worse, "The images hardly fit better than before")
+    typical = np.median([row["mse_after"] for f in others for row in f["slices"]]) if others else 0.0
+    high = max(limit["mse_of_a_slice"], limit["mse_of_a_slice_to_median"] * float(typical))
+    misfits = {row["slice"] for f in others for row in f["slices"] if row["mse_after"] > high}
+    numbers = ", ".join(map(str, sorted(misfits)))
+    call_out(
+        [f for f in others if any(row["mse_after"] > high for row in f["slices"])],
+        f"The images hardly fit in a slice, far worse than in most others: {numbers}",
+    )
     if cycle.get("closure_ratio", 0) > limit["closure_ratio"]:
         sentences.append(
             f"The last frame does not lead back to the first (a step of {cycle['closure_mm']:.1f} mm against {cycle['step_mm_max']:.1f} mm "

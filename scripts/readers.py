@@ -44,6 +44,8 @@ def read_nifti_cine(path: str | Path) -> Cine:
         image = np.asarray(file.dataobj, dtype=np.float32)
     except Exception as error:
         raise InputError(f"{path}: cannot be read as NIfTI ({error}); is the file complete?") from error
+    if not isinstance(file, nib.Nifti1Pair):
+        raise InputError(f"{path}: is {type(file).__name__.removesuffix('Image')}, no NIfTI; convert it to .nii.gz.")
     if image.ndim != 4 or image.shape[3] < 2:
         raise InputError(
             f"{path}: has the shape {image.shape}; a cine is (X, Y, Z, T) with two frames or more. Register two 3-D images by "

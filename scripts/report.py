@@ -312,8 +312,9 @@ def draw_field(registration: CineRegistration, view: View) -> Figure:
     figure, axes = make_panels(view, titles)
     x = np.stack(np.meshgrid(*((np.arange(n) + 0.5) * s for n, s in zip(crop.shape[2:], spacing)), indexing="ij"))
     steps = [max(round(5 / s), 1) for s in spacing]
+    low, high = view.window
     for row, z, field, determinant in zip(axes, picks, crop, determinants):
-        show(row[0], r.cine.image[(*view.box, z, view.frame)], view, cmap="gray", vmin=view.window[0], vmax=1.4 * view.window[1])
+        show(row[0], r.cine.image[(*view.box, z, view.frame)], view, cmap="gray", vmin=low, vmax=low + 1.4 * (high - low))
         a, b = x + field
         row[0].plot(a[:: steps[0]].T, b[:: steps[0]].T, color="#4db8ff", linewidth=0.8)
         row[0].plot(a[:, :: steps[1]], b[:, :: steps[1]], color="#4db8ff", linewidth=0.8)

@@ -11,8 +11,9 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform, Transform
+from monai.transforms import MapTransform, Transform
 from monai.transforms.utils import scale_affine
+from scipy.ndimage import binary_dilation
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,9 +49,6 @@ class LoadCased(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         self.resample_moving = resample_moving
-        self.read = LoadImage(reader="NibabelReader", ensure_channel_first=True)
-        # MONAI tries its other readers where one fails, and ITK's fills what a truncated file lacks with zeros.
-        self.read.readers = self.read.readers[-1:]
 
     def __call__(self, data: Mapping[Hashable, str]) -> dict:
         item = dict(data)
@@ -79,7 +77,7 @@ class LoadCased(MapTransform):
     def load(self, path: str, is_label: bool = False, frame: int | None = None) -> MetaTensor:
         """One checked image (1, X, Y, Z): a file, or one frame, counted from 0, of a file (X, Y, Z, T)."""
         try:
-            image = self.read(path) if frame is None else read_frame(path, frame)
+            image = read_image(path) if frame is None else read_frame(path, frame)
         except Exception as error:
             raise InputError(f"{path}: cannot be read as NIfTI ({root_cause(error)}); is the file complete?") from error
         check_image(image, path, is_label)
@@ -91,6 +89,20 @@ class LoadCased(MapTransform):
         check_same_grid(label, path, image, name)
         check_structures(label, path)
         return label
+
+
+def read_image(path: str) -> MetaTensor:
+    """A NIfTI file (X, Y, Z) as (1, X, Y, Z), with the affine that its header gives.
+
+    MONAI's reader takes the qform for the affine where the sform disagrees with the voxel sizes, whatever its code says.
+    """
+    file = nib.load(path)
+    array = np.asarray(file.dataobj, dtype=np.float32)
+    # A lone slice has two axes, and some writers add axes of length 1.
+    array = array.reshape(*array.shape, *[1] * (3 - array.ndim)) if array.ndim < 3 else array
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return MetaTensor(torch.from_numpy(array.copy())[None], affine=file.affine, meta={"filename_or_obj": str(path)})
 
 
 def read_frame(path: str, frame: int) -> MetaTensor:
@@ -156,6 +168,25 @@ def check_structures(label: Tensor, path: str) -> None:
         raise InputError(f"{path}: holds {label.min():g} to {label.max():g}; labels are {LABELS} and 0 elsewhere.")
 
 
+def check_order(label: Tensor, path: str) -> None:
+    """Stop at a label map (1, X, Y, Z) in which the myocardium encloses 1 instead of 3, as in M&Ms' order (1 LV, 2 myocardium, 3 RV).
+
+    Raises:
+        InputError: naming the file.
+    """
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)[..., None]
+    values = torch.as_tensor(label)[0].cpu().numpy()
+    enclosed = {}
+    for value in (LABELS["rv"], LABELS["lv"]):
+        mask = values == value
+        rim = values[binary_dilation(mask, cross) & ~mask]
+        enclosed[value] = (rim == LABELS["myo"]).mean() if len(rim) else np.nan
+    if enclosed[LABELS["rv"]] > 0.8 and enclosed[LABELS["lv"]] < 0.5:
+        raise InputError(
+            f"{path}: has the myocardium (2) around 1 and not around 3, as M&Ms has; exchange both, for here 1 is the RV and 3 the LV."
+        )
+
+
 def check_same_grid(
     image: MetaTensor, path: str, reference: MetaTensor, reference_path: str, cure: str = "resample one onto the other's grid"
 ) -> None:
@@ -199,11 +230,13 @@ class ScaleSlicesd(MapTransform):
         clip_percentile: upper clip, in percent of the stack's voxels; 100 clips nothing.
 
     Raises:
-        InputError: naming the file, for an image that is constant in every slice.
+        InputError: naming the file, for an image that is constant in every slice; for a percentile that is none.
     """
 
     def __init__(self, keys: Sequence[str], clip_percentile: float = 99.0) -> None:
         super().__init__(keys)
+        if isinstance(clip_percentile, bool) or not isinstance(clip_percentile, (int, float)) or not 0 < clip_percentile <= 100:
+            raise InputError(f"--clip_percentile {clip_percentile}: is no percentage; give one above 0, 100 to clip nothing.")
         self.clip_percentile = clip_percentile
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ RESULTS = {
     "report.html",
 }
 RESULTS |= {"function.json", "volumes.csv", "strain.csv", "points.csv", ".DS_Store"}
+FIELD_FILE = r"frame_\d+(_inverse)?\.nii\.gz|\.DS_Store"
 """All that `WriteRegistration`, and a Mac that shows it, may leave in the folder of a case."""
 
 
@@ -64,14 +66,8 @@ class WriteRegistration(Transform):
         registration: CineRegistration = data["registration"]
         if "fingerprint" in data:
             registration.quality["fingerprint"] = data["fingerprint"]
-        final = self.output_dir / registration.cine.name
-        # The folder may be the case's own, which is never to be replaced.
-        if final.is_file() or (final.is_dir() and any(final.iterdir()) and not is_result(final)):
-            raise InputError(f"{final}: is there and holds no results of an earlier run; give --output_dir another folder.")
-        if others := sorted({path.name for path in final.glob("*")} - RESULTS):
-            raise InputError(
-                f"{final}: holds {others[0]} beside the results of an earlier run; move it, or give another --output_dir."
-            )
+        final = (self.output_dir / registration.cine.name).resolve()  # a link leads to where the results are
+        check_place(final)
         partial = final.with_name(f".part_{final.name}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -90,6 +86,37 @@ class WriteRegistration(Transform):
         os.replace(partial, final)
         shutil.rmtree(old, ignore_errors=True)
         return dict(data)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder where it is missing.
+
+    Raises:
+        InputError: for one that cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --output_dir.") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to; give another --output_dir.")
+
+
+def check_place(folder: Path) -> None:
+    """Make sure that the results of a case can go to a folder, which is not there, is empty, or holds results and nothing else.
+
+    Raises:
+        InputError: for a folder that is something else, such as the case itself, or cannot be written to.
+    """
+    check_writable(folder.parent)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_result(folder)):
+        raise InputError(f"{folder}: is there and holds no results of an earlier run; give --output_dir another folder.")
+    others = {path.name for path in folder.glob("*")} - RESULTS
+    others |= {f"fields/{path.name}" for path in folder.glob("fields/*") if not re.fullmatch(FIELD_FILE, path.name)}
+    if others:
+        raise InputError(
+            f"{folder}: holds {min(others)} beside the results of an earlier run; move it, or give another --output_dir."
+        )
 
 
 def is_result(folder: Path) -> bool:

@@ -153,3 +153,12 @@ def test_what_is_given_is_never_overwritten(files: dict[str, Path], tmp_path: Pa
     with pytest.raises(InputError, match=r"moved\.nii\.gz: would be overwritten by what is made of it; give --output_dir another"):
         apply_field(files["field"], moving=given, output_dir=folder, resample_moving=True)
     assert given.read_bytes() == before
+
+
+def test_results_of_a_registration_are_not_mixed_with_others(files: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "case"
+    folder.mkdir()
+    (folder / "quality.json").write_text("{}")
+    with pytest.raises(InputError, match="case: holds the results of a registration, which would be mixed with others"):
+        apply_field(files["field"], moving=files["moving"], output_dir=folder, resample_moving=True)
+    assert [path.name for path in folder.iterdir()] == ["quality.json"]

@@ -288,3 +288,31 @@ def test_a_list_says_reference_frame_as_the_option_does(subject: Path) -> None:
     listed = [{"cine": "phantom001_4d.nii.gz", key: 3} for key in ("reference", "reference_frame")]
     (subject / "list.json").write_text(json.dumps({"test": listed}))
     assert [item["reference"] for item in find_cases(data_list=str(subject / "list.json"))] == [3, 3]
+
+
+def test_files_of_one_name_are_named_after_their_folders(copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "study"
+    for name in ("patA", "patB"):
+        (root / name).mkdir(parents=True)
+        shutil.copy(copy / "phantom001" / "phantom001_4d.nii.gz", root / name / "cine_4d.nii.gz")
+    found = lambda: {item["case"]: item["cine"] for item in inference_cases(dataset_dir=str(root))}
+    before = found()
+    assert before == {f"{name}_cine": str(root / name / "cine_4d.nii.gz") for name in ("patA", "patB")}
+    # Another patient does not rename these.
+    shutil.copytree(root / "patA", root / "patAA")
+    assert before.items() <= found().items()
+
+
+def test_a_pair_of_a_list_goes_by_its_subject(copy: Path) -> None:
+    names = {"moving": "phantom001/phantom001_frame03.nii.gz", "fixed": "phantom001/phantom001_frame01.nii.gz"}
+    (copy / "list.json").write_text(json.dumps({"test": [{**names, "subject": "patA"}, names]}))
+    cases = [item["case"] for item in inference_cases(data_list=str(copy / "list.json"))]
+    assert cases == ["patA", "phantom001_frame03_to_phantom001_frame01"]
+
+
+def test_a_label_of_another_frame_by_its_name_is_called_out(subject: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, label = subject / "phantom001_4d.nii.gz", subject / "phantom001_frame01_gt.nii.gz"
+    find_cases(cine=str(path), reference_frame=1, reference_label=str(label))
+    assert not caplog.records
+    find_cases(cine=str(path), reference_frame=3, reference_label=str(label))
+    assert "frame01_gt.nii.gz: is of frame 1 by its name, and is taken for that of the reference frame 3" in caplog.text

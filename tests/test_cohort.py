@@ -258,3 +258,31 @@ def test_processes_share_the_cases(make: Make, good: str, monkeypatch: pytest.Mo
     assert [study.written for study in studies] == [[name for name in names[rank::3] if name != "bad"] for rank in range(3)]
     rows = read_summary(studies[0].folder)
     assert [(row["case"], row["status"]) for row in rows] == [*((name, "done") for name in good), ("bad", "failed")]
+
+
+def test_a_failure_without_words_is_a_failure(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make("a", "b")
+    monkeypatch.setattr(study.evaluator, "run", lambda: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(InputError, match="2 of 2 cases failed: a, b; the first one: MemoryError"):
+        study.run()
+    assert [row["status"] for row in read_summary(study.folder)] == ["failed", "failed"]
+
+
+def test_what_cannot_be_written_is_not_computed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make("a", "b")
+    (study.folder / "a").mkdir()
+    (study.folder / "a" / "IM1.dcm").write_text("the only copy")
+    with pytest.raises(InputError, match=r"1 of 2 cases failed: a; the first one: .*a: is there and holds no results"):
+        study.run()
+    assert study.written == ["b"]
+    study.folder = study.folder / "a" / "IM1.dcm"
+    with pytest.raises(InputError, match=r"IM1\.dcm: cannot be made"):
+        study.run()
+
+
+def test_a_table_of_the_user_s_is_no_summary(make: Make) -> None:
+    study = make("a", "b")
+    (study.folder / SUMMARY).write_text("patient,EF by the cardiologist\n")
+    with pytest.raises(InputError, match=r"summary\.csv: is there and is no summary of an earlier run"):
+        study.run()
+    assert study.written == []

@@ -4,6 +4,7 @@ analytic displacements in mm.
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 
@@ -474,3 +475,29 @@ def test_a_file_at_two_places_is_refused_and_the_cure_is_one(tmp_path: Path) -> 
         getattr(image, f"set_{right}")(affine, 1)
         nib.save(image, path)
         check_one_place(path)
+
+
+def test_voxels_without_size_and_other_units_are_refused_and_no_place_is_called_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 4, 2), np.float32), np.diag([1.5, 1.5, 8, 1]))
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match=r"a\.nii\.gz: its header gives lengths in units of a meter; write it anew in mm"):
+        check_one_place(tmp_path / "a.nii.gz")
+    image.header.set_xyzt_units("mm")
+    nib.save(image, tmp_path / "a.nii.gz")
+    check_one_place(tmp_path / "a.nii.gz")
+    assert not caplog.records
+    raw = bytearray(gzip.decompress((tmp_path / "a.nii.gz").read_bytes()))
+    raw[252:256] = bytes(4)  # qform_code and sform_code
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(bytes(raw)))
+    check_one_place(tmp_path / "b.nii.gz")
+    assert "b.nii.gz: its header says nowhere where it lies (neither qform nor sform)" in caplog.text
+    raw[88:92] = bytes(4)  # pixdim[3]
+    (tmp_path / "c.nii.gz").write_bytes(gzip.compress(bytes(raw)))
+    with pytest.raises(InputError, match=r"c\.nii\.gz: its header gives voxels of 1\.5 x 1\.5 x 0 mm"):
+        check_one_place(tmp_path / "c.nii.gz")
+    for flat in (np.diag([1.5, 1.5, 0, 1]), np.diag([1.5, np.nan, 8, 1])):
+        with pytest.raises(InputError, match="d: its voxels are"):
+            check_right_angles(flat, "d")

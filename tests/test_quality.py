@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
+from scipy.optimize import nnls
 
 from scripts.cines import Cine, CineRegistration
 from scripts.files import plain
@@ -108,6 +109,12 @@ def test_determinants_of_a_known_field() -> None:
     assert frame["slices"][1]["largest_displacement_mm"] == pytest.approx(length[..., 1].max())
 
 
+def least_squares(image: np.ndarray, fixed: np.ndarray) -> float:
+    """Mean squared error of the best gain, not negative, and offset, by SciPy."""
+    design = np.stack([image, np.ones_like(image), -np.ones_like(image)], axis=1)
+    return nnls(design, fixed)[1] ** 2 / len(image)
+
+
 def test_squared_errors_by_hand() -> None:
     rng = np.random.default_rng(1)
     fixed, images, moved = (rng.normal(400, 90, (*SHAPE, *extra)) for extra in ((), (2,), (2,)))
@@ -121,7 +128,8 @@ def test_squared_errors_by_hand() -> None:
         assert frame["frame"] == t + 1
         for part, z in ((frame, slice(None)), *((part, part["slice"] - 1) for part in frame["slices"])):
             for name, image in (("before", images), ("after", moved)):
-                squares = ((image[..., t] - fixed) ** 2 / fixed.var(ddof=1))[rows[t]].mean(axis=(0, 1))
+                pairs = [(image[rows[t], :, z, t].ravel(), fixed[rows[t], :, z].ravel()) for z in range(SHAPE[2])]
+                squares = np.array([least_squares(*pair) / fixed.var(ddof=1) for pair in pairs])
                 assert part[f"mse_{name}"] == pytest.approx(squares[z].mean())
 
 
@@ -289,3 +297,56 @@ def test_where_no_voxel_counts_the_inverse_error_is_unknown_and_called_out() -> 
     assert plain(found)["frames"][1]["inverse_error_mm_p95"] is None
     assert any("cannot be inverted" in sentence for sentence in found["verdict"])
     assert found["frames"][0]["inverse_error_mm_p95"] == 0
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(1.0, 0.0), (2.0, 0.0), (0.25, 700.0), (1.0, -5000.0)])
+def test_gain_and_offset_of_an_image_change_no_verdict(gain: float, offset: float) -> None:
+    phantom = Phantom.random((0, 2), size=(48, 44), slices=2, frames=4)
+    es = phantom.end_systole
+    fixed, image = phantom.image(1), phantom.image(es)[..., None]
+    fields = phantom.field(es, 1)[None]
+    moved = np.stack(
+        [
+            map_coordinates(image[..., z, 0], np.indices(fixed.shape[:2]) + fields[0, ..., z], order=1, mode="nearest")
+            for z in range(fixed.shape[2])
+        ],
+        axis=-1,
+    )[..., None]
+    plain_one, other = (
+        assess(register(fields, images=a * image + b, moved=a * moved + b, fixed=fixed, reference=None))
+        for a, b in ((1.0, 0.0), (gain, offset))
+    )
+    assert other["verdict"] == plain_one["verdict"]
+    for name in ("mse_before", "mse_after"):
+        assert other["frames"][0][name] == pytest.approx(plain_one["frames"][0][name], abs=1e-6)
+    assert other["frames"][0]["mse_after"] < 0.5 * other["frames"][0]["mse_before"]
+
+
+def test_an_image_of_opposite_contrast_does_not_fit() -> None:
+    fields = wave(3.0)
+    texture = np.random.default_rng(0).normal(100, 30, SHAPE)
+    found = assess(register(fields, images=-texture[..., None], moved=-texture[..., None], fixed=texture, reference=None))
+    assert found["frames"][0]["mse_after"] == pytest.approx(1, rel=0.02)
+
+
+def test_a_slice_that_does_not_fit_is_called_out_by_its_number() -> None:
+    fields = np.repeat(wave(3.0), 4, axis=-1)  # twelve slices
+    rng = np.random.default_rng(0)
+    texture = rng.normal(100, 30, (*SHAPE[:2], 12))
+    images, moved = texture[..., None] + rng.normal(0, 20, (*texture.shape, 1)), texture[..., None].copy()
+    assert assess(register(fields, images=images, moved=moved, fixed=texture, reference=None))["trustworthy"]
+    moved[:, :, 6] = moved[::-1, :, 6]
+    (sentence,) = assess(register(fields, images=images, moved=moved, fixed=texture, reference=None))["verdict"]
+    assert sentence == "The images hardly fit in a slice, far worse than in most others: 7."
+
+
+def test_voxels_that_the_moving_image_does_not_reach_count_neither_before_nor_after() -> None:
+    fields = wave(3.0)
+    texture = np.random.default_rng(0).normal(100, 30, SHAPE)
+    reached = np.zeros(SHAPE, bool)
+    reached[4:20, 4:16] = True
+    moved = np.where(reached, texture, 0)[..., None]
+    images = texture[..., None] + np.random.default_rng(1).normal(0, 20, (*SHAPE, 1))
+    registration = register(fields, images=images, moved=moved, fixed=texture, reference=None)
+    assert assess(registration, reached=reached)["frames"][0]["mse_after"] == pytest.approx(0, abs=1e-9)
+    assert assess(registration)["frames"][0]["mse_after"] > 0.3

@@ -130,3 +130,9 @@ def test_a_cine_at_two_places_is_refused(tmp_path: Path, array: np.ndarray) -> N
     nib.save(image, tmp_path / "a.nii.gz")
     with pytest.raises(InputError, match=r"a\.nii\.gz: its qform and its sform put it up to 7 mm apart"):
         read_cine(tmp_path / "a.nii.gz")
+
+
+def test_another_format_is_named(tmp_path: Path) -> None:
+    nib.save(nib.MGHImage(np.zeros((4, 4, 2, 3), np.float32), np.eye(4)), tmp_path / "a.mgz")
+    with pytest.raises(InputError, match=r"a\.mgz: is MGH, no NIfTI; convert it to \.nii\.gz"):
+        read_cine(tmp_path / "a.mgz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from scripts.transforms import (
     RandomPairAugmentation,
     ResizeToSpacingd,
     ScaleSlicesd,
+    check_order,
     crop_each,
     sample_slices,
     sampling_grid,
@@ -291,3 +293,37 @@ def test_prepare_batch_hands_labels_on_with_the_pair() -> None:
         assert image is pair
         assert label.dtype == torch.int8
         assert label.shape == pair.shape
+
+
+@pytest.mark.parametrize("percentile", [0, -5, 101, "99", True])
+def test_a_percentile_that_is_none_is_refused(percentile: object) -> None:
+    with pytest.raises(InputError, match=f"--clip_percentile {percentile}: is no percentage"):
+        ScaleSlicesd(["moving"], percentile)
+
+
+def test_the_affine_is_the_header_s_whatever_its_voxel_sizes_say(tmp_path: Path) -> None:
+    affine = np.array([[0, 1.5, 0, 3], [-1.5, 0, 0, 40], [0, 0, 8, -7], [0, 0, 0, 1.0]])
+    image = nib.Nifti1Image(np.random.default_rng(0).random((8, 9, 2), np.float32), affine)
+    image.header["pixdim"][1:4] = 1
+    path = tmp_path / "a.nii.gz"
+    nib.save(image, path)
+    # nibabel mends the sizes when it saves; a scanner's software may not.
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[80:92] = np.ones(3, "<f4").tobytes()
+    raw[252:254] = np.zeros(1, "<i2").tobytes()
+    path.write_bytes(gzip.compress(bytes(raw)))
+    item = LoadCased()({"moving": str(path), "fixed": str(path)})
+    np.testing.assert_allclose(item["moving"].affine.numpy(), affine, atol=1e-5)
+    assert item["moving"].shape == (1, 8, 9, 2)
+
+
+def test_a_label_in_the_order_of_m_and_ms_is_refused() -> None:
+    x, y = np.meshgrid(np.arange(40), np.arange(40), indexing="ij")
+    radius = np.hypot(x - 20, y - 24)
+    label = np.where(radius < 5, 3, np.where(radius < 8, 2, np.where(np.hypot(x - 20, y - 10) < 6, 1, 0)))[None, ..., None]
+    check_order(torch.from_numpy(label), "gt.nii.gz")
+    with pytest.raises(InputError, match=r"gt\.nii\.gz: has the myocardium \(2\) around 1 and not around 3, as M&Ms has"):
+        check_order(torch.from_numpy(np.array([0, 3, 2, 1])[label]), "gt.nii.gz")
+    # A label that lacks a structure says nothing about the order.
+    for missing in (1, 2, 3):
+        check_order(torch.from_numpy(np.where(label == missing, 0, label)), "gt.nii.gz")

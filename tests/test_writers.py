@@ -193,6 +193,20 @@ def test_what_lies_beside_results_is_never_deleted(cine: CineRegistration, tmp_p
     assert files(tmp_path) == {f"heart/{beside}", "heart/heart_4d.nii.gz"}
 
 
+def test_a_file_among_fields_is_never_deleted_and_a_link_is_followed(cine: CineRegistration, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "heart").symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):
+        write(tmp_path / "out", cine)
+    assert (tmp_path / "out" / "heart").is_symlink()
+    assert (tmp_path / "elsewhere" / DONE).is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "out"]
+    (tmp_path / "elsewhere" / "fields" / "notes.txt").write_text("the only copy")
+    with pytest.raises(InputError, match=r"holds fields/notes\.txt beside the results"):
+        write(tmp_path / "out", cine)
+
+
 def test_no_output_folder_writes_nothing(cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = {"registration": cine, "case": "heart"}
