@@ -49,7 +49,7 @@ table: .venv/.dev
 test: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	OMP_NUM_THREADS=1 $(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Without chromium the tests skip and say so.
 test-browser: .venv/.dev

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -217,6 +218,8 @@ def run_onnxruntime(path: str | Path, threads: int, bf16: bool = False) -> Runti
 
 def run_openvino(path: str | Path, threads: int, bf16: bool = False) -> Runtime:
     """Through OpenVINO, compiled for each shape that comes: it is faster than with free sizes."""
+    # Its telemetry would tell its makers of each import, from a forked process; it does without where there is none.
+    sys.modules.setdefault("openvino_telemetry", None)
     import openvino
 
     core = openvino.Core()

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import last_line, run_bundle, succeed, write_options
+from conftest import ROOT, last_line, run_bundle, succeed, write_options
 from monai.bundle import ConfigParser
 from torch import nn
 
@@ -162,3 +162,10 @@ def test_elementwise_group_norm_is_group_norm() -> None:
         torch.testing.assert_close(ElementwiseGroupNorm(norm)(x), norm(x), atol=1e-5, rtol=1e-5)
         central = CentralGroupNorm(4, 12, window=4)
         torch.testing.assert_close(ElementwiseGroupNorm(central)(x), central(x), atol=1e-5, rtol=1e-5)
+
+
+def test_openvino_tells_nobody(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    code = "import sys; from scripts.exports import run_openvino\ntry: run_openvino('none.onnx', 1)\nexcept Exception: pass\n"
+    code += "assert 'openvino' in sys.modules and sys.modules['openvino_telemetry'] is None"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
