@@ -17,6 +17,8 @@ import torch.distributed as dist
 
 from scripts.phantom import write_phantom_dataset
 
+# torch.compile looks at all backends that are installed, OpenVINO's too, whose telemetry forks to tell of it.
+sys.modules.setdefault("openvino_telemetry", None)
 ROOT = Path(__file__).parent.parent
 CACHE = tempfile.TemporaryDirectory(prefix="prepared_")
 SMALL = {
