@@ -46,7 +46,7 @@ from scripts.checkpoints import load_weights
 from scripts.classical import METHODS, limit_itk_to_one_thread
 from scripts.datalists import select_pairs
 from scripts.devices import check_bf16, check_device
-from scripts.errors import InputError
+from scripts.errors import one_line
 from scripts.exports import ExportedNetwork, export_onnx, export_torchscript
 from scripts.fields import warp
 from scripts.inferers import FieldInferer
@@ -338,7 +338,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error

@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.errors import InputError
+from scripts.errors import InputError, one_line
 from scripts.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -120,7 +120,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error

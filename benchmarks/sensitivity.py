@@ -31,7 +31,7 @@ from tqdm import tqdm
 from benchmarks.step import processor
 from scripts.api import ROOT
 from scripts.devices import check_device
-from scripts.errors import InputError
+from scripts.errors import InputError, one_line
 from scripts.files import write_csv, write_json
 
 FIGURES = ("dice", "folding_percent", "hd95_voxel", "mse")
@@ -282,7 +282,5 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from scripts.api import ROOT
 from scripts.devices import check_device
-from scripts.errors import InputError
+from scripts.errors import one_line
 from scripts.transforms import ResizeToSpacingd
 
 SCORED_MM = 192.0
@@ -111,7 +111,5 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error

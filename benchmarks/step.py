@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from benchmarks.report import command
 from scripts.devices import check_device
-from scripts.errors import InputError
+from scripts.errors import InputError, one_line
 from scripts.handlers import GradientSurgeryHandler
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.networks import PyramidNetwork, RegistrationUNet
@@ -341,7 +341,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from scripts.api import ROOT, register_cine
 from scripts.devices import check_device
-from scripts.errors import InputError
+from scripts.errors import one_line
 from scripts.function import measure_function
 from scripts.phantom import Phantom, write_phantom_dataset
 from scripts.strain import measure_strain
@@ -71,14 +71,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
     for name in rows[0]:
         values = np.array([row[name] for row in rows])
         print(f"{name:<34}{values.mean():>9.4f}{np.abs(values).max():>9.4f}")
-    result = {"options": {k: v for k, v in vars(options).items() if k != "json"}, "rows": rows}
+    result = {"options": {k: v for k, v in vars(options).items() if k not in ("json", "checkpoint")}, "rows": rows}
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error

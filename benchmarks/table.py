@@ -39,7 +39,7 @@ from benchmarks.step import processor
 from scripts.classical import limit_itk_to_one_thread
 from scripts.command_line import first_cause
 from scripts.devices import check_device
-from scripts.errors import InputError
+from scripts.errors import InputError, one_line
 from scripts.files import write_csv, write_text
 
 OURS = "gsmorph"
@@ -210,7 +210,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error

@@ -42,7 +42,7 @@ from benchmarks.report import command
 from benchmarks.step import import_reference, make_reference, processor, quartiles, time_rounds
 from scripts.datasets import SliceDataset, batch_loader
 from scripts.devices import allow_tf32
-from scripts.errors import InputError
+from scripts.errors import InputError, one_line
 from scripts.graphs import WARM_UP
 from scripts.phantom import write_phantom_dataset
 from scripts.surgery import settle
@@ -484,7 +484,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error

@@ -143,7 +143,7 @@ def describe(value: object) -> str:
     own = type(value).__module__.startswith("scripts.")
     settings = {name: setting for name, setting in vars(value).items() if own and not name.startswith("_")}
     if isinstance(value, nn.Module):
-        settings |= {"training": None, **dict(value.named_children())}
+        settings |= dict(value.named_children())
     # Where and how loudly something is computed changes nothing.
     parts = (f"{name}={describe(setting)}" for name, setting in sorted(settings.items()) if name not in ("progress", "training"))
     return f"{getattr(value, '__qualname__', type(value).__qualname__)}({', '.join(parts)})"

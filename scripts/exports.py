@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scripts.checkpoints import load_weights
-from scripts.errors import InputError
+from scripts.errors import InputError, one_line
 from scripts.files import whole_file
 from scripts.networks import PaddedNetwork, fold_batch_norm
 
@@ -278,7 +278,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except InputError as error:
-        raise SystemExit(f"error: {error}") from error

@@ -120,7 +120,8 @@ def check_one_place(path: str | Path) -> None:
     if unit not in ("mm", "unknown"):
         raise InputError(f"{path}: its header gives lengths in units of a {unit}; write it anew in mm.")
     # nibabel takes sizes of 0 for 1 when it loads an image.
-    with nib.openers.ImageOpener(path) as file:
+    header = image.file_map.get("header", image.file_map["image"])  # a file of its own beside .img
+    with nib.openers.ImageOpener(header.filename) as file:
         pixdim = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
     if not s_code and not (pixdim > 0).all():
         sizes = " x ".join(f"{n:g}" for n in pixdim)

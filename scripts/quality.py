@@ -201,10 +201,12 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
         call_out(worse, "The images hardly fit better than before")
     typical = np.median([row["mse_after"] for f in others for row in f["slices"]]) if others else 0.0
     high = max(limit["mse_of_a_slice"], limit["mse_of_a_slice_to_median"] * float(typical))
-    misfits = {row["slice"] for f in others for row in f["slices"] if row["mse_after"] > high}
-    numbers = ", ".join(map(str, sorted(misfits)))
+    misfits = {
+        f["frame"]: [row["slice"] for row in f["slices"] if row["mse_after"] > high and not row["blank_slices"]] for f in others
+    }
+    numbers = ", ".join(map(str, sorted(set().union(*misfits.values()))))
     call_out(
-        [f for f in others if any(row["mse_after"] > high for row in f["slices"])],
+        [f for f in others if misfits[f["frame"]]],
         f"The images hardly fit in a slice, far worse than in most others: {numbers}",
     )
     if cycle.get("closure_ratio", 0) > limit["closure_ratio"]:

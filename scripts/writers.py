@@ -25,18 +25,20 @@ from scripts.report import write_report
 
 DONE = "quality.json"
 RESULTS = {
-    "moved.nii.gz",
-    "labels.nii.gz",
-    "field.nii.gz",
-    "field_inverse.nii.gz",
-    "moved_label.nii.gz",
-    "fields",
     DONE,
     "report.html",
+    "moved.nii.gz",
+    "fields",
+    "labels.nii.gz",
+    "function.json",
+    "volumes.csv",
+    "strain.csv",
+    "points.csv",
 }
-RESULTS |= {"function.json", "volumes.csv", "strain.csv", "points.csv", ".DS_Store"}
-FIELD_FILE = r"frame_\d+(_inverse)?\.nii\.gz|\.DS_Store"
+RESULTS |= {"field.nii.gz", "field_inverse.nii.gz", "moved_label.nii.gz", ".DS_Store"}
 """All that `WriteRegistration`, and a Mac that shows it, may leave in the folder of a case."""
+FIELD_FILE = r"frame_\d+(_inverse)?\.nii\.gz|\.DS_Store"
+"""What they may leave in its `fields`."""
 
 
 class WriteRegistration(Transform):

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from conftest import ROOT
 
 from benchmarks import inference, sensitivity, step, strain, table
 from scripts.errors import InputError
@@ -86,6 +87,7 @@ def test_bfloat16_runs_and_a_missing_checkout_is_named(tmp_path: Path) -> None:
 def test_strain_of_registered_phantoms_is_printed_beside_the_exact_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "strain.json"
     strain.main(["--subjects", "1", "--size", "96", "--frames", "4", "--json", str(path)])
+    assert str(ROOT) not in path.read_text()
     (row,) = json.loads(path.read_text())["rows"]
     assert row["radial"] > 0.2
     assert row["circumferential"] < -0.1

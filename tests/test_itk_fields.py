@@ -501,3 +501,8 @@ def test_voxels_without_size_and_other_units_are_refused_and_no_place_is_called_
     for flat in (np.diag([1.5, 1.5, 0, 1]), np.diag([1.5, np.nan, 8, 1])):
         with pytest.raises(InputError, match="d: its voxels are"):
             check_right_angles(flat, "d")
+
+
+def test_a_pair_of_header_and_image_lies_where_its_header_says(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Pair(np.zeros((4, 4, 2), np.float32), np.diag([1.5, 1.5, 8, 1])), tmp_path / "a.img")
+    check_one_place(tmp_path / "a.img")

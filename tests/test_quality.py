@@ -335,6 +335,11 @@ def test_a_slice_that_does_not_fit_is_called_out_by_its_number() -> None:
     texture = rng.normal(100, 30, (*SHAPE[:2], 12))
     images, moved = texture[..., None] + rng.normal(0, 20, (*texture.shape, 1)), texture[..., None].copy()
     assert assess(register(fields, images=images, moved=moved, fixed=texture, reference=None))["trustworthy"]
+    blank = moved.copy()
+    blank[:, :, 6], images[:, :, 6] = 0, 0
+    (sentence,) = assess(register(fields, images=images, moved=blank, fixed=texture, reference=None))["verdict"]
+    assert "a slice is blank: 7" in sentence
+    images[:, :, 6] = texture[:, :, 6, None] + rng.normal(0, 20, (*SHAPE[:2], 1))
     moved[:, :, 6] = moved[::-1, :, 6]
     (sentence,) = assess(register(fields, images=images, moved=moved, fixed=texture, reference=None))["verdict"]
     assert sentence == "The images hardly fit in a slice, far worse than in most others: 7."
