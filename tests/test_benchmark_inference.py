@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import inference
+from scripts.errors import InputError
 
 itk = pytest.importorskip("itk")
 TINY = ["--crop", "64", "--rounds", "2", "--slices", "2", "--iterations", "10", "--no_cine"]
@@ -65,7 +66,7 @@ def test_nothing_is_timed_where_ours_does_not_register(monkeypatch: pytest.Monke
 
 def test_bfloat16_is_not_imitated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
-    with pytest.raises(inference.InputError, match="cpu has no bfloat16 arithmetic"):
+    with pytest.raises(InputError, match="cpu has no bfloat16 arithmetic"):
         inference.main([*TINY, "--variants", "bf16"])
 
 
@@ -96,10 +97,10 @@ def test_a_data_set_is_cropped_padded_and_scored_with_its_labels(phantoms: Path)
 
 
 def test_a_missing_checkpoint_or_itk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(inference.InputError, match=r"absent\.pt: no such checkpoint"):
+    with pytest.raises(InputError, match=r"absent\.pt: no such checkpoint"):
         inference.main([*TINY, "--checkpoint", "absent.pt"])
     monkeypatch.setitem(inference.sys.modules, "itk", None)
-    with pytest.raises(inference.InputError, match="itk: is not installed; pip install itk"):
+    with pytest.raises(InputError, match="itk: is not installed; pip install itk"):
         inference.main(TINY)
 
 
