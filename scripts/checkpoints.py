@@ -107,6 +107,12 @@ class BestWeights:
         self.score = state["score"]
 
 
+def of_trainer(engine: Engine) -> dict:
+    """What a checkpoint holds of the trainer itself: its counts and, for fp16, the scale of its losses."""
+    scaler = getattr(engine, "scaler", None)
+    return {"trainer": engine} | ({} if scaler is None else {"scaler": scaler})
+
+
 class LastCheckpoint:
     """Writes the whole training state every epoch as `last_checkpoint_epoch=N.pt`, whole or not at all, and then removes older ones.
 
@@ -114,7 +120,7 @@ class LastCheckpoint:
 
     Args:
         save_dir: folder of the checkpoint.
-        save_dict: the objects to save; the trainer itself is added as "trainer".
+        save_dict: the objects to save; the trainer itself is added as "trainer", and its GradScaler, if any, as "scaler".
     """
 
     def __init__(self, save_dir: str, save_dict: dict) -> None:
@@ -122,7 +128,7 @@ class LastCheckpoint:
         self.save_dict = dict(save_dict)
 
     def attach(self, engine: Engine) -> None:
-        self.save_dict["trainer"] = engine
+        self.save_dict |= of_trainer(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -134,16 +140,24 @@ class LastCheckpoint:
                 older.unlink()
 
 
+def optimizer_options(engine: Engine) -> dict[str, object]:
+    """Numbers that the trainer's optimizer was made with, by name, as its first group has them; the rate before any schedule."""
+    group = engine.optimizer.param_groups[0]
+    numbers = {name: group.get(f"initial_{name}", value) for name, value in group.items() if name != "initial_lr"}
+    return {name: value for name, value in numbers.items() if isinstance(value, (float, tuple))}
+
+
 class ResumeHandler(CheckpointLoader):
     """Restores what `LastCheckpoint` wrote when training starts; a path of None starts afresh.
 
     Args:
         load_path: a `last_checkpoint_epoch=N.pt`, or None.
-        load_dict: the objects to restore; the trainer itself is added as "trainer".
+        load_dict: the objects to restore, as `LastCheckpoint` was given them.
         map_location: device to load to.
 
     Raises:
-        InputError: naming the file, for one that is not there, not readable or not of this training.
+        InputError: naming the file, for one that is not there, not readable or not of this training: another network, other options
+            of the optimizer, epochs of another length.
     """
 
     def __init__(self, load_path: str | None, load_dict: dict, map_location: str | torch.device = "cpu") -> None:
@@ -151,7 +165,7 @@ class ResumeHandler(CheckpointLoader):
 
     def attach(self, engine: Engine) -> None:
         if self.load_path:
-            self.load_dict["trainer"] = engine
+            self.load_dict |= of_trainer(engine)
             super().attach(engine)
 
     def __call__(self, engine: Engine) -> None:
@@ -160,10 +174,17 @@ class ResumeHandler(CheckpointLoader):
             raise InputError(
                 f"{self.load_path}: lacks {', '.join(sorted(missing))}; resume from a checkpoint named last_checkpoint_epoch=N.pt."
             )
+        options = optimizer_options(engine)
         try:
             super().__call__(engine)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise InputError(f"{self.load_path}: belongs to another network or optimizer; resume with its own config.") from error
+        for name, saved in optimizer_options(engine).items():
+            if name in options and saved != options[name]:
+                raise InputError(
+                    f"{self.load_path}: was trained with the optimizer's {name} {saved}, and now it is {options[name]}; resume with "
+                    "its own, or start from its weights with --initial_weights."
+                )
         saved, now = engine.state.epoch_length, len(engine.state.dataloader or engine.data_loader)
         if saved and saved != now:
             raise InputError(

@@ -30,6 +30,7 @@ from scripts.errors import InputError
 OPTION = re.compile(r"--?[A-Za-z_]")
 LOST = re.compile(r"by peer|Broken pipe")  # what gloo says of a process that is gone
 PATIENCE = 15  # seconds that torchrun has to end a process that lost another one
+RUN_BY_NAME = ("imports", "initialize", "run", "finalize")  # keys of a config that MONAI reads by itself
 PATHS = ("moving", "fixed", "cine", "field", "points", "checkpoint", "initial_weights", "onnx", "resume")
 
 
@@ -56,6 +57,8 @@ def check(argv: Sequence[str] | None = None) -> None:
             close = difflib.get_close_matches(top, known, n=1)
             hint = f"did you mean --{close[0]}?" if close else "the options are the top-level keys of the config file."
             raise InputError(f"--{name}: no such option; {hint}")
+        if name in config and name not in RUN_BY_NAME and not is_read(name, config):
+            raise InputError(f"--{name}: nothing in these config files reads it, so it would change nothing; leave it out.")
         read = DefaultParseValue(value) if value is not None else True
         if read is None or read in ("null", "~"):
             # MONAI drops None, and takes the others for words.
@@ -135,12 +138,16 @@ def parse_options(argv: Sequence[str]) -> dict[str, str | None]:
 
 def load_configs(options: dict[str, str | None]) -> dict:
     """The merged top level of the config files and the arguments file that the options name."""
-    config: dict = {}
-    if options.get("args_file"):
-        config.update(ConfigParser.load_config_file(options["args_file"]))
-    for path in ensure_tuple(yaml.safe_load(options.get("config_file") or "") or config.get("config_file") or ()):
-        config.update(ConfigParser.load_config_file(path))
-    return config
+    config = ConfigParser.load_config_file(options["args_file"]) if options.get("args_file") else {}
+    files = ensure_tuple(yaml.safe_load(options.get("config_file") or "") or config.get("config_file") or ())
+    return config | ConfigParser.load_config_files(files)
+
+
+def is_read(name: str, config: object) -> bool:
+    """Whether anything in a config refers to one of its top-level keys."""
+    if isinstance(config, (dict, list)):
+        return any(is_read(name, value) for value in (config.values() if isinstance(config, dict) else config))
+    return isinstance(config, str) and re.search(rf"@{name}\b", config) is not None
 
 
 def is_path(name: str) -> bool:

@@ -274,7 +274,7 @@ def select_pairs(
         The items; an empty list where neither source is given, so that a workflow can be inspected without data.
 
     Raises:
-        InputError: for an empty split.
+        InputError: for an empty split, or a list of cines.
     """
     if not data_list and not dataset_dir:
         return []
@@ -282,6 +282,11 @@ def select_pairs(
         section = {"train": "training", "val": "validation"}.get(split, "test")
         items = json_pairs(data_list, section)
         source = f"{data_list}: section '{section}'"
+        if cines := [item["case"] for item in items if "moving" not in item or "fixed" not in item]:
+            raise InputError(
+                f"{source} has cines ({cines[0]}) where pairs are needed; give moving and fixed, or train on cines with "
+                "configs/finetune.yaml merged over train.yaml."
+            )
     else:
         if split != "test_or_all":
             subjects = folder_splits(dataset_dir, seed)[split]

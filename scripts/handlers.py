@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, DistributedSampler
 
+from scripts.errors import InputError
 from scripts.surgery import RULES, STRATEGIES, group_indices, settle
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
@@ -55,9 +56,9 @@ class GradientSurgeryHandler:
             own. A first beta of Adam above 0 averages once more, what is settled. The means are state, which checkpoints hold.
 
     Raises:
-        ValueError: for an unknown strategy or granularity, a tau or a momentum outside [0, 1), a network without trainable parameters,
-            and on attachment or start for a trainer whose gradients could not be right: DistributedDataParallel with
-            `static_graph=True`, sharded parameters, or a momentum with a GradScaler, whose scale changes.
+        ValueError: for an unknown strategy or granularity, a tau or a momentum outside [0, 1), a weight for a strategy that has none,
+            a network without trainable parameters, and on attachment or start for a trainer whose gradients could not be right:
+            DistributedDataParallel with `static_graph=True`, sharded parameters, or a momentum with a GradScaler, whose scale changes.
     """
 
     records = ("similarity", "smoothness", "conflict_ratio", "cosine", "ill_posed")
@@ -78,6 +79,8 @@ class GradientSurgeryHandler:
             raise ValueError(f"tau is at least 0 and below 1, got {tau!r}.")
         if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
             raise ValueError(f"momentum is at least 0 and below 1, got {momentum!r}.")
+        if weight and strategy != "weighted_sum":
+            raise ValueError(f"strategy {strategy!r} has no weight, got {weight!r}; weighted_sum has one.")
         named = [(name, p) for name, p in unwrap(network).named_parameters() if p.requires_grad]
         if not named:
             raise ValueError("the network has no parameter that requires a gradient.")
@@ -237,9 +240,14 @@ class Validation(ValidationHandler):
     Args:
         validator: the evaluator.
         interval: epochs.
+
+    Raises:
+        InputError: for an interval that is no whole number from 1 on.
     """
 
     def __init__(self, validator: Evaluator, interval: int) -> None:
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise InputError(f"--val_interval {interval}: is no whole number of epochs from 1 on; give 1, 2, 3, ….")
         super().__init__(interval, validator, epoch_level=True)
 
     def attach(self, engine: Engine) -> None:

@@ -68,6 +68,45 @@ def test_resuming_needs_the_whole_state(tmp_path: Path) -> None:
         ResumeHandler(str(tmp_path / "none.pt"), {"network": network})(None)
 
 
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_resuming_with_another_rate_is_refused_and_a_scheduled_one_is_not(tmp_path: Path, scheduled: bool) -> None:
+    def start(rate: float, resume: Path | None = None) -> torch.optim.AdamW:
+        optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(2))], rate)
+        state = {"optimizer": optimizer}
+        engine = Engine(lambda *_: None)
+        engine.optimizer = optimizer
+        if scheduled:
+            state["schedule"] = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, lambda _: state["schedule"].step())
+        if resume:
+            ResumeHandler(str(resume), state).attach(engine)
+        LastCheckpoint(str(tmp_path), state).attach(engine)
+        engine.run([0], max_epochs=2 if resume else 1)
+        return optimizer
+
+    start(1e-3)
+    resumed = start(1e-3, tmp_path / "last_checkpoint_epoch=1.pt")
+    assert resumed.param_groups[0]["lr"] == (0.25e-3 if scheduled else 1e-3)
+    with pytest.raises(InputError, match=r"optimizer's lr 0\.001, and now it is 0\.002; .* --initial_weights"):
+        start(2e-3, tmp_path / "last_checkpoint_epoch=2.pt")
+
+
+def test_the_scale_of_fp16_is_resumed(tmp_path: Path) -> None:
+    def start(scale: float, resume: Path | None = None) -> torch.amp.GradScaler:
+        engine = Engine(lambda *_: None)
+        engine.optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
+        state = {"optimizer": engine.optimizer}
+        engine.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        if resume:
+            ResumeHandler(str(resume), state).attach(engine)
+        LastCheckpoint(str(tmp_path), state).attach(engine)
+        engine.run([0], max_epochs=2 if resume else 1)
+        return engine.scaler
+
+    start(64.0)
+    assert start(2.0**16, tmp_path / "last_checkpoint_epoch=1.pt").get_scale() == 64.0
+
+
 def test_best_weights_survive_a_resumption(tmp_path: Path) -> None:
     network = nn.Linear(1, 1, bias=False)
 

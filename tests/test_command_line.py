@@ -43,6 +43,13 @@ def test_refuses(words: list[str], message: str) -> None:
         command_line.check(RUN + words)
 
 
+@pytest.mark.parametrize("option", ["--labels", "--val_interval"])
+def test_refuses_what_another_config_left_without_a_reader(option: str) -> None:
+    words = ["--config_file", "['configs/train.yaml','configs/finetune.yaml']", option, "True" if option == "--labels" else "3"]
+    with pytest.raises(InputError, match=f"{option}: nothing in these config files reads it"):
+        command_line.check(RUN[:2] + words)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -104,7 +111,7 @@ def test_sizes_that_do_not_fit_are_refused(sizes: dict, words: str) -> None:
         command_line.check_sizes(**{"slice_size": [160, 160], "crop_size": [128, 128], **sizes})
 
 
-COUNTS = ("max_epochs", "batch_size", "val_interval", "log_every")
+COUNTS = ("max_epochs", "batch_size", "log_every")
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,7 @@ def test_a_spoiled_folder_is_named_with_its_cure(copy: Path, spoil: callable, wo
         ('{"test": [{"moving": "a.nii.gz"}]}', ("item 1 of 'test' has no 'fixed'", "add the path")),
         ('{"test": [{"moving": "a.nii.gz", "fixed": "b.nii.gz"}]}', ("a.nii.gz: no such file", "moving of case a_to_b")),
         ('{"training": []}', ("section 'test' is empty",)),
+        ('{"test": [{"cine": "a_4d.nii.gz"}]}', ("section 'test' has cines (a)", "configs/finetune.yaml")),
         ('{"test": [{"moving": "a", "fixed": "b", "moving_lable": "c"}]}', ("has the key 'moving_lable'", "mean 'moving_label'?")),
         ('{"test": [{"cine": 5}]}', ("item 1 of 'test' has the cine 5", "give the path")),
         *(

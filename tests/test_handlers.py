@@ -34,7 +34,15 @@ from training_runs import (
     train,
 )
 
-from scripts.handlers import GradientSurgeryHandler, NonFiniteLossHandler, TrainingProgress, WeightAveraging, running_mean
+from scripts.errors import InputError
+from scripts.handlers import (
+    GradientSurgeryHandler,
+    NonFiniteLossHandler,
+    TrainingProgress,
+    Validation,
+    WeightAveraging,
+    running_mean,
+)
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.networks import PyramidNetwork, RegistrationUNet
 from scripts.surgery import STRATEGIES
@@ -304,7 +312,11 @@ def test_scaler_skips_the_step_of_an_overflow(spoiled: str, strategy: str) -> No
     _, trainer = train(
         network,
         [make_pairs(2, (16, 16)).float()],
-        {"constraint": lambda field: spoil(smoothness(field), "smoothness", field), "strategy": strategy, "weight": 1.0},
+        {
+            "constraint": lambda field: spoil(smoothness(field), "smoothness", field),
+            "strategy": strategy,
+            "weight": float(strategy == "weighted_sum"),
+        },
         scaler=scaler,
         loss_function=lambda field, pair: spoil(similarity(field, pair), "similarity", field),
     )
@@ -460,6 +472,17 @@ def test_sharded_parameters_are_refused() -> None:
 def test_unknown_options_are_refused(arguments: dict) -> None:
     with pytest.raises(ValueError, match=r"is (one of|at least) .*got"):
         GradientSurgeryHandler(make_unet(), SmoothnessLoss(), **arguments)
+
+
+def test_a_weight_for_a_strategy_without_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"strategy 'projection' has no weight, got 0\.1; weighted_sum has one"):
+        GradientSurgeryHandler(make_unet(), SmoothnessLoss(), weight=0.1)
+
+
+@pytest.mark.parametrize("interval", [0, -1, 2.5, True, None])
+def test_an_interval_that_counts_nothing_is_refused(interval: object) -> None:
+    with pytest.raises(InputError, match=f"--val_interval {interval}: is no whole number of epochs"):
+        Validation(SimpleNamespace(), interval)
 
 
 def test_network_without_trainable_parameters_is_refused() -> None:
