@@ -13,7 +13,7 @@ from pathlib import Path
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.cines import CineRegistration
-from scripts.command_line import first_cause
+from scripts.command_line import check_path, first_cause
 from scripts.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +47,8 @@ def run_one(**options: object) -> CineRegistration:
     unknown = set(options) - set(ConfigParser.load_config_file(str(CONFIG)))
     if unknown:
         raise InputError(f"{', '.join(sorted(unknown))}: no such option; they are the top-level keys of {CONFIG.name}.")
+    for name, value in options.items():
+        check_path(name, value)
     workflow = ConfigWorkflow(
         config_file=str(CONFIG),
         meta_file=str(ROOT / "configs" / "metadata.json"),

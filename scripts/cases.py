@@ -11,7 +11,9 @@ from pathlib import Path
 import nibabel as nib
 
 from scripts.datalists import acdc_pairs, check_files, find_image, json_pairs, read_info, stem_of
+from scripts.dicom import slices_of_one
 from scripts.errors import InputError
+from scripts.files import is_dicom
 from scripts.writers import is_result
 
 
@@ -146,6 +148,11 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
         raise InputError(
             f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files."
         )
+    for together in slices_of_one([path for path, found in contents.items() if found == [path]]):
+        logging.getLogger("inference").warning(
+            f"{root}: {', '.join(path.name for path in together)} look like slices of one cine and are registered apart; where they "
+            f"are, give --cine {root} or a folder of them."
+        )
     taken = {*subjects, *files, *(path for path, found in contents.items() if found)}
     if root not in taken and (left := [path.name for path in entries if path not in taken]):
         more = f" and {len(left) - 9} more" if len(left) > 9 else ""
@@ -156,21 +163,14 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
 def holds_dicom(paths: Iterable[Path]) -> bool:
     """Whether one of some paths is a DICOM file, by its name or its first bytes."""
 
-    def is_dicom(path: Path) -> bool:
-        if path.suffix.lower() == ".dcm":
-            return True
-        try:
-            with path.open("rb") as file:
-                return file.read(132)[128:] == b"DICM"
-        except OSError:
-            return False
-
-    return any(is_dicom(path) for path in paths if path.is_file())
+    return any(
+        path.suffix.lower() == ".dcm" or is_dicom(path) for path in paths if path.is_file() and not path.name.startswith(".")
+    )
 
 
 def cine_files(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder that have four axes and are no labels (`_gt`), sorted."""
-    files = sorted((*folder.glob("*.nii"), *folder.glob("*.nii.gz")))
+    """The NIfTI files of a folder that have four axes, are no labels (`_gt`) and are not hidden, sorted."""
+    files = sorted(path for path in (*folder.glob("*.nii"), *folder.glob("*.nii.gz")) if not path.name.startswith("."))
     return [path for path in files if is_cine(path) and not stem_of(path).endswith("_gt")]
 
 
@@ -215,9 +215,10 @@ def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
 
 
 def is_cine(path: Path) -> bool:
-    """Whether a NIfTI file has four axes, by its header; one that cannot be read counts, so that it is reported."""
+    """Whether a NIfTI file has four axes, and more of length 1 alone; one that cannot be read counts, so that it is reported."""
     try:
-        return len(nib.load(path).shape) == 4
+        shape = nib.load(path).shape
+        return len(shape) >= 4 and set(shape[4:]) <= {1}
     except Exception:
         return True
 

@@ -128,8 +128,9 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
             total.update(str(value).encode())
             continue
         path = Path(str(value))
-        # A missing file is the loader's to report.
-        for file in sorted(p for p in (path, *path.rglob("*")) if p.is_file()):
+        # An image in two files is both; a missing file is the loader's to report.
+        parts = [path.with_suffix(end) for end in (".hdr", ".img")] if path.suffix in (".hdr", ".img") else [path]
+        for file in sorted(p for p in (*parts, *path.rglob("*")) if p.is_file()):
             total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]
 

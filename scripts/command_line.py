@@ -59,6 +59,7 @@ def check(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"--{name}: no such option; {hint}")
         if name in config and name not in RUN_BY_NAME and not is_read(name, config):
             raise InputError(f"--{name}: nothing in these config files reads it, so it would change nothing; leave it out.")
+        check_path(name, value)
         read = DefaultParseValue(value) if value is not None else True
         if read is None or read in ("null", "~"):
             # MONAI drops None, and takes the others for words.
@@ -153,6 +154,16 @@ def is_read(name: str, config: object) -> bool:
 def is_path(name: str) -> bool:
     """Whether an option takes a file or a folder, by its name."""
     return name.endswith(("_dir", "_label", "_list", "_path")) or name in PATHS
+
+
+def check_path(name: str, value: object) -> None:
+    """Stop at a file or folder whose name a config would change.
+
+    Raises:
+        InputError: naming the option and the cure.
+    """
+    if is_path(name) and "#" in str(value) and not str(value).startswith(("@", "$")):
+        raise InputError(f"--{name} {value}: holds #, which MONAI would read as ::, another name; rename that file or folder.")
 
 
 def first_cause(error: BaseException) -> BaseException:

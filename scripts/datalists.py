@@ -253,8 +253,8 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
 
 
 def stem_of(path: str | Path) -> str:
-    """File name without _4d, .nii and .nii.gz."""
-    return re.sub(r"(_4d)?(\.nii(\.gz)?)?$", "", Path(path).name)
+    """File name without _4d and the endings of NIfTI files."""
+    return re.sub(r"(_4d)?(\.(nii|img|hdr)(\.gz)?)?$", "", Path(path).name)
 
 
 def select_pairs(

@@ -19,6 +19,7 @@ import numpy as np
 
 from scripts.cines import Array, Cine
 from scripts.errors import InputError
+from scripts.files import is_dicom
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -38,9 +39,11 @@ GAP_TAGS = ("SpacingBetweenSlices", "SliceThickness")
 FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 RESCALE_TAGS = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
 HEADER_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "NumberOfFrames", *FRAME_GROUPS, *RESCALE_TAGS)
-HEADER_TAGS += ("SamplesPerPixel", *GEOMETRY_TAGS, *GAP_TAGS, *TIME_TAGS)
-PIXEL_TAGS = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit")
-PIXEL_TAGS += ("PixelRepresentation", "PixelData")
+KIND_TAGS = {"ImageType": {"P", "R", "I"}, "FrameType": {"P", "R", "I"}, "ComplexImageComponent": {"PHASE", "REAL", "IMAGINARY"}}
+"""Tags of a complex image's parts, and the values that say that it is not the magnitude."""
+VALUE_TAGS = ("SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation")
+HEADER_TAGS += (*VALUE_TAGS, *KIND_TAGS, *GEOMETRY_TAGS, *GAP_TAGS, *TIME_TAGS, "FrameOfReferenceUID")
+PIXEL_TAGS = ("Rows", "Columns", *VALUE_TAGS, "BitsAllocated", "HighBit", "PixelData")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,11 @@ class Instance:
     times: dict[str, float]
     """Those of `TIME_TAGS` that the image has."""
     rescale: tuple[float, float]
-    """Slope and intercept of its intensities."""
+    """Slope and intercept of its intensities; the slope of an image whose least value is white is negative."""
+    magnitude: bool = True
+    """Whether it is no other part of a complex image, such as its phase."""
+    frame_of_reference: str | None = None
+    """Names the coordinates that `position` is in."""
     frame: int | None = None
     """Which of an Enhanced file's images it is, from 0; None for a file of one image."""
 
@@ -79,8 +86,8 @@ def read_dicom_cine(folder: str | Path) -> Cine:
 
     Files of any name are read, in subfolders too: classic ones, of an image each, and Enhanced ones, of many; what is no MR image is
     skipped. Images belong to one stack where orientation, pixel spacing and size agree, whatever their series; copies of a file count
-    once. Stacks without a second phase, such as scouts, are skipped, and so are single images parallel to the cine in series of their
-    own, with a line in the log.
+    once. Stacks without a second phase, such as scouts, are skipped, and so are, with a line in the log, single images parallel to the
+    cine in series of their own, and the phase, real and imaginary parts beside a magnitude.
 
     Returns:
         A cine named as the folder. Image (X, Y, Z, T), fp32, rescaled as the files state: X counts columns, Y rows, Z slices along the
@@ -104,16 +111,41 @@ def read_dicom_cine(folder: str | Path) -> Cine:
         return read_stack(folder, find_cine(folder, instances))
 
 
+def slices_of_one(folders: Sequence[Path]) -> list[list[Path]]:
+    """Folders whose first images lie parallel in one frame of reference, as the slices of one cine do, in groups of two or more."""
+    try:
+        from pydicom.config import disable_value_validation
+    except ImportError:
+        return []
+    firsts: dict[Path, Instance] = {}
+    with disable_value_validation():
+        for folder in folders:
+            try:
+                found = (one for path in sorted(folder.rglob("*")) if path.is_file() for one in read_instances(folder, path))
+                first = next(found, None)
+            except InputError:
+                continue  # Its case says so.
+            if first is not None and first.frame_of_reference:
+                firsts[folder] = first
+    groups = []
+    for name in sorted({one.frame_of_reference for one in firsts.values()}):
+        for stack in group_stacks([one for one in firsts.values() if one.frame_of_reference == name]):
+            groups.append([folder for folder, one in firsts.items() if any(one is other for other in stack)])
+    return [group for group in groups if len(group) > 1]
+
+
 def find_cine(folder: Path, instances: Sequence[Instance]) -> Stack:
     """The one stack that has several phases, without copies of files and single images of other series.
 
     Raises:
         InputError: for none or several, which it lists.
     """
-    stacks = [[without_copies(phases) for phases in split_slices(stack)] for stack in group_stacks(instances)]
+    grouped = group_stacks(instances)
+    stacks = [[without_copies(phases) for phases in split_slices(magnitudes(stack) or stack)] for stack in grouped]
+    parts = [one for stack in grouped if magnitudes(stack) for one in stack if not one.magnitude]
     several = [stack for stack in stacks if max(map(len, stack)) > 1]
-    # A scout taken twice has two images at one place, but no two times; where no stack has any, `time_tag` says so.
-    cines = [stack for stack in several if has_times(stack)] or several
+    # A scout taken twice has two images at one place, but no two times; where a cine has none, `time_tag` says so.
+    cines = [stack for stack in several if has_times(stack) or max(map(len, stack)) > 2] or several
     if not instances and (any(folder.rglob("*.nii")) or any(folder.rglob("*.nii.gz"))):
         raise InputError(
             f"{folder}: holds NIfTI files and no DICOM MR image; give --cine one of the files, or --dataset_dir the folder."
@@ -132,11 +164,17 @@ def find_cine(folder: Path, instances: Sequence[Instance]) -> Stack:
     cine, singles = split_singles(cines[0])
     for left, words in (
         (timeless, "no different times at a place"),
+        ([one.label for one in parts], "phase, real or imaginary parts beside a magnitude"),
         ([one.label for one in singles], "single in series of their own"),
     ):
         if left:
             logging.getLogger("inference").warning(f"{folder}: left out {len(left)} images, such as {left[0]}: {words}")
     return cine
+
+
+def magnitudes(stack: Sequence[Instance]) -> list[Instance]:
+    """The images that are no other part of a complex one."""
+    return [one for one in stack if one.magnitude]
 
 
 def without_copies(phases: Sequence[Instance]) -> list[Instance]:
@@ -174,12 +212,13 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
         InputError: for a DICOM file whose header is spoiled, an image that lacks its geometry, a classic file of several frames, or an
             Enhanced one that describes none.
     """
-    from pydicom import dcmread, uid
-    from pydicom.errors import InvalidDicomError
+    from pydicom import uid
 
+    if not is_dicom(path):
+        return []
     try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
-    except (InvalidDicomError, EOFError):
+        header = read_file(path, HEADER_TAGS, stop_before_pixels=True)
+    except EOFError:
         return []
     except Exception as error:
         # Spoiled headers have pydicom raise whatever comes first.
@@ -206,6 +245,16 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
     return [read_instance(folder, path, label, header)]
 
 
+def read_file(path: Path, tags: Sequence[str], **options: object) -> Dataset:
+    """Some tags of a DICOM file, be it without preamble or transfer syntax."""
+    from pydicom import dcmread, uid
+
+    file = dcmread(path, force=True, specific_tags=list(tags), **options)
+    if "TransferSyntaxUID" not in file.file_meta:
+        file.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if file.original_encoding[0] else uid.ExplicitVRLittleEndian
+    return file
+
+
 def frame_headers(header: Dataset) -> list[Dataset]:
     """The tags of each frame of an Enhanced file: its own functional groups over those that all frames share (DICOM PS3.3, C.7.6.16)."""
     from pydicom import Dataset
@@ -216,7 +265,9 @@ def frame_headers(header: Dataset) -> list[Dataset]:
         frame = Dataset()
         frame.update({element.tag: element for element in header if element.VR != "SQ"})
         for group in (element for part in (*shared, groups) for element in part if element.VR == "SQ" and element.value):
-            frame.update(group.value[0])
+            # Philips keeps a classic header of another geometry and scale in a private one.
+            if not group.tag.is_private:
+                frame.update(group.value[0])
         frames.append(frame)
     return frames
 
@@ -233,6 +284,14 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
         raise InputError(f"{folder}: {label} has no valid {missing}; export it again or move it out of the folder.")
     gaps = [value[0] for tag in GAP_TAGS if (value := numbers(header, tag)) is not None and value[0] > 0]
     slope, intercept = (float(numbers(header, tag, default=default)[0]) for tag, default in RESCALE_TAGS.items())
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":
+        bits, signed = (
+            int(numbers(header, tag, default=default)[0]) for tag, default in (("BitsStored", 16), ("PixelRepresentation", 0))
+        )
+        white = -1 if signed else 2**bits - 1
+        slope, intercept = -slope, slope * white + intercept
+    values = {tag: header.get(tag) or () for tag in KIND_TAGS}
+    values = {tag: {value} if isinstance(value, str) else set(value) for tag, value in values.items()}
     return Instance(
         path=path,
         label=label,
@@ -245,6 +304,8 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
         gap=float(gaps[0]) if gaps else None,
         times={tag: float(value[0]) for tag in TIME_TAGS if (value := numbers(header, tag)) is not None},
         rescale=(slope, intercept),
+        magnitude=not any(values[tag] & others for tag, others in KIND_TAGS.items()),
+        frame_of_reference=header.get("FrameOfReferenceUID"),
         frame=frame,
     )
 
@@ -386,16 +447,15 @@ def read_pixels(folder: Path, instance: Instance) -> Array:
     Raises:
         InputError: where they cannot be decoded, or are more or fewer than the header says.
     """
-    from pydicom import dcmread
     from pydicom.pixels import pixel_array
 
     try:
         if instance.frame is None:
-            pixels = dcmread(instance.path, specific_tags=list(PIXEL_TAGS)).pixel_array.T.astype(np.float32)
+            pixels = read_file(instance.path, PIXEL_TAGS).pixel_array.T.astype(np.float32)
         else:
             pixels = pixel_array(instance.path, index=instance.frame).T.astype(np.float32)
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
-        meta = dcmread(instance.path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).file_meta
+        meta = read_file(instance.path, ["SOPClassUID"], stop_before_pixels=True).file_meta
         encoding = getattr(meta.get("TransferSyntaxUID"), "name", "unknown encoding")
         raise InputError(
             f"{folder}: the pixels of {instance.label} cannot be read ({encoding}); export it again, uncompressed, or for a compressed "

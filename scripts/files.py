@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, of plain values."""
+"""Files that are written whole or not at all, of plain values; and what kind of file one is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+
+from scripts.errors import InputError
+
+FIRST_TAGS = tuple(bytes([group, 0, element, 0]) for group, element in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22)))
+"""What a DICOM file without a preamble begins with, in little endian."""
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Whether a file is DICOM by its first bytes, with a preamble or, as some archives write it, without."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(132)
+    except OSError:
+        return False
+    return head[128:] == b"DICM" or head.startswith(FIRST_TAGS)
+
+
+def read_voxels(file: nib.Nifti1Pair, frame: int | None = None) -> np.ndarray:
+    """The voxels of a NIfTI file, or of one frame of it, counted from 0, in fp32.
+
+    Raises:
+        InputError: for complex numbers, of which fp32 would keep the real part.
+    """
+    if file.get_data_dtype().kind == "c":
+        raise InputError(f"{file.get_filename()}: holds complex numbers; write their magnitude to a new file.")
+    return np.asarray(file.dataobj if frame is None else file.dataobj[..., frame], dtype=np.float32)
 
 
 @contextmanager

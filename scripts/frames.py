@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from scripts.itk_fields import check_in_image, check_one_place, check_right_angl
 from scripts.quality import assess
 from scripts.readers import check_slices_last, read_cine
 from scripts.strain import measure_strain
-from scripts.transforms import LoadCased, check_order
+from scripts.transforms import LABELS, LoadCased, check_order
 
 
 class LoadCase(Transform):
@@ -77,6 +78,10 @@ class LoadCase(Transform):
             check_order(item["reference_label"], data["reference_label"])
             if not item["reference_label"].any():
                 raise InputError(f"{data['reference_label']}: is 0 everywhere; give the label of {name}.")
+            if item["reference_label"].max() == LABELS["rv"]:
+                logging.getLogger("inference").warning(
+                    f"{data['reference_label']}: holds 1 alone, so that figures are the RV's; where that is the LV's cavity, make it 3."
+                )
         return check_points(item)
 
 

@@ -104,10 +104,10 @@ def check_right_angles(affine: Array, name: object) -> None:
 
 def check_one_place(path: str | Path) -> None:
     """Stop at a NIfTI file that other programs put elsewhere: whose qform and sform, where it has both, are two places, whose voxels have
-    no size, or whose unit is not the millimeter. Where it has neither, a line in the log says so.
+    no size or by the sform alone another one, or whose unit is not the millimeter. Where it has neither, a line in the log says so.
 
     Raises:
-        InputError: naming the file; for two places where corners are more than `SAME_PLACE` mm apart.
+        InputError: naming the file; for two places or sizes where corners are more than `SAME_PLACE` mm apart.
     """
     image = nib.load(path)
     if not isinstance(image, nib.Nifti1Pair):
@@ -131,6 +131,15 @@ def check_one_place(path: str | Path) -> None:
             f"{path}: its header says nowhere where it lies (neither qform nor sform), so that ITK, ANTs and 3D Slicer put it "
             "elsewhere than the fields: they fit what is written beside them."
         )
+    cure = f"write `img = nibabel.load({Path(path).name!r}); img.set_qform(img.affine, 1)` to a new file."
+    # ITK takes sizes from pixdim, which goes with the qform, and directions from the sform.
+    sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
+    if s_code and not q_code and (np.abs(sizes - pixdim) * image.shape[:3]).max() > SAME_PLACE:
+        listed, other = (" x ".join(f"{n:.4g}" for n in lengths) for lengths in (pixdim, sizes))
+        raise InputError(
+            f"{path}: its header gives voxels of {listed} mm and its sform such of {other} mm, and ITK and ANTs may take others than are "
+            f"taken here; where the sform is right, {cure}"
+        )
     if not (q_code and s_code):
         return
     corners = np.array([*itertools.product(*((0, n - 1) for n in image.shape[:3]), (1,))])
@@ -138,7 +147,7 @@ def check_one_place(path: str | Path) -> None:
     if gap > SAME_PLACE:
         raise InputError(
             f"{path}: its qform and its sform put it up to {gap:.3g} mm apart, and ITK and ANTs may take another one than is taken here; "
-            f"where the sform is right, write `img = nibabel.load({Path(path).name!r}); img.set_qform(img.affine, 1)` to a new file."
+            f"where the sform is right, {cure}"
         )
 
 

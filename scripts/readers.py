@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from scripts.cines import Array, Cine
+from scripts.datalists import stem_of
 from scripts.dicom import read_dicom_cine
 from scripts.errors import InputError
+from scripts.files import is_dicom, read_voxels
 from scripts.itk_fields import check_one_place
 
 CLEARLY_THICKER = 1.5
@@ -31,21 +33,25 @@ def read_nifti_cine(path: str | Path) -> Cine:
     """A 4-D NIfTI file, with the frame time of its header.
 
     Raises:
-        InputError: naming the file, for one that is not there, cannot be read, is no cine, holds NaN or Inf, lies at two
+        InputError: naming the file, for one that is not there, cannot be read, is no cine, holds NaN, Inf or complex numbers, lies at two
             places (`itk_fields.check_one_place`), or has its slices along another axis than the third.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give --cine a 4-D NIfTI file or a folder of DICOM files.")
-    if path.suffix.lower() == ".dcm":
+    if path.suffix.lower() == ".dcm" or is_dicom(path):
         raise InputError(f"{path}: is one DICOM file; give --cine the folder that holds all files of the cine.")
     try:
         file = nib.load(path)
-        image = np.asarray(file.dataobj, dtype=np.float32)
+        image = read_voxels(file)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{path}: cannot be read as NIfTI ({error}); is the file complete?") from error
     if not isinstance(file, nib.Nifti1Pair):
         raise InputError(f"{path}: is {type(file).__name__.removesuffix('Image')}, no NIfTI; convert it to .nii.gz.")
+    # Some writers add axes of length 1.
+    image = image.reshape(image.shape[:4]) if set(image.shape[4:]) <= {1} else image
     if image.ndim != 4 or image.shape[3] < 2:
         raise InputError(
             f"{path}: has the shape {image.shape}; a cine is (X, Y, Z, T) with two frames or more. Register two 3-D images by "
@@ -55,8 +61,7 @@ def read_nifti_cine(path: str | Path) -> Cine:
         raise InputError(f"{path}: holds NaN or Inf; replace those voxels.")
     check_one_place(path)
     check_slices_last(path)
-    name = re.sub(r"(_4d)?\.nii(\.gz)?$", "", path.name)
-    return Cine(name, image, file.affine, frame_times(file))
+    return Cine(stem_of(path), image, file.affine, frame_times(file))
 
 
 def check_slices_last(path: str | Path) -> None:
@@ -79,8 +84,13 @@ def check_slices_last(path: str | Path) -> None:
 
 def frame_times(file: nib.Nifti1Image) -> Array | None:
     """Milliseconds of each slice and frame (Z, T) by a NIfTI header, the same for all slices; None where it does not tell."""
-    step = float(file.header.get_zooms()[3]) * {"sec": 1e3, "msec": 1.0, "usec": 1e-3}.get(file.header.get_xyzt_units()[1], 0.0)
+    length, unit = float(file.header.get_zooms()[3]), file.header.get_xyzt_units()[1]
+    step = length * {"sec": 1e3, "msec": 1.0, "usec": 1e-3}.get(unit, 0.0)
     # A header that was never filled in says one second.
     if not 0 < step < 1000:
+        if length not in (0, 1):
+            logging.getLogger("inference").info(
+                f"{file.get_filename()}: a frame time of {length:g} {unit} is none, so times are left out"
+            )
         return None
     return np.tile(step * np.arange(file.shape[3]), (file.shape[2], 1))

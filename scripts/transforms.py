@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from scripts.errors import InputError
 from scripts.fields import resize_field
+from scripts.files import is_dicom, read_voxels
 from scripts.itk_fields import pull
 
 LABELS = {"rv": 1, "myo": 2, "lv": 3}
@@ -76,8 +77,12 @@ class LoadCased(MapTransform):
 
     def load(self, path: str, is_label: bool = False, frame: int | None = None) -> MetaTensor:
         """One checked image (1, X, Y, Z): a file, or one frame, counted from 0, of a file (X, Y, Z, T)."""
+        if Path(path).is_dir() or is_dicom(path):
+            raise InputError(f"{path}: is a folder or DICOM, where a NIfTI file is needed; convert it, by `dcm2niix` for example.")
         try:
             image = read_image(path) if frame is None else read_frame(path, frame)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(f"{path}: cannot be read as NIfTI ({root_cause(error)}); is the file complete?") from error
         check_image(image, path, is_label)
@@ -97,7 +102,7 @@ def read_image(path: str) -> MetaTensor:
     MONAI's reader takes the qform for the affine where the sform disagrees with the voxel sizes, whatever its code says.
     """
     file = nib.load(path)
-    array = np.asarray(file.dataobj, dtype=np.float32)
+    array = read_voxels(file)
     # A lone slice has two axes, and some writers add axes of length 1.
     array = array.reshape(*array.shape, *[1] * (3 - array.ndim)) if array.ndim < 3 else array
     while array.ndim > 3 and array.shape[-1] == 1:
@@ -114,8 +119,7 @@ def read_frame(path: str, frame: int) -> MetaTensor:
     file = nib.load(path)
     if file.ndim != 4 or not 0 <= frame < file.shape[3]:
         raise IndexError(f"no frame {frame}, counted from 0, in the shape {file.shape}")
-    array = np.asarray(file.dataobj[..., frame], dtype=np.float32)
-    return MetaTensor(torch.from_numpy(array)[None], affine=file.affine, meta={"filename_or_obj": str(path)})
+    return MetaTensor(torch.from_numpy(read_voxels(file, frame))[None], affine=file.affine, meta={"filename_or_obj": str(path)})
 
 
 def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:

@@ -54,6 +54,8 @@ def test_errors_are_the_workflow_s(phantoms: Path) -> None:
     _, ed, _, _ = paths(phantoms)
     with pytest.raises(InputError, match=r"a cine is \(X, Y, Z, T\)"):
         register_cine(ed, device="cpu")
+    with pytest.raises(InputError, match=r"visit#2: holds #"):
+        register(ed, ed, output_dir=Path("visit#2"))
     with pytest.raises(InputError, match=r"nowhere\.nii\.gz: no such file"):
         register(ed, "nowhere.nii.gz", device="cpu")
     with pytest.raises(InputError, match=r"give exactly one of .* got --cine and --moving"):

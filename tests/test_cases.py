@@ -156,6 +156,9 @@ def test_what_is_no_case_stays_out_of_a_folder_and_is_named(copy: Path, caplog: 
     (copy / "notes").mkdir()
     (copy / "notes" / "a.txt").write_text("no case")
     (copy / "empty").mkdir()
+    # What macOS leaves beside files.
+    for name in ("._phantom001_4d.nii.gz", "notes/._a.nii.gz", "notes/._1.dcm"):
+        (copy / name).write_bytes(bytes(8))
     shutil.copy(copy / "phantom001" / "phantom001_frame01.nii.gz", copy)
     # Outputs: in a folder of their own, and beside the cases.
     for folder in (copy / "out" / "phantom001", copy / "written"):

@@ -118,6 +118,11 @@ def test_a_fingerprint_is_of_contents_not_of_names(tmp_path: Path) -> None:
     assert fingerprint({"cine": str(tmp_path / "two")}, {"steps": 1}) != prints[0]
     assert fingerprint({"cine": str(tmp_path / "one")}, {"steps": 2}) != prints[0]
     assert fingerprint({"cine": str(tmp_path / "one"), "reference": 2}, {"steps": 1}) != prints[0]
+    for end in ("img", "hdr"):
+        (tmp_path / f"a.{end}").write_text(end)
+    prints = [fingerprint({"cine": str(tmp_path / "a.img")}, {})]
+    (tmp_path / "a.hdr").write_text("another")
+    assert fingerprint({"cine": str(tmp_path / "a.img")}, {}) != prints[0]
     weights = [fingerprint({"error": "long" * 100}, {"weights": str(tmp_path / name / "2")}) for name in ("one", "two")]
     assert weights[0] == weights[1]
 

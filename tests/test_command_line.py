@@ -33,7 +33,8 @@ RUN = ["python", "run", "--config_file", "configs/inference.yaml"]
         (["--points", "None"], "leave --points out"),
         (["--report", "false"], "--report false: is read as a word; write --report False"),
         (["--output_dir", "false"], "--output_dir false: is read as a word; write --output_dir False"),
-        (["--output_dir", "visit #2"], r"--output_dir visit #2: was read as 'visit'; write it as --output_dir \./visit #2"),
+        (["--output_dir", "visit #2"], "--output_dir visit #2: holds #, which MONAI would read as ::, another name; rename"),
+        (["--cine", "a/b#c/d.nii.gz"], "--cine a/b#c/d.nii.gz: holds #"),
         (["--dataset_dir", "DOE,JOHN"], r"write it as --dataset_dir \./DOE,JOHN"),
         (["--report", "maybe"], "--report maybe: is a switch; write --report True or --report False"),
     ],
@@ -57,7 +58,7 @@ def test_refuses_what_another_config_left_without_a_reader(option: str) -> None:
         ["--network_def#backbone#hidden", "48", "--postprocessing::transforms::1::output_dir", "y"],
         ["--config_file", "['configs/train.yaml','configs/evaluate.yaml']", "--checkpoint", "m.pt", "--max_epochs", "3"],
         ["--integration", "$None", "--output_dir", "False"],
-        ["--output_dir", "./visit #2", "--dataset_dir", "./DOE,JOHN", "--checkpoint", "@bundle_root + '/m.pt'"],
+        ["--output_dir", "@bundle_root + '#'", "--dataset_dir", "./DOE,JOHN", "--checkpoint", "@bundle_root + '/m.pt'"],
         ["--meta_file", "configs/metadata.json", "--tracking", "mlflow", "--logging_file", "configs/logging.conf"],
     ],
 )

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.cases import find_cases
 from scripts.dicom import read_dicom_cine
 from scripts.errors import InputError
 from scripts.itk_fields import check_right_angles
@@ -305,6 +306,94 @@ def test_enhanced_files_give_what_classic_ones_give(tmp_path: Path, files: str) 
     np.testing.assert_array_equal(found.image, expected.image)
     np.testing.assert_allclose(found.affine, expected.affine, atol=1e-9)
     np.testing.assert_allclose(found.times, expected.times)
+
+
+def test_private_headers_of_frames_change_nothing(tmp_path: Path) -> None:
+    """Philips has a classic header of each frame beside the public groups, in which place, scale and time are others."""
+    stack = make_stack()
+    expected = read_dicom_cine(write(tmp_path / "classic", stack))
+    file = make_enhanced([image for phases in stack for image in phases])
+    for number, groups in enumerate(file.PerFrameFunctionalGroupsSequence):
+        private = pydicom.Dataset()
+        private.ImagePositionPatient, private.RescaleSlope = [0.0, 0.0, 0.0], 4.5
+        private.TriggerTime, private.SOPClassUID = float(-number), MRImageStorage
+        groups.add_new(0x20050014, "LO", "Philips MR Imaging DD 005")
+        groups.add_new(0x2005140F, "SQ", [private])
+    found = read_dicom_cine(write(tmp_path / "enhanced", [[file]]))
+    np.testing.assert_array_equal(found.image, expected.image)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-9)
+    np.testing.assert_allclose(found.times, expected.times)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.01], ids=["at one time", "interleaved"])
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_phases_of_complex_images_are_left_out_beside_magnitudes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, enhanced: bool, late: float
+) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"], "SeriesInstanceUID": "1.2.3"})
+    rule = lambda z, t: {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"], "TriggerTime": 10.0 + z + (30 + z) * t + late}
+    others = set_tags(set_tags(make_stack(seed=1), rule), lambda z, t: {"SeriesInstanceUID": "1.2.3"})
+    if enhanced:
+        images = [image for part in (stack, others) for phases in part for image in phases]
+        file = make_enhanced(images)
+        for groups, image in zip(file.PerFrameFunctionalGroupsSequence, images, strict=True):
+            kind = pydicom.Dataset()
+            kind.ComplexImageComponent = {"M": "MAGNITUDE", "P": "PHASE"}[image.ImageType[2]]
+            groups.MRImageFrameTypeSequence = [kind]
+    folder = write(tmp_path / "classic", stack, others)
+    if enhanced:
+        folder = write(tmp_path / "enhanced", [[file]])
+    np.testing.assert_array_equal(read_dicom_cine(folder).image, expected_image(stack))
+    assert "left out 12 images, such as IM" in caplog.text
+    assert "phase, real or imaginary parts beside a magnitude" in caplog.text
+
+
+def test_phases_without_magnitudes_are_a_cine(tmp_path: Path) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"ImageType": ["ORIGINAL", "PRIMARY", "P"]})
+    np.testing.assert_array_equal(read_dicom_cine(write(tmp_path, stack)).image, expected_image(stack))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_images_whose_least_value_is_white_are_turned_over(tmp_path: Path, signed: bool) -> None:
+    rule = lambda z, t: {"PhotometricInterpretation": "MONOCHROME1", "PixelRepresentation": int(signed), "RescaleSlope": 2.0}
+    stack = set_tags(make_stack(), rule)
+    cine = read_dicom_cine(write(tmp_path, stack))
+    np.testing.assert_array_equal(cine.image, 2 * ((-1 if signed else 65535) - expected_image(stack).astype(np.int32)))
+
+
+@pytest.mark.parametrize("meta", [True, False], ids=["meta", "no meta"])
+def test_files_without_a_preamble_are_read(tmp_path: Path, meta: bool) -> None:
+    stack = make_stack()
+    for path in (path for path in write(tmp_path, stack).rglob("*") if path.is_file()):
+        if meta:
+            path.write_bytes(path.read_bytes()[132:])
+        else:
+            body = path.read_bytes()
+            path.write_bytes(body[body.index(bytes([8, 0, 22, 0])) :])
+    np.testing.assert_array_equal(read_dicom_cine(tmp_path).image, expected_image(stack))
+
+
+def test_a_cine_without_times_is_not_passed_over_for_another(tmp_path: Path) -> None:
+    stack = set_tags(make_stack(), lambda z, t: {"TriggerTime": None})
+    long_axis = make_stack(1, 5, axes=np.stack([NORMAL, AXES[1]]), seed=1)
+    assert "holds 2 different stacks of cines (3 slices of 4 phases" in error_of(write(tmp_path, stack, long_axis))
+
+
+def test_slices_in_a_folder_each_are_called_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frame = lambda z, t: {"FrameOfReferenceUID": "1.2.7"}
+    for z, phases in enumerate(make_stack()):
+        write(tmp_path / "study" / f"slice{z}", set_tags([phases], frame))
+    long_axis = make_stack(1, 5, axes=np.stack([NORMAL, AXES[1]]), seed=1)
+    write(tmp_path / "study" / "long", set_tags(long_axis, frame))
+    assert len(find_cases(dataset_dir=str(tmp_path / "study"))) == 4
+    assert (
+        "study: slice0, slice1, slice2 look like slices of one cine and are registered apart; where they are, give" in caplog.text
+    )
+    caplog.clear()
+    for name, tags in (("a", {"FrameOfReferenceUID": "1.2.8"}), ("b", {"FrameOfReferenceUID": "1.2.9"}), ("c", {})):
+        write(tmp_path / "cohort" / name, set_tags(make_stack(), lambda z, t, tags=tags: tags))
+    assert len(find_cases(dataset_dir=str(tmp_path / "cohort"))) == 3
+    assert not caplog.records
 
 
 def test_copies_of_an_enhanced_file_count_once(tmp_path: Path) -> None:

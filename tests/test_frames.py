@@ -229,6 +229,15 @@ def test_what_does_not_fit_the_cine_is_refused(cine_path: Path, tmp_path: Path) 
         assert str(cine_path) in str(caught.value)
 
 
+def test_a_label_of_1_alone_is_called_out(cine_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    label = nib.load(cine_path.with_name("label.nii.gz"))
+    for name, values in (("rv", [0, 1, 0, 0]), ("lv", [0, 0, 0, 3])):
+        caplog.clear()
+        path = write_nifti(tmp_path / f"{name}.nii.gz", np.array(values, np.uint8)[label.get_fdata().astype(int)], label.affine)
+        LoadCase()({"cine": str(cine_path), "case": "a", "reference": 1, "reference_label": str(path)})
+        assert ("holds 1 alone, so that figures are the RV's" in caplog.text) == (name == "rv")
+
+
 @pytest.fixture
 def pair_paths(tmp_path: Path) -> dict[str, str]:
     paths = {}

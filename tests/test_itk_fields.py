@@ -503,6 +503,25 @@ def test_voxels_without_size_and_other_units_are_refused_and_no_place_is_called_
             check_right_angles(flat, "d")
 
 
+def test_sizes_that_are_not_the_sform_s_are_refused_as_itk_takes_them(tmp_path: Path) -> None:
+    affine = np.diag([1.5, 1.5, 8.0, 1.0])
+    image = nib.Nifti1Image(np.zeros((20, 18, 3), np.float32), affine)
+    image.set_qform(affine, 0)
+    image.set_sform(affine, 2)
+    image.header["pixdim"][1:3] = 1
+    nib.save(image, tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(nib.load(tmp_path / "a.nii.gz").affine, affine)
+    itk = pytest.importorskip("itk")
+    assert list(itk.imread(str(tmp_path / "a.nii.gz")).GetSpacing()) == [1, 1, 8]
+    with pytest.raises(InputError, match=r"gives voxels of 1 x 1 x 8 mm and its sform such of 1\.5 x 1\.5 x 8 mm, .*set_qform\("):
+        check_one_place(tmp_path / "a.nii.gz")
+    mended = nib.load(tmp_path / "a.nii.gz")
+    mended.set_qform(mended.affine, 1)
+    nib.save(mended, tmp_path / "b.nii.gz")
+    check_one_place(tmp_path / "b.nii.gz")
+    assert list(itk.imread(str(tmp_path / "b.nii.gz")).GetSpacing()) == [1.5, 1.5, 8]
+
+
 def test_a_pair_of_header_and_image_lies_where_its_header_says(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Pair(np.zeros((4, 4, 2), np.float32), np.diag([1.5, 1.5, 8, 1])), tmp_path / "a.img")
     check_one_place(tmp_path / "a.img")

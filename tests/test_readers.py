@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -68,12 +69,31 @@ def test_a_scaled_file_is_read_in_its_unit(tmp_path: Path, array: np.ndarray) ->
     np.testing.assert_allclose(read_nifti_cine(tmp_path / "a.nii").image, array / 3000 - 0.5, atol=1e-4)
 
 
+def test_axes_of_length_one_are_dropped_and_a_pair_of_files_is_named_as_one(tmp_path: Path, array: np.ndarray) -> None:
+    cine = read_nifti_cine(write_nifti(tmp_path / "five.nii.gz", array[..., None]))
+    np.testing.assert_array_equal(cine.image, array)
+    nib.save(nib.Nifti1Pair(array, np.diag([1.5, 1.5, 8, 1])), tmp_path / "two_4d.img")
+    assert read_nifti_cine(tmp_path / "two_4d.img").name == "two"
+
+
+def test_a_frame_time_that_is_none_is_logged(tmp_path: Path, array: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="inference"):
+        for step, unit in ((1.0, "sec"), (37.5, "msec")):
+            read_nifti_cine(write_cine(tmp_path / "a.nii.gz", array, step, unit))
+        assert not caplog.records
+        read_nifti_cine(write_cine(tmp_path / "a.nii.gz", array, 37.5, "sec"))
+    assert "a.nii.gz: a frame time of 37.5 sec is none, so times are left out" in caplog.text
+
+
 def test_what_is_no_cine_is_named_with_its_cure(tmp_path: Path, array: np.ndarray) -> None:
     whole = write_nifti(tmp_path / "whole.nii.gz", array).read_bytes()
     (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.nii").write_text("no image")
     write_nifti(tmp_path / "stack.nii.gz", array[..., 0])
     write_nifti(tmp_path / "one.nii.gz", array[..., :1])
+    write_nifti(tmp_path / "vectors.nii.gz", np.stack([array] * 3, axis=-1))
+    nib.save(nib.Nifti1Image(array * np.complex64(1j), np.eye(4)), tmp_path / "complex.nii.gz")
+    (tmp_path / "IM1").write_bytes(bytes(128) + b"DICM")
     for name, value in (("nan", np.nan), ("inf", np.inf)):
         bad = array.astype(np.float32)
         bad[2, 3, 1, 4] = value
@@ -84,6 +104,9 @@ def test_what_is_no_cine_is_named_with_its_cure(tmp_path: Path, array: np.ndarra
         "text.nii": "cannot be read as NIfTI",
         "stack.nii.gz": "--moving and --fixed",
         "one.nii.gz": "two frames or more",
+        "vectors.nii.gz": "has the shape (7, 6, 3, 5, 3); a cine is (X, Y, Z, T)",
+        "complex.nii.gz": "holds complex numbers; write their magnitude to a new file",
+        "IM1": "is one DICOM file; give --cine the folder",
         "nan.nii.gz": "NaN or Inf",
         "inf.nii.gz": "replace those voxels",
     }.items():

@@ -74,6 +74,12 @@ def test_loading_names_the_bad_file(tmp_path: Path, stack: np.ndarray) -> None:
         "small": ("different shapes", {"array": stack[:-1]}),
         "shifted": ("affines up to 0.01 mm apart", {"array": stack, "affine": turned}),
     }
+    nib.save(nib.Nifti1Image(stack * np.complex64(1j), oblique_affine()), tmp_path / "complex.nii.gz")
+    (tmp_path / "dicom.nii.gz").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "folder.nii.gz").mkdir()
+    for name in ("dicom", "folder"):
+        cases[name] = ("is a folder or DICOM, where a NIfTI file is needed; convert it", {})
+    cases["complex"] = ("holds complex numbers; write their magnitude to a new file", {})
     for name, (words, content) in cases.items():
         path = tmp_path / f"{name}.nii.gz"
         if content:
