@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
 
-import nibabel as nib
-
 from scripts.datalists import acdc_pairs, check_files, find_image, json_pairs, read_info, stem_of
 from scripts.dicom import slices_of_one
 from scripts.errors import InputError
 from scripts.files import is_dicom
+from scripts.readers import shape_of
 from scripts.writers import is_result
 
 
@@ -89,7 +88,7 @@ def cine_case(path: str | Path, reference_frame: int | None = None, label: str |
         if not re.fullmatch(r"[1-9]\d*", str(reference_frame)):
             raise InputError(f"{path}: has no frame {reference_frame}; --reference_frame is a number, counted from 1.")
         item |= {"reference": int(reference_frame), "reference_basis": "given as --reference_frame"}
-    elif (ed := end_diastole(path.parent if path.is_file() else path)) is not None:
+    elif (ed := end_diastole(path.parent if path.is_file() else path)) is not None and is_alone(path):
         item |= {"reference": ed, "reference_basis": "end diastole by Info.cfg"}
     for key, file, words in (("reference_label", label, "this label belongs"), ("points", points, "these points belong")):
         if file:
@@ -107,6 +106,17 @@ def cine_case(path: str | Path, reference_frame: int | None = None, label: str |
         raise InputError(f"{path}: has no name that its results could go by; rename it.")
     check_files([item])
     return item
+
+
+def is_alone(path: Path) -> bool:
+    """Whether the `Info.cfg` beside a cine is that cine's: it is named as the folder, a folder itself, or the only cine there."""
+    others = [other for other in cine_files(path.parent) if other != path] if path.is_file() else []
+    if not others or stem_of(path) == path.resolve().parent.name:
+        return True
+    logging.getLogger("inference").warning(
+        f"{path.parent / 'Info.cfg'}: lies beside several cines, so its ED is not taken for {path.name}'s; give --reference_frame."
+    )
+    return False
 
 
 def end_diastole(folder: Path) -> int | None:
@@ -216,11 +226,8 @@ def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
 
 def is_cine(path: Path) -> bool:
     """Whether a NIfTI file has four axes, and more of length 1 alone; one that cannot be read counts, so that it is reported."""
-    try:
-        shape = nib.load(path).shape
-        return len(shape) >= 4 and set(shape[4:]) <= {1}
-    except Exception:
-        return True
+    shape = shape_of(path)
+    return not shape or (len(shape) >= 4 and set(shape[4:]) <= {1})
 
 
 def single_pair(moving: str | None, fixed: str | None, moving_label: str | None = None, points: str | None = None) -> dict:

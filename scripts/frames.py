@@ -19,7 +19,7 @@ from scripts.fields import in_view, warp_label
 from scripts.function import measure_function
 from scripts.itk_fields import check_in_image, check_one_place, check_right_angles, invert, move_points, pull, read_points, to_lps
 from scripts.quality import assess
-from scripts.readers import check_slices_last, read_cine
+from scripts.readers import check_slices_last, read_cine, shape_of
 from scripts.strain import measure_strain
 from scripts.transforms import LABELS, LoadCased, check_order
 
@@ -73,7 +73,9 @@ class LoadCase(Transform):
             item["times"] = torch.from_numpy(cine.times)
         if "reference_label" in data:
             name = f"frame {item['reference']} of {data['cine']}"
-            item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], name)
+            # A file may hold a label of each frame, most of them 0.
+            frame = item["reference"] - 1 if shape_of(data["reference_label"])[3:] == (cine.frames,) else None
+            item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], name, frame)
             check_one_place(data["reference_label"])
             check_order(item["reference_label"], data["reference_label"])
             if not item["reference_label"].any():

@@ -64,6 +64,14 @@ def read_nifti_cine(path: str | Path) -> Cine:
     return Cine(stem_of(path), image, file.affine, frame_times(file))
 
 
+def shape_of(path: str | Path) -> tuple[int, ...]:
+    """The shape of a NIfTI file, by its header; () where it has none that can be read."""
+    try:
+        return nib.load(path).shape
+    except Exception:
+        return ()
+
+
 def check_slices_last(path: str | Path) -> None:
     """Stop at a file of several slices whose thick slices do not lie along its third axis: registration would run across them.
 

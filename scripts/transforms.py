@@ -13,6 +13,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.transforms.utils import scale_affine
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,8 +42,8 @@ class LoadCased(MapTransform):
 
     Raises:
         InputError: naming the file, for one that cannot be read, has not three axes, holds NaN or Inf, a label that holds anything but
-            the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm) is not that of the image it belongs to, or, resampled, that
-            lies apart from it in space.
+            the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm; of a label, after turning its axes) is not that of the image
+            it belongs to, or, resampled, that lies apart from it in space.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class LoadCased(MapTransform):
                     item[key] = rename_labels(item[key], data["label_values"])
         for key, reference in (("moving_label", "moving"), ("fixed_label", "fixed")):
             if key in item and reference in item:
+                item[key] = turn_to(item[key], item[reference])
                 check_same_grid(item[key], data[key], item[reference], data[reference])
         if "moving" in item and "fixed" in item:
             if self.resample_moving:
@@ -88,9 +90,9 @@ class LoadCased(MapTransform):
         check_image(image, path, is_label)
         return image
 
-    def load_label(self, path: str, image: MetaTensor, name: str) -> MetaTensor:
-        """One checked label (1, X, Y, Z) that lies on the grid of an image, which messages call `name`."""
-        label = self.load(path, is_label=True)
+    def load_label(self, path: str, image: MetaTensor, name: str, frame: int | None = None) -> MetaTensor:
+        """One checked label (1, X, Y, Z) that lies on the grid of an image, which messages call `name`; see `load`."""
+        label = turn_to(self.load(path, is_label=True, frame=frame), image)
         check_same_grid(label, path, image, name)
         check_structures(label, path)
         return label
@@ -125,6 +127,17 @@ def read_frame(path: str, frame: int) -> MetaTensor:
 def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:
     """A label map whose voxels of value n get the n-th of the values."""
     return MetaTensor(torch.tensor(values, dtype=label.dtype)[label.as_tensor().long()], meta=dict(label.meta))
+
+
+def turn_to(label: MetaTensor, image: MetaTensor) -> MetaTensor:
+    """A label (1, X, Y, Z) with its axes in the order and direction of an image's: converters turn the rows of DICOM over."""
+    affines = [one.affine.double().numpy() for one in (label, image)]
+    if not all((np.linalg.norm(affine[:3, :3], axis=0) > 0).all() for affine in affines):
+        return label  # `check_same_grid` says so.
+    turn = ornt_transform(*map(io_orientation, affines))
+    array = apply_orientation(label[0].numpy(), turn)
+    affine = affines[0] @ inv_ornt_aff(turn, label.shape[1:])
+    return MetaTensor(torch.from_numpy(array.copy())[None], affine=affine, meta=dict(label.meta))
 
 
 def resample(image: MetaTensor, reference: MetaTensor, is_label: bool) -> MetaTensor:

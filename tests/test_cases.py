@@ -44,6 +44,16 @@ def test_the_reference_is_the_one_given_else_that_of_info_cfg_else_open(subject:
     assert "reference" not in item
 
 
+def test_info_cfg_beside_several_cines_is_the_one_s_of_its_name(subject: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = subject / "phantom001_4d.nii.gz"
+    (subject / "Info.cfg").write_text("ED: 4\nES: 2\n")
+    shutil.copy(path, subject / "other_4d.nii.gz")
+    assert find_cases(cine=str(path))[0]["reference"] == 4
+    assert not caplog.records
+    assert "reference" not in find_cases(cine=str(subject / "other_4d.nii.gz"))[0]
+    assert "lies beside several cines, so its ED is not taken for other_4d.nii.gz's; give --reference_frame" in caplog.text
+
+
 def test_an_ed_that_is_no_frame_is_refused_by_the_name_of_info_cfg(subject: Path) -> None:
     path = str(subject / "phantom001_4d.nii.gz")
     (subject / "Info.cfg").write_text("ED: 0\nES: 2\n")

@@ -229,6 +229,20 @@ def test_what_does_not_fit_the_cine_is_refused(cine_path: Path, tmp_path: Path) 
         assert str(cine_path) in str(caught.value)
 
 
+def test_of_a_label_with_frames_that_of_the_reference_is_taken(cine_path: Path, tmp_path: Path) -> None:
+    label = nib.load(cine_path.with_name("label.nii.gz"))
+    values = np.zeros((*label.shape, 5), np.uint8)
+    values[..., 2] = label.get_fdata()
+    path = str(write_nifti(tmp_path / "labels.nii.gz", values, label.affine))
+    item = LoadCase()({"cine": str(cine_path), "case": "a", "reference": 3, "reference_label": path})
+    np.testing.assert_array_equal(item["reference_label"][0], values[..., 2])
+    with pytest.raises(InputError, match=r"labels\.nii\.gz: is 0 everywhere"):
+        LoadCase()({"cine": str(cine_path), "case": "a", "reference": 2, "reference_label": path})
+    path = str(write_nifti(tmp_path / "labels.nii.gz", values[..., 1:], label.affine))
+    with pytest.raises(InputError, match="pick one frame of a cine"):
+        LoadCase()({"cine": str(cine_path), "case": "a", "reference": 3, "reference_label": path})
+
+
 def test_a_label_of_1_alone_is_called_out(cine_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     label = nib.load(cine_path.with_name("label.nii.gz"))
     for name, values in (("rv", [0, 1, 0, 0]), ("lv", [0, 0, 0, 3])):

@@ -103,6 +103,19 @@ def test_a_label_belongs_to_its_image_and_holds_integers(tmp_path: Path, stack: 
         assert path in str(caught.value)
 
 
+@pytest.mark.parametrize("order", [[[0, 1], [1, -1], [2, 1]], [[1, 1], [0, -1], [2, -1]]], ids=["rows turned over", "all else"])
+def test_a_label_with_its_axes_in_another_order_is_turned(tmp_path: Path, stack: np.ndarray, order: list) -> None:
+    """As dcm2niix turns the rows of DICOM over."""
+    image = str(write_nifti(tmp_path / "image.nii.gz", stack, oblique_affine()))
+    values = np.random.default_rng(0).integers(0, 4, SHAPE).astype(np.uint8)
+    label = nib.Nifti1Image(values, oblique_affine()).as_reoriented(np.array(order))
+    assert not np.allclose(label.affine, oblique_affine())
+    nib.save(label, tmp_path / "label.nii.gz")
+    item = LoadCased()({"moving": image, "fixed": image, "fixed_label": str(tmp_path / "label.nii.gz")})
+    np.testing.assert_array_equal(item["fixed_label"][0], values)
+    np.testing.assert_allclose(item["fixed_label"].affine, oblique_affine(), atol=1e-5)
+
+
 def test_affines_that_differ_by_rounding_are_one_grid(tmp_path: Path, stack: np.ndarray) -> None:
     affine = oblique_affine()
     first = write_nifti(tmp_path / "a.nii.gz", stack, affine)
