@@ -1,8 +1,8 @@
-"""How registration bears images that other scanners and protocols would give: Dice with other pixels, shading, noise, blur and contrast.
+"""How registration bears images of other scanners and protocols: Dice with other pixels, shading, noise, blur, contrast and axes.
 
     python -m benchmarks.scanners --dataset_dir DIR [--split val] [--spacings 0.9 1.2 2.0 2.5] [--json scanners.json]
 
-Pairs of a split are changed in one way at a time and scored by `evaluate.yaml`: by each of `INTENSITIES`, and resampled in-plane to each
+Pairs of a split are changed in one way at a time and scored by `evaluate.yaml`: by each of `CHANGES`, and resampled in-plane to each
 pixel size (linearly, averaged where pixels grow; labels by the nearest pixel), on that grid and over the same millimeters, with its
 `working_spacing` and with `working_spacing: false`.
 """
@@ -19,7 +19,16 @@ from pathlib import Path
 
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import AdjustContrastd, Compose, GaussianSmoothd, RandBiasFieldd, RandRicianNoised, Transform
+from monai.transforms import (
+    AdjustContrastd,
+    Compose,
+    Flipd,
+    GaussianSmoothd,
+    RandBiasFieldd,
+    RandRicianNoised,
+    Rotate90d,
+    Transform,
+)
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -32,15 +41,19 @@ SCORED_MM = 192.0
 """Length of the scored square: that of 128 pixels of 1.5 mm."""
 FIGURES = ("dice", "hd95_mm", "folding_percent")
 PAIR = ("moving", "fixed")
-INTENSITIES: dict[str, Callable[[], Transform]] = {
+LABELS = ("moving_label", "fixed_label")
+CHANGES: dict[str, Callable[[], Transform]] = {
     "coil shading": lambda: RandBiasFieldd(PAIR, coeff_range=(-0.3, 0.3), prob=1.0),
     "noise of 0.1 sd": lambda: RandRicianNoised(PAIR, std=0.1, relative=True, sample_std=False, prob=1.0),
     "noise of 0.3 sd": lambda: RandRicianNoised(PAIR, std=0.3, relative=True, sample_std=False, prob=1.0),
     "blur of 1 pixel": lambda: GaussianSmoothd(PAIR, sigma=(1.0, 1.0, 0.0)),
     "gamma of 0.6": lambda: AdjustContrastd(PAIR, gamma=0.6),
     "gamma of 1.6": lambda: AdjustContrastd(PAIR, gamma=1.6),
+    "mirrored": lambda: Flipd(PAIR + LABELS, spatial_axis=0),
+    "turned by 90 degrees": lambda: Rotate90d(PAIR + LABELS),
 }
-"""Both images of a pair get the same, but for the noise; sd is the standard deviation of the image."""
+"""Both images of a pair get the same, but for the noise; sd is the standard deviation of the image. A network that knows which way hearts
+lie in its data set fails where they lie otherwise."""
 
 
 class ResamplePaird(Transform):
@@ -68,7 +81,7 @@ def score(
     """Mean figures of a split: {direction: {figure: mean}}.
 
     Args:
-        change: a pixel size in mm, the name of one of `INTENSITIES`, or None for images as they are.
+        change: a pixel size in mm, the name of one of `CHANGES`, or None for images as they are.
         working_spacing: whether slices are resampled as shipped.
         dataset_dir: folder in ACDC's layout, with labels.
         split: of its `splits.json`.
@@ -93,7 +106,7 @@ def score(
             parser["working_spacing"] = False
         if isinstance(change, str):
             # One seed, whatever ran before.
-            parser["train::preprocessing::transforms"].insert(1, Compose([INTENSITIES[change]()]).set_random_state(0))
+            parser["train::preprocessing::transforms"].insert(1, Compose([CHANGES[change]()]).set_random_state(0))
         elif change:
             parser["crop_size"] = [2 * round(SCORED_MM / change / 2)] * 2
             parser["train::preprocessing::transforms"].insert(1, ResamplePaird(change))
@@ -120,14 +133,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     check_device(options.device)
     runs = [(change, working) for change in (None, *options.spacings) for working in (True, False)]
     rows = []
-    for change, working in tqdm([*runs, *((name, True) for name in INTENSITIES)], desc="changes", unit="run"):
+    for change, working in tqdm([*runs, *((name, True) for name in CHANGES)], desc="changes", unit="run"):
         found = score(change, working, options.dataset_dir, options.split, options.checkpoint, options.device)
         images = change if isinstance(change, str) else f"pixels of {change:g} mm" if change else "native"
         rows += [{"images": images, "working_spacing": working, "direction": name, **row} for name, row in found.items()]
-    print(f"{'images':<20}{'working spacing':<18}{'direction':<12}" + "".join(f"{figure:>18}" for figure in FIGURES))
+    print(f"{'images':<22}{'working spacing':<18}{'direction':<12}" + "".join(f"{figure:>18}" for figure in FIGURES))
     for row in rows:
         cells = "".join(f"{row[figure]:>18.3f}" for figure in FIGURES)
-        print(f"{row['images']:<20}{'as shipped' if row['working_spacing'] else 'none':<18}{row['direction']:<12}{cells}")
+        print(f"{row['images']:<22}{'as shipped' if row['working_spacing'] else 'none':<18}{row['direction']:<12}{cells}")
     if options.json:
         Path(options.json).write_text(json.dumps({"split": options.split, "rows": rows}, indent=1) + "\n")
     return rows

@@ -37,17 +37,37 @@ def test_another_pixel_size_shows_the_same_heart(tmp_path: Path, size: float) ->
     assert set(np.unique(found["moving_label"])) == {0.0, 1.0}
 
 
-@pytest.mark.parametrize("name", scanners.INTENSITIES)
+TURNS = ("mirrored", "turned by 90 degrees")
+
+
+@pytest.mark.parametrize("name", [name for name in scanners.CHANGES if name not in TURNS])
 def test_a_change_of_intensities_is_one_and_leaves_places_and_labels(tmp_path: Path, name: str) -> None:
     ramp = np.linspace(50, 500, 24 * 20 * 2, dtype=np.float32).reshape(24, 20, 2)
     paths = {key: str(write_nifti(tmp_path / f"{key}.nii.gz", ramp)) for key in ("moving", "fixed")}
     paths["fixed_label"] = str(write_nifti(tmp_path / "fixed_label.nii.gz", (ramp > 200).astype(np.uint8)))
     item = LoadCased()(paths)
-    found = Compose([scanners.INTENSITIES[name]()]).set_random_state(0)(dict(item))
+    found = Compose([scanners.CHANGES[name]()]).set_random_state(0)(dict(item))
     assert np.abs(np.asarray(found["moving"]) - ramp).max() > 1
     assert np.array_equal(found["fixed_label"], item["fixed_label"])
     assert np.array_equal(found["moving"].affine, item["moving"].affine)
     assert np.array_equal(found["moving"], found["fixed"]) == ("noise" not in name)
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_a_turn_takes_labels_along(tmp_path: Path, name: str) -> None:
+    ramp = np.linspace(50, 500, 24 * 20 * 2, dtype=np.float32).reshape(24, 20, 2)
+    label = (ramp > 200).astype(np.float32)
+    item = LoadCased()(
+        {
+            key: str(write_nifti(tmp_path / f"{key}.nii.gz", label if "label" in key else ramp))
+            for key in scanners.PAIR + scanners.LABELS
+        }
+    )
+    found = scanners.CHANGES[name]()(dict(item))
+    for one, other in (("moving", "moving_label"), ("fixed", "fixed_label")):
+        assert not np.array_equal(found[one][0], ramp)
+        assert np.array_equal(np.asarray(found[one][0]) > 200, np.asarray(found[other][0]) > 0)
+        assert np.allclose(found[one].affine, found[other].affine)
 
 
 def test_rows_are_those_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -56,7 +76,7 @@ def test_rows_are_those_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureF
     rows = scanners.main(words)
     assert json.loads((tmp_path / "scanners.json").read_text())["rows"] == rows
     by_run = {(row["images"], row["working_spacing"], row["direction"]): row for row in rows}
-    assert len(by_run) == len(rows) == 8 + 2 * len(scanners.INTENSITIES)
+    assert len(by_run) == len(rows) == 8 + 2 * len(scanners.CHANGES)
     for row in rows:
         assert 60 < row["dice"] < 100
     for direction in ("ES_to_ED", "ED_to_ES"):
@@ -64,7 +84,7 @@ def test_rows_are_those_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureF
         # These phantoms have the working spacing already.
         coarse = "pixels of 2.5 mm"
         assert figures["native", True] == figures["native", False] > figures[coarse, True] > figures[coarse, False]
-        assert all(figures[name, True] != figures["native", True] for name in scanners.INTENSITIES)
+        assert all(figures[name, True] != figures["native", True] for name in scanners.CHANGES)
     for change, images in ((2.5, "pixels of 2.5 mm"), ("coil shading", "coil shading")):
         again = scanners.score(change, True, str(root), "test", str(scanners.ROOT / "models" / "model.pt"), "cpu")
         assert again["ES_to_ED"]["dice"] == by_run[images, True, "ES_to_ED"]["dice"]
