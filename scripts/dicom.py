@@ -30,6 +30,8 @@ SAME_POSITION = 0.1
 """Millimeters along the normal within which files belong to one slice."""
 SAME_GAP = 0.05
 """Part of the median gap between slices by which a gap may differ from it."""
+UNEVEN = 0.25
+"""Part of the longest step between phases below which the shortest is called out."""
 TIME_TAGS = ("TriggerTime", "NominalCardiacTriggerDelayTime")
 """Milliseconds after the trigger; the first that all files of a stack have orders its phases. Instance numbers are no substitute: some
 exports count them through the slices, some through the phases, some at random."""
@@ -360,6 +362,11 @@ def read_stack(folder: Path, slices: Stack) -> Cine:
     affine = stack_affine(what, slices, mean_axes(images))
     pixels = np.stack([np.stack([read_pixels(folder, phase) for phase in phases], axis=-1) for phases in slices], axis=2)
     times = np.array([[phase.times[tag] for phase in phases] for phases in slices])
+    steps = np.diff(times, axis=1)
+    if steps.min() < UNEVEN * steps.max():
+        logging.getLogger("inference").warning(
+            f"{what}: its phases are {steps.min():.3g} to {steps.max():.3g} ms apart; where these are two acquisitions, keep one of them."
+        )
     return Cine(folder.resolve().name, pixels, affine, times)
 
 

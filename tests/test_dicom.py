@@ -443,6 +443,16 @@ def test_stops_at_repeated_slices(tmp_path: Path) -> None:
     assert "slice 1 has several images of one TriggerTime; keep one" in error_of(write(tmp_path / "phases", doubled))
 
 
+def test_two_acquisitions_in_one_series_are_called_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_dicom_cine(write(tmp_path / "one", make_stack()))
+    assert not caplog.records
+    late = lambda z, t: {"TriggerTime": 13.0 + z + (30 + z) * t}
+    doubled = [phases + others for phases, others in zip(make_stack(), set_tags(make_stack(seed=1), late))]
+    set_tags(doubled, lambda z, t: {"SeriesInstanceUID": "1.2.3"})
+    assert read_dicom_cine(write(tmp_path / "two", doubled)).frames == 2 * PHASES
+    assert "its phases are 3 to 29 ms apart; where these are two acquisitions, keep one of them" in caplog.text
+
+
 def test_copies_of_a_file_count_once(tmp_path: Path) -> None:
     stack = make_stack()
     cine = read_dicom_cine(write(write(tmp_path, stack) / "copy", stack[:2]).parent)
