@@ -18,7 +18,7 @@ def test_an_input_error_ends_with_its_message_and_others_pass() -> None:
         1 / 0  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["spacing", "sensitivity", "table"])
+@pytest.mark.parametrize("module", ["scanners", "sensitivity", "table"])
 def test_a_benchmark_without_data_says_so_in_one_line(module: str) -> None:
     words = [sys.executable, "-m", f"benchmarks.{module}", "--dataset_dir", "nowhere", "--device", "cuda:99"]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
