@@ -108,6 +108,11 @@ def cine_case(path: str | Path, reference_frame: int | None = None, label: str |
     return item
 
 
+def one_cine(path: Path, reference_frame: int | None) -> list[dict]:
+    """The item of a cine in a folder of cases, alone in a list."""
+    return [cine_case(path, reference_frame)]
+
+
 def is_alone(path: Path) -> bool:
     """Whether the `Info.cfg` beside a cine is that cine's: it is named as the folder, a folder itself, or the only cine there."""
     others = [other for other in cine_files(path.parent) if other != path] if path.is_file() else []
@@ -151,9 +156,9 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     subjects += [path for path in others if (path / "Info.cfg").is_file() and not contents[path]]
     if not (subjects or files or any(contents.values())) and holds_dicom(entries):
         contents = {root: [root]}
-    cases = [case for path in subjects for case in report_later(subject_cases, path.name, path, reference_frame, direction)] + [
-        cine_case(path, reference_frame) for path in (*files, *chain(*contents.values()))
-    ]
+    cases = [case for path in subjects for case in report_later(subject_cases, path.name, path, reference_frame, direction)]
+    for path in (*files, *chain(*contents.values())):
+        cases += report_later(one_cine, stem_of(path) or path.name, path, reference_frame)
     if not cases:
         raise InputError(
             f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files."

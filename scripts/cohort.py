@@ -19,7 +19,7 @@ from scripts.command_line import first_cause
 from scripts.datalists import FILE_KEYS
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError
-from scripts.files import write_csv
+from scripts.files import parts_of, write_csv
 from scripts.strain import summarize_strain
 from scripts.writers import DONE, check_place, check_writable
 
@@ -129,8 +129,7 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
             continue
         path = Path(str(value))
         # An image in two files is both; a missing file is the loader's to report.
-        parts = [path.with_suffix(end) for end in (".hdr", ".img")] if path.suffix in (".hdr", ".img") else [path]
-        for file in sorted(p for p in (*parts, *path.rglob("*")) if p.is_file()):
+        for file in sorted(p for p in (*parts_of(path), *path.rglob("*")) if p.is_file()):
             total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]
 

@@ -132,7 +132,9 @@ def slices_of_one(folders: Sequence[Path]) -> list[list[Path]]:
     groups = []
     for name in sorted({one.frame_of_reference for one in firsts.values()}):
         for stack in group_stacks([one for one in firsts.values() if one.frame_of_reference == name]):
-            groups.append([folder for folder, one in firsts.items() if any(one is other for other in stack)])
+            # Whole stacks, taken twice, begin at one place.
+            if len(split_slices(stack)) == len(stack):
+                groups.append([folder for folder, one in firsts.items() if any(one is other for other in stack)])
     return [group for group in groups if len(group) > 1]
 
 
@@ -307,7 +309,7 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
         times={tag: float(value[0]) for tag in TIME_TAGS if (value := numbers(header, tag)) is not None},
         rescale=(slope, intercept),
         magnitude=not any(values[tag] & others for tag, others in KIND_TAGS.items()),
-        frame_of_reference=header.get("FrameOfReferenceUID"),
+        frame_of_reference=str(header.get("FrameOfReferenceUID") or "") or None,
         frame=frame,
     )
 

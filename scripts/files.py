@@ -25,7 +25,17 @@ def is_dicom(path: str | Path) -> bool:
             head = file.read(132)
     except OSError:
         return False
-    return head[128:] == b"DICM" or head.startswith(FIRST_TAGS)
+    if head[128:] == b"DICM":
+        return True
+    # After the tag stands a value representation of two capitals, or a length that is small and even.
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    return head.startswith(FIRST_TAGS) and (explicit or (head[4] % 2 == 0 and head[5:8] == bytes(3)))
+
+
+def parts_of(path: str | Path) -> list[Path]:
+    """The files that hold an image: itself, or a header with its voxels."""
+    path = Path(path)
+    return [path.with_suffix(end) for end in (".hdr", ".img")] if path.suffix in (".hdr", ".img") else [path]
 
 
 def read_voxels(file: nib.Nifti1Pair, frame: int | None = None) -> np.ndarray:
@@ -67,11 +77,11 @@ def write_json(path: str | Path, content: Mapping) -> None:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping]) -> None:
-    """A CSV file with the columns of the first row, an empty cell where a figure does not exist; no file without rows."""
+    """A CSV file with the columns of all rows, an empty cell where a figure does not exist; no file without rows."""
     if not rows:
         return
     with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(plain(row) for row in rows)
 

@@ -13,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.transforms.utils import scale_affine
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 from torch.nn import functional as F
@@ -134,7 +134,8 @@ def turn_to(label: MetaTensor, image: MetaTensor) -> MetaTensor:
     affines = [one.affine.double().numpy() for one in (label, image)]
     if not all((np.linalg.norm(affine[:3, :3], axis=0) > 0).all() for affine in affines):
         return label  # `check_same_grid` says so.
-    turn = ornt_transform(*map(io_orientation, affines))
+    # Of the one relative to the other: near 45 degrees each for itself may round to another axis.
+    turn = io_orientation(np.linalg.inv(affines[1]) @ affines[0])
     array = apply_orientation(label[0].numpy(), turn)
     affine = affines[0] @ inv_ornt_aff(turn, label.shape[1:])
     return MetaTensor(torch.from_numpy(array.copy())[None], affine=affine, meta=dict(label.meta))
@@ -218,7 +219,7 @@ def check_same_grid(
     # The affines agree where they put the corners of the image within the tolerance.
     extent = torch.tensor([*reference.shape[1:], 1.0], dtype=torch.float64)
     gap = ((image.affine.double() - reference.affine.double()).abs() * extent)[:3].sum(dim=1).max().item()
-    if gap > AFFINE_TOLERANCE_MM:
+    if not gap <= AFFINE_TOLERANCE_MM:  # NaN, too
         raise InputError(f"{path} and {reference_path}: have affines up to {gap:.3g} mm apart; {cure}.")
 
 

@@ -212,6 +212,17 @@ def test_a_bad_subject_is_a_case_that_fails_by_itself(copy: Path) -> None:
     assert LoadCase()(items[1])["moving"].shape == (4, 40, 36, 2)
 
 
+def test_a_bad_info_cfg_beside_a_cine_spares_the_other_cases(copy: Path, tmp_path: Path) -> None:
+    for name in ("bad", "good"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        shutil.copy(copy / "phantom001" / "phantom001_4d.nii.gz", tmp_path / "all" / name / f"{name}_4d.nii.gz")
+    (tmp_path / "all" / "bad" / "Info.cfg").write_text("ED: one\n")
+    bad, good = find_cases(dataset_dir=str(tmp_path / "all"))
+    assert (bad["case"], good["case"]) == ("bad", "good")
+    assert "ED is one, no frame" in str(bad["error"])
+    assert "error" not in good
+
+
 def test_a_folder_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds neither subjects"):
         find_cases(dataset_dir=str(tmp_path))

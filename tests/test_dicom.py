@@ -390,9 +390,14 @@ def test_slices_in_a_folder_each_are_called_out(tmp_path: Path, caplog: pytest.L
         "study: slice0, slice1, slice2 look like slices of one cine and are registered apart; where they are, give" in caplog.text
     )
     caplog.clear()
-    for name, tags in (("a", {"FrameOfReferenceUID": "1.2.8"}), ("b", {"FrameOfReferenceUID": "1.2.9"}), ("c", {})):
+    for name, tags in (
+        ("a", {"FrameOfReferenceUID": "1.2.8"}),
+        ("b", {"FrameOfReferenceUID": "1.2.9"}),
+        ("again", {"FrameOfReferenceUID": "1.2.9"}),
+        ("c", {}),
+    ):
         write(tmp_path / "cohort" / name, set_tags(make_stack(), lambda z, t, tags=tags: tags))
-    assert len(find_cases(dataset_dir=str(tmp_path / "cohort"))) == 3
+    assert len(find_cases(dataset_dir=str(tmp_path / "cohort"))) == 4
     assert not caplog.records
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.files import plain, whole_file, write_csv, write_json, write_text
+from scripts.files import is_dicom, parts_of, plain, whole_file, write_csv, write_json, write_text
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
@@ -60,3 +60,19 @@ def test_a_cell_without_a_figure_is_empty(tmp_path: Path) -> None:
 def test_no_rows_leave_no_file(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", [])
     assert not list(tmp_path.iterdir())
+
+
+def test_raw_voxels_are_no_dicom_and_an_image_in_two_files_is_both(tmp_path: Path) -> None:
+    path = tmp_path / "a.img"
+    path.write_bytes(np.full(100, 8, np.uint16).tobytes())
+    assert not is_dicom(path)
+    for begin in (b"\x08\0\x16\0UI\x1a\0", b"\x08\0\x16\0\x1a\0\0\0", b"\x02\0\0\0UL\x04\0", bytes(128) + b"DICM"):
+        path.write_bytes(begin + bytes(50))
+        assert is_dicom(path)
+    assert parts_of(path) == [tmp_path / "a.hdr", path]
+    assert parts_of(tmp_path / "a.nii.gz") == [tmp_path / "a.nii.gz"]
+
+
+def test_rows_may_have_columns_of_their_own(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [{"case": "a", "one": 1}, {"case": "b", "other": 2}])
+    assert (tmp_path / "a.csv").read_text().split() == ["case,one,other", "a,1,", "b,,2"]

@@ -25,11 +25,13 @@ from scripts.transforms import (
     ResizeToSpacingd,
     ScaleSlicesd,
     check_order,
+    check_same_grid,
     crop_each,
     sample_slices,
     sampling_grid,
     scale_slices,
     smooth_noise,
+    turn_to,
 )
 
 SHAPE = (12, 10, 3)
@@ -114,6 +116,23 @@ def test_a_label_with_its_axes_in_another_order_is_turned(tmp_path: Path, stack:
     item = LoadCased()({"moving": image, "fixed": image, "fixed_label": str(tmp_path / "label.nii.gz")})
     np.testing.assert_array_equal(item["fixed_label"][0], values)
     np.testing.assert_allclose(item["fixed_label"].affine, oblique_affine(), atol=1e-5)
+
+
+def test_a_label_on_its_image_s_grid_stays_there_at_45_degrees() -> None:
+    rng = np.random.default_rng(0)
+    for angle in (45, -45, 135):
+        turn = np.eye(4)
+        turn[:3, :3] = Rotation.from_euler("z", angle, degrees=True).as_matrix() * [1.5, 1.5, 8]
+        for _ in range(50):
+            affines = [turn + rng.normal(0, 1e-7, (4, 4)) * (turn != 0) for _ in range(2)]
+            label, image = (MetaTensor(torch.arange(24.0).reshape(1, 4, 3, 2), affine=affine) for affine in affines)
+            assert torch.equal(turn_to(label, image), label)
+
+
+def test_an_affine_of_nan_is_no_grid() -> None:
+    image, label = (MetaTensor(torch.zeros(1, 4, 3, 2), affine=affine) for affine in (np.eye(4), np.diag([1, np.nan, 1, 1])))
+    with pytest.raises(InputError, match="affines up to nan mm apart"):
+        check_same_grid(turn_to(label, image), "a", image, "b")
 
 
 def test_affines_that_differ_by_rounding_are_one_grid(tmp_path: Path, stack: np.ndarray) -> None:
