@@ -202,7 +202,9 @@ class EvaluationReport:
                 columns = {f"{stage}_{key}": chosen[subject][f"{stage}_{key}"] for stage in STAGES for key in FIGURES}
                 columns = columns if first else {f"{direction}_{key}": value for key, value in columns.items()}
                 table.setdefault(subject, {"subject": subject}).update(columns)
-        write_csv(self.output_dir / "metrics.csv", list(table.values()))
+        # A subject of a list may have one direction alone.
+        columns = dict.fromkeys(key for row in table.values() for key in row)
+        write_csv(self.output_dir / "metrics.csv", [columns | row for row in table.values()])
         write_json(self.output_dir / "summary.json", summary)
         logging.getLogger("evaluation").info(f"wrote {self.output_dir / 'metrics.csv'} and summary.json")
 

@@ -77,11 +77,11 @@ def write_json(path: str | Path, content: Mapping) -> None:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping]) -> None:
-    """A CSV file with the columns of all rows, an empty cell where a figure does not exist; no file without rows."""
+    """A CSV file with the columns of the first row, an empty cell where a figure does not exist; no file without rows."""
     if not rows:
         return
     with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(plain(row) for row in rows)
 

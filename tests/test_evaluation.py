@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import ignite.distributed as idist
 import nibabel as nib
@@ -213,3 +214,17 @@ def test_two_pairs_of_a_subject_are_two_rows(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["registered"]["dice"]["mean"] == 2.0
     assert summary["frame 3 to 1"]["registered"]["dice"]["mean"] == 1.0
+
+
+def test_a_subject_may_have_one_direction_alone(tmp_path: Path) -> None:
+    report = EvaluationReport(tmp_path)
+    scores = {stage: dict.fromkeys(FIGURES, 1.0) for stage in ("initial", "registered")}
+    batch = [{"subject": "a", "direction": "ES_to_ED"}, {"subject": "b", "direction": "ED_to_ES"}]
+    for item in batch:
+        report.collect(SimpleNamespace(state=SimpleNamespace(batch=[item], output=[{"scores": scores}])))
+    report.write(SimpleNamespace(state=SimpleNamespace(dataloader=batch)))
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["registered_dice"] for row in rows] == ["1.0", ""]
+    assert [row["ED_to_ES_registered_dice"] for row in rows] == ["", "1.0"]
+    assert (tmp_path / "summary.json").is_file()

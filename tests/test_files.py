@@ -71,8 +71,3 @@ def test_raw_voxels_are_no_dicom_and_an_image_in_two_files_is_both(tmp_path: Pat
         assert is_dicom(path)
     assert parts_of(path) == [tmp_path / "a.hdr", path]
     assert parts_of(tmp_path / "a.nii.gz") == [tmp_path / "a.nii.gz"]
-
-
-def test_rows_may_have_columns_of_their_own(tmp_path: Path) -> None:
-    write_csv(tmp_path / "a.csv", [{"case": "a", "one": 1}, {"case": "b", "other": 2}])
-    assert (tmp_path / "a.csv").read_text().split() == ["case,one,other", "a,1,", "b,,2"]
