@@ -47,7 +47,7 @@ def run_one(**options: object) -> CineRegistration:
     unknown = set(options) - set(ConfigParser.load_config_file(str(CONFIG)))
     if unknown:
         raise InputError(f"{', '.join(sorted(unknown))}: no such option; they are the top-level keys of {CONFIG.name}.")
-    for name, value in options.items():
+    for name, value in {"bundle_root": ROOT, **options}.items():
         check_path(name, value)
     workflow = ConfigWorkflow(
         config_file=str(CONFIG),

@@ -157,7 +157,7 @@ class ResumeHandler(CheckpointLoader):
 
     Raises:
         InputError: naming the file, for one that is not there, not readable or not of this training: another network, other options
-            of the optimizer, epochs of another length.
+            of the optimizer, epochs of another length or more than `max_epochs` of them.
     """
 
     def __init__(self, load_path: str | None, load_dict: dict, map_location: str | torch.device = "cpu") -> None:
@@ -174,10 +174,14 @@ class ResumeHandler(CheckpointLoader):
             raise InputError(
                 f"{self.load_path}: lacks {', '.join(sorted(missing))}; resume from a checkpoint named last_checkpoint_epoch=N.pt."
             )
-        options = optimizer_options(engine)
+        options, epochs = optimizer_options(engine), engine.state.max_epochs
         try:
             super().__call__(engine)
         except (RuntimeError, ValueError) as error:
+            if epochs is not None and engine.state.epoch > epochs:
+                raise InputError(
+                    f"{self.load_path}: has had {engine.state.epoch} epochs, and --max_epochs is {epochs}; give a larger one."
+                ) from error
             raise InputError(f"{self.load_path}: belongs to another network or optimizer; resume with its own config.") from error
         for name, saved in optimizer_options(engine).items():
             if name in options and saved != options[name]:

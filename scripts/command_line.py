@@ -31,7 +31,7 @@ OPTION = re.compile(r"--?[A-Za-z_]")
 LOST = re.compile(r"by peer|Broken pipe")  # what gloo says of a process that is gone
 PATIENCE = 15  # seconds that torchrun has to end a process that lost another one
 RUN_BY_NAME = ("imports", "initialize", "run", "finalize")  # keys of a config that MONAI reads by itself
-PATHS = ("moving", "fixed", "cine", "field", "points", "checkpoint", "initial_weights", "onnx", "resume")
+PATHS = ("bundle_root", "moving", "fixed", "cine", "field", "points", "checkpoint", "initial_weights", "onnx", "resume")
 
 
 def check(argv: Sequence[str] | None = None) -> None:

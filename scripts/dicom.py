@@ -40,15 +40,24 @@ GEOMETRY_TAGS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "Pixel
 GAP_TAGS = ("SpacingBetweenSlices", "SliceThickness")
 FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 RESCALE_TAGS = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
-HEADER_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "NumberOfFrames", *FRAME_GROUPS, *RESCALE_TAGS)
 KIND_TAGS = {"ImageType": {"P", "R", "I"}, "FrameType": {"P", "R", "I"}, "ComplexImageComponent": {"PHASE", "REAL", "IMAGINARY"}}
 """Tags of a complex image's parts, and the values that say that it is not the magnitude."""
 VALUE_TAGS = ("SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation")
-HEADER_TAGS += (*VALUE_TAGS, *KIND_TAGS, *GEOMETRY_TAGS, *GAP_TAGS, *TIME_TAGS, "FrameOfReferenceUID")
-PIXEL_TAGS = ("Rows", "Columns", *VALUE_TAGS, "BitsAllocated", "HighBit", "PixelData")
+HEADER_TAGS = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "FrameOfReferenceUID",
+    "NumberOfFrames",
+    *FRAME_GROUPS,
+)
+HEADER_TAGS += (*VALUE_TAGS, *KIND_TAGS, *GEOMETRY_TAGS, *GAP_TAGS, *TIME_TAGS, *RESCALE_TAGS)
+PIXEL_TAGS = ("Rows", "Columns", "NumberOfFrames", *VALUE_TAGS, "BitsAllocated", "HighBit", "PixelData")
+PIXEL_TAGS += ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Instance:
     """The header of an image, a file or a frame of one: one phase of one slice. Vectors and lengths are DICOM's: LPS, mm."""
 
@@ -134,7 +143,7 @@ def slices_of_one(folders: Sequence[Path]) -> list[list[Path]]:
         for stack in group_stacks([one for one in firsts.values() if one.frame_of_reference == name]):
             # Whole stacks, taken twice, begin at one place.
             if len(split_slices(stack)) == len(stack):
-                groups.append([folder for folder, one in firsts.items() if any(one is other for other in stack)])
+                groups.append([folder for folder, one in firsts.items() if one in stack])
     return [group for group in groups if len(group) > 1]
 
 
@@ -362,7 +371,8 @@ def read_stack(folder: Path, slices: Stack) -> Cine:
     tag = time_tag(what, slices)
     slices = [sorted(phases, key=lambda phase: phase.times[tag]) for phases in slices]
     affine = stack_affine(what, slices, mean_axes(images))
-    pixels = np.stack([np.stack([read_pixels(folder, phase) for phase in phases], axis=-1) for phases in slices], axis=2)
+    arrays = read_images(folder, images)
+    pixels = np.stack([np.stack([arrays[phase] for phase in phases], axis=-1) for phases in slices], axis=2)
     times = np.array([[phase.times[tag] for phase in phases] for phases in slices])
     steps = np.diff(times, axis=1)
     if steps.min() < UNEVEN * steps.max():
@@ -450,29 +460,39 @@ def stack_affine(what: str, slices: Stack, axes: Array) -> Array:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def read_pixels(folder: Path, instance: Instance) -> Array:
-    """Rescaled intensities of an image, (X, Y), fp32.
+def read_images(folder: Path, instances: Sequence[Instance]) -> dict[Instance, Array]:
+    """Rescaled intensities (X, Y) in fp32 by image; each file is read once, whatever it holds.
 
     Raises:
         InputError: where they cannot be decoded, or are more or fewer than the header says.
     """
+    by_path: dict[Path, list[Instance]] = {}
+    for one in instances:
+        by_path.setdefault(one.path, []).append(one)
+    return {one: array for path, frames in by_path.items() for one, array in zip(frames, read_pixels(folder, path, frames))}
+
+
+def read_pixels(folder: Path, path: Path, frames: Sequence[Instance]) -> list[Array]:
+    """Rescaled intensities (X, Y) of the images of one file; errors as in `read_images`."""
     from pydicom.pixels import pixel_array
 
-    try:
-        if instance.frame is None:
-            pixels = read_file(instance.path, PIXEL_TAGS).pixel_array.T.astype(np.float32)
-        else:
-            pixels = pixel_array(instance.path, index=instance.frame).T.astype(np.float32)
-    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
-        meta = read_file(instance.path, ["SOPClassUID"], stop_before_pixels=True).file_meta
-        encoding = getattr(meta.get("TransferSyntaxUID"), "name", "unknown encoding")
-        raise InputError(
-            f"{folder}: the pixels of {instance.label} cannot be read ({encoding}); export it again, uncompressed, or for a compressed "
-            "file run `pip install pylibjpeg[all]`."
-        ) from error
-    if pixels.shape != instance.size:
-        raise InputError(
-            f"{folder}: {instance.label} has pixels of the shape {pixels.shape}, not {instance.size} as its header says; export it again."
-        )
-    slope, intercept = instance.rescale
-    return pixels * np.float32(slope) + np.float32(intercept)
+    images = []
+    for one in frames:
+        try:
+            if not images:
+                file = read_file(path, PIXEL_TAGS)
+            pixels = pixel_array(file, index=one.frame).T.astype(np.float32)
+        except (AttributeError, RuntimeError, ValueError) as error:
+            meta = read_file(path, ["SOPClassUID"], stop_before_pixels=True).file_meta
+            encoding = getattr(meta.get("TransferSyntaxUID"), "name", "unknown encoding")
+            raise InputError(
+                f"{folder}: the pixels of {one.label} cannot be read ({encoding}); export it again, uncompressed, or for a compressed "
+                "file run `pip install pylibjpeg[all]`."
+            ) from error
+        if pixels.shape != one.size:
+            raise InputError(
+                f"{folder}: {one.label} has pixels of the shape {pixels.shape}, not {one.size} as its header says; export it again."
+            )
+        slope, intercept = one.rescale
+        images.append(pixels * np.float32(slope) + np.float32(intercept))
+    return images

@@ -11,6 +11,7 @@ import torch
 from conftest import run_bundle, succeed
 from monai.bundle import ConfigParser
 
+from scripts import api
 from scripts.api import register, register_cine
 from scripts.errors import InputError
 from scripts.itk_fields import read_field
@@ -50,7 +51,7 @@ def test_a_pair(phantoms: Path) -> None:
     assert result.quality["frames"][0]["mse_after"] < result.quality["frames"][0]["mse_before"]
 
 
-def test_errors_are_the_workflow_s(phantoms: Path) -> None:
+def test_errors_are_the_workflow_s(phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, ed, _, _ = paths(phantoms)
     with pytest.raises(InputError, match=r"a cine is \(X, Y, Z, T\)"):
         register_cine(ed, device="cpu")
@@ -64,6 +65,9 @@ def test_errors_are_the_workflow_s(phantoms: Path) -> None:
         register_cine(ed, fixed="nowhere.nii.gz")
     with pytest.raises(InputError, match="referense_frame: no such option"):
         register_cine(ed, referense_frame=3)
+    monkeypatch.setattr(api, "ROOT", Path("x#y"))
+    with pytest.raises(InputError, match=r"--bundle_root x#y: holds #"):
+        register(ed, ed)
 
 
 def test_inverses_undo_fields_to_a_tenth_of_a_millimeter(tmp_path: Path) -> None:

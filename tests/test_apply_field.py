@@ -116,6 +116,18 @@ def test_bad_input_writes_nothing(change: dict, message: str, files: dict[str, P
     assert not (tmp_path / "out").exists()
 
 
+def test_a_moving_image_at_two_places_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    image = nib.load(files["moving"])
+    shifted = image.affine.copy()
+    shifted[0, 3] += 5
+    image.set_sform(image.affine, 1)
+    image.set_qform(shifted, 1)
+    nib.save(image, tmp_path / "two.nii.gz")
+    with pytest.raises(InputError, match=r"two\.nii\.gz: its qform and its sform put it up to"):
+        apply_field(**{**files, "moving": tmp_path / "two.nii.gz"}, output_dir=tmp_path / "out", resample_moving=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command(files: dict[str, Path], tmp_path: Path) -> None:
     succeed(run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out", resample_moving=True))
     check_outputs(files, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The benchmark of other scanners: pairs on other pixels show the same heart, changes change images alone, and rows are an evaluation's."""
+"""The benchmark of other scanners: changed pairs show the same heart, under labels that fit, and rows are those of an evaluation."""
 
 from __future__ import annotations
 

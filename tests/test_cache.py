@@ -70,6 +70,16 @@ def test_a_changed_file_is_prepared_anew_in_the_same_place(files: list[dict], tm
     assert set(cache.iterdir()) == before
 
 
+def test_an_image_in_two_files_is_prepared_anew_where_either_changes(tmp_path: Path) -> None:
+    maker, cache = Maker(), tmp_path / "cache"
+    for end in ("hdr", "img"):
+        (tmp_path / f"a.{end}").write_text(end)
+    for number, end in enumerate(("img", "hdr"), start=1):
+        assert values([{"moving": str(tmp_path / "a.hdr")}], maker, cache) == [number]
+        (tmp_path / f"a.{end}").write_text("longer")
+    assert values([{"moving": str(tmp_path / "a.hdr")}], maker, cache) == [3]
+
+
 def test_another_preprocessing_has_files_of_its_own(files: list[dict], tmp_path: Path) -> None:
     maker, cache = Maker(), tmp_path / "cache"
     settings = lambda percentile, size: (Compose([ScaleSlicesd(["moving"], percentile), ResizeToSpacingd(["moving"])]), size)

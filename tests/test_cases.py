@@ -54,6 +54,13 @@ def test_info_cfg_beside_several_cines_is_the_one_s_of_its_name(subject: Path, c
     assert "lies beside several cines, so its ED is not taken for other_4d.nii.gz's; give --reference_frame" in caplog.text
 
 
+def test_info_cfg_in_a_dicom_folder_is_its_cine_s_whatever_lies_beside_it(subject: Path) -> None:
+    (subject / "scan").mkdir()
+    (subject / "scan" / "1.dcm").touch()
+    (subject / "scan" / "Info.cfg").write_text("ED: 4\n")
+    assert find_cases(cine=str(subject / "scan"))[0]["reference"] == 4
+
+
 def test_an_ed_that_is_no_frame_is_refused_by_the_name_of_info_cfg(subject: Path) -> None:
     path = str(subject / "phantom001_4d.nii.gz")
     (subject / "Info.cfg").write_text("ED: 0\nES: 2\n")

@@ -91,6 +91,29 @@ def test_resuming_with_another_rate_is_refused_and_a_scheduled_one_is_not(tmp_pa
         start(2e-3, tmp_path / "last_checkpoint_epoch=2.pt")
 
 
+def test_resuming_needs_epochs_of_one_length_and_enough_of_them(tmp_path: Path) -> None:
+    def start(steps: int, epochs: int, resume: Path | None = None) -> None:
+        engine = Engine(lambda *_: None)
+        engine.optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
+        # MONAI's trainers have a loader of their own, ignite's state has the one that it is run on.
+        engine.data_loader = list(range(steps))
+        state = {"optimizer": engine.optimizer}
+        if resume:
+            ResumeHandler(str(resume), state).attach(engine)
+        LastCheckpoint(str(tmp_path), state).attach(engine)
+        engine.state.max_epochs = epochs
+        engine.run(engine.data_loader, max_epochs=epochs)
+
+    start(2, 3)
+    last = tmp_path / "last_checkpoint_epoch=3.pt"
+    with pytest.raises(InputError, match="has had 3 epochs, and --max_epochs is 2; give a larger one"):
+        start(2, 2, last)
+    with pytest.raises(InputError, match="has epochs of 2 steps, and these data and --batch_size make 5; resume with its own"):
+        start(5, 4, last)
+    start(2, 4, last)
+    assert (tmp_path / "last_checkpoint_epoch=4.pt").exists()
+
+
 def test_the_scale_of_fp16_is_resumed(tmp_path: Path) -> None:
     def start(scale: float, resume: Path | None = None) -> torch.amp.GradScaler:
         engine = Engine(lambda *_: None)

@@ -25,9 +25,11 @@ from tests.conftest import ROOT
 pydicom = pytest.importorskip("pydicom")
 from pydicom.dataset import FileMetaDataset  # noqa: E402
 from pydicom.uid import (  # noqa: E402
+    MPEG2MPML,
     CTImageStorage,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     MediaStorageDirectoryStorage,
     MRImageStorage,
@@ -326,22 +328,23 @@ def test_private_headers_of_frames_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("late", [0.0, 0.01], ids=["at one time", "interleaved"])
-@pytest.mark.parametrize("enhanced", [False, True])
-def test_phases_of_complex_images_are_left_out_beside_magnitudes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, enhanced: bool, late: float
+@pytest.mark.parametrize("part", ["P", "R", "I"])
+@pytest.mark.parametrize("place", ["ImageType", "FrameType", "ComplexImageComponent"])
+def test_parts_of_complex_images_are_left_out_beside_magnitudes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str, part: str, late: float
 ) -> None:
     stack = set_tags(make_stack(), lambda z, t: {"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"], "SeriesInstanceUID": "1.2.3"})
-    rule = lambda z, t: {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"], "TriggerTime": 10.0 + z + (30 + z) * t + late}
+    rule = lambda z, t: {"ImageType": ["ORIGINAL", "PRIMARY", part, "ND"], "TriggerTime": 10.0 + z + (30 + z) * t + late}
     others = set_tags(set_tags(make_stack(seed=1), rule), lambda z, t: {"SeriesInstanceUID": "1.2.3"})
-    if enhanced:
-        images = [image for part in (stack, others) for phases in part for image in phases]
+    folder = write(tmp_path / "classic", stack, others)
+    if place != "ImageType":
+        names = {"M": "MAGNITUDE", "P": "PHASE", "R": "REAL", "I": "IMAGINARY"}
+        images = [image for both in (stack, others) for phases in both for image in phases]
         file = make_enhanced(images)
         for groups, image in zip(file.PerFrameFunctionalGroupsSequence, images, strict=True):
             kind = pydicom.Dataset()
-            kind.ComplexImageComponent = {"M": "MAGNITUDE", "P": "PHASE"}[image.ImageType[2]]
+            setattr(kind, place, list(image.ImageType) if place == "FrameType" else names[image.ImageType[2]])
             groups.MRImageFrameTypeSequence = [kind]
-    folder = write(tmp_path / "classic", stack, others)
-    if enhanced:
         folder = write(tmp_path / "enhanced", [[file]])
     np.testing.assert_array_equal(read_dicom_cine(folder).image, expected_image(stack))
     assert "left out 12 images, such as IM" in caplog.text
@@ -353,24 +356,45 @@ def test_phases_without_magnitudes_are_a_cine(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_dicom_cine(write(tmp_path, stack)).image, expected_image(stack))
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_images_whose_least_value_is_white_are_turned_over(tmp_path: Path, signed: bool) -> None:
-    rule = lambda z, t: {"PhotometricInterpretation": "MONOCHROME1", "PixelRepresentation": int(signed), "RescaleSlope": 2.0}
-    stack = set_tags(make_stack(), rule)
-    cine = read_dicom_cine(write(tmp_path, stack))
-    np.testing.assert_array_equal(cine.image, 2 * ((-1 if signed else 65535) - expected_image(stack).astype(np.int32)))
+@pytest.mark.parametrize(("bits", "signed"), [(12, False), (None, False), (16, True)])
+def test_images_whose_least_value_is_white_are_turned_over(tmp_path: Path, bits: int | None, signed: bool) -> None:
+    tags = {"PhotometricInterpretation": "MONOCHROME1", "PixelRepresentation": int(signed)}
+    tags |= {"RescaleSlope": 2.0, "RescaleIntercept": -50.0, "BitsStored": bits or 16}
+    stack = set_tags(make_stack(), lambda z, t: tags)
+    for image in (image for phases in stack for image in phases):
+        image.PixelData = (np.frombuffer(image.PixelData, np.int16) % 4096).tobytes()
+    white = -1 if signed else 2 ** (bits or 16) - 1
+    np.testing.assert_array_equal(
+        read_dicom_cine(write(tmp_path, stack)).image, 2 * (white - expected_image(stack).astype(np.int32)) - 50
+    )
 
 
-@pytest.mark.parametrize("meta", [True, False], ids=["meta", "no meta"])
-def test_files_without_a_preamble_are_read(tmp_path: Path, meta: bool) -> None:
+@pytest.mark.parametrize("meta", ["explicit", "implicit", "none", "none, implicit"])
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_files_without_a_preamble_are_read(tmp_path: Path, meta: str, enhanced: bool) -> None:
     stack = make_stack()
-    for path in (path for path in write(tmp_path, stack).rglob("*") if path.is_file()):
-        if meta:
-            path.write_bytes(path.read_bytes()[132:])
-        else:
-            body = path.read_bytes()
-            path.write_bytes(body[body.index(bytes([8, 0, 22, 0])) :])
-    np.testing.assert_array_equal(read_dicom_cine(tmp_path).image, expected_image(stack))
+    write(tmp_path / "classic", stack)
+    syntax = ImplicitVRLittleEndian if "implicit" in meta else ExplicitVRLittleEndian
+    files = [[make_enhanced([image for phases in stack for image in phases])]] if enhanced else stack
+    folder = write(tmp_path / "files", files, syntax=syntax)
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        body = path.read_bytes()
+        # The tags of the data set begin with its class.
+        path.write_bytes(body[132:] if "none" not in meta else body[body.index(bytes([8, 0, 22, 0])) :])
+    np.testing.assert_array_equal(read_dicom_cine(folder).image, expected_image(stack))
+
+
+def test_pictures_in_color_are_no_images(tmp_path: Path) -> None:
+    stack = make_stack()
+    color = make_image(CORNER, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, TriggerTime=99.0)
+    np.testing.assert_array_equal(read_dicom_cine(write(tmp_path, stack, [[color]])).image, expected_image(stack))
+
+
+def test_stacks_at_a_few_degrees_to_each_other_are_two(tmp_path: Path) -> None:
+    angle = np.deg2rad(5)
+    turned = np.stack([np.cos(angle) * AXES[0] + np.sin(angle) * AXES[1], np.cos(angle) * AXES[1] - np.sin(angle) * AXES[0]])
+    other = make_stack(2, axes=turned, corner=CORNER + 200 * NORMAL, seed=1)
+    assert "holds 2 different stacks" in error_of(write(tmp_path, make_stack(), other))
 
 
 def test_a_cine_without_times_is_not_passed_over_for_another(tmp_path: Path) -> None:
@@ -450,6 +474,8 @@ def test_stops_at_repeated_slices(tmp_path: Path) -> None:
 
 def test_two_acquisitions_in_one_series_are_called_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_dicom_cine(write(tmp_path / "one", make_stack()))
+    # A phase that is missing in all slices.
+    read_dicom_cine(write(tmp_path / "gap", [[*phases[:1], *phases[2:]] for phases in make_stack()]))
     assert not caplog.records
     late = lambda z, t: {"TriggerTime": 13.0 + z + (30 + z) * t}
     doubled = [phases + others for phases, others in zip(make_stack(), set_tags(make_stack(seed=1), late))]
@@ -568,8 +594,8 @@ def test_stops_at_pixels_that_cannot_be_read(tmp_path: Path) -> None:
     )
     fragment = pydicom.encaps.encapsulate([b"\0\0\0\0"])
     stack = set_tags(make_stack(), lambda z, t: {"PixelData": fragment})
-    message = error_of(write(tmp_path / "compressed", stack, syntax=JPEG2000Lossless))
-    assert "(JPEG 2000 Image Compression (Lossless Only))" in message
+    for syntax, name in ((JPEG2000Lossless, "(JPEG 2000 Image Compression (Lossless Only))"), (MPEG2MPML, "(MPEG2 Main Profile")):
+        assert name in error_of(write(tmp_path / syntax, stack, syntax=syntax))
 
 
 def test_reads_what_a_scanner_wrote() -> None:

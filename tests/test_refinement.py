@@ -122,6 +122,12 @@ def test_a_still_pair_keeps_its_field() -> None:
     assert not refining(3)(stack, still).any()
 
 
+def test_noise_where_nothing_is_to_be_seen_moves_nothing() -> None:
+    torch.manual_seed(0)
+    field = refining(15)(0.5 + 1e-3 * torch.rand(1, 2, 48, 48, 2), still)
+    assert field.abs().max() < 0.05
+
+
 def test_surgery_keeps_the_field_smoother_than_descent_of_the_similarity_alone() -> None:
     pair = make_stack(1)[..., 1]
     settled, plain = (RefiningInferer(integration=INTEGRATION, iterations=5) for _ in range(2))
