@@ -39,7 +39,7 @@ from monai.transforms import Compose, ResizeWithPadOrCropd
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.report import command
+from benchmarks.options import command, positive, writable
 from benchmarks.step import processor, quartiles, time_rounds
 from scripts.api import register_cine
 from scripts.checkpoints import load_weights
@@ -273,16 +273,16 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--dataset_dir", help="data set in ACDC's layout, whose test split is taken; default: phantoms")
     parser.add_argument("--checkpoint", default=str(ROOT / "models" / "model.pt"))
     parser.add_argument("--device", default="cpu", help="of the network; ITK runs on the CPU")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--slices", type=int, default=30, help="pairs of slices a round")
-    parser.add_argument("--crop", type=int, default=128, help="pixels along both axes")
-    parser.add_argument("--iterations", type=int, default=50, help="of Demons and SyN, at each of three levels")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--slices", type=positive, default=30, help="pairs of slices a round")
+    parser.add_argument("--crop", type=positive, default=128, help="pixels along both axes")
+    parser.add_argument("--iterations", type=positive, default=50, help="of Demons and SyN, at each of three levels")
     variants = [*NETWORK, *EXPORTED, *ITK]
     parser.add_argument("--variants", nargs="+", choices=variants, default=[v for v in variants if v not in ON_DEMAND])
     parser.add_argument("--cine", help="4-D NIfTI file or DICOM folder to time from file to files; default: a phantom")
     parser.add_argument("--reference_label", help="of the cine's reference frame")
     parser.add_argument("--no_cine", action="store_true", help="time fields alone")
-    parser.add_argument("--json", help="file to write all figures to")
+    parser.add_argument("--json", type=writable, help="file to write all figures to")
     options = parser.parse_args(argv)
 
     check_device(options.device)
@@ -333,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "whole_case": case,
     }
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 

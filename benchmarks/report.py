@@ -37,22 +37,6 @@ TITLES = {
     "dice": "Dice %",
     "folding_percent": "folding %",
 }
-PATHS = ("--reference", "--dataset_dir", "--checkpoint")
-
-
-def command(module: str, argv: Sequence[str]) -> str:
-    """The command line of a benchmark as a document may show it: paths of this machine and the JSON file are left out."""
-    words, rest = [f"python -m {module}"], list(argv)
-    while rest:
-        word = rest.pop(0)
-        if word == "--json":
-            rest.pop(0)
-        elif word in PATHS:
-            words += [word, "PATH"]
-            rest.pop(0)
-        else:
-            words.append(word)
-    return " ".join(words)
 
 
 def format_number(value: float) -> str:

@@ -32,6 +32,7 @@ from monai.transforms import (
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from benchmarks.options import writable
 from scripts.api import ROOT
 from scripts.devices import check_device
 from scripts.errors import one_line
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     parser.add_argument("--spacings", type=float, nargs="+", default=[0.9, 1.2, 2.0, 2.5], help="mm")
     parser.add_argument("--checkpoint", default=str(ROOT / "models" / "model.pt"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", help="file to write all figures to")
+    parser.add_argument("--json", type=writable, help="file to write all figures to")
     options = parser.parse_args(argv)
     check_device(options.device)
     runs = [(change, working) for change in (None, *options.spacings) for working in (True, False)]
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
         cells = "".join(f"{row[figure]:>18.3f}" for figure in FIGURES)
         print(f"{row['images']:<22}{'as shipped' if row['working_spacing'] else 'none':<18}{row['direction']:<12}{cells}")
     if options.json:
-        Path(options.json).write_text(json.dumps({"split": options.split, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"split": options.split, "rows": rows}, indent=1) + "\n")
     return rows
 
 

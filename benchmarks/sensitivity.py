@@ -28,6 +28,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from tqdm import tqdm
 
+from benchmarks.options import positive
 from benchmarks.step import processor
 from scripts.api import ROOT
 from scripts.devices import check_device
@@ -250,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sensitivity", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset_dir", required=True, help="folder in ACDC's layout, trained on `train`, scored on `val`")
     parser.add_argument("--output_dir", default="sensitivity", help="folder of the finished runs and the tables")
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the training slices, the same for every run")
+    parser.add_argument("--epochs", type=positive, default=3, help="passes over the training slices, the same for every run")
     parser.add_argument("--runs", type=int, help="stop after so many runs; all that are left by default")
     parser.add_argument("--config", nargs="*", default=[], help="configs merged over train.yaml, such as configs/demo.yaml")
     parser.add_argument("--device", default="cpu")

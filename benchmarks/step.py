@@ -29,7 +29,7 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.report import command
+from benchmarks.options import command, positive, writable
 from scripts.devices import check_device
 from scripts.errors import InputError, one_line
 from scripts.handlers import GradientSurgeryHandler
@@ -286,13 +286,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Measure, print the table, write the JSON; returns what it writes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch", type=int, default=8, help="pairs of slices a step")
-    parser.add_argument("--size", type=int, default=128, help="pixels along both axes")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--batch", type=positive, default=8, help="pairs of slices a step")
+    parser.add_argument("--size", type=positive, default=128, help="pixels along both axes")
+    parser.add_argument("--rounds", type=positive, default=20)
     parser.add_argument("--network", choices=sorted(NETWORKS), default="unet", help="unet is the published one")
     parser.add_argument("--variants", nargs="+", choices=list(FORMATS), default=list(FORMATS))
     parser.add_argument("--reference", help="checkout of the authors' repository, timed beside")
-    parser.add_argument("--json", help="file to write all figures to")
+    parser.add_argument("--json", type=writable, help="file to write all figures to")
     options = parser.parse_args(argv)
 
     check_device(options.device)
@@ -336,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "seconds": seconds,
     }
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 

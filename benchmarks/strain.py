@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.options import positive, writable
 from scripts.api import ROOT, register_cine
 from scripts.devices import check_device
 from scripts.errors import one_line
@@ -48,13 +49,13 @@ def compare(phantom: Phantom, cine: Path, label: Path, **options: object) -> dic
 def main(argv: Sequence[str] | None = None) -> dict:
     """Measure, print the table, write the JSON; returns what it writes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.strain", description=__doc__.splitlines()[0])
-    parser.add_argument("--subjects", type=int, default=6)
-    parser.add_argument("--size", type=int, default=128, help="pixels along both axes")
+    parser.add_argument("--subjects", type=positive, default=6)
+    parser.add_argument("--size", type=positive, default=128, help="pixels along both axes")
     parser.add_argument("--native", action="store_true", help="leave the phantoms' pixels of 1 mm as they are for the network")
-    parser.add_argument("--frames", type=int, default=6)
+    parser.add_argument("--frames", type=positive, default=6)
     parser.add_argument("--checkpoint", default=str(ROOT / "models" / "model.pt"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", help="file to write all figures to")
+    parser.add_argument("--json", type=writable, help="file to write all figures to")
     options = parser.parse_args(argv)
     check_device(options.device)
     rows = []
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         print(f"{name:<34}{values.mean():>9.4f}{np.abs(values).max():>9.4f}")
     result = {"options": {k: v for k, v in vars(options).items() if k not in ("json", "checkpoint")}, "rows": rows}
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -34,12 +34,12 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.comparison import COLUMNS, draw, format_table
+from benchmarks.options import positive
 from benchmarks.rows import ROOT, ROWS, SEARCHED, SHARED, Study, classical_method, clock, epochs_done, mean_of, run_row
 from benchmarks.step import processor
 from scripts.classical import limit_itk_to_one_thread
-from scripts.command_line import first_cause
 from scripts.devices import check_device
-from scripts.errors import InputError, one_line
+from scripts.errors import InputError, first_cause, one_line
 from scripts.files import write_csv, write_text
 
 OURS = "gsmorph"
@@ -161,13 +161,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset_dir", required=True, help="folder in the layout of ACDC or M&Ms: train, val and test")
     parser.add_argument("--test_dataset_dir", help="another data set whose test split (or all, without one) is scored instead")
-    parser.add_argument("--subset", type=int, help="subjects of each split; all by default")
-    parser.add_argument("--epochs", type=int, help="of each training; table.yaml's by default")
+    parser.add_argument("--subset", type=positive, help="subjects of each split; all by default")
+    parser.add_argument("--epochs", type=positive, help="of each training; table.yaml's by default")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes for Demons and SyN")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes for Demons and SyN")
     parser.add_argument("--device", default="cpu", help="of the networks")
-    parser.add_argument("--slice_size", type=int, help="pixels, of training slices; train.yaml's by default")
-    parser.add_argument("--crop_size", type=int, help="pixels, of training crops and of what is scored; train.yaml's by default")
+    parser.add_argument("--slice_size", type=positive, help="pixels, of training slices; train.yaml's by default")
+    parser.add_argument(
+        "--crop_size", type=positive, help="pixels, of training crops and of what is scored; train.yaml's by default"
+    )
     parser.add_argument("--output_dir", default="output/table")
     options = parser.parse_args(argv)
     options.words = list(argv)

@@ -38,10 +38,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.report import command
+from benchmarks.options import command, positive, writable
 from benchmarks.step import import_reference, make_reference, processor, quartiles, time_rounds
 from scripts.datasets import SliceDataset, batch_loader
-from scripts.devices import allow_tf32
+from scripts.devices import allow_tf32, check_device
 from scripts.errors import InputError, one_line
 from scripts.graphs import WARM_UP
 from scripts.phantom import write_phantom_dataset
@@ -375,18 +375,19 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--dataset_dir", help="data set in ACDC's layout, whose train split is taken; default: phantoms")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--network", choices=list(NETWORKS), default="shipped")
-    parser.add_argument("--batch", type=int, help="pairs of slices a step; default: that of train.yaml for the device")
-    parser.add_argument("--batches", type=int, nargs="*", default=[], help="sizes of batch whose steps are timed beside")
+    parser.add_argument("--batch", type=positive, help="pairs of slices a step; default: that of train.yaml for the device")
+    parser.add_argument("--batches", type=positive, nargs="*", default=[], help="sizes of batch whose steps are timed beside")
     parser.add_argument(
-        "--crop", type=int, default=128, help="pixels along both axes; the slices that are cropped have a quarter more"
+        "--crop", type=positive, default=128, help="pixels along both axes; the slices that are cropped have a quarter more"
     )
-    parser.add_argument("--slices", type=int, help="slices of a round, in each loop; default: 32, on a GPU 512")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--slices", type=positive, help="slices of a round, in each loop; default: 32, on a GPU 512")
+    parser.add_argument("--rounds", type=positive, default=20)
     parser.add_argument("--without", nargs="*", choices=("torchjd",), default=[], help="loops to leave out")
     parser.add_argument("--reference", help="checkout of the authors' repository, timed beside")
-    parser.add_argument("--json", help="file to write all figures to")
+    parser.add_argument("--json", type=writable, help="file to write all figures to")
     options = parser.parse_args(argv)
 
+    check_device(options.device)
     if options.device == "cpu":
         torch.set_num_threads(1)
     allow_tf32()
@@ -402,6 +403,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
         )
         dataset, preparation = prepare_slices(new(dataset_dir=source), folder / "cache")
         batch = new().get_parsed_content("batch_size")
+        if batch > len(dataset):
+            raise InputError(
+                f"--batch {batch}: the data set has {len(dataset)} slices; give at most as many, or a larger data set."
+            )
         steps = max(options.slices // batch, 1)
         endless = lambda: Part(batch_loader(dataset, batch), steps)
 
@@ -479,7 +484,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "seconds": seconds,
     }
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 

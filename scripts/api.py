@@ -13,8 +13,8 @@ from pathlib import Path
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.cines import CineRegistration
-from scripts.command_line import check_path, first_cause
-from scripts.errors import InputError
+from scripts.command_line import check_path
+from scripts.errors import InputError, first_cause
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "inference.yaml"

@@ -40,16 +40,12 @@ class RandomState:
             torch.cuda.set_rng_state(saved.cpu(), device)
 
 
-def load_weights(network: nn.Module, path: str | Path | None, device: str | torch.device = "cpu") -> nn.Module:
+def load_weights(network: nn.Module, path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """Load a flat state_dict, as training writes and `models/` holds it, into a network; returns the network.
-
-    A path of None or False leaves the network as it is.
 
     Raises:
         InputError: naming the file, for one that is not there, not readable, or of another network.
     """
-    if path is None or path is False:
-        return network
     weights = read_checkpoint(path, device)
     try:
         network.load_state_dict(weights)
@@ -62,14 +58,23 @@ def load_weights(network: nn.Module, path: str | Path | None, device: str | torc
     return network
 
 
+def require_checkpoint(path: str | Path | None) -> None:
+    """Stop where a checkpoint is no file.
+
+    Raises:
+        InputError: naming it.
+    """
+    if not path or not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint; train first, or give the path of one.")
+
+
 def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict:
     """A checkpoint's content, tensors and plain values only.
 
     Raises:
         InputError: naming the file, for one that is not there or not readable.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such checkpoint; train first, or give the path of one.")
+    require_checkpoint(path)
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:

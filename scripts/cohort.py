@@ -15,10 +15,9 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 from tqdm import tqdm
 
-from scripts.command_line import first_cause
 from scripts.datalists import FILE_KEYS
 from scripts.devices import gather_rows, is_first_of_node
-from scripts.errors import InputError
+from scripts.errors import InputError, first_cause
 from scripts.files import parts_of, write_csv
 from scripts.strain import summarize_strain
 from scripts.writers import DONE, check_place, check_writable

@@ -25,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 
 from scripts.devices import under_torchrun
-from scripts.errors import InputError
+from scripts.errors import InputError, first_cause
 
 OPTION = re.compile(r"--?[A-Za-z_]")
 LOST = re.compile(r"by peer|Broken pipe")  # what gloo says of a process that is gone
@@ -74,18 +74,19 @@ def check(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"--{name} {value}: was read as {read!r}; write it as --{name} ./{value}")
 
 
-def check_counts(**options: object) -> None:
+def check_counts(at_least: int = 1, **options: object) -> None:
     """Stop where an option that counts something is no whole number from 1 on.
 
     Args:
+        at_least: the smallest number that the options may be.
         options: values by name.
 
     Raises:
         InputError: naming the option and the cure.
     """
     for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"--{name} {value}: is no whole number from 1 on; give 1, 2, 3, … or leave --{name} out.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+            raise InputError(f"--{name} {value}: is no whole number from {at_least} on; give one, or leave --{name} out.")
 
 
 def check_rates(at_most: float = math.inf, **options: object) -> None:
@@ -164,13 +165,6 @@ def check_path(name: str, value: object) -> None:
     """
     if is_path(name) and "#" in str(value) and not str(value).startswith(("@", "$")):
         raise InputError(f"--{name} {value}: holds #, which MONAI would read as ::, another name; rename that file or folder.")
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """The error that an exception's chain began with, or the first InputError in it."""
-    while error.__cause__ is not None and not isinstance(error, InputError):
-        error = error.__cause__
-    return error
 
 
 def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

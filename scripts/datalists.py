@@ -19,8 +19,9 @@ from pathlib import Path
 from scripts.errors import InputError
 
 FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label", "points")
-LIST_KEYS = (*FILE_KEYS, "case", "subject", "reference")
-"""What an item of a JSON list may say; other keys are the user's own."""
+NAME_KEYS = ("case", "subject", "direction")
+LIST_KEYS = (*FILE_KEYS, *NAME_KEYS, "reference")
+"""What is read of an item of a JSON list; other keys are the user's own, and left out."""
 SPLITS = ("train", "val", "test")
 HELD_OUT = 0.1  # of the subjects, for val and for test
 DIRECTIONS = {"ES_to_ED": ("ES", "ED"), "ED_to_ES": ("ED", "ES")}
@@ -76,9 +77,13 @@ def published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
     if not path.exists():
         return mms_splits(dataset_dir) if mms_table(dataset_dir) else None
     try:
-        splits = {name: list(json.loads(path.read_text())[name]) for name in SPLITS}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        content = json.loads(path.read_text())
+        splits = {name: content[name] for name in SPLITS}
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: needs the lists train, val and test ({error!r}); mend it or remove it.") from error
+    for split, names in splits.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: its {split} is no list of names of subjects; mend it or remove it.")
     listed = [name for names in splits.values() for name in names]
     if twice := sorted({name for name in listed if listed.count(name) > 1}):
         raise InputError(
@@ -214,8 +219,8 @@ def mms_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str =
 def json_pairs(path: str | Path, section: str) -> list[dict]:
     """A section ("training", "validation" or "test") of a MONAI data list in JSON; paths are relative to the file's folder.
 
-    Each item needs "moving" and "fixed", and may have "moving_label", "fixed_label", "subject" and "case"; for inference it may have
-    "cine", and with it "reference_frame" (or "reference"; counted from 1) and "reference_label", instead, and "points".
+    Each item needs "moving" and "fixed", and may have "moving_label", "fixed_label", "subject", "case" and "direction"; for inference
+    it may have "cine", and with it "reference_frame" (or "reference"; counted from 1) and "reference_label", instead, and "points".
 
     Raises:
         InputError: for a file or a section that is not there, an item without an image or with a misspelled key, or a case that names
@@ -235,6 +240,12 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
         for key in set(item) - set(LIST_KEYS):
             if close := difflib.get_close_matches(str(key), LIST_KEYS, n=1, cutoff=0.8):
                 raise InputError(f"{path}: item {number} of '{section}' has the key {key!r}; did you mean {close[0]!r}?")
+            del item[key]
+        for key in [key for key, value in item.items() if value is None]:
+            del item[key]
+        for key in NAME_KEYS:
+            if not isinstance(item.get(key, ""), (str, int)):
+                raise InputError(f"{path}: item {number} of '{section}' has the {key} {item[key]!r}; give a name.")
         for key in FILE_KEYS:
             if key in item:
                 if not isinstance(item[key], str):

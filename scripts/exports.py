@@ -25,7 +25,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scripts.checkpoints import load_weights
+from scripts.checkpoints import load_weights, require_checkpoint
 from scripts.errors import InputError, one_line
 from scripts.files import whole_file
 from scripts.networks import PaddedNetwork, fold_batch_norm
@@ -125,7 +125,7 @@ def export_onnx(network: nn.Module, path: str | Path, opset: int = OPSETS[-1], c
                 verbose=False,
             )
         model = program.model_proto
-        onnx.helper.set_model_props(model, {"weights": hash_file(checkpoint), "smallest": str(2 * stride)})
+        onnx.helper.set_model_props(model, {"weights": hash_checkpoint(checkpoint), "smallest": str(2 * stride)})
         onnx.save(model, part)
     return Path(path)
 
@@ -141,9 +141,16 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def hash_file(path: str | Path | None) -> str:
-    """SHA-256 of a file; empty for None."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+def hash_checkpoint(path: str | Path | None) -> str:
+    """SHA-256 of a checkpoint; empty for None.
+
+    Raises:
+        InputError: naming the file, for one that is not there.
+    """
+    if path is None:
+        return ""
+    require_checkpoint(path)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 class ExportedNetwork(nn.Module):
@@ -156,8 +163,8 @@ class ExportedNetwork(nn.Module):
         bf16: whether OpenVINO computes in bfloat16.
 
     Raises:
-        InputError: for a file that is not there, of other weights or not readable, a runtime that is not installed, or bfloat16 with the
-            other one.
+        InputError: for a file or a checkpoint that is not there, a file of other weights or not readable, a runtime that is not
+            installed, or bfloat16 with the other one.
     """
 
     def __init__(
@@ -177,7 +184,7 @@ class ExportedNetwork(nn.Module):
             raise
         except Exception as error:
             raise InputError(f"{path}: is no ONNX file that {runtime} can read ({type(error).__name__}); {MAKE}.") from error
-        if checkpoint and properties.get("weights") != hash_file(checkpoint):
+        if checkpoint is not None and properties.get("weights") != hash_checkpoint(checkpoint):
             raise InputError(f"{path}: was exported from other weights than {checkpoint}; {MAKE} anew.")
         self.smallest = int(properties.get("smallest", 1))
 
@@ -256,6 +263,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--output_dir", default=str(ROOT / "dist"))
     parser.add_argument("--opset", type=int, default=OPSETS[-1], help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}")
     options = parser.parse_args(argv)
+    if not Path(options.config_file).is_file():
+        raise InputError(f"--config_file {options.config_file}: no such file; give a config with a network_def.")
     config = ConfigParser(ConfigParser.load_config_file(options.config_file))
     network = load_weights(config.get_parsed_content("network_def", instantiate=True), options.checkpoint).eval()
     stride = getattr(network, "stride", 1)

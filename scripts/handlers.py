@@ -56,9 +56,10 @@ class GradientSurgeryHandler:
             own. A first beta of Adam above 0 averages once more, what is settled. The means are state, which checkpoints hold.
 
     Raises:
-        ValueError: for an unknown strategy or granularity, a tau or a momentum outside [0, 1), a weight for a strategy that has none,
-            a network without trainable parameters, and on attachment or start for a trainer whose gradients could not be right:
-            DistributedDataParallel with `static_graph=True`, sharded parameters, or a momentum with a GradScaler, whose scale changes.
+        InputError: for an unknown strategy or granularity, a tau or a momentum outside [0, 1), a weight below 0 or for a strategy that
+            has none, and on attachment or start for a momentum with a GradScaler, whose scale changes.
+        ValueError: for a network without trainable parameters, and on attachment or start for a trainer whose gradients could not be
+            right: DistributedDataParallel with `static_graph=True`, or sharded parameters.
     """
 
     records = ("similarity", "smoothness", "conflict_ratio", "cosine", "ill_posed")
@@ -74,13 +75,15 @@ class GradientSurgeryHandler:
         momentum: float = 0.0,
     ) -> None:
         if strategy not in STRATEGIES:
-            raise ValueError(f"strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}.")
+            raise InputError(f"strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}.")
         if not isinstance(tau, (int, float)) or not 0 <= tau < 1:
-            raise ValueError(f"tau is at least 0 and below 1, got {tau!r}.")
+            raise InputError(f"tau is at least 0 and below 1, got {tau!r}.")
         if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
-            raise ValueError(f"momentum is at least 0 and below 1, got {momentum!r}.")
+            raise InputError(f"momentum is at least 0 and below 1, got {momentum!r}.")
+        if not isinstance(weight, (int, float)) or not weight >= 0:
+            raise InputError(f"weight is a number from 0 on, got {weight!r}.")
         if weight and strategy != "weighted_sum":
-            raise ValueError(f"strategy {strategy!r} has no weight, got {weight!r}; weighted_sum has one.")
+            raise InputError(f"strategy {strategy!r} has no weight, got {weight!r}; weighted_sum has one.")
         named = [(name, p) for name, p in unwrap(network).named_parameters() if p.requires_grad]
         if not named:
             raise ValueError("the network has no parameter that requires a gradient.")
@@ -122,7 +125,7 @@ class GradientSurgeryHandler:
                 raise ValueError("GradientSurgeryHandler needs whole gradient tensors: use DistributedDataParallel, not sharding.")
 
         if self.momentum and engine.amp and engine.scaler is not None and engine.scaler.is_enabled():
-            raise ValueError("GradientSurgeryHandler with momentum cannot average what a GradScaler scales anew; use fp32 or bf16.")
+            raise InputError("GradientSurgeryHandler with momentum cannot average what a GradScaler scales anew; use fp32 or bf16.")
 
     def announce(self, engine: Engine) -> None:
         """Log what settles the gradients."""
@@ -294,7 +297,7 @@ class NonFiniteLossHandler:
     def look(self, engine: Engine) -> None:
         # The field, too: sampling clips NaN coordinates to the border, so the similarity stays finite, and its backward may crash.
         output = engine.state.output
-        values = [output[key] for key in (CommonKeys.LOSS, CommonKeys.PRED, "smoothness") if key in output]
+        values = [output[key] for key in (CommonKeys.LOSS, CommonKeys.PRED) if key in output]
         finite = torch.stack([value.detach().isfinite().all() for value in values]).all()
         torch.maximum(self.flag, (~finite).to(self.flag.dtype), out=self.flag)
         if self.waits:

@@ -30,7 +30,7 @@ class FieldInferer(Inferer):
         progress: whether a stack draws a progress bar.
 
     Raises:
-        ValueError: for both ways without integration, since a displacement's negative is not its inverse, or in several passes.
+        InputError: for both ways without integration, since a displacement's negative is not its inverse, or in several passes.
         InputError: for a number of passes that is none.
     """
 
@@ -45,7 +45,7 @@ class FieldInferer(Inferer):
     ) -> None:
         super().__init__()
         if both_ways and (integration is None or passes != 1):
-            raise ValueError("both_ways needs one velocity: give integration and a single pass, or set both_ways to false.")
+            raise InputError("both_ways needs one velocity: give integration and a single pass, or set both_ways to false.")
         if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
             raise InputError(f"--passes {passes}: is no number of passes; give 1, 2, ….")
         self.inferer = inferer or SimpleInferer()

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scripts.errors import InputError
+
 GRANULARITIES = ("tensor", "module", "vector")
 
 
@@ -60,10 +62,10 @@ def group_indices(names: Sequence[str], granularity: str) -> list[int]:
         A group number in 0 .. groups-1 for each name.
 
     Raises:
-        ValueError: for another granularity.
+        InputError: for another granularity.
     """
     if granularity not in GRANULARITIES:
-        raise ValueError(f"granularity is one of {', '.join(GRANULARITIES)}, got {granularity!r}.")
+        raise InputError(f"granularity is one of {', '.join(GRANULARITIES)}, got {granularity!r}.")
     if granularity == "vector":
         return [0] * len(names)
     keys = list(names) if granularity == "tensor" else [name.rpartition(".")[0] for name in names]
@@ -284,10 +286,10 @@ def settle(
         The settled gradients, in the order and shapes of the arguments, and the conflicts between them.
 
     Raises:
-        ValueError: for another strategy.
+        InputError: for another strategy.
     """
     if strategy not in STRATEGIES:
-        raise ValueError(f"strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}.")
+        raise InputError(f"strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}.")
     conflicts = find_conflicts(similarity, smoothness, groups, tau)
     if strategy in RULES:
         return RULES[strategy](similarity, smoothness, groups, conflicts), conflicts

@@ -107,6 +107,11 @@ def test_a_missing_checkout_and_too_few_slices_are_named(tmp_path: Path) -> None
         training.make_reference_loop(tmp_path, torch.rand(31, 2, 4, 4), tmp_path, "cpu")
 
 
+def test_a_batch_larger_than_the_data_set_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^--batch 500: the data set has \d+ slices; give at most as many"):
+        training.main(["--device", "cpu", "--crop", "16", "--batch", "500", "--without", "torchjd"])
+
+
 def test_arithmetic_and_traffic_equal_those_by_hand() -> None:
     image, weight = torch.rand(2, 3, 8, 8), torch.rand(5, 3, 3, 3)
     with FlopCounterMode(display=False) as flops, training.ByteCounter() as traffic:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks import inference, sensitivity, step, strain, table
+from benchmarks import inference, sensitivity, step, strain, table, training
 from scripts.errors import InputError
 from scripts.surgery import RULES
 
@@ -69,7 +69,7 @@ def test_wrong_surgery_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         step.main(TINY)
 
 
-@pytest.mark.parametrize("module", [step, inference, strain, sensitivity, table])
+@pytest.mark.parametrize("module", [step, training, inference, strain, sensitivity, table])
 def test_a_device_that_is_not_there_is_named_before_anything_runs(module: ModuleType, tmp_path: Path) -> None:
     words = {sensitivity: ["--dataset_dir", str(tmp_path)], table: ["--dataset_dir", str(tmp_path)]}.get(module, [])
     words += ["--output_dir", str(tmp_path / "out")] if words else []

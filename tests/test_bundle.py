@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import torch
 import yaml
 from conftest import ROOT, SMALL, bundle_command, count, last_line, run_bundle, succeed, write_nifti
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import set_determinism
 
 from scripts.evaluation import FIGURES
 from scripts.itk_fields import pull, read_field
@@ -374,6 +376,19 @@ def test_two_processes_evaluate_as_one(evaluated: Path, trained: tuple, phantoms
     assert count("ES_to_ED, 1 subjects", result.stdout) == 1
     for name in ("summary.json", "metrics.csv"):
         assert (tmp_path / name).read_text() == (evaluated / name).read_text()
+
+
+def test_each_process_draws_its_own_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = []
+    for rank in (0, 1, 0):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        parser = ConfigParser({"seed": 0, "imports": ["$import torch", "$import monai"]})
+        parser["start"] = ConfigParser.load_config_file("configs/multi_gpu_train.yaml")["initialize"][-1]
+        parser.get_parsed_content("start")
+        draws.append((float(torch.rand(())), random.random()))
+    set_determinism(None)
+    assert draws[0] == draws[2]
+    assert all(a != b for a, b in zip(draws[0], draws[1]))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])

@@ -111,13 +111,13 @@ def test_code_counts_with_all_that_it_imports(changed: str, counts: bool, monkey
     assert (preparation_key(settings, Maker()) != key) == counts
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "list"])
 def test_a_damaged_file_is_made_anew(files: list[dict], tmp_path: Path, damage: str) -> None:
     maker, cache = Maker(), tmp_path / "cache"
     values(files, maker, cache)
     path = sorted(cache.iterdir())[0]
-    if damage == "other":
-        torch.save({"weights": 1}, path)
+    if damage in ("other", "list"):
+        torch.save({"weights": 1} if damage == "other" else [1], path)
     else:
         path.write_bytes(path.read_bytes()[: 200 if damage == "cut" else 0])
     assert 4 in values(files, maker, cache)

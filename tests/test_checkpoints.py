@@ -56,6 +56,12 @@ def test_other_files_are_refused_by_name(tmp_path: Path, content: object, words:
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.parametrize("path", [None, False, ""])
+def test_no_weights_are_not_taken_for_any(path: object) -> None:
+    with pytest.raises(InputError, match=f"^{path}: no such checkpoint"):
+        load_weights(nn.Linear(2, 3), path)
+
+
 def test_resuming_needs_the_whole_state(tmp_path: Path) -> None:
     network = nn.Linear(2, 3)
     torch.save({"network": network.state_dict()}, tmp_path / "last.pt")

@@ -17,8 +17,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
 from scripts.cohort import COLUMNS, SUMMARY, describe, fingerprint, run_cases, summarize_case
-from scripts.command_line import first_cause
-from scripts.errors import InputError
+from scripts.errors import InputError, first_cause
 from scripts.inferers import FieldInferer
 from scripts.writers import DONE
 
@@ -127,7 +126,7 @@ def test_a_fingerprint_is_of_contents_not_of_names(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
-def test_a_fingerprint_is_of_version_and_steps_of_refinement_but_not_of_chunks() -> None:
+def test_a_fingerprint_is_of_version_and_each_option_that_changes_results() -> None:
     def parameters(**options: object) -> dict:
         parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.yaml")))
         parser.update({"bundle_root": str(ROOT), "device": "cpu", **options})
@@ -135,7 +134,18 @@ def test_a_fingerprint_is_of_version_and_steps_of_refinement_but_not_of_chunks()
 
     version = json.loads((ROOT / "configs" / "metadata.json").read_text())["version"]
     assert parameters()["bundle version"] == version
-    assert parameters(refine_iterations=2) == parameters(refine_iterations=2, slices_at_once=3) != parameters()
+    assert parameters(slices_at_once=3) == parameters()
+    changes = {
+        "checkpoint": "a.pt",
+        "clip_percentile": 98.0,
+        "working_spacing": 1.2,
+        "passes": 2,
+        "refine_iterations": 2,
+        "bf16": True,
+    }
+    changes |= {"sector_origin": 30.0, "resample_moving": True, "report": False}
+    for name, value in changes.items():
+        assert parameters(**{name: value}) != parameters(), name
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,12 @@ def test_json_list_has_paths_relative_to_its_file(tmp_path: Path) -> None:
     assert json_pairs(tmp_path / "list.json", "test")[0]["case"] == "c"
 
 
+def test_what_a_json_list_says_besides_reaches_nothing(tmp_path: Path) -> None:
+    item = {"cine": "a.nii.gz", "error": "none", "times": [1], "reference_frame": None, "case": None, "subject": 7, "points": None}
+    (tmp_path / "list.json").write_text(json.dumps({"test": [item]}))
+    assert json_pairs(tmp_path / "list.json", "test") == [{"cine": str(tmp_path / "a.nii.gz"), "case": 7, "subject": 7}]
+
+
 def test_no_source_gives_no_items_so_that_a_config_can_be_inspected() -> None:
     assert select_pairs(None, None, "train") == []
 
@@ -183,6 +189,18 @@ def spoil_splits(root: Path) -> None:
     (root / "splits.json").write_text('{"train": ["phantom001"]}')
 
 
+def spoil_bytes(root: Path) -> None:
+    (root / "splits.json").write_bytes(b"\xff\xfe\x00")
+
+
+def list_numbers(root: Path) -> None:
+    (root / "splits.json").write_text('{"train": [1], "val": [2], "test": [3]}')
+
+
+def name_one(root: Path) -> None:
+    (root / "splits.json").write_text('{"train": "phantom001", "val": [], "test": []}')
+
+
 def repeat_name(root: Path) -> None:
     splits = {"train": ["phantom001", "phantom002"], "val": ["phantom001"], "test": ["phantom003"]}
     (root / "splits.json").write_text(json.dumps(splits))
@@ -208,6 +226,9 @@ def spoil_layout(root: Path) -> None:
         (spoil_info, ("Info.cfg", "no frame number for ES", "ES: 1")),
         (spoil_frame, ("phantom001_frame01.nii.gz", "no such file", "mend Info.cfg")),
         (spoil_splits, ("splits.json", "needs the lists train, val and test", "mend it")),
+        (spoil_bytes, ("splits.json", "needs the lists train, val and test", "mend it")),
+        (list_numbers, ("splits.json", "its train is no list of names", "mend it")),
+        (name_one, ("splits.json", "its train is no list of names", "mend it")),
         (repeat_name, ("splits.json", "names subjects more than once: phantom001", "belongs to one of")),
         (spoil_names, ("splits.json", "nobody", "add them")),
         (empty_split, ("split 'train' is empty", "add subjects")),
@@ -231,6 +252,7 @@ def test_a_spoiled_folder_is_named_with_its_cure(copy: Path, spoil: callable, wo
         ('{"training": []}', ("section 'test' is empty",)),
         ('{"test": [{"cine": "a_4d.nii.gz"}]}', ("section 'test' has cines (a)", "configs/finetune.yaml")),
         ('{"test": [{"moving": "a", "fixed": "b", "moving_lable": "c"}]}', ("has the key 'moving_lable'", "mean 'moving_label'?")),
+        ('{"test": [{"cine": "a_4d.nii.gz", "subject": ["a"]}]}', ("item 1 of 'test' has the subject ['a']", "give a name")),
         ('{"test": [{"cine": 5}]}', ("item 1 of 'test' has the cine 5", "give the path")),
         *(
             (f'{{"test": [{{"cine": "a.nii.gz", "case": "{name}"}}]}}', (f"item 1 of 'test' has the case '{name}'", "without /"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from conftest import ROOT, SMALL, run_bundle, succeed
+from monai.bundle import ConfigParser
 
 
 def test_weights_move_away_from_the_shipped_ones(phantoms: Path, tmp_path: Path) -> None:
@@ -27,3 +29,13 @@ def test_weights_move_away_from_the_shipped_ones(phantoms: Path, tmp_path: Path)
     succeed(run_bundle(config_file="['configs/train.yaml','configs/finetune.yaml']", **options))
     state = torch.load(tmp_path / "out" / "last_checkpoint_epoch=2.pt", weights_only=True)
     assert state["trainer"]["epoch_length"] * 2 == state["trainer"]["iteration"]
+
+
+def test_a_data_list_gives_the_cines_of_its_training_section(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    (tmp_path / "list.json").write_text(json.dumps({"training": [{"cine": "a.nii.gz"}], "test": [{"cine": "b.nii.gz"}]}))
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / f"{name}.yaml") for name in ("train", "finetune")])
+    parser.update({"data_list": str(tmp_path / "list.json")})
+    assert [item["case"] for item in parser.get_parsed_content("train::dataset::data")] == ["a"]

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import BatchSampler, DistributedSampler
 from training_runs import (
     DDP_CASES,
     LEARNING_RATE,
@@ -36,6 +37,7 @@ from training_runs import (
 
 from scripts.errors import InputError
 from scripts.handlers import (
+    EpochShuffling,
     GradientSurgeryHandler,
     NonFiniteLossHandler,
     TrainingProgress,
@@ -693,6 +695,16 @@ class Clip:
         engine.add_event_handler(
             IterationEvents.BACKWARD_COMPLETED, lambda e: nn.utils.clip_grad_norm_(e.network.parameters(), 1e-3)
         )
+
+
+def test_each_epoch_has_an_order_of_its_own() -> None:
+    sampler = DistributedSampler(range(64), num_replicas=2, rank=1)
+    orders: list[list[int]] = []
+    engine = Engine(lambda engine, batch: None)
+    EpochShuffling(BatchSampler(sampler, 4, drop_last=True)).attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda _: orders.append(list(sampler)))
+    engine.run([0], max_epochs=3)
+    assert len({tuple(order) for order in orders}) == 3
 
 
 def test_clipping_attached_after_sees_the_settled_gradients() -> None:

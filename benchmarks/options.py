@@ -1,0 +1,50 @@
+"""Command lines of the benchmarks: what their options may be, and how a document shows them."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from pathlib import Path
+
+PATHS = ("--reference", "--dataset_dir", "--checkpoint", "--cine", "--reference_label")
+
+
+def positive(text: str) -> int:
+    """An option's whole number from 1 on.
+
+    Raises:
+        ArgumentTypeError: for anything else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
+
+
+def writable(text: str) -> Path:
+    """An option's file to write, asked for before hours of measuring.
+
+    Raises:
+        ArgumentTypeError: where its folder is not there.
+    """
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ArgumentTypeError(f"{text} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is not there'}")
+    return path
+
+
+def command(module: str, argv: Sequence[str]) -> str:
+    """The command line of a benchmark as a document may show it: paths of this machine and the JSON file are left out."""
+    words, rest = (
+        [f"python -m {module}"],
+        [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])],
+    )
+    while rest:
+        word = rest.pop(0)
+        if word == "--json":
+            rest.pop(0)
+        elif word in PATHS:
+            words += [word, "PATH"]
+            rest.pop(0)
+        else:
+            words.append(word)
+    return " ".join(words)

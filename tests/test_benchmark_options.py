@@ -1,0 +1,45 @@
+"""Options are refused before anything is measured, and shown without this machine's paths."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import inference, options, sensitivity, step, strain, table, training
+
+
+def test_commands_are_shown_without_this_machine() -> None:
+    words = ["--batch", "32", "--reference", "/somewhere/GSMorph", "--json", "/tmp/x.json", "--device", "cpu"]
+    assert options.command("benchmarks.step", words) == "python -m benchmarks.step --batch 32 --reference PATH --device cpu"
+    words = ["--cine=/home/me/patient.nii.gz", "--reference_label", "/home/me/label.nii.gz", "--json=/home/me/x.json", "--no_cine"]
+    shown = options.command("benchmarks.inference", words)
+    assert shown == "python -m benchmarks.inference --cine PATH --reference_label PATH --no_cine"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", ""])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (step, "rounds"),
+        (training, "batches"),
+        (inference, "slices"),
+        (strain, "frames"),
+        (sensitivity, "epochs"),
+        (table, "subset"),
+    ],
+)
+def test_what_counts_nothing_is_refused(module: object, name: str, value: str, capsys: pytest.CaptureFixture) -> None:
+    needed = ["--dataset_dir", "nowhere"] if module in (sensitivity, table) else []
+    with pytest.raises(SystemExit):
+        module.main([*needed, f"--{name}={value}"])
+    assert re.search(rf"argument --{name}: {value} is no whole number from 1 on$", capsys.readouterr().err.strip())
+
+
+def test_a_file_that_cannot_be_written_is_named_first(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for path, reason in ((tmp_path / "none" / "x.json", "its folder is not there"), (tmp_path, "it is a folder")):
+        with pytest.raises(SystemExit):
+            step.main(["--json", str(path)])
+        assert capsys.readouterr().err.strip().endswith(f"argument --json: {path} cannot be written: {reason}")
+    assert options.writable(str(tmp_path / "x.json")) == tmp_path / "x.json"
