@@ -130,7 +130,7 @@ class Study:
 
     @cached_property
     def sizes(self) -> dict[str, list[int]]:
-        """In pixels: "slice_size" that training slices have and ITK is given, "crop_size" of training crops and of what is scored."""
+        """In pixels: "slice_size" of training slices and of what ITK is given, "crop_size" of training crops and of scored images."""
         return {key: [n] * 2 if (n := getattr(self.options, key)) else self.settings[key] for key in ("slice_size", "crop_size")}
 
     @property

@@ -168,7 +168,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="of the networks")
     parser.add_argument("--slice_size", type=positive, help="pixels, of training slices; train.yaml's by default")
     parser.add_argument(
-        "--crop_size", type=positive, help="pixels, of training crops and of what is scored; train.yaml's by default"
+        "--crop_size", type=positive, help="pixels, of training crops and of what is scored of images; train.yaml's by default"
     )
     parser.add_argument("--output_dir", default="output/table")
     options = parser.parse_args(argv)

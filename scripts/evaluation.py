@@ -34,10 +34,10 @@ def warp_stack(image: torch.Tensor, field: torch.Tensor, mode: str = "bilinear")
 class ScoreRegistrationd(Transform):
     """Adds "scores" to a case, {"initial": {...}, "registered": {...}} with the figures of `metrics.DEFINITIONS`.
 
-    The network has seen whole slices; a central crop is what is scored.
+    Structures are scored on whole slices, which the network has seen; images and folding on a central crop, the published protocol.
 
     Args:
-        crop_size: in-plane size of the scored crop, in pixels.
+        crop_size: in-plane size of that crop, in pixels.
         field: key of the in-plane field (2, X, Y, Z), voxels.
     """
 
@@ -75,7 +75,7 @@ def score_case(
         fixed: image on the same grid; its affine gives the spacing in mm.
         moving_label: label map of the moving image, or None.
         fixed_label: label map of the fixed image, or None.
-        crop_size: in-plane size of the scored crop.
+        crop_size: in-plane size of the central crop whose images and folding are scored.
     """
     region = center_region(fixed.shape[1:3], crop_size)
     inside = (slice(None), *region)
@@ -93,7 +93,8 @@ def score_case(
         row = dict.fromkeys(FIGURES, float("nan"))
         if len(labels) == 2:
             maps = (warp_stack(labels[0], u, mode="nearest"), labels[1], labels[0])
-            moved, fixed_map, moving_map = (x[inside][0].round().numpy().astype(np.uint8) for x in maps)
+            # Of the whole slice: in small pixels, or off the center, a crop would cut the heart.
+            moved, fixed_map, moving_map = (x[0].round().numpy().astype(np.uint8) for x in maps)
             row.update(overlap(moved, fixed_map, present, spacing))
             for figure, value in CAVITIES.items():
                 if value in present.values():
