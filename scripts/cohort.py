@@ -92,7 +92,7 @@ def run_cases(
                 raise
             cause = first_cause(error)
             # Some errors have no words.
-            failed[name] = str(cause) or type(cause).__name__
+            failed[name] = without_folders(str(cause), item) or type(cause).__name__
             tqdm.write(f"{name}: failed, {failed[name]}")
     # Of all processes, of which the first one speaks.
     skipped = idist.all_reduce(skipped)
@@ -110,6 +110,14 @@ def run_cases(
             f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {next(iter(failed.values()))}"
         )
     return done
+
+
+def without_folders(reason: str, item: Mapping) -> str:
+    """A reason that names a case's files without the folders they are in, which may tell who the patient is."""
+    for key in FILE_KEYS:
+        if key in item:
+            reason = reason.replace(f"{Path(str(item[key])).parent}/", "")
+    return reason
 
 
 def is_done(output_dir: str | Path, item: Mapping) -> bool:

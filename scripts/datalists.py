@@ -14,6 +14,7 @@ import logging
 import random
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from scripts.errors import InputError
@@ -173,23 +174,39 @@ def mms_subjects(dataset_dir: str | Path) -> dict[str, dict]:
         InputError: for a table without the columns that are needed, or where no subject is left.
     """
     path = mms_table(dataset_dir)
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         rows = list(csv.DictReader(file))
     lacking = [name for name in ("External code", "ED", "ES") if not rows or name not in rows[0]]
     if lacking:
         raise InputError(f"{path}: has no column {' and no '.join(lacking)}; take the table that M&Ms is published with.")
-    phases = {row["External code"]: row for row in rows if all(re.fullmatch(r"\d+", row[phase] or "") for phase in ("ED", "ES"))}
-    found = {}
+    by_code, found, left = {row["External code"]: row for row in rows}, {}, []
     for cine in sorted(Path(dataset_dir).rglob("*_sa.nii.gz")):
         code = cine.parent.name
-        if cine.name == f"{code}_sa.nii.gz" and code in phases:
-            row = phases[code]
-            found[code] = {"folder": cine.parent, "ED": int(row["ED"]), "ES": int(row["ES"]), "vendor": row.get("Vendor", "")}
+        if cine.name != f"{code}_sa.nii.gz":
+            continue
+        row = by_code.get(code, {})
+        # A table that was saved again may say 4.0.
+        phases = {phase: re.fullmatch(r"\s*(\d+)(\.0*)?\s*", row.get(phase) or "") for phase in ("ED", "ES")}
+        if all(phases.values()):
+            frames = {phase: int(number[1]) for phase, number in phases.items()}
+            found[code] = {"folder": cine.parent, "vendor": row.get("Vendor", ""), **frames}
+        else:
+            left.append(code)
+    if left:
+        warn_once(
+            f"{path}: gives no ED and ES, counted from 0, of {', '.join(left)}, which {'is' if len(left) == 1 else 'are'} left out."
+        )
     if not found:
         raise InputError(
             f"{path}: no <code>/<code>_sa.nii.gz below this folder whose ED and ES the table gives; unpack the data there."
         )
     return found
+
+
+@lru_cache
+def warn_once(message: str) -> None:
+    """A line in the log, however often a folder is listed."""
+    logging.getLogger("data").warning(message)
 
 
 def mms_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
@@ -259,6 +276,8 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
         # It names a folder below output_dir.
         if name in ("", "..") or Path(name).name != name:
             raise InputError(f"{path}: item {number} of '{section}' has the case {name!r}; give a name without / and '..'.")
+        if name == "summary.csv" or name.startswith((".part_", ".old_")):
+            raise InputError(f"{path}: item {number} of '{section}' has the case {name!r}, a name that outputs have; give another.")
         item.setdefault("subject", item["case"])
     return items
 

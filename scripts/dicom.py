@@ -76,6 +76,8 @@ class Instance:
     """Center of the first voxel, (3,)."""
     gap: float | None
     """Distance of slices as the first of `GAP_TAGS` tells it."""
+    pitch: float | None
+    """Distance of the centers of slices, where the file tells it and it is no distance between their faces."""
     times: dict[str, float]
     """Those of `TIME_TAGS` that the image has."""
     rescale: tuple[float, float]
@@ -295,7 +297,7 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
     missing = ", ".join(tag for tag, value in geometry.items() if value is None)
     if missing:
         raise InputError(f"{folder}: {label} has no valid {missing}; export it again or move it out of the folder.")
-    gaps = [value[0] for tag in GAP_TAGS if (value := numbers(header, tag)) is not None and value[0] > 0]
+    pitch, thickness = (None if (value := numbers(header, tag)) is None or value[0] <= 0 else float(value[0]) for tag in GAP_TAGS)
     slope, intercept = (float(numbers(header, tag, default=default)[0]) for tag, default in RESCALE_TAGS.items())
     if header.get("PhotometricInterpretation") == "MONOCHROME1":
         bits, signed = (
@@ -314,7 +316,8 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
         spacing=geometry["PixelSpacing"][::-1],
         axes=geometry["ImageOrientationPatient"].reshape(2, 3),
         position=geometry["ImagePositionPatient"],
-        gap=float(gaps[0]) if gaps else None,
+        gap=pitch or thickness,
+        pitch=pitch if pitch and pitch >= (thickness or 0) else None,
         times={tag: float(value[0]) for tag in TIME_TAGS if (value := numbers(header, tag)) is not None},
         rescale=(slope, intercept),
         magnitude=not any(values[tag] & others for tag, others in KIND_TAGS.items()),
@@ -452,6 +455,10 @@ def stack_affine(what: str, slices: Stack, axes: Array) -> Array:
         raise InputError(
             f"{what}: its images are shifted against each other in plane (by {shift:.1f} mm); keep the files of one stack only, or bring "
             "them onto one grid."
+        )
+    if len(gaps) and first.pitch is not None and gaps.mean() > 1.5 * first.pitch:
+        logging.getLogger("inference").warning(
+            f"{what}: its slices lie {gaps.mean():.1f} mm apart, and were taken {first.pitch:.1f} mm apart by its files: are some missing?"
         )
     step = (gaps.mean() if len(gaps) else first.gap) * normal
     origin = positions.mean(axis=0) - step * (len(slices) - 1) / 2

@@ -193,10 +193,12 @@ class EvaluationReport:
         order = {name: number for number, name in enumerate(self.directions)}
         for direction in sorted({row["direction"] for row in rows}, key=lambda name: (order.get(name, len(order)), name)):
             chosen = name_rows([row for row in rows if row["direction"] == direction])
-            figures: dict = {"direction": direction, "subjects": len(chosen)}
+            labeled = sum(not np.isnan(row["initial_dice"]) for row in chosen.values())
+            figures: dict = {"direction": direction, "subjects": len(chosen), "labeled_subjects": labeled}
             for stage in STAGES:
                 figures[stage] = summarize([{key: row[f"{stage}_{key}"] for key in FIGURES} for row in chosen.values()])
-            print(format_table(f"{direction}, {len(chosen)} subjects", figures), flush=True)
+            title = f"{direction}, {len(chosen)} subjects" + (f", {labeled} labeled" if labeled < len(chosen) else "")
+            print(format_table(title, figures), flush=True)
             first = not table
             summary.update(figures if first else {direction: figures})
             for subject in sorted(chosen):

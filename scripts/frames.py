@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -131,7 +132,8 @@ class AssembleRegistration(Transform):
     """
 
     def __init__(self, sector_origin: float | None = None) -> None:
-        if sector_origin is not None and (isinstance(sector_origin, bool) or not isinstance(sector_origin, (int, float))):
+        is_number = isinstance(sector_origin, (int, float)) and not isinstance(sector_origin, bool) and math.isfinite(sector_origin)
+        if sector_origin is not None and not is_number:
             raise InputError(f"--sector_origin {sector_origin}: is no number; give an angle in degrees.")
         self.sector_origin = sector_origin
 

@@ -23,7 +23,8 @@ THRESHOLDS = {
     "closure_ratio": 3.0,
     "moved_mm": 0.5,
 }
-"""Beyond which a figure is called out. `moved_mm` is the largest displacement below which nothing has been registered."""
+"""Beyond which a figure is called out; an inverse error from a tenth of a pixel, where that is more. `moved_mm` is the largest displacement
+below which nothing has been registered."""
 COMPRESSED = 0.02
 """Determinant below which area counts as compressed: at single points a cavity that empties may be."""
 
@@ -45,11 +46,14 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
         errors = None if inversion_errors is None else inversion_errors[t]
         frames.append(frame_figures(registration, t, errors, reached))
     cycle = cycle_figures(registration) if registration.reference and len(frames) > 2 else {}
-    verdict = judge(frames, cycle, registration.reference)
+    # Coarse pixels cannot hold a field and its inverse any better.
+    pixel = float(max(registration.cine.spacing[:2]))
+    limit = THRESHOLDS | {"inverse_error_mm_p95": max(THRESHOLDS["inverse_error_mm_p95"], 0.1 * pixel)}
+    verdict = judge(frames, cycle, registration.reference, limit)
     return {
         "verdict": verdict or ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."],
         "trustworthy": not verdict,
-        "thresholds": THRESHOLDS,
+        "thresholds": limit,
         "reference_frame": registration.reference,
         "reference_basis": registration.reference_basis,
         "cycle": cycle,
@@ -160,9 +164,8 @@ def cycle_figures(registration: CineRegistration) -> dict:
     }
 
 
-def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
-    """A sentence for each threshold that is crossed, with the frames of a cine; none where all is well."""
-    limit = THRESHOLDS
+def judge(frames: list[dict], cycle: dict, reference: int | None, limit: dict[str, float]) -> list[str]:
+    """A sentence for each of the thresholds that is crossed, with the frames of a cine; none where all is well."""
     others = [f for f in frames if f["frame"] != reference]
     sentences = []
 

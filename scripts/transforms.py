@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -59,6 +60,9 @@ class LoadCased(MapTransform):
             item[key] = self.load(data[key], is_label, frame)
             if is_label:
                 check_structures(item[key], data[key])
+                if not item[key].any():
+                    where = "" if frame is None else f" in frame {frame}, counted from 0"
+                    logging.getLogger("data").warning(f"{data[key]}: holds no structure{where}, and gives no scores.")
                 if "label_values" in data:
                     item[key] = rename_labels(item[key], data["label_values"])
         for key, reference in (("moving_label", "moving"), ("fixed_label", "fixed")):
@@ -73,7 +77,7 @@ class LoadCased(MapTransform):
                         # What is written is sampled once, from the native image.
                         item[f"{key}_native"] = item[key]
                         item[key] = resample(item[key], item["fixed"], is_label)
-            cure = "resample one onto the other's grid, or give --resample_moving True"
+            cure = "resample one onto the other's grid, or give --resample_moving True for inference"
             check_same_grid(item["moving"], data["moving"], item["fixed"], data["fixed"], cure)
         return item
 
@@ -116,11 +120,13 @@ def read_frame(path: str, frame: int) -> MetaTensor:
     """One frame, counted from 0, of a NIfTI file (X, Y, Z, T), as (1, X, Y, Z).
 
     Raises:
-        IndexError: for a file without that frame.
+        InputError: for a file without that frame.
     """
     file = nib.load(path)
     if file.ndim != 4 or not 0 <= frame < file.shape[3]:
-        raise IndexError(f"no frame {frame}, counted from 0, in the shape {file.shape}")
+        raise InputError(
+            f"{path}: has no frame {frame}, counted from 0, in the shape {file.shape}; mend its ED and ES in the table."
+        )
     return MetaTensor(torch.from_numpy(read_voxels(file, frame))[None], affine=file.affine, meta={"filename_or_obj": str(path)})
 
 
@@ -136,6 +142,8 @@ def turn_to(label: MetaTensor, image: MetaTensor) -> MetaTensor:
         return label  # `check_same_grid` says so.
     # Of the one relative to the other: near 45 degrees each for itself may round to another axis.
     turn = io_orientation(np.linalg.inv(affines[1]) @ affines[0])
+    if tuple(np.take(label.shape[1:], np.argsort(turn[:, 0]))) != tuple(image.shape[1:]):
+        return label  # the message names the shape of the file
     array = apply_orientation(label[0].numpy(), turn)
     affine = affines[0] @ inv_ornt_aff(turn, label.shape[1:])
     return MetaTensor(torch.from_numpy(array.copy())[None], affine=affine, meta=dict(label.meta))
@@ -199,7 +207,8 @@ def check_order(label: Tensor, path: str) -> None:
         mask = values == value
         rim = values[binary_dilation(mask, cross) & ~mask]
         enclosed[value] = (rim == LABELS["myo"]).mean() if len(rim) else np.nan
-    if enclosed[LABELS["rv"]] > 0.8 and enclosed[LABELS["lv"]] < 0.5:
+    # NaN where there is no 3.
+    if enclosed[LABELS["rv"]] > 0.8 and not enclosed[LABELS["lv"]] >= 0.5:
         raise InputError(
             f"{path}: has the myocardium (2) around 1 and not around 3, as M&Ms has; exchange both, for here 1 is the RV and 3 the LV."
         )

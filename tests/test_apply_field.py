@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import run_bundle, succeed, write_nifti
+from conftest import last_line, run_bundle, succeed, write_nifti
 from scipy.spatial.transform import Rotation
 
 from scripts.apply_field import apply_field
@@ -132,6 +132,13 @@ def test_the_command(files: dict[str, Path], tmp_path: Path) -> None:
     succeed(run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out", resample_moving=True))
     check_outputs(files, tmp_path / "out")
     assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_an_option_of_cines_is_refused_before_anything_is_written(files: dict[str, Path], tmp_path: Path) -> None:
+    result = run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out", reference_frame=1)
+    assert result.returncode
+    assert "--reference_frame: belongs to cines" in last_line(result)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_image_on_another_grid_is_refused_unless_asked_for(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
-from scripts.cohort import COLUMNS, SUMMARY, describe, fingerprint, run_cases, summarize_case
+from scripts.cohort import COLUMNS, SUMMARY, describe, fingerprint, run_cases, summarize_case, without_folders
 from scripts.errors import InputError, first_cause
 from scripts.inferers import FieldInferer
 from scripts.writers import DONE
@@ -77,6 +77,13 @@ def test_a_bad_case_does_not_stop_those_after_it(make: Make, bad: str, capsys: p
     assert "\n" not in line
     assert f"4 of 7 cases failed: {bad}1, {bad}2, {bad}3, {bad}4; the first one: {bad}1" in line
     assert capsys.readouterr().out.count(": failed, ") == 4
+
+
+def test_a_reason_names_no_folder() -> None:
+    item = {"cine": "/data/DOE_JANE/a.nii.gz", "reference_label": "labels/ROE/a_gt.nii.gz"}
+    reason = "/data/DOE_JANE/a.nii.gz and labels/ROE/a_gt.nii.gz: have affines apart"
+    assert without_folders(reason, item) == "a.nii.gz and a_gt.nii.gz: have affines apart"
+    assert without_folders("/data/DOE: is empty", {"cine": "/data/DOE"}) == "DOE: is empty"
 
 
 def test_what_is_done_is_skipped(make: Make, caplog: pytest.LogCaptureFixture) -> None:

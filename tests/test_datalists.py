@@ -141,6 +141,30 @@ def test_mms_without_its_folders_is_split_by_seed_and_needs_cine_and_frames(mms:
     assert "moving_label" not in item
 
 
+def test_an_mms_table_that_was_saved_again_keeps_its_subjects(mms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = Path(shutil.copytree(mms, tmp_path / "mms"))
+    table = next(root.glob("*.csv"))
+    before, rows = select_pairs(str(root), None, "train"), table.read_text().splitlines()
+    values = [row.split(",") for row in rows[1:]]
+    for row in values:
+        row[5], row[6], row[8] = f"{row[5]}.0", f" {row[6]}.", "Früh"
+    table.write_bytes("\n".join([rows[0], *map(",".join, values)]).encode("latin-1"))
+    assert select_pairs(str(root), None, "train") == before
+    assert not caplog.text
+    values[0][5] = ""
+    table.write_text("\n".join([rows[0], *map(",".join, values)]))
+    assert len(select_pairs(str(root), None, "train")) == len(before) - 1
+    assert f"gives no ED and ES, counted from 0, of {values[0][1]}, which is left out" in caplog.text
+
+
+def test_a_frame_without_labels_is_called_out(mms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    item = select_pairs(str(mms), None, "train")[0]
+    LoadCased()(item)
+    assert "holds no structure" not in caplog.text
+    LoadCased()(item | {"moving_frame": item["moving_frame"] + 1})
+    assert f"{item['moving_label']}: holds no structure in frame {item['moving_frame'] + 1}, counted from 0" in caplog.text
+
+
 def drop_column(root: Path) -> None:
     table = next(root.glob("*.csv"))
     table.write_text(table.read_text().replace("External code", "Code"))
@@ -161,7 +185,7 @@ def move_frame(root: Path) -> None:
     [
         (drop_column, ("opendataset.csv", "no column External code", "published with")),
         (drop_cines, ("opendataset.csv", "no <code>/<code>_sa.nii.gz", "unpack")),
-        (move_frame, ("_sa.nii.gz", "no frame 99", "(40, 36, 2, 4)")),
+        (move_frame, ("_sa.nii.gz", "no frame 99", "(40, 36, 2, 4)", "mend its ED and ES")),
     ],
 )
 def test_a_spoiled_mms_folder_is_named_with_its_cure(mms: Path, tmp_path: Path, spoil: callable, words: tuple[str, ...]) -> None:
@@ -254,6 +278,10 @@ def test_a_spoiled_folder_is_named_with_its_cure(copy: Path, spoil: callable, wo
         ('{"test": [{"moving": "a", "fixed": "b", "moving_lable": "c"}]}', ("has the key 'moving_lable'", "mean 'moving_label'?")),
         ('{"test": [{"cine": "a_4d.nii.gz", "subject": ["a"]}]}', ("item 1 of 'test' has the subject ['a']", "give a name")),
         ('{"test": [{"cine": 5}]}', ("item 1 of 'test' has the cine 5", "give the path")),
+        *(
+            (f'{{"test": [{{"cine": "a.nii.gz", "case": "{name}"}}]}}', (f"the case '{name}', a name that outputs have",))
+            for name in ("summary.csv", ".part_a", ".old_a")
+        ),
         *(
             (f'{{"test": [{{"cine": "a.nii.gz", "case": "{name}"}}]}}', (f"item 1 of 'test' has the case '{name}'", "without /"))
             for name in ("../a", "/tmp/a", "..", ".", "a/b", "")

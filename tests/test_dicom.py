@@ -542,6 +542,22 @@ def test_a_folder_of_nifti_files_says_how_to_give_them(tmp_path: Path) -> None:
     assert "holds NIfTI files and no DICOM MR image; give --cine one of the files, or --dataset_dir" in error_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("pitch", "thickness", "said"), [(9.0, 8.0, True), (9.0, None, True), (18.0, 8.0, False), (1.0, 8.0, False)]
+)
+def test_every_second_slice_alone_is_called_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pitch: float, thickness: float | None, said: bool
+) -> None:
+    tags = {"SpacingBetweenSlices": pitch} | ({} if thickness is None else {"SliceThickness": thickness})
+    stack = set_tags(make_stack(slices=5), lambda z, t: tags)
+    if thickness is None:
+        for phase in (phase for phases in stack for phase in phases):
+            del phase.SliceThickness
+    cine = read_dicom_cine(write(tmp_path, stack[::2]))
+    assert np.linalg.norm(cine.affine[:3, 2]) == pytest.approx(18.0)
+    assert ("its slices lie 18.0 mm apart, and were taken 9.0 mm apart by its files: are some missing?" in caplog.text) == said
+
+
 def test_stops_at_a_missing_slice(tmp_path: Path) -> None:
     stack = make_stack(slices=5)
     assert "unequally far apart (9.0, 18.0, 9.0 mm); add the missing slice" in error_of(write(tmp_path, stack[:2] + stack[3:]))

@@ -171,6 +171,13 @@ def test_report_has_a_row_a_subject_and_both_directions(tmp_path: Path, capsys: 
     assert not list((tmp_path / "new").glob(".part*"))
 
 
+def test_a_report_says_how_many_subjects_have_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    report([("a", "ES_to_ED", 1.0), ("b", "ES_to_ED", float("nan"))], tmp_path)
+    assert "ES_to_ED, 2 subjects, 1 labeled" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["subjects"], summary["labeled_subjects"]) == (2, 1)
+
+
 def test_means_leave_out_what_cases_lack() -> None:
     nan = float("nan")
     cases = [{"dice": 80.0, "mse": 1.0}, {"dice": nan, "mse": 3.0}, {"dice": 90.0, "mse": 2.0}]

@@ -101,8 +101,9 @@ def test_pairs_are_every_frame_and_the_reference_slice_by_slice(cine_path: Path,
 
 
 def test_a_sector_origin_that_is_no_number_is_refused() -> None:
-    with pytest.raises(InputError, match="--sector_origin abc: is no number"):
-        AssembleRegistration(sector_origin="abc")
+    for origin in ("abc", float("nan"), float("inf"), True):
+        with pytest.raises(InputError, match=f"--sector_origin {origin}: is no number"):
+            AssembleRegistration(sector_origin=origin)
 
 
 def test_a_label_without_structures_or_a_frame_zero_is_refused(cine_path: Path, tmp_path: Path) -> None:

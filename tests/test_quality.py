@@ -76,7 +76,7 @@ def test_a_good_field_earns_no_sentence(reference: int | None) -> None:
     found = assess(register(fields, reference=reference, images=images))
     assert found["trustworthy"]
     assert found["verdict"] == ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."]
-    assert found["thresholds"] == THRESHOLDS
+    assert found["thresholds"] == THRESHOLDS | {"inverse_error_mm_p95": 0.1 * max(SPACING)}
     assert bool(found["cycle"]) == bool(reference)
 
 
@@ -226,6 +226,21 @@ WORDS = {
     "still": "Nothing moves by more than 0.5 mm: were the images registered already?",
     "no better": "The images hardly fit better than before (frames 2, 3).",
 }
+
+
+@pytest.mark.parametrize(("pixel", "limit"), [(0.5, 0.1), (3.0, 0.3)])
+def test_an_inverse_error_is_called_out_from_a_tenth_of_a_pixel(pixel: float, limit: float) -> None:
+    """The same field in millimeters, of inverses that are off by a little less and a little more."""
+    fields = np.zeros((1, 2, *SHAPE))
+    fields[:, 0] = 4.0
+    affine = np.diag([pixel, pixel, 8.0, 1.0])
+    for off, called in ((0.95, False), (1.05, True)):
+        inverses = -fields
+        inverses[:, 0] += off * limit / pixel
+        found = sentences(
+            register(fields, inverses, reference=None, affine=affine, images=np.random.default_rng(1).random((*SHAPE, 1)))
+        )
+        assert ("The field cannot be inverted accurately." in found) == called
 
 
 @pytest.mark.parametrize("kind", WORDS)

@@ -362,6 +362,9 @@ def test_a_label_in_the_order_of_m_and_ms_is_refused() -> None:
     check_order(torch.from_numpy(label), "gt.nii.gz")
     with pytest.raises(InputError, match=r"gt\.nii\.gz: has the myocardium \(2\) around 1 and not around 3, as M&Ms has"):
         check_order(torch.from_numpy(np.array([0, 3, 2, 1])[label]), "gt.nii.gz")
-    # A label that lacks a structure says nothing about the order.
+    # Nor one that lacks the RV.
+    with pytest.raises(InputError, match="around 1 and not around 3"):
+        check_order(torch.from_numpy(np.array([0, 0, 2, 1])[label]), "gt.nii.gz")
+    # A label that lacks a structure says nothing else about the order.
     for missing in (1, 2, 3):
         check_order(torch.from_numpy(np.where(label == missing, 0, label)), "gt.nii.gz")
