@@ -92,7 +92,7 @@ def run_cases(
                 raise
             cause = first_cause(error)
             # Some errors have no words.
-            failed[name] = without_folders(str(cause), item) or type(cause).__name__
+            failed[name] = str(cause) or type(cause).__name__
             tqdm.write(f"{name}: failed, {failed[name]}")
     # Of all processes, of which the first one speaks.
     skipped = idist.all_reduce(skipped)
@@ -102,7 +102,8 @@ def run_cases(
         )
     rows = gather_rows([summarize_case(output_dir, item, failed.get(str(item["case"]))) for item in share], len(dataset.data))
     if idist.get_rank() == 0 and len(dataset.data) > 1:
-        write_csv(summary, rows)
+        items = {str(item["case"]): item for item in dataset.data}
+        write_csv(summary, [row | {"reason": without_folders(row["reason"], items[row["case"]])} for row in rows])
     idist.barrier()
     failed = {row["case"]: row["reason"] for row in rows if row["status"] == "failed"}
     if failed and is_first_of_node():

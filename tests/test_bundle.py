@@ -266,6 +266,8 @@ def test_run_inference_in_processes_that_are_killed_and_resumed(trained: tuple, 
     second, before, rows = written(), contents(out), (out / "summary.csv").read_text().splitlines()
     assert {name: second[name] for name in first} == first
     assert [row.split(",")[:2] for row in rows[1:]] == [[name, "done" if n else "failed"] for n, name in enumerate(names)]
+    assert f"{bad.name}: cannot be read as NIfTI" in rows[1]
+    assert str(bad.parent) not in rows[1]
 
     bad.write_bytes(whole)
     succeed(run_bundle("inference", config_file=INFERENCE, overwrite=True, **options))
