@@ -39,7 +39,7 @@ from monai.transforms import Compose, ResizeWithPadOrCropd
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.options import command, positive, writable
+from benchmarks.options import command, positive, shown, writable
 from benchmarks.step import processor, quartiles, time_rounds
 from scripts.api import register_cine
 from scripts.checkpoints import load_weights
@@ -65,7 +65,6 @@ ON_DEMAND = ("bf16", *EXPORTED, "syn")
 BATCHES = (1, 5, 10)
 OURS = "ours, channels_last, batch 5"  # what inference.yaml ships: the others are compared to it
 STILL = "no registration"
-HIDDEN = ("json", "dataset_dir", "checkpoint", "cine", "reference_label")  # paths
 GATE = 0.5
 
 
@@ -320,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         )
     result = {
         "command": command("benchmarks.inference", sys.argv[1:] if argv is None else argv),
-        "options": {key: value for key, value in vars(options).items() if key not in HIDDEN},
+        "options": shown(options),
         "data": source,
         "slices": len(pairs),
         "hardware": hardware,

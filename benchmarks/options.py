@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,12 +32,15 @@ def writable(text: str) -> Path:
     return path
 
 
+def shown(options: Namespace) -> dict[str, object]:
+    """Options as a JSON file may show them: without paths of this machine."""
+    return {key: value for key, value in vars(options).items() if key != "json" and f"--{key}" not in PATHS}
+
+
 def command(module: str, argv: Sequence[str]) -> str:
     """The command line of a benchmark as a document may show it: paths of this machine and the JSON file are left out."""
-    words, rest = (
-        [f"python -m {module}"],
-        [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])],
-    )
+    words = [f"python -m {module}"]
+    rest = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     while rest:
         word = rest.pop(0)
         if word == "--json":

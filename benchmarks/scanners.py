@@ -39,7 +39,7 @@ from scripts.errors import one_line
 from scripts.transforms import ResizeToSpacingd
 
 SCORED_MM = 192.0
-"""Length of the scored square: that of 128 pixels of 1.5 mm."""
+"""Length of the square whose folding is scored: that of 128 pixels of 1.5 mm."""
 FIGURES = ("dice", "hd95_mm", "folding_percent")
 PAIR = ("moving", "fixed")
 LABELS = ("moving_label", "fixed_label")

@@ -29,7 +29,7 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.options import command, positive, writable
+from benchmarks.options import command, positive, shown, writable
 from scripts.devices import check_device
 from scripts.errors import InputError, one_line
 from scripts.handlers import GradientSurgeryHandler
@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     print(format_table(table))
     result = {
         "command": command("benchmarks.step", sys.argv[1:] if argv is None else argv),
-        "options": {key: value for key, value in vars(options).items() if key not in ("json", "reference")},
+        "options": shown(options),
         "hardware": hardware,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "float64_error": error,

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.options import positive, writable
+from benchmarks.options import positive, shown, writable
 from scripts.api import ROOT, register_cine
 from scripts.devices import check_device
 from scripts.errors import one_line
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     for name in rows[0]:
         values = np.array([row[name] for row in rows])
         print(f"{name:<34}{values.mean():>9.4f}{np.abs(values).max():>9.4f}")
-    result = {"options": {k: v for k, v in vars(options).items() if k not in ("json", "checkpoint")}, "rows": rows}
+    result = {"options": shown(options), "rows": rows}
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return result

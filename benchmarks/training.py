@@ -38,7 +38,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.options import command, positive, writable
+from benchmarks.options import command, positive, shown, writable
 from benchmarks.step import import_reference, make_reference, processor, quartiles, time_rounds
 from scripts.datasets import SliceDataset, batch_loader
 from scripts.devices import allow_tf32, check_device
@@ -470,7 +470,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         print(f"\n{format_table(batches)}")
     result = {
         "command": command("benchmarks.training", sys.argv[1:] if argv is None else argv),
-        "options": {key: value for key, value in vars(options).items() if key not in ("json", "dataset_dir", "reference")},
+        "options": shown(options),
         "hardware": hardware,
         "versions": {"torch": torch.__version__, "python": platform.python_version()}
         | ({} if "torchjd" in options.without else {"torchjd": version("torchjd")}),

@@ -68,7 +68,7 @@ def find_cases(
         items = json_pairs(data_list, section)
         if not items:
             raise InputError(f"{data_list}: section '{section}' is empty or missing; add cases to it.")
-        return [case for item in items for case in report_later(listed_cases, item["case"], item, reference_frame)]
+        return [case for item in items for case in report_later(listed_cases, item, item, reference_frame)]
     return folder_cases(Path(dataset_dir), reference_frame, direction) if dataset_dir else []
 
 
@@ -106,6 +106,11 @@ def cine_case(path: str | Path, reference_frame: int | None = None, label: str |
         raise InputError(f"{path}: has no name that its results could go by; rename it.")
     check_files([item])
     return item
+
+
+def at_place(name: str, path: Path) -> dict:
+    """The item of a cine, or of a subject's folder, of which no more is known yet."""
+    return {"case": name, "subject": name, "cine": str(path)}
 
 
 def one_cine(path: Path, reference_frame: int | None) -> list[dict]:
@@ -156,9 +161,13 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     subjects += [path for path in others if (path / "Info.cfg").is_file() and not contents[path]]
     if not (subjects or files or any(contents.values())) and holds_dicom(entries):
         contents = {root: [root]}
-    cases = [case for path in subjects for case in report_later(subject_cases, path.name, path, reference_frame, direction)]
+    cases = [
+        case
+        for path in subjects
+        for case in report_later(subject_cases, at_place(path.name, path), path, reference_frame, direction)
+    ]
     for path in (*files, *chain(*contents.values())):
-        cases += report_later(one_cine, stem_of(path) or path.name, path, reference_frame)
+        cases += report_later(one_cine, at_place(stem_of(path) or path.name, path), path, reference_frame)
     if not cases:
         raise InputError(
             f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files."
@@ -189,12 +198,12 @@ def cine_files(folder: Path) -> list[Path]:
     return [path for path in files if is_cine(path) and not stem_of(path).endswith("_gt")]
 
 
-def report_later(find: Callable[..., list[dict]], name: str, *args: object) -> list[dict]:
-    """The cases that `find` makes of one of many, or one that `frames.LoadCase` refuses with the reason: the others go on."""
+def report_later(find: Callable[..., list[dict]], item: dict, *args: object) -> list[dict]:
+    """The cases that `find` makes of one of many, or that item alone, which `frames.LoadCase` refuses with the reason: the others go on."""
     try:
         return find(*args)
     except InputError as error:
-        return [{"case": name, "subject": name, "error": error}]
+        return [{**item, "error": error}]
 
 
 def listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:

@@ -30,8 +30,8 @@ class FieldInferer(Inferer):
         progress: whether a stack draws a progress bar.
 
     Raises:
-        InputError: for both ways without integration, since a displacement's negative is not its inverse, or in several passes.
-        InputError: for a number of passes that is none.
+        InputError: for both ways without integration, since a displacement's negative is not its inverse, or in several passes; for a
+            number of passes that is none.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ def test_commands_are_shown_without_this_machine() -> None:
     words = ["--cine=/home/me/patient.nii.gz", "--reference_label", "/home/me/label.nii.gz", "--json=/home/me/x.json", "--no_cine"]
     shown = options.command("benchmarks.inference", words)
     assert shown == "python -m benchmarks.inference --cine PATH --reference_label PATH --no_cine"
+
+
+def test_a_json_file_shows_options_without_paths() -> None:
+    given = Namespace(rounds=3, json=Path("x.json"), dataset_dir="/home/me/ACDC", cine=None, checkpoint="a.pt", reference_label="b")
+    assert options.shown(given) == {"rounds": 3}
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", ""])

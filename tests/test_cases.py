@@ -12,6 +12,7 @@ import pytest
 from conftest import write_nifti
 
 from scripts.cases import find_cases, inference_cases, unique_names
+from scripts.cohort import without_folders
 from scripts.errors import InputError
 from scripts.frames import LoadCase
 
@@ -227,6 +228,8 @@ def test_a_bad_info_cfg_beside_a_cine_spares_the_other_cases(copy: Path, tmp_pat
     bad, good = find_cases(dataset_dir=str(tmp_path / "all"))
     assert (bad["case"], good["case"]) == ("bad", "good")
     assert "ED is one, no frame" in str(bad["error"])
+    # The folder that the case is named after, and none above it.
+    assert without_folders(str(bad["error"]), bad).startswith("bad/Info.cfg: ED is one")
     assert "error" not in good
 
 

@@ -69,6 +69,7 @@ def test_accepts(words: list[str]) -> None:
 @pytest.mark.parametrize("value", [0, -2, 1.5, "4", None, True])
 def test_what_counts_nothing_is_refused(value: object) -> None:
     command_line.check_counts(batch_size=1, log_every=20)
+    command_line.check_counts(at_least=0, seed=0)
     with pytest.raises(InputError, match=f"^--log_every {value}: is no whole number from 1 on; give one, or leave --log_every out"):
         command_line.check_counts(batch_size=1, log_every=value)
 
@@ -110,7 +111,7 @@ def test_sizes_that_do_not_fit_are_refused(sizes: dict, words: str) -> None:
         command_line.check_sizes(**{"slice_size": [160, 160], "crop_size": [128, 128], **sizes})
 
 
-COUNTS = ("max_epochs", "batch_size", "log_every")
+COUNTS = ("max_epochs", "batch_size", "log_every", "seed")
 
 
 @pytest.mark.parametrize(
@@ -127,10 +128,10 @@ def test_each_workflow_checks_its_counts_first(files: list[str], name: str, monk
     monkeypatch.setattr(devices, "start_process_group", lambda *_, **__: None)
     config = ConfigParser()
     config.read_config([f"configs/{file}.yaml" for file in files])
-    config.update({"device": "cpu", name: 0})
+    config.update({"device": "cpu", name: -1})
     with pytest.raises(RuntimeError) as caught:
         config.get_parsed_content("initialize")
-    assert str(first_cause(caught.value)).startswith(f"--{name} 0: is no whole number")
+    assert str(first_cause(caught.value)).startswith(f"--{name} -1: is no whole number")
 
 
 def test_does_nothing_outside_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -469,10 +469,18 @@ def test_sharded_parameters_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"strategy": "pcgrad"}, {"granularity": "layer"}, {"momentum": 1.0}, {"momentum": -0.1}, {"tau": 2.0}]
+    "arguments",
+    [
+        {"strategy": "pcgrad"},
+        {"granularity": "layer"},
+        {"momentum": 1.0},
+        {"momentum": -0.1},
+        {"tau": 2.0},
+        *({"strategy": "weighted_sum", "weight": weight} for weight in (-1.0, float("nan"), "abc")),
+    ],
 )
 def test_unknown_options_are_refused(arguments: dict) -> None:
-    with pytest.raises(ValueError, match=r"is (one of|at least) .*got"):
+    with pytest.raises(InputError, match=r"is (one of|at least|a number from) .*got"):
         GradientSurgeryHandler(make_unet(), SmoothnessLoss(), **arguments)
 
 
