@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OUTLINES = {"LV cavity": ((3,), "#ff7a1a"), "myocardium": ((2, 3), "#ffe14d"), "RV": ((1,), "#4db8ff")}
-"""Label values whose union is outlined, and the color."""
+"""Label values whose union is outlined where the first of them is there, and the color."""
 STYLES = {"LV": ("#c2410c", "o"), "RV": ("#0b63b0", "s"), "circumferential": ("#7a1fa2", "v"), "radial": ("#0f766e", "^")}
 """Color and marker of a curve."""
 MEASURES = {
@@ -232,6 +232,8 @@ def draw_tile(image: NDArray, label: NDArray | None, view: View, side: float = T
     if label is not None:
         draw, scale = ImageDraw.Draw(tile), np.array(tile.size) / image.shape
         for values, color in OUTLINES.values():
+            if not (label == values[0]).any():
+                continue
             # Smoothed a little: the steps between voxels are no anatomy.
             mask = gaussian_filter(np.pad(np.isin(label.T, values), 1).astype(float), 0.7)
             for line in contour_generator(z=mask).lines(0.5):

@@ -252,6 +252,22 @@ def test_outlines_lie_on_the_borders() -> None:
     np.testing.assert_allclose(inside.max(axis=0), voxel * (15, 10), atol=2)
 
 
+@pytest.mark.parametrize("present", [(3,), (2,), (1,), (2, 3)])
+def test_outlines_have_the_colors_of_the_legend(present: tuple[int, ...]) -> None:
+    """A label that lacks a structure has no outline of it, such as a cavity in the color of its myocardium's outer border."""
+    label = np.zeros((20, 20), np.uint8)
+    for value, part in ((2, slice(3, 17)), (3, slice(6, 14)), (1, slice(9, 11))):
+        if value in present:
+            label[part, part] = value
+    view = report.View(0, [(0, "slice")], (slice(0, 20), slice(0, 20)), (20.0, 20.0), (0.0, 1.0))
+    uri = report.draw_tile(np.zeros((20, 20), np.float32), label, view)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"), int)
+    for values, color in report.OUTLINES.values():
+        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        drawn = (np.abs(pixels - wanted).max(axis=-1) < 25).any()
+        assert drawn == (values[0] in present), color
+
+
 def test_strain_of_missing_rows() -> None:
     rows = [
         {"frame": 1, "region": "global", "slice": None, "sector": None, "radial": 0.0, "circumferential": 0.0},
