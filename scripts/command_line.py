@@ -158,11 +158,13 @@ def is_path(name: str) -> bool:
 
 
 def check_path(name: str, value: object) -> None:
-    """Stop at a file or folder whose name a config would change.
+    """Stop at a value that is no path where one is meant, and at a file or folder whose name a config would change.
 
     Raises:
         InputError: naming the option and the cure.
     """
+    if is_path(name) and not isinstance(value, (str, Path, bool, type(None))):
+        raise InputError(f"--{name}: takes the path of a file or folder, got {type(value).__name__}; write it to a file first.")
     if is_path(name) and "#" in str(value) and not str(value).startswith(("@", "$")):
         raise InputError(f"--{name} {value}: holds #, which MONAI would read as ::, another name; rename that file or folder.")
 

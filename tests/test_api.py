@@ -65,6 +65,8 @@ def test_errors_are_the_workflow_s(phantoms: Path, monkeypatch: pytest.MonkeyPat
         register_cine(ed, fixed="nowhere.nii.gz")
     with pytest.raises(InputError, match="referense_frame: no such option"):
         register_cine(ed, referense_frame=3)
+    with pytest.raises(InputError, match="--points: takes the path of a file or folder, got list"):
+        register(ed, ed, points=[[0.0, 0.0, 0.0]])
     monkeypatch.setattr(api, "ROOT", Path("x#y"))
     with pytest.raises(InputError, match=r"--bundle_root x#y: holds #"):
         register(ed, ed)
