@@ -84,7 +84,7 @@ def score_case(
     low, high = (f(moving_plain[inside], dim=(1, 2), keepdim=True) for f in (torch.amin, torch.amax))
     scaled_moving = (moving_plain - low) / torch.where(high > low, high - low, 1.0)
     scaled_fixed = scale_slices(fixed_crop)
-    spacing = moving.pixdim.tolist() if isinstance(moving, MetaTensor) else [1.0, 1.0, 1.0]
+    spacing = fixed.pixdim.tolist() if isinstance(fixed, MetaTensor) else [1.0, 1.0, 1.0]
     labels = [torch.as_tensor(label).cpu() for label in (moving_label, fixed_label) if label is not None]
     present = {name: value for name, value in LABELS.items() if all((label == value).any() for label in labels)}
     scores = {}

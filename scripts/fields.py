@@ -51,7 +51,8 @@ def warp_label(label: Tensor, field: Tensor) -> Tensor:
 def compose(first: Tensor, second: Tensor) -> Tensor:
     """The field whose warp is that of `first`, then that of `second`: u(x) = second(x) + first(x + second(x)).
 
-    warp(warp(image, first), second) and warp(image, compose(first, second)) sample the same points; all (B, d, *spatial), voxels.
+    Where x + second(x) is in view, warp(warp(image, first), second) and warp(image, compose(first, second)) sample the same points; all
+    (B, d, *spatial), voxels.
     """
     return second + warp(first, second)
 

@@ -128,7 +128,7 @@ class AssembleRegistration(Transform):
         sector_origin: degrees, see `strain.measure_strain`; None finds the sectors by the RV.
 
     Raises:
-        InputError: for an origin that is no number.
+        InputError: for an origin that is no number, and when called with a field that holds NaN or Inf.
     """
 
     def __init__(self, sector_origin: float | None = None) -> None:
@@ -142,6 +142,8 @@ class AssembleRegistration(Transform):
         affine = data["fixed_image"].affine.cpu().double().numpy()
         reference, label, times = int(data["reference"]), data.get("reference_label"), data.get("times")
         fields = torch.as_tensor(data["pred"]).cpu().float().unflatten(-1, (-1, len(moving))).movedim(-1, 0).clone()
+        if not fields.isfinite().all():
+            raise InputError(f"{data['case']}: the network gives fields with NaN or Inf; check --checkpoint.")
         if reference:
             fields[reference - 1] = 0
         inverses, errors = invert_stacks(fields)

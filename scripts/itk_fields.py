@@ -132,9 +132,10 @@ def check_one_place(path: str | Path) -> None:
             "elsewhere than the fields: they fit what is written beside them."
         )
     cure = f"write `img = nibabel.load({Path(path).name!r}); img.set_qform(img.affine, 1)` to a new file."
+    shape = np.array((*image.shape, 1, 1)[:3])  # a lone slice may have two axes
     # ITK takes sizes from pixdim, which goes with the qform, and directions from the sform.
     sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
-    if s_code and not q_code and (np.abs(sizes - pixdim) * image.shape[:3]).max() > SAME_PLACE:
+    if s_code and not q_code and (np.abs(sizes - pixdim) * shape).max() > SAME_PLACE:
         listed, other = (" x ".join(f"{n:.4g}" for n in lengths) for lengths in (pixdim, sizes))
         raise InputError(
             f"{path}: its header gives voxels of {listed} mm and its sform such of {other} mm, and ITK and ANTs may take others than are "
@@ -142,7 +143,7 @@ def check_one_place(path: str | Path) -> None:
         )
     if not (q_code and s_code):
         return
-    corners = np.array([*itertools.product(*((0, n - 1) for n in image.shape[:3]), (1,))])
+    corners = np.array([*itertools.product(*((0, n - 1) for n in shape), (1,))])
     gap = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
     if gap > SAME_PLACE:
         raise InputError(
@@ -235,14 +236,14 @@ def invert(field: Array, tolerance: float = 1e-2) -> tuple[Array, Array]:
     """The inverse of a field, on the same grid: v with v(y) + u(y + v(y)) = 0 (`fields.invert` for NumPy arrays).
 
     Args:
-        field: (d, X, Y, Z) in voxels, channel i along array axis i, pull direction; in-plane (d = 2, or nothing along the slices) it is
-            inverted slice by slice.
+        field: (d, X, Y, Z) in voxels, channel i along array axis i, pull direction; in-plane (d = 2, or no more along the slices than a
+            tenth of the tolerance, as rounding in files leaves) it is inverted slice by slice.
         tolerance: voxels.
 
     Returns:
         The inverse (d, X, Y, Z), and the length of its error in voxels (X, Y, Z).
     """
-    if len(field) == 3 and not np.any(field[2]):
+    if len(field) == 3 and np.abs(field[2]).max() <= 0.1 * tolerance:
         in_plane, error = invert(field[:2], tolerance)
         return np.concatenate([in_plane, np.zeros_like(field[2:])]), error
     stack = torch.from_numpy(np.ascontiguousarray(field))
@@ -283,7 +284,8 @@ def read_points(path: str | Path) -> tuple[list[str], Array]:
 
 
 def check_in_image(path: str | Path, names: Sequence[str], points: Array, shape: Sequence[int], affine: Array) -> None:
-    """Stop at a landmark that lies more than a voxel beyond the outer voxels of an image: nothing is known of its motion.
+    """Stop at a landmark that lies outside the voxels of an image, more than half a voxel beyond the outer centers: nothing is known of
+    its motion, and ITK would leave it where it is.
 
     Args:
         path: of the landmarks, for the message.
@@ -295,7 +297,7 @@ def check_in_image(path: str | Path, names: Sequence[str], points: Array, shape:
     """
     inverse = np.linalg.inv(affine)
     index = points @ inverse[:3, :3].T + inverse[:3, 3]
-    outside = ((index < -1) | (index > np.array(shape))).any(axis=1)
+    outside = ((index < -0.5) | (index > np.array(shape) - 0.5)).any(axis=1)
     if outside.any():
         name = names[int(outside.argmax())]
         raise InputError(

@@ -19,8 +19,9 @@ DEFINITIONS = {
     "dice_rv": "Dice of the right ventricle, label 1, in percent",
     "dice_myo": "Dice of the left ventricular myocardium, label 2, in percent",
     "dice_lv": "Dice of the left ventricular cavity, label 3, in percent",
-    "hd95_mm": "mean over structures of MONAI's 95th percentile Hausdorff distance (larger of both directions), true spacing",
-    "hd95_voxel": "mean over structures of the 95th percentile of both directed surface distances pooled, unit spacing",
+    "hd95_mm": "mean over structures of MONAI's 95th percentile Hausdorff distance (larger of both directions), true spacing; a structure "
+    "of which the warp leaves nothing has a Dice of 0 and no distance",
+    "hd95_voxel": "mean over structures of the 95th percentile of both directed surface distances pooled, unit spacing, as hd95_mm",
     "volume_error_rv": "RV volume of the moved label less the fixed one's, in percent of the larger of the moving and fixed one's: from ED "
     "to ES, by how many points the ejection fraction of the moved label is too small (unregistered: that fraction itself)",
     "volume_error_lv": "the same of the LV cavity",
@@ -66,6 +67,9 @@ def overlap(moved: np.ndarray, fixed: np.ndarray, labels: dict[str, int], spacin
         labels: name and value of each structure.
         spacing: voxel size in mm.
     """
+    if moved.shape[-1] == 1:
+        # In three dimensions all of a lone slice would be surface.
+        moved, fixed, spacing = moved[..., 0], fixed[..., 0], spacing[:2]
     masks = {name: (moved == value, fixed == value) for name, value in labels.items()}
     scores = {f"dice_{name}": dice_percent(*pair) for name, pair in masks.items()}
     scores["dice"] = nan_mean(scores.values())

@@ -189,8 +189,10 @@ def judge(frames: list[dict], cycle: dict, reference: int | None, limit: dict[st
     call_out(
         [f for f in others if f["blank_slices"]], f"Nothing is registered, and nothing moves, where a slice is blank: {numbers}"
     )
+    # NaN, where a whole slice leaves the view or folds, is no good error either.
+    errors = {f["frame"]: [row["inverse_error_mm_p95"] for row in (f, *f["slices"])] for f in others}
     call_out(
-        [f for f in others if not f["inverse_error_mm_p95"] <= limit["inverse_error_mm_p95"]],
+        [f for f in others if not errors[f["frame"]][0] <= limit["inverse_error_mm_p95"] or np.isnan(errors[f["frame"]]).any()],
         "The field cannot be inverted accurately",
     )
     still = [f for f in others if f["largest_displacement_mm"] < limit["moved_mm"]]

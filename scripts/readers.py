@@ -81,7 +81,7 @@ def check_slices_last(path: str | Path) -> None:
     file = nib.load(path)
     spacing = np.linalg.norm(file.affine[:3, :3], axis=0)
     axis = int(spacing.argmax())
-    if axis < 2 and file.shape[2] > 1 and spacing[axis] > CLEARLY_THICKER * np.delete(spacing, axis).max():
+    if axis < 2 and file.ndim > 2 and file.shape[2] > 1 and spacing[axis] > CLEARLY_THICKER * np.delete(spacing, axis).max():
         order = [[2, 1], [0, 1], [1, 1]] if axis == 0 else [[0, 1], [2, 1], [1, 1]]
         listed = " x ".join(f"{length:.3g}" for length in spacing)
         raise InputError(

@@ -42,9 +42,9 @@ class LoadCased(MapTransform):
             under "moving_native" and "moving_label_native".
 
     Raises:
-        InputError: naming the file, for one that cannot be read, has not three axes, holds NaN or Inf, a label that holds anything but
-            the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm; of a label, after turning its axes) is not that of the image
-            it belongs to, or, resampled, that lies apart from it in space.
+        InputError: naming the file, for one that cannot be read, has more than three axes, holds NaN or Inf, a label that holds anything
+            but the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm; of a label, after turning its axes) is not that of the
+            image it belongs to, or, resampled, that lies apart from it in space.
     """
 
     def __init__(

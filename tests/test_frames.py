@@ -394,6 +394,46 @@ def test_slices_of_one_row_or_column_are_refused(tmp_path: Path, shape: tuple[in
         LoadCase()(item)
 
 
+def test_what_comes_from_outside_the_view_is_zero(item: dict, exact: np.ndarray) -> None:
+    fields = np.zeros_like(exact)
+    fields[1:, 0] = -3.0
+    found = assemble(item, fields)
+    # Row 3 samples row 0 of the image; the label goes the other way.
+    assert not found.moved[:3, ..., 1:].any()
+    assert found.moved[3:, ..., 1:].any(axis=(1, 2, 3)).all()
+    full = assemble({**item, "reference_label": torch.full_like(item["reference_label"], 2)}, fields)
+    assert (full.labels[:-3, ..., 1:] == 2).all()
+    assert not full.labels[-3:, ..., 1:].any()
+
+
+def test_what_a_cropped_moving_image_does_not_show_is_no_misfit(tmp_path: Path) -> None:
+    affine = np.diag([2.0, 2.0, 8.0, 1.0])
+    image = gaussian_filter(np.random.default_rng(0).normal(500, 900, (32, 28, 2)), (2, 2, 0)).astype(np.float32)
+    paths = {"fixed": str(write_nifti(tmp_path / "fixed.nii.gz", image, affine)), "case": "pair"}
+    paths["moving"] = str(write_nifti(tmp_path / "moving.nii.gz", image[:16], affine))
+    found = assemble(prepare(paths, resample_moving=True), np.zeros((1, 2, *image.shape)))
+    assert not found.moved[16:].any()
+    assert found.quality["frames"][0]["mse_after"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_field_that_is_not_finite_is_no_registration(item: dict, exact: np.ndarray) -> None:
+    fields = exact.copy()
+    fields[2, 0, 5, 5, 1] = np.nan
+    with pytest.raises(InputError, match=r"heart: the network gives fields with NaN or Inf; check --checkpoint"):
+        assemble(item, fields)
+
+
+def test_a_pair_of_images_of_two_axes_is_a_pair_of_slices(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths: dict = {"case": "pair"}
+    for key in ("moving", "fixed"):
+        image = nib.Nifti1Image(rng.normal(500, 90, (32, 28)).astype(np.float32), np.diag([1.5, 1.5, 8.0, 1.0]))
+        image.set_qform(image.affine, 1)
+        nib.save(image, tmp_path / f"{key}.nii.gz")
+        paths[key] = str(tmp_path / f"{key}.nii.gz")
+    assert prepare(paths)["pair"].shape == (2, 32, 28, 1)
+
+
 def test_stacks_are_inverted_slice_by_slice() -> None:
     rng = np.random.default_rng(0)
     smooth = gaussian_filter(rng.normal(0, 40, (2, 2, 30, 28, 3)), (0, 0, 5, 5, 0))

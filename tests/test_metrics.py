@@ -20,13 +20,13 @@ def surface_points(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, 1)
     points = []
     for index in np.argwhere(mask):
-        steps = [s * np.eye(3, dtype=int)[a] for a in range(3) for s in (-1, 1)]
+        steps = [s * np.eye(mask.ndim, dtype=int)[a] for a in range(mask.ndim) for s in (-1, 1)]
         if any(not padded[tuple(index + 1 + step)] for step in steps):
             points.append(index)
     return np.array(points)
 
 
-def directed(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...] = (1, 1, 1)) -> np.ndarray:
+def directed(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...] | int = 1) -> np.ndarray:
     return cKDTree(surface_points(b) * spacing).query(surface_points(a) * spacing)[0]
 
 
@@ -48,12 +48,36 @@ def test_hd95_voxel_pools_both_directions() -> None:
 
 
 def test_hd95_mm_is_the_larger_direction_at_true_spacing() -> None:
-    spacing = (1.4, 1.4, 8.0)
-    expected = max(np.percentile(directed(A, B, spacing), 95), np.percentile(directed(B, A, spacing), 95))
-    # MONAI takes another set of surface voxels: the difference is below a pixel.
-    assert hd95_mm(A, B, spacing) == pytest.approx(expected, abs=1.4)
+    spacing = (1.5, 2.5, 8.0)
+    box = np.zeros((20, 20, 8), bool)
+    box[6:12, 6:12, 2:5] = True
+    for axis, length in enumerate(spacing):
+        assert hd95_mm(box, np.roll(box, 2, axis), spacing) == pytest.approx(2 * length)
+    # A tongue that sticks out is far from the box, and nothing of the box is far from it.
+    tongue = box.copy()
+    tongue[12:18, 8:11, 3] = True
+    assert (
+        hd95_mm(box, tongue, spacing)
+        == hd95_mm(tongue, box, spacing)
+        == pytest.approx(np.percentile(directed(tongue, box, spacing), 95))
+    )
+    assert np.percentile(directed(tongue, box, spacing), 95) > np.percentile(directed(box, tongue, spacing), 95) + 4
     assert hd95_mm(A, A, spacing) == 0
     assert np.isnan(hd95_mm(A, A & False, spacing))
+
+
+def test_of_a_lone_slice_the_outline_counts() -> None:
+    disk = lambda x, radius: ball((x, 30), radius, (60, 60))[..., None]
+    scores = overlap(disk(30, 20), disk(33, 20), {"lv": 1}, (1.5, 1.5, 8.0))
+    pooled = np.concatenate(
+        [
+            directed(*(mask[..., 0] for mask in pair), (1, 1))
+            for pair in ((disk(30, 20), disk(33, 20)), (disk(33, 20), disk(30, 20)))
+        ]
+    )
+    assert scores["hd95_voxel"] == pytest.approx(np.percentile(pooled, 95)) == 3
+    assert scores["hd95_mm"] == pytest.approx(4.5)
+    assert scores["dice"] == dice_percent(disk(30, 20), disk(33, 20))
 
 
 def test_an_absent_structure_is_left_out_of_the_mean() -> None:

@@ -303,6 +303,15 @@ def test_a_constant_fixed_image_leaves_finite_figures() -> None:
     assert assess(registration)["frames"][1]["mse_after"] == 0
 
 
+def test_a_slice_that_leaves_the_view_is_called_out_among_good_ones() -> None:
+    fields = wave(0, 3.0)
+    fields[1, 0, ..., 2] = 40.0
+    found = assess(register(fields, inverses=np.where(fields == 40, -40, invert(wave(0, 3.0)))))
+    assert found["frames"][1]["inverse_error_mm_p95"] < 0.1
+    assert np.isnan(found["frames"][1]["slices"][2]["inverse_error_mm_p95"])
+    assert any("cannot be inverted" in sentence for sentence in found["verdict"])
+
+
 def test_where_no_voxel_counts_the_inverse_error_is_unknown_and_called_out() -> None:
     fields = np.zeros((2, 2, *SHAPE))
     fields[1, 0] = -2.5 * X[..., None]  # turned inside out
