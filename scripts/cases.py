@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, count
 from pathlib import Path
 
 from scripts.datalists import acdc_pairs, check_files, find_image, json_pairs, read_info, stem_of
 from scripts.dicom import slices_of_one
 from scripts.errors import InputError
-from scripts.files import is_dicom
+from scripts.files import files_below, is_dicom
 from scripts.readers import shape_of
 from scripts.writers import is_result
+
+LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$")
+"""Of a NIfTI file that is no cine, by its stem: ACDC's and M&Ms' `_gt`, UK Biobank's `seg_`, ITK-SNAP's and 3D Slicer's habits."""
 
 
 def inference_cases(**sources: object) -> list[dict]:
@@ -153,13 +157,13 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
         raise InputError(f"{root}: no such folder; give --dataset_dir a folder that is there.")
     entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
     files = cine_files(root)
-    folders = [path for path in entries if path.is_dir()]
+    folders = [path for path in entries if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
     subjects = [path for path in folders if (path / "Info.cfg").is_file() and any(path.glob(f"{path.name}_*.nii*"))]
     others = [path for path in folders if path not in subjects and not is_result(path)]
-    contents = {path: cine_files(path) or ([path] if holds_dicom(path.rglob("*")) else []) for path in others}
+    contents = {path: cine_files(path) or ([path] if holds_dicom(path) else []) for path in others}
     # One without any image says which it lacks.
     subjects += [path for path in others if (path / "Info.cfg").is_file() and not contents[path]]
-    if not (subjects or files or any(contents.values())) and holds_dicom(entries):
+    if not (subjects or files or any(contents.values())) and any(map(looks_like_dicom, entries)):
         contents = {root: [root]}
     cases = [
         case
@@ -184,18 +188,23 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     return cases
 
 
-def holds_dicom(paths: Iterable[Path]) -> bool:
-    """Whether one of some paths is a DICOM file, by its name or its first bytes."""
+def holds_dicom(folder: Path) -> bool:
+    """Whether a DICOM file is in a folder or below it; where it cannot be listed, reading it will say so."""
+    try:
+        return any(map(looks_like_dicom, files_below(folder)))
+    except InputError:
+        return True
 
-    return any(
-        path.suffix.lower() == ".dcm" or is_dicom(path) for path in paths if path.is_file() and not path.name.startswith(".")
-    )
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a path is a DICOM file, by its name or its first bytes, that is not hidden."""
+    return path.is_file() and not path.name.startswith(".") and (path.suffix.lower() == ".dcm" or is_dicom(path))
 
 
 def cine_files(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder that have four axes, are no labels (`_gt`) and are not hidden, sorted."""
+    """The NIfTI files of a folder that have four axes, are no labels by their name and are not hidden, sorted."""
     files = sorted(path for path in (*folder.glob("*.nii"), *folder.glob("*.nii.gz")) if not path.name.startswith("."))
-    return [path for path in files if is_cine(path) and not stem_of(path).endswith("_gt")]
+    return [path for path in files if is_cine(path) and not LABEL_NAME.search(stem_of(path))]
 
 
 def report_later(find: Callable[..., list[dict]], item: dict, *args: object) -> list[dict]:

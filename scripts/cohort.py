@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from scripts.datalists import FILE_KEYS
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError, first_cause
-from scripts.files import parts_of, write_csv
+from scripts.files import files_below, parts_of, write_csv
 from scripts.strain import summarize_strain
 from scripts.writers import DONE, check_place, check_writable
 
@@ -115,16 +116,22 @@ def run_cases(
 
 def without_folders(reason: str, item: Mapping) -> str:
     """A reason that names a case's files without the folders they are in, which may tell who the patient is."""
-    for key in FILE_KEYS:
-        if key in item:
-            reason = reason.replace(f"{Path(str(item[key])).parent}/", "")
+    paths = [Path(str(item[key])) for key in FILE_KEYS if key in item]
+    for path in paths:
+        # What lies between a folder and the file that is meant.
+        reason = re.sub(rf"{re.escape(str(path))}/(?:[^/'\"\n]+/)+", f"{path}/", reason)
+    for parent in sorted({str(path.parent) for path in paths} - {"."}, key=len, reverse=True):
+        reason = reason.replace(f"{parent.rstrip('/')}/", "")
     return reason
 
 
 def is_done(output_dir: str | Path, item: Mapping) -> bool:
     """Whether a case's folder is there with all that is written, of the same fingerprint."""
     path = Path(output_dir) / str(item["case"]) / DONE
-    return path.is_file() and json.loads(path.read_text()).get("fingerprint") == item["fingerprint"]
+    try:
+        return json.loads(path.read_text())["fingerprint"] == item["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # not there, or cut off as on a full disk
 
 
 def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
@@ -137,7 +144,7 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
             continue
         path = Path(str(value))
         # An image in two files is both; a missing file is the loader's to report.
-        for file in sorted(p for p in (*parts_of(path), *path.rglob("*")) if p.is_file()):
+        for file in (p for p in (files_below(path) if path.is_dir() else parts_of(path)) if p.is_file()):
             total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]
 

@@ -60,6 +60,8 @@ def check(argv: Sequence[str] | None = None) -> None:
         if name in config and name not in RUN_BY_NAME and not is_read(name, config):
             raise InputError(f"--{name}: nothing in these config files reads it, so it would change nothing; leave it out.")
         check_path(name, value)
+        if name == "output_dir" and str(value).lower() == "false":
+            raise InputError("--output_dir False: results need a folder; name one, or leave --output_dir out for the default.")
         read = DefaultParseValue(value) if value is not None else True
         if read is None or read in ("null", "~"):
             # MONAI drops None, and takes the others for words.

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from scripts.errors import InputError
+from scripts.files import files_below
 
 FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label", "points")
 NAME_KEYS = ("case", "subject", "direction")
@@ -33,7 +34,7 @@ MMS_LABELS = [0, 3, 2, 1]  # its own are 1 LV, 2 myocardium, 3 RV
 
 def read_info(path: str | Path) -> dict[str, str]:
     """The `key: value` lines of an ACDC `Info.cfg`; ED and ES are frame numbers counted from 1."""
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
 
 
@@ -164,7 +165,7 @@ def mms_table(dataset_dir: str | Path) -> Path | None:
     That layout is `211230_M&Ms_Dataset_information_diagnosis_opendataset.csv` beside the folders Training/Labeled, Training/Unlabeled,
     Validation and Testing of `<code>/<code>_sa.nii.gz` (a 4-D cine) and `<code>/<code>_sa_gt.nii.gz` (its labels, at ED and ES).
     """
-    return next(iter(sorted(Path(dataset_dir).glob(MMS_TABLE))), None)
+    return next((path for path in sorted(Path(dataset_dir).glob(MMS_TABLE)) if not path.name.startswith(".")), None)
 
 
 def mms_subjects(dataset_dir: str | Path) -> dict[str, dict]:
@@ -180,7 +181,7 @@ def mms_subjects(dataset_dir: str | Path) -> dict[str, dict]:
     if lacking:
         raise InputError(f"{path}: has no column {' and no '.join(lacking)}; take the table that M&Ms is published with.")
     by_code, found, left = {row["External code"]: row for row in rows}, {}, []
-    for cine in sorted(Path(dataset_dir).rglob("*_sa.nii.gz")):
+    for cine in files_below(dataset_dir):
         code = cine.parent.name
         if cine.name != f"{code}_sa.nii.gz":
             continue
@@ -211,8 +212,10 @@ def warn_once(message: str) -> None:
 
 def mms_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
     """The published split of M&Ms, by its folders Training, Validation and Testing; None where the subjects lie elsewhere."""
-    places = {code: subject["folder"].relative_to(dataset_dir).parts[0] for code, subject in mms_subjects(dataset_dir).items()}
-    if not set(places.values()) & set(MMS_SPLITS):
+    folders = {code: subject["folder"].relative_to(dataset_dir).parts for code, subject in mms_subjects(dataset_dir).items()}
+    # The data may have been unpacked into a folder beside the table.
+    places = {code: next((part for part in parts if part in MMS_SPLITS), "") for code, parts in folders.items()}
+    if not any(places.values()):
         return None
     return {split: sorted(code for code in places if places[code] == place) for place, split in MMS_SPLITS.items()}
 
@@ -271,8 +274,7 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
             elif key in ("moving", "fixed") and "cine" not in item:
                 raise InputError(f"{path}: item {number} of '{section}' has no '{key}'; add the path of that image.")
         stem = stem_of(item["cine"]) if "cine" in item else f"{stem_of(item['moving'])}_to_{stem_of(item['fixed'])}"
-        item.setdefault("case", item.get("subject", stem))
-        name = str(item["case"])
+        item["case"] = name = str(item.get("case", item.get("subject", stem)))
         # It names a folder below output_dir.
         if name in ("", "..") or Path(name).name != name:
             raise InputError(f"{path}: item {number} of '{section}' has the case {name!r}; give a name without / and '..'.")

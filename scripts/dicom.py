@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 
 from scripts.cines import Array, Cine
 from scripts.errors import InputError
-from scripts.files import is_dicom
+from scripts.files import files_below, is_dicom
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -32,6 +33,8 @@ SAME_GAP = 0.05
 """Part of the median gap between slices by which a gap may differ from it."""
 UNEVEN = 0.25
 """Part of the longest step between phases below which the shortest is called out."""
+LATE = 0.5
+"""Part of a step between phases by which slices may begin apart without being called out."""
 TIME_TAGS = ("TriggerTime", "NominalCardiacTriggerDelayTime")
 """Milliseconds after the trigger; the first that all files of a stack have orders its phases. Instance numbers are no substitute: some
 exports count them through the slices, some through the phases, some at random."""
@@ -120,7 +123,7 @@ def read_dicom_cine(folder: str | Path) -> Cine:
         raise InputError(f"{folder}: no such folder; give the folder that holds the DICOM files.")
     # Validation logs the values that it dislikes, such as UIDs.
     with disable_value_validation():
-        instances = [one for path in sorted(folder.rglob("*")) if path.is_file() for one in read_instances(folder, path)]
+        instances = [one for path in files_below(folder) for one in read_instances(folder, path)]
         return read_stack(folder, find_cine(folder, instances))
 
 
@@ -134,7 +137,7 @@ def slices_of_one(folders: Sequence[Path]) -> list[list[Path]]:
     with disable_value_validation():
         for folder in folders:
             try:
-                found = (one for path in sorted(folder.rglob("*")) if path.is_file() for one in read_instances(folder, path))
+                found = (one for path in files_below(folder) for one in read_instances(folder, path))
                 first = next(found, None)
             except InputError:
                 continue  # Its case says so.
@@ -161,7 +164,7 @@ def find_cine(folder: Path, instances: Sequence[Instance]) -> Stack:
     several = [stack for stack in stacks if max(map(len, stack)) > 1]
     # A scout taken twice has two images at one place, but no two times; where a cine has none, `time_tag` says so.
     cines = [stack for stack in several if has_times(stack) or max(map(len, stack)) > 2] or several
-    if not instances and (any(folder.rglob("*.nii")) or any(folder.rglob("*.nii.gz"))):
+    if not instances and any(path.name.endswith((".nii", ".nii.gz")) for path in files_below(folder)):
         raise InputError(
             f"{folder}: holds NIfTI files and no DICOM MR image; give --cine one of the files, or --dataset_dir the folder."
         )
@@ -224,24 +227,29 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
     """The headers of the images in a file: none where it is no MR image, one of a classic file, all frames of an Enhanced one.
 
     Raises:
-        InputError: for a DICOM file whose header is spoiled, an image that lacks its geometry, a classic file of several frames, or an
-            Enhanced one that describes none.
+        InputError: for a file that cannot be read, one named .dcm that is none, a spoiled header, an image that lacks its geometry, a
+            classic file of several frames, or an Enhanced one that describes none.
     """
     from pydicom import uid
 
+    cure = "export it again or move it out of the folder."
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{folder}: {path.name} cannot be read: it is a broken link or lacks permission; mend it, {cure}")
     if not is_dicom(path):
+        if path.suffix.lower() == ".dcm" and not path.name.startswith("."):
+            raise InputError(f"{folder}: {path.name} is no DICOM by its first bytes, be it cut off or empty; {cure}")
+        if not path.stat().st_size and not path.name.startswith("."):
+            logging.getLogger("inference").warning(f"{folder}: {path.name} is empty and left out; an image whose copy failed?")
         return []
     try:
         header = read_file(path, HEADER_TAGS, stop_before_pixels=True)
-    except EOFError:
-        return []
     except Exception as error:
         # Spoiled headers have pydicom raise whatever comes first.
-        raise InputError(
-            f"{folder}: {path.name} cannot be read as DICOM ({type(error).__name__}); export it again or move it out of the folder."
-        ) from error
+        raise InputError(f"{folder}: {path.name} cannot be read as DICOM ({type(error).__name__}); {cure}") from error
     enhanced = (uid.EnhancedMRImageStorage, uid.LegacyConvertedEnhancedMRImageStorage)
     kind = header.get("SOPClassUID")
+    if kind is None and header.file_meta.get("MediaStorageSOPClassUID") in (None, uid.MRImageStorage, *enhanced):
+        raise InputError(f"{folder}: {path.name} cannot be read as DICOM (its header is cut off); {cure}")
     # A color image is a picture of an image, such as a screen shot.
     if kind not in (uid.MRImageStorage, *enhanced) or numbers(header, "SamplesPerPixel", default=1.0)[0] > 1:
         return []
@@ -381,6 +389,12 @@ def read_stack(folder: Path, slices: Stack) -> Cine:
     if steps.min() < UNEVEN * steps.max():
         logging.getLogger("inference").warning(
             f"{what}: its phases are {steps.min():.3g} to {steps.max():.3g} ms apart; where these are two acquisitions, keep one of them."
+        )
+    first = times[:, 0]
+    if np.ptp(first) > LATE * np.median(steps):
+        logging.getLogger("inference").warning(
+            f"{what}: its slices begin {first.min():.3g} to {first.max():.3g} ms after the trigger, with phases {np.median(steps):.3g} ms "
+            "apart; where a slice lacks its first phase, its frames are a phase late."
         )
     return Cine(folder.resolve().name, pixels, affine, times)
 

@@ -32,6 +32,28 @@ def is_dicom(path: str | Path) -> bool:
     return head.startswith(FIRST_TAGS) and (explicit or (head[4] % 2 == 0 and head[5:8] == bytes(3)))
 
 
+def files_below(folder: str | Path) -> list[Path]:
+    """All files in a folder and below it, sorted, broken links among them. Links to folders are followed; each folder counts once.
+
+    Raises:
+        InputError: for a folder that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable or move it away.") from error
+
+    found, visited = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        if (real := os.path.realpath(place)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders.sort()
+        paths = [Path(place) / name for name in names]
+        found += [path for path in paths if path.is_file() or not path.exists()]
+    return sorted(found)
+
+
 def parts_of(path: str | Path) -> list[Path]:
     """The files that hold an image: itself, or a header with its voxels."""
     path = Path(path)

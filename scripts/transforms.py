@@ -26,6 +26,8 @@ from scripts.itk_fields import pull
 
 LABELS = {"rv": 1, "myo": 2, "lv": 3}
 AFFINE_TOLERANCE_MM = 1e-3
+LABEL_TOLERANCE_MM = 0.1
+"""Of a label drawn on a converter's copy of DICOM, whose affine comes from other slices, or from positions of six digits."""
 SMALLEST = 8
 """Pixels along an axis that are left of a resampled image at least."""
 
@@ -43,8 +45,8 @@ class LoadCased(MapTransform):
 
     Raises:
         InputError: naming the file, for one that cannot be read, has more than three axes, holds NaN or Inf, a label that holds anything
-            but the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm; of a label, after turning its axes) is not that of the
-            image it belongs to, or, resampled, that lies apart from it in space.
+            but the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm; of a label, after turning its axes, to 0.1 mm) is not that
+            of the image it belongs to, or, resampled, that lies apart from it in space.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class LoadCased(MapTransform):
         for key, reference in (("moving_label", "moving"), ("fixed_label", "fixed")):
             if key in item and reference in item:
                 item[key] = turn_to(item[key], item[reference])
-                check_same_grid(item[key], data[key], item[reference], data[reference])
+                check_same_grid(item[key], data[key], item[reference], data[reference], tolerance=LABEL_TOLERANCE_MM)
         if "moving" in item and "fixed" in item:
             if self.resample_moving:
                 check_meets(item["moving"], data["moving"], item["fixed"], data["fixed"], "give two images of one heart")
@@ -97,7 +99,7 @@ class LoadCased(MapTransform):
     def load_label(self, path: str, image: MetaTensor, name: str, frame: int | None = None) -> MetaTensor:
         """One checked label (1, X, Y, Z) that lies on the grid of an image, which messages call `name`; see `load`."""
         label = turn_to(self.load(path, is_label=True, frame=frame), image)
-        check_same_grid(label, path, image, name)
+        check_same_grid(label, path, image, name, tolerance=LABEL_TOLERANCE_MM)
         check_structures(label, path)
         return label
 
@@ -215,9 +217,14 @@ def check_order(label: Tensor, path: str) -> None:
 
 
 def check_same_grid(
-    image: MetaTensor, path: str, reference: MetaTensor, reference_path: str, cure: str = "resample one onto the other's grid"
+    image: MetaTensor,
+    path: str,
+    reference: MetaTensor,
+    reference_path: str,
+    cure: str = "resample one onto the other's grid",
+    tolerance: float = AFFINE_TOLERANCE_MM,
 ) -> None:
-    """Stop where two images do not lie on one grid.
+    """Stop where two images do not lie on one grid, their corners within a tolerance in mm.
 
     Raises:
         InputError: naming both files.
@@ -228,7 +235,7 @@ def check_same_grid(
     # The affines agree where they put the corners of the image within the tolerance.
     extent = torch.tensor([*reference.shape[1:], 1.0], dtype=torch.float64)
     gap = ((image.affine.double() - reference.affine.double()).abs() * extent)[:3].sum(dim=1).max().item()
-    if not gap <= AFFINE_TOLERANCE_MM:  # NaN, too
+    if not gap <= tolerance:  # NaN, too
         raise InputError(f"{path} and {reference_path}: have affines up to {gap:.3g} mm apart; {cure}.")
 
 

@@ -53,6 +53,21 @@ def test_what_was_made_is_read_again(files: list[dict], tmp_path: Path) -> None:
     assert values(files, maker, None) == [4, 5, 6]
 
 
+def test_an_interruption_leaves_nothing_and_files_are_not_named(
+    files: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values(files, Maker(), tmp_path / "cache")
+    assert not any(str(tmp_path).encode() in path.read_bytes() for path in (tmp_path / "cache").iterdir())
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        values(files, Maker(), tmp_path / "other")
+    assert not list((tmp_path / "other").iterdir())
+
+
 @pytest.mark.parametrize("changed", ["content", "time", "member", "new member"])
 def test_a_changed_file_is_prepared_anew_in_the_same_place(files: list[dict], tmp_path: Path, changed: str) -> None:
     maker, cache = Maker(), tmp_path / "cache"

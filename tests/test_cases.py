@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -132,6 +133,9 @@ def test_a_folder_of_files_gives_those_with_four_axes(copy: Path, tmp_path: Path
     shutil.copy(copy / "phantom001" / "phantom001_frame01.nii.gz", folder)
     (folder / "broken.nii.gz").write_text("no image")
     assert [item["case"] for item in find_cases(dataset_dir=str(folder))] == ["broken", "phantom001", "phantom002"]
+    for label in ("phantom001_seg", "seg_phantom001", "label_sa", "mask_sa", "sa_label"):
+        shutil.copy(folder / "phantom001_4d.nii.gz", folder / f"{label}.nii.gz")
+    assert [item["case"] for item in find_cases(dataset_dir=str(folder))] == ["broken", "phantom001", "phantom002"]
     # So does a folder of such folders.
     shutil.copy(folder / "phantom001_4d.nii.gz", folder / "phantom001_gt.nii.gz")
     (tmp_path / "all").mkdir()
@@ -148,7 +152,7 @@ def test_a_folder_of_dicom_folders_gives_a_case_a_folder(tmp_path: Path) -> None
     (tmp_path / "a" / "Info.txt").write_text("no Info.cfg")
     items = find_cases(dataset_dir=str(tmp_path), reference_frame=3)
     assert [(item["case"], item["reference"]) for item in items] == [("a", 3), ("b", 3), ("bad", 3)]
-    with pytest.raises(InputError, match="bad: holds no DICOM"):
+    with pytest.raises(InputError, match=r"bad: 1\.dcm is no DICOM by its first bytes"):
         LoadCase()(items[-1])
 
 
@@ -231,6 +235,33 @@ def test_a_bad_info_cfg_beside_a_cine_spares_the_other_cases(copy: Path, tmp_pat
     # The folder that the case is named after, and none above it.
     assert without_folders(str(bad["error"]), bad).startswith("bad/Info.cfg: ED is one")
     assert "error" not in good
+
+
+def test_a_folder_that_may_not_be_opened_spares_the_others(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy / "lost+found").mkdir()
+    before = find_cases(dataset_dir=str(copy))
+    allowed, is_file = os.access, Path.is_file
+
+    def deny(path: Path) -> bool:
+        if path.parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "lost+found" and allowed(path, mode))
+    monkeypatch.setattr(Path, "is_file", deny)
+    with caplog.at_level("INFO"):
+        assert find_cases(dataset_dir=str(copy)) == before
+    assert "left out, for they hold no case: " in caplog.text
+    assert "lost+found" in caplog.text
+
+
+def test_an_info_cfg_of_windows_names_the_reference(copy: Path) -> None:
+    path = copy / "phantom001" / "Info.cfg"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(sorted(path.read_text().split("\n"))).strip().encode())
+    assert path.read_bytes()[3:5] == b"ED"
+    assert find_cases(cine=str(copy / "phantom001" / "phantom001_4d.nii.gz"))[0]["reference_basis"] == "end diastole by Info.cfg"
 
 
 def test_a_folder_with_nothing_in_it_is_refused(tmp_path: Path) -> None:

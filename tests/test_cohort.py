@@ -84,6 +84,20 @@ def test_a_reason_names_no_folder() -> None:
     reason = "/data/DOE_JANE/a.nii.gz and labels/ROE/a_gt.nii.gz: have affines apart"
     assert without_folders(reason, item) == "a.nii.gz and a_gt.nii.gz: have affines apart"
     assert without_folders("/data/DOE: is empty", {"cine": "/data/DOE"}) == "DOE: is empty"
+    # One folder within the other, in the current one, and between a folder and its files.
+    nested = {"cine": "/data/c.nii.gz", "reference_label": "/data/DOE_JANE/gt.nii.gz"}
+    assert without_folders("/data/DOE_JANE/gt.nii.gz: holds 4", nested) == "gt.nii.gz: holds 4"
+    near = {"cine": "c.nii.gz", "reference_label": "../DOE_JANE/gt.nii.gz"}
+    assert without_folders("../DOE_JANE/gt.nii.gz: holds 4", near) == "gt.nii.gz: holds 4"
+    assert without_folders("[Errno 13] No: '/x/case7/DOE^JANE/2/IM1'", {"cine": "/x/case7"}) == "[Errno 13] No: 'case7/IM1'"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}"])
+def test_a_case_whose_quality_was_cut_off_is_run_again(make: Make, content: str) -> None:
+    study = make("a", "b")
+    study.run()
+    (study.folder / "a" / DONE).write_text(content)
+    assert study.run() == ["a"]
 
 
 def test_what_is_done_is_skipped(make: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -98,7 +98,7 @@ def test_json_list_has_paths_relative_to_its_file(tmp_path: Path) -> None:
 def test_what_a_json_list_says_besides_reaches_nothing(tmp_path: Path) -> None:
     item = {"cine": "a.nii.gz", "error": "none", "times": [1], "reference_frame": None, "case": None, "subject": 7, "points": None}
     (tmp_path / "list.json").write_text(json.dumps({"test": [item]}))
-    assert json_pairs(tmp_path / "list.json", "test") == [{"cine": str(tmp_path / "a.nii.gz"), "case": 7, "subject": 7}]
+    assert json_pairs(tmp_path / "list.json", "test") == [{"cine": str(tmp_path / "a.nii.gz"), "case": "7", "subject": 7}]
 
 
 def test_no_source_gives_no_items_so_that_a_config_can_be_inspected() -> None:
@@ -139,6 +139,22 @@ def test_mms_without_its_folders_is_split_by_seed_and_needs_cine_and_frames(mms:
     (root / codes[1] / f"{codes[1]}_sa_gt.nii.gz").unlink()
     (item,) = mms_pairs(root, codes[1:2])
     assert "moving_label" not in item
+
+
+def test_mms_one_folder_below_its_table_and_behind_links_keeps_its_split(mms: Path, tmp_path: Path) -> None:
+    before = folder_splits(mms)
+    deeper = Path(shutil.copytree(mms, tmp_path / "mms" / "OpenDataset")).parent
+    table = next((deeper / "OpenDataset").glob("*.csv"))
+    table = table.rename(deeper / table.name)
+    # macOS lays such a file beside each on other disks.
+    table.with_name(f"._{table.name}").write_bytes(b"\0\5\26\7")
+    assert folder_splits(deeper) == before
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    shutil.copy(table, linked)
+    for place in ("Training", "Validation", "Testing"):
+        (linked / place).symlink_to(mms / place)
+    assert folder_splits(linked) == before
 
 
 def test_an_mms_table_that_was_saved_again_keeps_its_subjects(mms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -198,6 +198,33 @@ def test_other_files_are_skipped(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cine.image, expected_image(stack))
 
 
+def test_series_may_be_links(tmp_path: Path) -> None:
+    stack = make_stack()
+    write(tmp_path / "archive", stack)
+    (tmp_path / "cine").mkdir()
+    for part in ("part0", "part1"):
+        (tmp_path / "cine" / part).symlink_to(tmp_path / "archive" / part)
+    np.testing.assert_array_equal(read_dicom_cine(tmp_path / "cine").image, expected_image(stack))
+
+
+@pytest.mark.parametrize("size", [0, 100, 140, 300, None])
+def test_no_image_vanishes_because_its_file_is_spoiled(tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int | None) -> None:
+    path = min(write(tmp_path, make_stack()).glob("part*/IM*"))
+    if size is None:
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        path.write_bytes(path.read_bytes()[:size])
+        path = path.rename(path.with_suffix(".dcm")) if size == 100 else path
+    if size == 0:
+        with pytest.raises(InputError):  # of a phase that is missing
+            read_dicom_cine(tmp_path)
+        assert f"{path.name} is empty and left out; an image whose copy failed?" in caplog.text
+    else:
+        words = {None: "cannot be read: it is a broken link", 100: "is no DICOM by its first bytes"}
+        assert f": {path.name} {words.get(size, 'cannot be read as DICOM')}" in error_of(tmp_path)
+
+
 def test_intensities_are_rescaled_file_by_file(tmp_path: Path) -> None:
     stack = set_tags(make_stack(), lambda z, t: {"RescaleSlope": 0.5 + z, "RescaleIntercept": -10.0 * t})
     cine = read_dicom_cine(write(tmp_path, stack))
@@ -482,6 +509,12 @@ def test_two_acquisitions_in_one_series_are_called_out(tmp_path: Path, caplog: p
     set_tags(doubled, lambda z, t: {"SeriesInstanceUID": "1.2.3"})
     assert read_dicom_cine(write(tmp_path / "two", doubled)).frames == 2 * PHASES
     assert "its phases are 3 to 29 ms apart; where these are two acquisitions, keep one of them" in caplog.text
+
+
+def test_a_slice_that_begins_a_phase_late_is_called_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stack = make_stack()
+    read_dicom_cine(write(tmp_path / "late", [stack[0][:-1], stack[1][1:], *(phases[:-1] for phases in stack[2:])]))
+    assert "its slices begin 10 to 42 ms after the trigger, with phases 31 ms apart; where a slice lacks its first" in caplog.text
 
 
 def test_copies_of_a_file_count_once(tmp_path: Path) -> None:

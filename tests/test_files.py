@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.files import is_dicom, parts_of, plain, whole_file, write_csv, write_json, write_text
+from scripts.errors import InputError
+from scripts.files import files_below, is_dicom, parts_of, plain, whole_file, write_csv, write_json, write_text
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
@@ -71,3 +72,17 @@ def test_raw_voxels_are_no_dicom_and_an_image_in_two_files_is_both(tmp_path: Pat
         assert is_dicom(path)
     assert parts_of(path) == [tmp_path / "a.hdr", path]
     assert parts_of(tmp_path / "a.nii.gz") == [tmp_path / "a.nii.gz"]
+
+
+def test_links_to_folders_are_followed_and_each_folder_counts_once(tmp_path: Path) -> None:
+    for name in ("real/a", "root/b/c"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    root = tmp_path / "root"
+    (root / "linked").symlink_to(tmp_path / "real")
+    (root / "twice").symlink_to(tmp_path / "real")
+    (root / "b" / "loop").symlink_to(root)
+    (root / "gone").symlink_to(tmp_path / "nowhere")
+    assert files_below(root) == [root / "b" / "c", root / "gone", root / "linked" / "a"]
+    with pytest.raises(InputError, match=r"nowhere: cannot be listed \(No such file or directory\); make it readable"):
+        files_below(tmp_path / "nowhere")

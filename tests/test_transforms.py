@@ -105,6 +105,27 @@ def test_a_label_belongs_to_its_image_and_holds_integers(tmp_path: Path, stack: 
         assert path in str(caught.value)
 
 
+def test_a_label_on_a_converter_s_copy_may_lie_a_tenth_of_a_millimeter_off_and_an_image_not(
+    tmp_path: Path, stack: np.ndarray
+) -> None:
+    def shifted(by: float) -> np.ndarray:
+        affine = oblique_affine()
+        affine[0, 3] += by
+        return affine
+
+    image = str(write_nifti(tmp_path / "image.nii.gz", stack, oblique_affine()))
+    for by, fits in ((0.05, True), (-0.05, True), (0.15, False)):
+        label = str(write_nifti(tmp_path / "label.nii.gz", np.ones(SHAPE, np.uint8), shifted(by)))
+        if fits:
+            LoadCased()({"moving": image, "fixed": image, "fixed_label": label})
+            continue
+        with pytest.raises(InputError, match=r"label\.nii\.gz and .*image\.nii\.gz: have affines up to 0\.15 mm apart"):
+            LoadCased()({"moving": image, "fixed": image, "fixed_label": label})
+    other = str(write_nifti(tmp_path / "other.nii.gz", stack, shifted(0.01)))
+    with pytest.raises(InputError, match=r"have affines up to 0\.01 mm apart"):
+        LoadCased()({"moving": other, "fixed": image})
+
+
 @pytest.mark.parametrize("order", [[[0, 1], [1, -1], [2, 1]], [[1, 1], [0, -1], [2, -1]]], ids=["rows turned over", "all else"])
 def test_a_label_with_its_axes_in_another_order_is_turned(tmp_path: Path, stack: np.ndarray, order: list) -> None:
     """As dcm2niix turns the rows of DICOM over."""
