@@ -233,12 +233,15 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
     from pydicom import uid
 
     cure = "export it again or move it out of the folder."
+    hidden = path.name.startswith(".")  # such as an editor's lock, a broken link, or what macOS lays beside a file
     if not os.access(path, os.R_OK):
+        if hidden:
+            return []
         raise InputError(f"{folder}: {path.name} cannot be read: it is a broken link or lacks permission; mend it, {cure}")
     if not is_dicom(path):
-        if path.suffix.lower() == ".dcm" and not path.name.startswith("."):
+        if path.suffix.lower() == ".dcm" and not hidden:
             raise InputError(f"{folder}: {path.name} is no DICOM by its first bytes, be it cut off or empty; {cure}")
-        if not path.stat().st_size and not path.name.startswith("."):
+        if not path.stat().st_size and not hidden:
             logging.getLogger("inference").warning(f"{folder}: {path.name} is empty and left out; an image whose copy failed?")
         return []
     try:

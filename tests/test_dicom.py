@@ -189,6 +189,8 @@ def test_other_files_are_skipped(tmp_path: Path) -> None:
     write(tmp_path, stack)
     (tmp_path / "notes.txt").write_text("no DICOM")
     (tmp_path / "empty").touch()
+    (tmp_path / ".#notes.txt").symlink_to("editor@host")
+    (tmp_path / "._IM000.dcm").write_bytes(b"\0\5\26\7")
     report = pydicom.Dataset()
     report.SOPClassUID, report.SOPInstanceUID, report.Modality = "1.2.840.10008.5.1.4.1.1.88.11", generate_uid(), "SR"
     directory = pydicom.Dataset()
