@@ -22,6 +22,8 @@ COLUMNS = {
     "seconds": ("s a subject", 2),
 }
 """Figure of a scored pair: its heading and its digits."""
+CROWDED = 9.0
+"""Points of Dice below the best method within which the figure shows methods in an inset."""
 DIRECTION_TITLES = {"ES_to_ED": "ES to ED", "ED_to_ES": "ED to ES"}
 
 
@@ -96,7 +98,7 @@ def format_table(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str]
 
 
 def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: str | Path) -> None:
-    """Dice against folding, a point a method, a panel a direction.
+    """Dice against folding, a point a method, a panel a direction; an inset enlarges the best ones.
 
     Args:
         scores: as `format_table` takes them.
@@ -107,22 +109,38 @@ def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: 
 
     figure = Figure(figsize=(13, 6), layout="constrained")
     for axes, (direction, title) in zip(figure.subplots(1, 2, sharex=True), DIRECTION_TITLES.items()):
-        largest = 0.01
-        for number, (name, rows) in enumerate(in_direction(scores, direction).items(), 1):
+        points, numbers = {}, {}
+        for name, rows in in_direction(scores, direction).items():
             summary = summarize([{key: row[key] for key in ("folding_percent", "dice")} for row in rows.values()])
-            x, y = (summary[key]["mean"] for key in ("folding_percent", "dice"))
+            points[name] = tuple(summary[key]["mean"] for key in ("folding_percent", "dice"))
+        best = max((y for _, y in points.values()), default=0.0)
+        crowd = {name for name, (_, y) in points.items() if y > best - CROWDED}
+        panels = [axes]
+        if 1 < len(crowd) < len(points):
+            panels.append(axes.inset_axes([0.2, 0.1, 0.78, 0.62]))
+            heights = [points[name][1] for name in crowd]
+            panels[1].set_ylim(min(heights) - 0.3, max(heights) + 0.3)
+            panels[1].tick_params(labelsize=8)
+        for number, (name, (x, y)) in enumerate(points.items(), 1):
             style = {"color": f"C{number % 10}", "marker": "osD^v"[number // 10 % 5]}
-            axes.plot(x, y, **style, markersize=7, linestyle="none", label=f"{number} {titles[name]}")
+            for panel in panels:
+                panel.plot(x, y, **style, markersize=7, linestyle="none", label=f"{number} {titles[name]}")
+            # Where there is an inset, it has the numbers of the crowd; methods at one place share a line.
+            numbers.setdefault((name in crowd, round(x, 1), round(y, 1)), []).append((number, x, y))
+        for (crowded, *_), ((first, *at), *others) in numbers.items():
             # To the right and to the left in turn: neighbors in the table are often neighbors here.
-            side = 1 if number % 2 else -1
-            axes.annotate(str(number), (x, y), (8 * side, 0), textcoords="offset points", ha="center", va="center", fontsize=8)
-            largest = max(largest, x)
-        axes.set_xscale("symlog", linthresh=0.001)
-        axes.set_xlim(left=-0.0003, right=2 * largest)
+            side, place = ("left", 6) if first % 2 else ("right", -6)
+            words = ", ".join(map(str, (first, *(number for number, *_ in others))))
+            style = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8}
+            panels[-1 if crowded else 0].annotate(words, at, (place, 0), **style)
+        largest = max([0.01, *(x for x, _ in points.values())])
+        for panel in panels:
+            panel.set_xscale("symlog", linthresh=0.001)
+            panel.set_xlim(left=-0.0003, right=2 * largest)
+            panel.grid(alpha=0.3)
         axes.set_xlabel("folding, % of pixels (linear up to 0.001)")
         axes.set_ylabel("Dice, %")
         axes.set_title(title)
-        axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=9)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
