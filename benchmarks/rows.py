@@ -137,7 +137,8 @@ class Study:
     def overrides(self) -> dict:
         """What the options change in the configs."""
         cache_dir = str(Path(self.options.output_dir) / "cache")
-        return {"bundle_root": str(ROOT), "cache_dir": cache_dir, "device": self.options.device, **self.sizes}
+        seed = {} if self.options.seed is None else {"seed": self.options.seed}
+        return {"bundle_root": str(ROOT), "cache_dir": cache_dir, "device": self.options.device, **self.sizes, **seed}
 
     def parser(self, *files: str, **overrides: object) -> ConfigParser:
         """The configs with the options in them, ready to instantiate from."""

@@ -1,7 +1,7 @@
 """Every row of the published comparison on the same pairs: trained, searched and chosen on one data set, tested on it or another.
 
     python -m benchmarks.table --dataset_dir DIR [--test_dataset_dir DIR] [--subset N] [--epochs N] [--rows NAME ...] [--jobs N]
-        [--output_dir output/table]
+        [--seed N] [--output_dir output/table]
 
 A data set is a folder in ACDC's layout or in that of M&Ms. Networks train on its `train` split by train.yaml, table.yaml and a method of
 configs/methods/, so that only the method differs; `val` chooses their best weights, the weight that a hypernetwork is evaluated at, and
@@ -166,6 +166,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes for Demons and SyN")
     parser.add_argument("--device", default="cpu", help="of the networks")
+    parser.add_argument("--seed", type=int, help="of trainings, not of the split; train.yaml's by default")
     parser.add_argument("--slice_size", type=positive, help="pixels, of training slices; train.yaml's by default")
     parser.add_argument(
         "--crop_size", type=positive, help="pixels, of training crops and of what is scored of images; train.yaml's by default"

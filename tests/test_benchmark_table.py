@@ -176,6 +176,21 @@ def test_the_same_subjects_in_the_layout_of_mms_train_the_same_weights(
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
 
 
+def test_a_seed_changes_the_training_and_not_the_split(phantoms: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    (root / "splits.json").unlink()
+    weights, subjects = [], []
+    for seed in ([], ["--seed", "0"], ["--seed", "1"]):
+        output = tmp_path / "_".join(["out", *seed])
+        results, _ = run(root, output, *SMOKE, "--rows", "voxelmorph_m", *seed)
+        state = torch.load(output / "training" / "voxelmorph_m" / "model.pt", weights_only=True)
+        weights.append(torch.cat([tensor.flatten() for tensor in state.values()]))
+        subjects.append([row["subject"] for row in results["voxelmorph_m"]["rows"]])
+    assert subjects[0] == subjects[1] == subjects[2]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
 def test_an_unfinished_training_goes_on_and_another_one_is_refused(
     phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
