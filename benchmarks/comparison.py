@@ -109,30 +109,30 @@ def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: 
 
     figure = Figure(figsize=(13, 6), layout="constrained")
     for axes, (direction, title) in zip(figure.subplots(1, 2, sharex=True), DIRECTION_TITLES.items()):
-        points, numbers = {}, {}
+        points = {}
         for name, rows in in_direction(scores, direction).items():
             summary = summarize([{key: row[key] for key in ("folding_percent", "dice")} for row in rows.values()])
             points[name] = tuple(summary[key]["mean"] for key in ("folding_percent", "dice"))
         best = max((y for _, y in points.values()), default=0.0)
-        crowd = {name for name, (_, y) in points.items() if y > best - CROWDED}
+        heights = [y for _, y in points.values() if y > best - CROWDED]
         panels = [axes]
-        if 1 < len(crowd) < len(points):
+        if 1 < len(heights) < len(points):
             panels.append(axes.inset_axes([0.2, 0.1, 0.78, 0.62]))
-            heights = [points[name][1] for name in crowd]
             panels[1].set_ylim(min(heights) - 0.3, max(heights) + 0.3)
             panels[1].tick_params(labelsize=8)
+        together: dict[tuple, list[int]] = {}
         for number, (name, (x, y)) in enumerate(points.items(), 1):
             style = {"color": f"C{number % 10}", "marker": "osD^v"[number // 10 % 5]}
             for panel in panels:
                 panel.plot(x, y, **style, markersize=7, linestyle="none", label=f"{number} {titles[name]}")
-            # Where there is an inset, it has the numbers of the crowd; methods at one place share a line.
-            numbers.setdefault((name in crowd, round(x, 1), round(y, 1)), []).append((number, x, y))
-        for (crowded, *_), ((first, *at), *others) in numbers.items():
-            # To the right and to the left in turn: neighbors in the table are often neighbors here.
-            side, place = ("left", 6) if first % 2 else ("right", -6)
-            words = ", ".join(map(str, (first, *(number for number, *_ in others))))
-            style = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8}
-            panels[-1 if crowded else 0].annotate(words, at, (place, 0), **style)
+            together.setdefault((round(x, 1), round(y, 1)), []).append(number)
+        for numbers in together.values():
+            _, y = at = list(points.values())[numbers[0] - 1]
+            # Where there is an inset, it has the numbers of what it shows. To the right and to the left in turn: neighbors in the table
+            # are often neighbors here.
+            panel, side = panels[-1 if y > best - CROWDED else 0], 1 if numbers[0] % 2 else -1
+            style = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": 8}
+            panel.annotate(", ".join(map(str, numbers)), at, (6 * side, 0), textcoords="offset points", **style)
         largest = max([0.01, *(x for x, _ in points.values())])
         for panel in panels:
             panel.set_xscale("symlog", linthresh=0.001)

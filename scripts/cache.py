@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from scripts.datalists import FILE_KEYS
 from scripts.errors import InputError
-from scripts.files import files_below, parts_of
+from scripts.files import parts_of
 
 Prepared = dict[str, Tensor]
 IMPORT = re.compile(r"^\s*(?:from|import) scripts(?:\.| import )(\w+)", re.MULTILINE)
@@ -126,5 +126,5 @@ def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], 
 def identify(item: dict) -> list[list]:
     """Path, size in bytes and time of change of each file of an item, those in a folder (of DICOM files) one by one."""
     named = [Path(item[key]) for key in FILE_KEYS if key in item]
-    files = [file for path in named for file in (files_below(path) if path.is_dir() else parts_of(path))]
+    files = [file for path in named for file in parts_of(path)]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from scripts.datalists import FILE_KEYS
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError, first_cause
-from scripts.files import files_below, parts_of, write_csv
+from scripts.files import parts_of, write_csv
 from scripts.strain import summarize_strain
 from scripts.writers import DONE, check_place, check_writable
 
@@ -144,7 +144,7 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
             continue
         path = Path(str(value))
         # An image in two files is both; a missing file is the loader's to report.
-        for file in (p for p in (files_below(path) if path.is_dir() else parts_of(path)) if p.is_file()):
+        for file in (part for part in parts_of(path) if part.is_file()):
             total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]
 

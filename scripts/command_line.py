@@ -60,8 +60,6 @@ def check(argv: Sequence[str] | None = None) -> None:
         if name in config and name not in RUN_BY_NAME and not is_read(name, config):
             raise InputError(f"--{name}: nothing in these config files reads it, so it would change nothing; leave it out.")
         check_path(name, value)
-        if name == "output_dir" and str(value).lower() == "false":
-            raise InputError("--output_dir False: results need a folder; name one, or leave --output_dir out for the default.")
         read = DefaultParseValue(value) if value is not None else True
         if read is None or read in ("null", "~"):
             # MONAI drops None, and takes the others for words.
@@ -167,6 +165,8 @@ def check_path(name: str, value: object) -> None:
     """
     if is_path(name) and not isinstance(value, (str, Path, bool, type(None))):
         raise InputError(f"--{name}: takes the path of a file or folder, got {type(value).__name__}; write it to a file first.")
+    if name == "output_dir" and str(value).lower() == "false":
+        raise InputError("--output_dir False: results need a folder; name one, or leave --output_dir out.")
     if is_path(name) and "#" in str(value) and not str(value).startswith(("@", "$")):
         raise InputError(f"--{name} {value}: holds #, which MONAI would read as ::, another name; rename that file or folder.")
 

@@ -110,9 +110,9 @@ def read_dicom_cine(folder: str | Path) -> Cine:
         normal (row × column direction), so that the affine (RAS mm) is right-handed. Times (Z, T) in ms after the trigger.
 
     Raises:
-        InputError: without pydicom or a cine, or for more cines than one; for images without geometry, trigger times or readable
-            pixels; for slices with unequal numbers of phases, repeated slices or phases, or slices that are not evenly spaced on a line
-            along the normal.
+        InputError: without pydicom or a cine, or for more cines than one; for files that cannot be read; for images without geometry,
+            trigger times or readable pixels; for slices with unequal numbers of phases, repeated slices or phases, or slices that are not
+            evenly spaced on a line along the normal.
     """
     try:
         from pydicom.config import disable_value_validation

@@ -55,8 +55,10 @@ def files_below(folder: str | Path) -> list[Path]:
 
 
 def parts_of(path: str | Path) -> list[Path]:
-    """The files that hold an image: itself, or a header with its voxels."""
+    """The files that hold an image: itself, a header with its voxels, or all in a folder of DICOM files."""
     path = Path(path)
+    if path.is_dir():
+        return files_below(path)
     return [path.with_suffix(end) for end in (".hdr", ".img")] if path.suffix in (".hdr", ".img") else [path]
 
 

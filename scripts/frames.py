@@ -22,7 +22,10 @@ from scripts.itk_fields import check_in_image, check_one_place, check_right_angl
 from scripts.quality import assess
 from scripts.readers import check_slices_last, read_cine, shape_of
 from scripts.strain import measure_strain
-from scripts.transforms import LABELS, LoadCased, check_order
+from scripts.transforms import AFFINE_TOLERANCE_MM, LABELS, LoadCased, check_order
+
+CONVERTED_MM = 0.1
+"""Millimeters that a label drawn on a converter's copy of DICOM may lie off: its affine comes from other slices or rounded positions."""
 
 
 class LoadCase(Transform):
@@ -76,7 +79,8 @@ class LoadCase(Transform):
             name = f"frame {item['reference']} of {data['cine']}"
             # A file may hold a label of each frame, most of them 0.
             frame = item["reference"] - 1 if shape_of(data["reference_label"])[3:] == (cine.frames,) else None
-            item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], name, frame)
+            tolerance = CONVERTED_MM if Path(data["cine"]).is_dir() else AFFINE_TOLERANCE_MM
+            item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], name, frame, tolerance)
             check_one_place(data["reference_label"])
             check_order(item["reference_label"], data["reference_label"])
             if not item["reference_label"].any():

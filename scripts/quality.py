@@ -23,8 +23,7 @@ THRESHOLDS = {
     "closure_ratio": 3.0,
     "moved_mm": 0.5,
 }
-"""Beyond which a figure is called out; an inverse error from a tenth of a pixel, where that is more. `moved_mm` is the largest displacement
-below which nothing has been registered."""
+"""Beyond which a figure is called out. `moved_mm` is the largest displacement below which nothing has been registered."""
 COMPRESSED = 0.02
 """Determinant below which area counts as compressed: at single points a cavity that empties may be."""
 
@@ -46,14 +45,11 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
         errors = None if inversion_errors is None else inversion_errors[t]
         frames.append(frame_figures(registration, t, errors, reached))
     cycle = cycle_figures(registration) if registration.reference and len(frames) > 2 else {}
-    # Coarse pixels cannot hold a field and its inverse any better.
-    pixel = float(max(registration.cine.spacing[:2]))
-    limit = THRESHOLDS | {"inverse_error_mm_p95": max(THRESHOLDS["inverse_error_mm_p95"], 0.1 * pixel)}
-    verdict = judge(frames, cycle, registration.reference, limit)
+    verdict = judge(frames, cycle, registration.reference)
     return {
         "verdict": verdict or ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."],
         "trustworthy": not verdict,
-        "thresholds": limit,
+        "thresholds": THRESHOLDS,
         "reference_frame": registration.reference,
         "reference_basis": registration.reference_basis,
         "cycle": cycle,
@@ -164,8 +160,9 @@ def cycle_figures(registration: CineRegistration) -> dict:
     }
 
 
-def judge(frames: list[dict], cycle: dict, reference: int | None, limit: dict[str, float]) -> list[str]:
-    """A sentence for each of the thresholds that is crossed, with the frames of a cine; none where all is well."""
+def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
+    """A sentence for each threshold that is crossed, with the frames of a cine; none where all is well."""
+    limit = THRESHOLDS
     others = [f for f in frames if f["frame"] != reference]
     sentences = []
 
@@ -190,9 +187,9 @@ def judge(frames: list[dict], cycle: dict, reference: int | None, limit: dict[st
         [f for f in others if f["blank_slices"]], f"Nothing is registered, and nothing moves, where a slice is blank: {numbers}"
     )
     # NaN, where a whole slice leaves the view or folds, is no good error either.
-    errors = {f["frame"]: [row["inverse_error_mm_p95"] for row in (f, *f["slices"])] for f in others}
+    unknown = lambda f: any(np.isnan(row["inverse_error_mm_p95"]) for row in f["slices"])
     call_out(
-        [f for f in others if not errors[f["frame"]][0] <= limit["inverse_error_mm_p95"] or np.isnan(errors[f["frame"]]).any()],
+        [f for f in others if unknown(f) or not f["inverse_error_mm_p95"] <= limit["inverse_error_mm_p95"]],
         "The field cannot be inverted accurately",
     )
     still = [f for f in others if f["largest_displacement_mm"] < limit["moved_mm"]]

@@ -26,8 +26,6 @@ from scripts.itk_fields import pull
 
 LABELS = {"rv": 1, "myo": 2, "lv": 3}
 AFFINE_TOLERANCE_MM = 1e-3
-LABEL_TOLERANCE_MM = 0.1
-"""Of a label drawn on a converter's copy of DICOM, whose affine comes from other slices, or from positions of six digits."""
 SMALLEST = 8
 """Pixels along an axis that are left of a resampled image at least."""
 
@@ -45,8 +43,8 @@ class LoadCased(MapTransform):
 
     Raises:
         InputError: naming the file, for one that cannot be read, has more than three axes, holds NaN or Inf, a label that holds anything
-            but the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm; of a label, after turning its axes, to 0.1 mm) is not that
-            of the image it belongs to, or, resampled, that lies apart from it in space.
+            but the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm; of a label, after turning its axes) is not that of the
+            image it belongs to, or, resampled, that lies apart from it in space.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class LoadCased(MapTransform):
         for key, reference in (("moving_label", "moving"), ("fixed_label", "fixed")):
             if key in item and reference in item:
                 item[key] = turn_to(item[key], item[reference])
-                check_same_grid(item[key], data[key], item[reference], data[reference], tolerance=LABEL_TOLERANCE_MM)
+                check_same_grid(item[key], data[key], item[reference], data[reference])
         if "moving" in item and "fixed" in item:
             if self.resample_moving:
                 check_meets(item["moving"], data["moving"], item["fixed"], data["fixed"], "give two images of one heart")
@@ -96,10 +94,12 @@ class LoadCased(MapTransform):
         check_image(image, path, is_label)
         return image
 
-    def load_label(self, path: str, image: MetaTensor, name: str, frame: int | None = None) -> MetaTensor:
-        """One checked label (1, X, Y, Z) that lies on the grid of an image, which messages call `name`; see `load`."""
+    def load_label(
+        self, path: str, image: MetaTensor, name: str, frame: int | None = None, tolerance: float = AFFINE_TOLERANCE_MM
+    ) -> MetaTensor:
+        """One checked label (1, X, Y, Z) that lies on the grid of an image to a tolerance in mm, which messages call `name`; see `load`."""
         label = turn_to(self.load(path, is_label=True, frame=frame), image)
-        check_same_grid(label, path, image, name, tolerance=LABEL_TOLERANCE_MM)
+        check_same_grid(label, path, image, name, tolerance=tolerance)
         check_structures(label, path)
         return label
 

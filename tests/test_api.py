@@ -67,6 +67,8 @@ def test_errors_are_the_workflow_s(phantoms: Path, monkeypatch: pytest.MonkeyPat
         register_cine(ed, referense_frame=3)
     with pytest.raises(InputError, match="--points: takes the path of a file or folder, got list"):
         register(ed, ed, points=[[0.0, 0.0, 0.0]])
+    with pytest.raises(InputError, match="--output_dir False: results need a folder"):
+        register(ed, ed, output_dir=False)
     monkeypatch.setattr(api, "ROOT", Path("x#y"))
     with pytest.raises(InputError, match=r"--bundle_root x#y: holds #"):
         register(ed, ed)

@@ -14,9 +14,12 @@ from conftest import write_nifti
 from monai.data import DataLoader, Dataset, decollate_batch
 from monai.transforms import Compose, CopyItemsd
 from scipy.ndimage import gaussian_filter, map_coordinates
+from test_dicom import make_stack
+from test_dicom import write as write_dicom
 
 from scripts.cases import find_cases
 from scripts.cines import CineRegistration
+from scripts.dicom import read_dicom_cine
 from scripts.errors import InputError
 from scripts.frames import AssembleRegistration, LoadCase, PairFrames, invert_stacks
 from scripts.phantom import Phantom
@@ -228,6 +231,21 @@ def test_what_does_not_fit_the_cine_is_refused(cine_path: Path, tmp_path: Path) 
         with pytest.raises(InputError, match=words) as caught:
             LoadCase()({"cine": str(cine_path), "case": "a", **options})
         assert str(cine_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("off", "fits"), [(0.05, True), (-0.05, True), (0.15, False)])
+def test_a_label_may_lie_as_far_off_dicom_as_a_converter_puts_it(tmp_path: Path, off: float, fits: bool) -> None:
+    folder = write_dicom(tmp_path / "cine", make_stack())
+    cine = read_dicom_cine(folder)
+    affine = cine.affine.copy()
+    affine[1, 3] += off
+    label = write_nifti(tmp_path / "label.nii.gz", np.full(cine.image.shape[:3], 2, np.uint8), affine)
+    item = {"cine": str(folder), "reference": 1, "reference_label": str(label), "case": "cine"}
+    if fits:
+        assert (LoadCase()(item)["reference_label"] == 2).all()
+    else:
+        with pytest.raises(InputError, match=r"label\.nii\.gz and frame 1 of .*cine: have affines up to 0\.15 mm apart"):
+            LoadCase()(item)
 
 
 def test_of_a_label_with_frames_that_of_the_reference_is_taken(cine_path: Path, tmp_path: Path) -> None:
