@@ -228,6 +228,24 @@ def invert(field: Tensor, tolerance: float = 1e-2, iterations: int = 12) -> tupl
     return inverse, error
 
 
+def balance_inverse(field: Tensor, inverse: Tensor) -> Tensor:
+    """An inverse v that undoes the field u from both sides alike.
+
+    No v on a grid does so exactly: that of `invert` meets v(y) + u(y + v(y)) = 0 at every voxel, which leaves all that the grid cannot
+    hold to u(x) + v(x + u(x)). Half of that error, where x + u(x) is in view and u does not fold, is subtracted from v at x + u(x).
+
+    Args:
+        field: (B, d, *spatial), voxels.
+        inverse: of the same shape, as `invert` gives it.
+
+    Returns:
+        The balanced inverse, of the same shape.
+    """
+    error = compose(inverse, field)
+    counts = in_view(field) & (jacobian_determinant(field) > 0)
+    return inverse - 0.5 * warp(error * counts.unsqueeze(1), inverse)
+
+
 def _newton(field: Tensor, points: Tensor, start: Tensor, tolerance: float, iterations: int) -> tuple[Tensor, Tensor]:
     """Newton's method for v + u(y + v) = 0 at points y (N, d) from v = start (N, d); returns v and its error (N,).
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from scripts.cines import Cine, CineRegistration, largest_cavity
 from scripts.errors import InputError
 from scripts.evaluation import warp_stack
-from scripts.fields import in_view, warp_label
+from scripts.fields import balance_inverse, in_view, warp_label
 from scripts.function import measure_function
 from scripts.itk_fields import check_in_image, check_one_place, check_right_angles, invert, move_points, pull, read_points, to_lps
 from scripts.quality import assess
@@ -207,11 +207,12 @@ def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, is_l
 
 
 def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inverses of in-plane fields (T, 2, X, Y, Z), slice by slice, and their errors in voxels (T, X, Y, Z)."""
+    """Balanced inverses of in-plane fields (T, 2, X, Y, Z), slice by slice, and in voxels how far `invert` missed (T, X, Y, Z)."""
     inverses, errors = torch.empty_like(fields), torch.empty_like(fields[:, 0])
     for t, field in enumerate(tqdm(fields.numpy(), desc="inverting fields", unit="frame", leave=False, disable=len(fields) == 1)):
         inverse, error = invert(field)
-        inverses[t], errors[t] = torch.from_numpy(inverse), torch.from_numpy(error)
+        both = (torch.from_numpy(f).movedim(-1, 0) for f in (field, inverse))
+        inverses[t], errors[t] = balance_inverse(*both).movedim(0, -1), torch.from_numpy(error)
     return inverses, errors
 
 

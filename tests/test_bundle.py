@@ -209,8 +209,8 @@ def test_run_infers_a_cine_with_its_label_and_landmarks(phantoms: Path, tmp_path
     quality = json.loads((folder / "quality.json").read_text())
     assert (quality["reference_frame"], quality["reference_basis"]) == (1, "end diastole by Info.cfg")
     assert [frame["frame"] for frame in quality["frames"]] == [1, 2, 3, 4]
-    # A twentieth of the phantoms' pixels; tests/test_sunnybrook.py asks for 0.1 mm.
-    assert all(frame["inverse_error_mm_p95"] <= 0.05 * cine.header.get_zooms()[0] for frame in quality["frames"])
+    # Of the phantoms' large pixels; tests/test_sunnybrook.py asks for 0.1 mm.
+    assert all(frame["inverse_error_mm_p95"] <= 0.035 * cine.header.get_zooms()[0] for frame in quality["frames"])
     function = json.loads((folder / "function.json").read_text())
     assert (function["ed_frame"], function["es_frame"]) == (1, 3)
     for name in ("quality.json", "function.json", "report.html"):
