@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,7 @@ def apply_field(
     if rows:
         write_csv(folder / "points.csv", rows)
         written.append(folder / "points.csv")
+    logging.getLogger("inference").info("wrote %s", ", ".join(map(str, written)))
     return written
 
 

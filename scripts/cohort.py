@@ -88,6 +88,7 @@ def run_cases(
             evaluator.data_loader = DataLoader(Dataset([item], dataset.transform), batch_size=1)
             evaluator.run()
             done.append(name)
+            tqdm.write(tell(Path(output_dir) / name))
         except Exception as error:
             if len(dataset.data) == 1:
                 raise
@@ -112,6 +113,14 @@ def run_cases(
             f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {next(iter(failed.values()))}"
         )
     return done
+
+
+def tell(folder: Path) -> str:
+    """One line on a case that was written to a folder: where to look, and whether to trust it."""
+    place = next((path for path in (folder / "report.html", folder) if path.exists()), folder)
+    path = folder / DONE
+    quality = json.loads(path.read_text()) if path.is_file() else {}
+    return f"{place}: {'trustworthy' if quality.get('trustworthy') else 'look closely'}. {' '.join(quality.get('verdict', []))}".rstrip()
 
 
 def without_folders(reason: str, item: Mapping) -> str:

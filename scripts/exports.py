@@ -101,11 +101,15 @@ def export_onnx(network: nn.Module, path: str | Path, opset: int = OPSETS[-1], c
         checkpoint: file of the weights, whose hash is written beside them.
 
     Raises:
-        InputError: for an opset that does not do.
+        InputError: for an opset that is not supported, and where onnx or onnxscript is not installed.
     """
     if opset not in OPSETS:
         raise InputError(f"--opset {opset}: give one of {', '.join(map(str, OPSETS))}.")
-    import onnx
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError("onnx: is not installed; pip install onnx onnxscript") from error
 
     stride = getattr(network, "stride", 1)
     backbone = spread_group_norm(fold_batch_norm(getattr(network, "backbone", network))).cpu()

@@ -1,4 +1,7 @@
-"""The bundle as one zip, as the model zoo serves it: regular files under one folder, `metadata.json` among them as a file."""
+"""The bundle as one zip, as the model zoo serves it: regular files under one folder.
+
+Its README is `docs/README.md`; that of the root has the repository's commands.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from scripts.files import whole_file
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("configs", "scripts", "models", "docs")
-FILES = ("LICENSE", "README.md", "CHANGELOG.md", "requirements.txt", "metadata.json")
+FILES = ("LICENSE", "CHANGELOG.md", "requirements.txt", "metadata.json")
 
 
 def build_zip(path: str | Path, name: str) -> Path:
@@ -26,7 +29,7 @@ def build_zip(path: str | Path, name: str) -> Path:
         members += sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for member in members:
-            archive.writestr(f"{name}/{member.relative_to(ROOT)}", member.read_bytes())
+            archive.write(member, f"{name}/{member.relative_to(ROOT)}")
     return path
 
 

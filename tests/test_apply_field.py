@@ -129,7 +129,8 @@ def test_a_moving_image_at_two_places_is_refused(files: dict[str, Path], tmp_pat
 
 
 def test_the_command(files: dict[str, Path], tmp_path: Path) -> None:
-    succeed(run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out", resample_moving=True))
+    result = succeed(run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out", resample_moving=True))
+    assert f"wrote {tmp_path / 'out' / 'moved.nii.gz'}" in result.stdout
     check_outputs(files, tmp_path / "out")
     assert len(list((tmp_path / "out").iterdir())) == 3
 

@@ -186,8 +186,9 @@ def test_run_infers_a_cine_with_its_label_and_landmarks(phantoms: Path, tmp_path
     places = [(nib.load(path).affine @ [*index, 1])[:3] * [-1, -1, 1] for index in ((20, 18, 0.4), (9.5, 30, 1))]
     points.write_text("name,x,y,z\n" + "".join(f"{name},{x},{y},{z}\n" for name, (x, y, z) in zip(("apex", "base"), places)))
     options = {"config_file": INFERENCE, "cine": path, "reference_label": label, "points": points, "device": "cpu"}
-    succeed(run_bundle(**options, output_dir=tmp_path / "out"))
+    result = succeed(run_bundle(**options, output_dir=tmp_path / "out"))
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["phantom001"]
+    assert f"{tmp_path / 'out' / 'phantom001' / 'report.html'}: " in result.stdout
     folder = tmp_path / "out" / "phantom001"
     assert files(folder) == CINE_FILES | LABEL_FILES | {"points.csv", "report.html"}
     cine, moved, labels = nib.load(path), nib.load(folder / "moved.nii.gz"), nib.load(folder / "labels.nii.gz")
@@ -385,7 +386,8 @@ def test_each_process_draws_its_own_augmentation(monkeypatch: pytest.MonkeyPatch
     for rank in (0, 1, 0):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         parser = ConfigParser({"seed": 0, "imports": ["$import torch", "$import monai"]})
-        parser["start"] = ConfigParser.load_config_file("configs/multi_gpu_train.yaml")["initialize"][-1]
+        parser["rank"] = ConfigParser.load_config_file("configs/multi_gpu_train.yaml")["rank"]
+        parser["start"] = ConfigParser.load_config_file("configs/train.yaml")["initialize"][-1]
         parser.get_parsed_content("start")
         draws.append((float(torch.rand(())), random.random()))
     set_determinism(None)

@@ -140,6 +140,9 @@ def test_an_export_that_differs_is_removed(tmp_path: Path, monkeypatch: pytest.M
         exports.export_onnx(nn.Identity(), tmp_path / "model.onnx", opset=11)
     with pytest.raises(InputError, match=r"absent\.pt: no such checkpoint"):
         exports.main(["--checkpoint", "absent.pt", "--output_dir", str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match="onnx: is not installed; pip install onnx onnxscript"):
+        exports.export_onnx(nn.Identity(), tmp_path / "model.onnx")
 
 
 def test_the_file_says_what_it_takes(exported: Path) -> None:

@@ -28,7 +28,7 @@ def test_weights_move_away_from_the_shipped_ones(phantoms: Path, tmp_path: Path)
     options |= {"max_epochs": 2, "resume": tmp_path / "out" / "last_checkpoint_epoch=1.pt"}
     succeed(run_bundle(config_file="['configs/train.yaml','configs/finetune.yaml']", **options))
     state = torch.load(tmp_path / "out" / "last_checkpoint_epoch=2.pt", weights_only=True)
-    assert state["trainer"]["epoch_length"] * 2 == state["trainer"]["iteration"]
+    assert state["trainer"]["epoch_length"] * 2 == state["trainer"]["iteration"] == state["lr_scheduler"]["last_epoch"]
 
 
 def test_a_data_list_gives_the_cines_of_its_training_section(tmp_path: Path) -> None:

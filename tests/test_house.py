@@ -12,7 +12,19 @@ from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).parent.parent
 PURE = ("surgery", "fields", "metrics", "losses", "networks")
-OPTIONAL = ("itk", "matplotlib", "tensorboard", "mlflow", "onnx", "onnxruntime", "openvino", "pydicom", "jinja2", "PIL")
+OPTIONAL = (
+    "itk",
+    "matplotlib",
+    "tensorboard",
+    "mlflow",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "pydicom",
+    "jinja2",
+    "PIL",
+    "contourpy",
+)
 CONFIGS = ("train", "evaluate", "inference", "demo", "multi_gpu_train", "finetune", "table")
 CONFIGS += tuple(f"methods/{path.stem}" for path in sorted((ROOT / "configs" / "methods").glob("*.yaml")))
 

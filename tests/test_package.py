@@ -18,6 +18,8 @@ def test_zip_holds_regular_files_of_the_bundle(tmp_path: Path) -> None:
         assert all(name.startswith("bundle/") for name in members)
         # Not links: MONAI unpacks those as text.
         assert all((entry.external_attr >> 28) != 0xA for entry in members.values())
+        assert all((entry.external_attr >> 16) & 0o444 == 0o444 for entry in members.values())
+        assert b"CC BY-NC-SA" in archive.read("bundle/LICENSE")
         assert json.loads(archive.read("bundle/metadata.json")) == json.loads((ROOT / "configs" / "metadata.json").read_text())
     tracked = subprocess.run(["git", "ls-files", "configs", "scripts", "docs", "models"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode == 0:
