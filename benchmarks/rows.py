@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.transforms import CenterSpatialCrop
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,7 +26,7 @@ from scripts.cohort import fingerprint
 from scripts.datalists import select_pairs
 from scripts.errors import InputError
 from scripts.files import whole_file, write_json
-from scripts.metrics import center_region, nan_mean
+from scripts.metrics import nan_mean
 
 ROOT = Path(__file__).parent.parent
 SHARED = ("train.yaml", "table.yaml")
@@ -197,7 +198,7 @@ def classical_method(study: Study, name: str, parameters: dict, executor: Execut
 
     def method(pair: Tensor) -> tuple[Tensor, float]:
         field = torch.zeros_like(pair)
-        inside = (slice(None), *center_region(pair.shape[1:3], study.sizes["slice_size"]))
+        inside = (slice(None), *CenterSpatialCrop(study.sizes["slice_size"]).compute_slices(pair.shape[1:3]))
         pairs = pair[inside].movedim(-1, 0).numpy()
         fields, seconds = register_slices(name, parameters, pairs, executor)
         field[inside] = torch.from_numpy(fields).movedim(0, -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
@@ -27,7 +28,7 @@ class Cine:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm."""
-        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return tuple(float(length) for length in voxel_sizes(self.affine))
 
     @property
     def frames(self) -> int:

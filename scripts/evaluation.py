@@ -13,12 +13,12 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.data import MetaTensor
-from monai.transforms import Transform
+from monai.transforms import CenterSpatialCrop, Transform
 
 from scripts.devices import gather_rows
 from scripts.fields import warp
 from scripts.files import write_csv, write_json
-from scripts.metrics import DEFINITIONS, center_region, folding_percent, mse_hundredfold, overlap, summarize, volume_error
+from scripts.metrics import DEFINITIONS, folding_percent, mse_hundredfold, overlap, summarize, volume_error
 from scripts.transforms import LABELS, scale_slices
 
 CAVITIES = {f"volume_error_{name}": LABELS[name] for name in ("rv", "lv")}
@@ -77,7 +77,7 @@ def score_case(
         fixed_label: label map of the fixed image, or None.
         crop_size: in-plane size of the central crop whose images and folding are scored.
     """
-    region = center_region(fixed.shape[1:3], crop_size)
+    region = CenterSpatialCrop(crop_size).compute_slices(fixed.shape[1:3])
     inside = (slice(None), *region)
     moving_plain, fixed_crop = torch.as_tensor(moving).float().cpu(), torch.as_tensor(fixed).float().cpu()[inside]
     # Each slice is scaled by its own range over the crop; what the field pulls in from outside is scaled the same way.

@@ -20,6 +20,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
@@ -88,7 +89,7 @@ def check_right_angles(affine: Array, name: object) -> None:
     Raises:
         InputError: with `name`, which says whose grid it is; for voxels without extent, too.
     """
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    lengths = voxel_sizes(affine)
     if not (lengths > 0).all() or not np.isfinite(affine).all():
         raise InputError(
             f"{name}: its voxels are {' x '.join(f'{n:g}' for n in lengths)} mm; write the file anew with their true size."
@@ -134,7 +135,7 @@ def check_one_place(path: str | Path) -> None:
     cure = f"write `img = nibabel.load({Path(path).name!r}); img.set_qform(img.affine, 1)` to a new file."
     shape = np.array((*image.shape, 1, 1)[:3])  # a lone slice may have two axes
     # ITK takes sizes from pixdim, which goes with the qform, and directions from the sform.
-    sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
+    sizes = voxel_sizes(image.affine)
     if s_code and not q_code and (np.abs(sizes - pixdim) * shape).max() > SAME_PLACE:
         listed, other = (" x ".join(f"{n:.4g}" for n in lengths) for lengths in (pixdim, sizes))
         raise InputError(
@@ -226,8 +227,7 @@ def move_points(points: Array, field: Array, affine: Array) -> Array:
     Returns:
         (N, 3), mm along RAS, where those points of the fixed image lie in the moving image.
     """
-    inverse = np.linalg.inv(affine)
-    index = points @ inverse[:3, :3].T + inverse[:3, 3]
+    index = apply_affine(np.linalg.inv(affine), points)
     shift = np.stack([map_coordinates(channel, index.T, order=1, mode="nearest") for channel in field], axis=1)
     return points + shift @ affine[:3, : field.shape[0]].T
 
@@ -295,8 +295,7 @@ def check_in_image(path: str | Path, names: Sequence[str], points: Array, shape:
     Raises:
         InputError: naming the file and the first such landmark.
     """
-    inverse = np.linalg.inv(affine)
-    index = points @ inverse[:3, :3].T + inverse[:3, 3]
+    index = apply_affine(np.linalg.inv(affine), points)
     outside = ((index < -0.5) | (index > np.array(shape) - 0.5)).any(axis=1)
     if outside.any():
         name = names[int(outside.argmax())]

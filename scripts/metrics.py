@@ -106,12 +106,6 @@ def folding_percent(field: Tensor, region: tuple[slice, ...] = ()) -> float:
     return 100.0 * (determinant <= 0).double().mean().item()
 
 
-def center_region(shape: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
-    """Slices of the central crop, no larger than the image, placed as MONAI's `CenterSpatialCrop` places it."""
-    starts = [max(old // 2 - new // 2, 0) for old, new in zip(shape, size)]
-    return tuple(slice(start, min(start + new, old)) for start, new, old in zip(starts, size, shape))
-
-
 def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Mean and population standard deviation of each figure over subjects, NaN left out (both NaN where nothing is left)."""
     summary = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from scripts.cines import Array, Cine
 from scripts.datalists import stem_of
@@ -79,7 +80,7 @@ def check_slices_last(path: str | Path) -> None:
         InputError: naming file, axis and cure, where the first or second axis has by far the largest spacing.
     """
     file = nib.load(path)
-    spacing = np.linalg.norm(file.affine[:3, :3], axis=0)
+    spacing = voxel_sizes(file.affine)
     axis = int(spacing.argmax())
     if axis < 2 and file.ndim > 2 and file.shape[2] > 1 and spacing[axis] > CLEARLY_THICKER * np.delete(spacing, axis).max():
         order = [[2, 1], [0, 1], [1, 1]] if axis == 0 else [[0, 1], [2, 1], [1, 1]]

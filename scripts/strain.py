@@ -14,6 +14,7 @@ center, in every slice (apical ones too). They start at the anterior insertion o
 from __future__ import annotations
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
@@ -53,7 +54,7 @@ def measure_strain(
     """
     if fields.ndim != 5 or fields.shape[1] != 2 or fields.shape[2:] != label.shape or min(label.shape[:2]) < 2:
         raise ValueError(f"fields (T, 2, X, Y, Z) and a label (X, Y, Z) are needed, got shapes {fields.shape} and {label.shape}.")
-    spacing, centers = in_plane_spacing(affine), lv_centers(label, affine)
+    spacing, centers = voxel_sizes(affine)[:2], lv_centers(label, affine)
     voxels = np.argwhere((label == MYOCARDIUM) & np.isin(np.arange(label.shape[2]), list(centers)))
     offsets = voxels[:, :2] * spacing - np.array([centers[z] for z in voxels[:, 2]]).reshape(-1, 2)
     # A wall's voxel on the very center has no direction.
@@ -111,7 +112,7 @@ def sector_map(label: NDArray, affine: Array, sector_origin: float | None = None
             the apex, the usual display of a short-axis view.
     """
     sectors = np.zeros(label.shape, np.uint8)
-    spacing, centers = in_plane_spacing(affine), lv_centers(label, affine)
+    spacing, centers = voxel_sizes(affine)[:2], lv_centers(label, affine)
     if sector_origin is None:
         ends = {z: contact_ends(label[..., z], affine, center) for z, center in centers.items()}
         ends = {z: found for z, found in ends.items() if found is not None}
@@ -148,7 +149,7 @@ def contact_ends(plane: NDArray, affine: Array, center: Array) -> tuple[float, f
     contact = np.argwhere((plane == MYOCARDIUM) & binary_dilation(plane == RV, np.ones((3, 3))))
     if not len(contact):
         return None
-    spacing = in_plane_spacing(affine)
+    spacing = voxel_sizes(affine)[:2]
     toward_rv = angle(np.argwhere(plane == RV).mean(axis=0) * spacing - center)
     aside = np.angle(np.exp(1j * (angle(contact * spacing - center) - toward_rv)))
     low, high = aside.argmin(), aside.argmax()
@@ -161,7 +162,7 @@ def contact_ends(plane: NDArray, affine: Array, center: Array) -> tuple[float, f
 def septal_sense(label: NDArray, affine: Array, centers: dict[int, Array], origin: float) -> int:
     """The sense (1 or -1) in which the septum follows an insertion at a given angle (radians), see `sector_map`."""
     rvs = {z: np.argwhere(label[..., z] == RV) for z in centers}
-    directions = [np.exp(1j * angle(rv.mean(axis=0) * in_plane_spacing(affine) - centers[z])) for z, rv in rvs.items() if len(rv)]
+    directions = [np.exp(1j * angle(rv.mean(axis=0) * voxel_sizes(affine)[:2] - centers[z])) for z, rv in rvs.items() if len(rv)]
     side = (np.sum(directions) * np.exp(-1j * origin)).imag if directions else np.cross(affine[:3, 0], affine[:3, 1]) @ APEX
     return 1 if side >= 0 else -1
 
@@ -185,12 +186,7 @@ def deformation_gradient(fields: Array, voxels: NDArray[np.integer], spacing: Ar
 def lv_centers(label: NDArray, affine: Array) -> dict[int, Array]:
     """Centroid of the LV cavity in in-plane mm (2,) for each slice (from 0) that has both cavity and myocardium."""
     measured = [z for z in range(label.shape[2]) if all((label[..., z] == value).any() for value in (MYOCARDIUM, LV))]
-    return {z: np.argwhere(label[..., z] == LV).mean(axis=0) * in_plane_spacing(affine) for z in measured}
-
-
-def in_plane_spacing(affine: Array) -> Array:
-    """Voxel size in mm along array axes 0 and 1, (2,)."""
-    return np.linalg.norm(np.asarray(affine, dtype=float)[:3, :2], axis=0)
+    return {z: np.argwhere(label[..., z] == LV).mean(axis=0) * voxel_sizes(affine)[:2] for z in measured}
 
 
 def angle(p: Array) -> Array:

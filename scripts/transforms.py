@@ -14,6 +14,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.transforms.utils import scale_affine
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy.ndimage import binary_dilation
 from torch import Tensor
@@ -140,7 +141,7 @@ def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:
 def turn_to(label: MetaTensor, image: MetaTensor) -> MetaTensor:
     """A label (1, X, Y, Z) with its axes in the order and direction of an image's: converters turn the rows of DICOM over."""
     affines = [one.affine.double().numpy() for one in (label, image)]
-    if not all((np.linalg.norm(affine[:3, :3], axis=0) > 0).all() for affine in affines):
+    if not all((voxel_sizes(affine) > 0).all() for affine in affines):
         return label  # `check_same_grid` says so.
     # Of the one relative to the other: near 45 degrees each for itself may round to another axis.
     turn = io_orientation(np.linalg.inv(affines[1]) @ affines[0])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from scripts.metrics import center_region, dice_percent, folding_percent, hd95_mm, hd95_voxel, overlap, summarize, volume_error
+from scripts.metrics import dice_percent, folding_percent, hd95_mm, hd95_voxel, overlap, summarize, volume_error
 
 
 def ball(center: tuple[float, ...], radius: float, shape: tuple[int, ...] = (24, 24, 6)) -> np.ndarray:
@@ -108,15 +108,6 @@ def test_folding_of_a_field_that_folds_in_a_known_strip() -> None:
     slope = np.gradient(field[0, :, 0, 0].numpy())
     assert folding_percent(field) == pytest.approx(100 * np.mean(1 + slope <= 0) / 2)
     assert folding_percent(field, (slice(0, 5), slice(None))) == 0
-
-
-def test_center_crop_is_monais() -> None:
-    from monai.transforms import CenterSpatialCrop
-
-    for shape in ((216, 256), (130, 128), (100, 131)):
-        image = torch.arange(float(np.prod(shape))).view(1, *shape)
-        for size in ((128, 128), (127, 129)):
-            assert torch.equal(CenterSpatialCrop(size)(image).as_tensor(), image[(slice(None), *center_region(shape, size))])
 
 
 def test_summary_leaves_nan_out_and_takes_the_population_deviation() -> None:
