@@ -11,7 +11,8 @@ from monai.networks.blocks import Warp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FEW = 0.05
+FEW = 0.05  # share of a field's voxels that Newton's method takes one by one
+INVERTED = 1e-2  # voxels; an inverse that misses by less is converged
 
 
 def warp(image: Tensor, field: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
@@ -190,7 +191,7 @@ def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
     return resized * scale.view(-1, *[1] * len(old))
 
 
-def invert(field: Tensor, tolerance: float = 1e-2, iterations: int = 12) -> tuple[Tensor, Tensor]:
+def invert(field: Tensor, tolerance: float = INVERTED, iterations: int = 12) -> tuple[Tensor, Tensor]:
     """The inverse displacement v of a field u: v(y) + u(y + v(y)) = 0, with u interpolated linearly and its border repeated.
 
     Fixed-point iterations v <- -u(y + v) everywhere, which converge only where |grad u| < 1, then Newton's method at the points that they

@@ -232,7 +232,7 @@ def move_points(points: Array, field: Array, affine: Array) -> Array:
     return points + shift @ affine[:3, : field.shape[0]].T
 
 
-def invert(field: Array, tolerance: float = 1e-2) -> tuple[Array, Array]:
+def invert(field: Array, tolerance: float = fields.INVERTED) -> tuple[Array, Array]:
     """The inverse of a field, on the same grid: v with v(y) + u(y + v(y)) = 0 (`fields.invert` for NumPy arrays).
 
     Args:

@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scripts import fields
 from scripts.cines import CineRegistration
-from scripts.fields import in_view, jacobian_determinant
-from scripts.fields import length as length_of
-from scripts.fields import warp as pull
+from scripts.fields import compose, in_view, jacobian_determinant
 
 Array = NDArray[np.floating]
 
@@ -33,8 +32,8 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
 
     Args:
         registration: fields and images.
-        reached: where a moving image of another grid is seen, before and after it is moved, (X, Y, Z); None is everywhere.
         inversion_errors: |v + u(y + v)| in voxels, (T, X, Y, Z), as the inversion left it; None counts no unconverged voxel.
+        reached: where a moving image of another grid is seen, before and after it is moved, (X, Y, Z); None is everywhere.
 
     Returns:
         "frames": a dict a frame (`frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of sentences;
@@ -76,7 +75,7 @@ def frame_figures(
     spacing = torch.tensor(registration.cine.spacing[:2], dtype=torch.float64).view(1, 2, 1, 1)
     errors = []
     for one, other in ((u, v), (v, u)):
-        length = length_of((one + pull(other, one)) * spacing)
+        length = fields.length(compose(other, one) * spacing)
         valid = in_view(one) & ((determinant if one is u else jacobian_determinant(one)) > 0.1)
         errors.append(torch.where(valid, length, torch.nan))
     inverse = [error.flatten(1) for error in errors]
@@ -90,12 +89,12 @@ def frame_figures(
         for i in (registration.cine.image, registration.moved)
     ]
     squares = [misfit(image, fixed, seen) / scale for image in images]
-    length = length_of(u * spacing).flatten(1)
+    length = fields.length(u * spacing).flatten(1)
     pair = np.stack([registration.cine.image[..., t], registration.fixed])
     blank = (np.ptp(pair, axis=(1, 2)) == 0).any(axis=0)
     unconverged = np.zeros(len(u))
     if inversion_errors is not None:
-        unconverged = ((inversion_errors > 0.011) & in_view(v).movedim(0, -1).numpy()).sum(axis=(0, 1))
+        unconverged = ((inversion_errors > 1.1 * fields.INVERTED) & in_view(v).movedim(0, -1).numpy()).sum(axis=(0, 1))
 
     def figures(part: slice) -> dict:
         inside = [error[part][~error[part].isnan()].numpy() for error in inverse]
