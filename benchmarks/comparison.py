@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import wilcoxon
-
 from scripts.metrics import summarize
 
 COLUMNS = {
@@ -54,7 +53,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def in_direction(scores: Mapping[str, Sequence[dict]], direction: str) -> dict[str, dict[str, dict]]:
     """The scored pairs of one direction, by method and subject."""
-    return {name: {row["subject"]: row for row in rows if row["direction"] == direction} for name, rows in scores.items()}
+    return {
+        name: {row["subject"]: row for row in rows if row["direction"] == direction} for name, rows in scores.items()
+    }
 
 
 def compare(scores: Mapping[str, Mapping[str, dict]], ours: str, figure: str = "dice") -> dict[str, float]:
@@ -71,7 +72,9 @@ def format_cell(figure: Mapping[str, float], digits: int) -> str:
     return "–" if np.isnan(figure["mean"]) else f"{figure['mean']:.{digits}f} ± {figure['std']:.{digits}f}"
 
 
-def format_table(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], training: Mapping[str, float], ours: str) -> str:
+def format_table(
+    scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], training: Mapping[str, float], ours: str
+) -> str:
     """A Markdown table a direction: a line a method, mean ± standard deviation over subjects.
 
     Args:
@@ -128,8 +131,8 @@ def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: 
             together.setdefault((round(x, 1), round(y, 1)), []).append(number)
         for numbers in together.values():
             _, y = at = list(points.values())[numbers[0] - 1]
-            # Where there is an inset, it has the numbers of what it shows. To the right and to the left in turn: neighbors in the table
-            # are often neighbors here.
+            # Where there is an inset, it has the numbers of what it shows. To the right and to the left in turn:
+            # neighbors in the table are often neighbors here.
             panel, side = panels[-1 if y > best - CROWDED else 0], 1 if numbers[0] % 2 else -1
             style = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": 8}
             panel.annotate(", ".join(map(str, numbers)), at, (6 * side, 0), textcoords="offset points", **style)

@@ -4,20 +4,24 @@
         [--variants contiguous channels_last bf16 torchscript onnxruntime openvino demons symmetric syn]
         [--cine C_4d.nii.gz --reference_label ED_gt.nii.gz | --no_cine]
 
-Central crops of end-systolic slices are brought onto end diastole: those of a test split in ACDC's layout, else of phantoms. Every
-method takes the same pairs of images in [0, 1] and returns displacements in pixels; reading, scaling, warping and writing are not
-timed. All methods take turns in each round, in a random order, and are compared within it: by the process's CPU time on one thread,
-or, with the network on a GPU, by the clock with the device waited for and ITK on one thread. Before any timing, each method must at
-least halve the mean squared difference of a phantom's slices; one that does not is left out.
+Central crops of end-systolic slices are brought onto end diastole: those of a test split in ACDC's layout, else of
+phantoms. Every method takes the same pairs of images in [0, 1] and returns displacements in pixels; reading, scaling,
+warping and writing are not timed. All methods take turns in each round, in a random order, and are compared within it:
+by the process's CPU time on one thread, or, with the network on a GPU, by the clock with the device waited for and ITK
+on one thread. Before any timing, each method must at least halve the mean squared difference of a phantom's slices; one
+that does not is left out.
 
-Beside it a whole case is timed once from file to files, as a user runs it: a cine read, its fields, inverses, quality, function, strain,
-everything written, the report too; a real one where it is given, else a phantom of ten slices and twenty frames.
+Beside it a whole case is timed once from file to files, as a user runs it: a cine read, its fields, inverses, quality,
+function, strain, everything written, the report too; a real one where it is given, else a phantom of ten slices and
+twenty frames.
 
-ours        the network and settings of configs/inference.yaml, its velocities integrated, by 1, 5 or 10 slices a forward pass; in
+ours        the network and settings of configs/inference.yaml, its velocities integrated, by 1, 5 or 10 slices a
+forward pass; in
             PyTorch (contiguous, channels_last, bf16), or exported (torchscript, onnxruntime, openvino)
-demons      DiffeomorphicDemonsRegistrationFilter, sigma 1, three levels by factors 4, 2, 1 in MultiResolutionPDEDeformableRegistration
-symmetric   SymmetricForcesDemonsRegistrationFilter, the same way (the Fast one is not wrapped for Python)
-syn         SyNImageRegistrationMethod on cross-correlation of radius 4, a level at a time; slow, on demand
+demons      DiffeomorphicDemonsRegistrationFilter, sigma 1, three levels by factors 4, 2, 1 in
+MultiResolutionPDEDeformableRegistration symmetric   SymmetricForcesDemonsRegistrationFilter, the same way (the Fast one
+is not wrapped for Python) syn         SyNImageRegistrationMethod on cross-correlation of radius 4, a level at a time;
+slow, on demand
 """
 
 from __future__ import annotations
@@ -36,11 +40,6 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, ResizeWithPadOrCropd
-from torch import Tensor, nn
-from tqdm import tqdm
-
-from benchmarks.options import command, positive, shown, writable
-from benchmarks.step import processor, quartiles, time_rounds
 from scripts.api import register_cine
 from scripts.checkpoints import load_weights
 from scripts.classical import METHODS, limit_itk_to_one_thread
@@ -54,9 +53,15 @@ from scripts.metrics import dice_percent, folding_percent, mse_hundredfold, nan_
 from scripts.networks import PaddedNetwork
 from scripts.phantom import Phantom, write_phantom_dataset
 from scripts.transforms import LABELS, LoadCased, ScaleSlicesd, scale_slices
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.options import command, positive, shown, writable
+from benchmarks.step import processor, quartiles, time_rounds
 
 Method = Callable[[Tensor], Tensor]
-"""Pairs (S, 2, X, Y) of moving and fixed slices -> fields (S, 2, X, Y) in pixels, channel i along array axis i, pull convention."""
+"""Pairs (S, 2, X, Y) of moving and fixed slices -> fields (S, 2, X, Y) in pixels, channel i along array axis i, pull
+convention."""
 
 ROOT = Path(__file__).parent.parent
 NETWORK = {"contiguous": {}, "channels_last": {"channels_last": True}, "bf16": {"channels_last": True, "bf16": True}}
@@ -86,7 +91,9 @@ def make_network_method(
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(memory_format=layout) if channels_last else network
-    infer = FieldInferer(integration=config.get_parsed_content("integration", instantiate=True), passes=config["passes"], bf16=bf16)
+    infer = FieldInferer(
+        integration=config.get_parsed_content("integration", instantiate=True), passes=config["passes"], bf16=bf16
+    )
 
     @torch.inference_mode()
     def method(pairs: Tensor) -> Tensor:
@@ -113,7 +120,8 @@ ITK = {
 
 
 def make_methods(variants: Sequence[str], checkpoint: str, device: str, iterations: int) -> dict[str, Method]:
-    """The methods to compare by name, the shipped setting of ours always among them; torch and ITK are set to one thread on a CPU.
+    """The methods to compare by name, the shipped setting of ours always among them; torch and ITK are set to one
+    thread on a CPU.
 
     Raises:
         InputError: for a checkpoint that cannot be read, or where ITK is needed and not installed.
@@ -130,7 +138,9 @@ def make_methods(variants: Sequence[str], checkpoint: str, device: str, iteratio
     for form, network in forms.items():
         how = NETWORK.get(form, {})
         if form in variants:
-            methods |= {f"ours, {form}, batch {batch}": make_network_method(config, network, batch, **how) for batch in BATCHES}
+            methods |= {
+                f"ours, {form}, batch {batch}": make_network_method(config, network, batch, **how) for batch in BATCHES
+            }
         else:
             methods[OURS] = make_network_method(config, network, 5, **how)
     chosen = [name for name in ITK if name in variants]
@@ -155,12 +165,15 @@ def export_and_load(config: ConfigParser, checkpoint: str, forms: Sequence[str])
         runtimes = [form for form in forms if form != "torchscript"]
         if runtimes:
             path = export_onnx(network, Path(folder) / "model.onnx", checkpoint=checkpoint)
-            loaded |= {name: PaddedNetwork(ExportedNetwork(path, name, checkpoint), network.stride) for name in runtimes}
+            loaded |= {
+                name: PaddedNetwork(ExportedNetwork(path, name, checkpoint), network.stride) for name in runtimes
+            }
     return loaded
 
 
 def phantom_slices(count: int, size: int, seed: int = 0) -> dict[str, Tensor]:
-    """Slices of random phantoms, four each: "pairs" (S, 2, X, Y) in [0, 1] and "labels" (S, 2, X, Y), end systole then end diastole."""
+    """Slices of random phantoms, four each: "pairs" (S, 2, X, Y) in [0, 1] and "labels" (S, 2, X, Y), end systole then
+    end diastole."""
     stacks = []
     for subject in range(-(-count // 4)):
         phantom = Phantom.random((seed, subject), size=(size, size))
@@ -172,7 +185,8 @@ def phantom_slices(count: int, size: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def acdc_slices(dataset_dir: str, count: int, size: int) -> dict[str, Tensor]:
-    """Slices of the test split in ACDC's layout, evenly spaced over all: as `phantom_slices`; without "labels" where one is missing.
+    """Slices of the test split in ACDC's layout, evenly spaced over all: as `phantom_slices`; without "labels" where
+    one is missing.
 
     Raises:
         InputError: for a data set that cannot be read.
@@ -187,7 +201,9 @@ def acdc_slices(dataset_dir: str, count: int, size: int) -> dict[str, Tensor]:
         ]
     )
     cases = [load(item) for item in tqdm(select_pairs(dataset_dir, None, "test"), desc="reading", unit="case")]
-    stack = lambda keys: torch.cat([torch.cat([case[key].as_tensor() for key in keys]).movedim(-1, 0) for case in cases])
+    stack = lambda keys: torch.cat(
+        [torch.cat([case[key].as_tensor() for key in keys]).movedim(-1, 0) for case in cases]
+    )
     slices = {"pairs": stack(images)}
     if all(key in case for case in cases for key in labels):
         slices["labels"] = stack(labels)
@@ -197,7 +213,8 @@ def acdc_slices(dataset_dir: str, count: int, size: int) -> dict[str, Tensor]:
 
 
 def score(fields: Tensor, slices: dict[str, Tensor]) -> dict[str, float]:
-    """Mean squared difference (x 100), folding (%) and, with labels, Dice (%): over all slices as one stack, Dice then over structures."""
+    """Mean squared difference (x 100), folding (%) and, with labels, Dice (%): over all slices as one stack, Dice then
+    over structures."""
     moved, fixed = (slices["pairs"][:, [channel]] for channel in (0, 1))
     row = {
         "mse": mse_hundredfold(warp(moved, fields), fixed),
@@ -216,11 +233,15 @@ def passes_gate(name: str, method: Method, slices: dict[str, Tensor], device: st
     before = score(torch.zeros_like(pairs), slices)["mse"]
     after = score(method(pairs.to(device)).cpu(), slices)["mse"]
     passed = after <= GATE * before
-    print(f"{name}: {after / before:.3f} of a phantom's mean squared difference is left{'' if passed else '; not timed'}")
+    print(
+        f"{name}: {after / before:.3f} of a phantom's mean squared difference is left{'' if passed else '; not timed'}"
+    )
     return passed
 
 
-def time_case(device: str, checkpoint: str, size: int, cine: str | None = None, label: str | None = None) -> dict[str, float]:
+def time_case(
+    device: str, checkpoint: str, size: int, cine: str | None = None, label: str | None = None
+) -> dict[str, float]:
     """Seconds of a whole case from file to files, by the clock and of the process's CPU time, with its size.
 
     Args:
@@ -234,7 +255,9 @@ def time_case(device: str, checkpoint: str, size: int, cine: str | None = None, 
             write_phantom_dataset(Path(folder) / "data", 3, 0, (size, size), 10, 20)
             cine, label = (str(sorted(Path(folder).rglob(name))[0]) for name in ("*_4d.nii.gz", "*_frame01_gt.nii.gz"))
         clock, work = time.perf_counter(), time.process_time()
-        result = register_cine(cine, reference_label=label, device=device, checkpoint=checkpoint, output_dir=f"{folder}/out")
+        result = register_cine(
+            cine, reference_label=label, device=device, checkpoint=checkpoint, output_dir=f"{folder}/out"
+        )
         seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - work
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "shape": list(result.cine.image.shape)}
 
@@ -260,7 +283,9 @@ def format_table(table: dict[str, dict]) -> str:
     timed, scored = ("milliseconds", "times_ours", "times_as_fast_as_demons"), ("mse", "dice", "folding_percent")
     lines = [f"{'method':<32}" + "".join(f"{c:>25}" for c in timed) + "".join(f"{c:>17}" for c in scored)]
     for name, row in table.items():
-        cells = [f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if (v := row.get(column)) else "" for column in timed]
+        cells = [
+            f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if (v := row.get(column)) else "" for column in timed
+        ]
         scores = [f"{row[column]:.3f}" if column in row else "" for column in scored]
         lines.append(f"{name:<32}" + "".join(f"{c:>25}" for c in cells) + "".join(f"{c:>17}" for c in scores))
     return "\n".join(lines)
@@ -308,7 +333,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     clock = "one thread, CPU time" if options.device == "cpu" else f"clock; ITK on one thread of {processor('cpu')}"
     hardware = f"{processor(options.device)}, {clock}"
     source = "slices of the test split" if options.dataset_dir else "slices of phantoms"
-    print(f"{len(pairs)} {source}, {options.crop} x {options.crop}, {options.rounds} rounds; {hardware}; times_ours: {OURS} is 1")
+    print(
+        f"{len(pairs)} {source}, {options.crop} x {options.crop}, {options.rounds} rounds; {hardware}; times_ours: {OURS} is 1"
+    )
     print(format_table(table))
     case = None
     if not options.no_cine:

@@ -28,7 +28,9 @@ def writable(text: str) -> Path:
     """
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
-        raise ArgumentTypeError(f"{text} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is not there'}")
+        raise ArgumentTypeError(
+            f"{text} cannot be written: {'it is a folder' if path.is_dir() else 'its folder is not there'}"
+        )
     return path
 
 
@@ -38,7 +40,8 @@ def shown(options: Namespace) -> dict[str, object]:
 
 
 def command(module: str, argv: Sequence[str]) -> str:
-    """The command line of a benchmark as a document may show it: paths of this machine and the JSON file are left out."""
+    """The command line of a benchmark as a document may show it: paths of this machine and the JSON file are left
+    out."""
     words = [f"python -m {module}"]
     rest = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     while rest:

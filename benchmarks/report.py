@@ -7,8 +7,9 @@ A table stands between two comments of the document, which are kept:
     <!-- step_batch8.json steps: milliseconds, to_plain_as_written -->
     <!-- end -->
 
-The first names a file in `benchmarks/results/`, the key of its rows (a dict of dicts), and, where not all are wanted, the columns. A cell
-is a number, a text, or {"median", "q1", "q3"}; below the table stand the command, the hardware and the versions that the file tells.
+The first names a file in `benchmarks/results/`, the key of its rows (a dict of dicts), and, where not all are wanted,
+the columns. A cell is a number, a text, or {"median", "q1", "q3"}; below the table stand the command, the hardware and
+the versions that the file tells.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ def render(document: str, results: Path = RESULTS) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the document, or with --check stop where it is not what the results say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the document is not what the results say")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where the document is not what the results say"
+    )
     options = parser.parse_args(argv)
     old = DOCUMENT.read_text()
     new = render(old)

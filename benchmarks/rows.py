@@ -1,4 +1,5 @@
-"""One row of the comparison: what it trains, searches or chooses, and how it scores. `table.py` puts the rows side by side."""
+"""One row of the comparison: what it trains, searches or chooses, and how it scores. `table.py` puts the rows side by
+side."""
 
 from __future__ import annotations
 
@@ -17,16 +18,16 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import CenterSpatialCrop
-from torch import Tensor
-from tqdm import tqdm
-
-from benchmarks.comparison import COLUMNS
 from scripts.classical import register_slices
 from scripts.cohort import fingerprint
 from scripts.datalists import select_pairs
 from scripts.errors import InputError
 from scripts.files import whole_file, write_json
 from scripts.metrics import nan_mean
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.comparison import COLUMNS
 
 ROOT = Path(__file__).parent.parent
 SHARED = ("train.yaml", "table.yaml")
@@ -41,7 +42,8 @@ class Row:
 
     title: str
     kind: str
-    """"initial", "classical" (by its name in `scripts.classical`), "learned" (by its name in configs/methods/) or "shipped"."""
+    """"initial", "classical" (by its name in `scripts.classical`), "learned" (by its name in configs/methods/) or
+    "shipped"."""
     trained_as: str = ""
     """The row whose weights this one takes; its own by default."""
 
@@ -131,8 +133,12 @@ class Study:
 
     @cached_property
     def sizes(self) -> dict[str, list[int]]:
-        """In pixels: "slice_size" of training slices and of what ITK is given, "crop_size" of training crops and of scored images."""
-        return {key: [n] * 2 if (n := getattr(self.options, key)) else self.settings[key] for key in ("slice_size", "crop_size")}
+        """In pixels: "slice_size" of training slices and of what ITK is given, "crop_size" of training crops and of
+        scored images."""
+        return {
+            key: [n] * 2 if (n := getattr(self.options, key)) else self.settings[key]
+            for key in ("slice_size", "crop_size")
+        }
 
     @property
     def overrides(self) -> dict:
@@ -265,7 +271,8 @@ def check_settings(path: Path, settings: dict) -> None:
     if found is not None and found != settings:
         different = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
         raise InputError(
-            f"{path.parent}: was made with other settings ({', '.join(different)}); remove that folder or give another --output_dir."
+            f"{path.parent}: was made with other settings ({', '.join(different)}); remove that folder or give "
+            "another --output_dir."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
@@ -278,8 +285,8 @@ def epochs_done(folder: Path) -> int:
 
 
 def train(study: Study, name: str) -> float:
-    """Train a learned row, or go on, to its last epoch; leaves `model.pt` and returns the seconds of all its epochs (NaN where
-    an interruption lost them).
+    """Train a learned row, or go on, to its last epoch; leaves `model.pt` and returns the seconds of all its epochs
+    (NaN where an interruption lost them).
 
     Raises:
         InputError: where the folder holds a training of other settings, or of more epochs.
@@ -288,7 +295,9 @@ def train(study: Study, name: str) -> float:
     check_settings(folder / "settings.json", settings_of(study, name))
     done, log = epochs_done(folder), folder / "seconds.json"
     if done > study.epochs:
-        raise InputError(f"{folder}: has {done} epochs, more than {study.epochs}; remove that folder or give another --output_dir.")
+        raise InputError(
+            f"{folder}: has {done} epochs, more than {study.epochs}; remove that folder or give another --output_dir."
+        )
     before = (read_json(log) or {}).get(str(done), np.nan) if done else 0.0
     if done < study.epochs:
         device = study.options.device
@@ -298,7 +307,10 @@ def train(study: Study, name: str) -> float:
             logging_file=False,
             workflow_type="train",
             **study.overrides,
-            **{f"{section}::dataset::data": study.items(split) for section, split in (("train", "train"), ("validate", "val"))},
+            **{
+                f"{section}::dataset::data": study.items(split)
+                for section, split in (("train", "train"), ("validate", "val"))
+            },
             dataset_dir=study.options.dataset_dir,
             output_dir=str(folder),
             max_epochs=study.epochs,

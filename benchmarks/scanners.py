@@ -1,10 +1,11 @@
-"""How registration bears images of other scanners and protocols: Dice with other pixels, shading, noise, blur, contrast and axes.
+"""How registration bears images of other scanners and protocols: Dice with other pixels, shading, noise, blur, contrast
+and axes.
 
     python -m benchmarks.scanners --dataset_dir DIR [--split val] [--spacings 0.9 1.2 2.0 2.5] [--json scanners.json]
 
-Pairs of a split are changed in one way at a time and scored by `evaluate.yaml`: by each of `CHANGES`, and resampled in-plane to each
-pixel size (linearly, averaged where pixels grow; labels by the nearest pixel), on that grid and over the same millimeters, with its
-`working_spacing` and with `working_spacing: false`.
+Pairs of a split are changed in one way at a time and scored by `evaluate.yaml`: by each of `CHANGES`, and resampled
+in-plane to each pixel size (linearly, averaged where pixels grow; labels by the nearest pixel), on that grid and over
+the same millimeters, with its `working_spacing` and with `working_spacing: false`.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from monai.transforms import (
     Rotate90d,
     Transform,
 )
-from torch.nn import functional as F
-from tqdm import tqdm
-
-from benchmarks.options import writable
 from scripts.api import ROOT
 from scripts.devices import check_device
 from scripts.errors import one_line
 from scripts.transforms import ResizeToSpacingd
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from benchmarks.options import writable
 
 SCORED_MM = 192.0
 """Length of the square whose folding is scored: that of 128 pixels of 1.5 mm."""
@@ -53,8 +54,8 @@ CHANGES: dict[str, Callable[[], Transform]] = {
     "mirrored": lambda: Flipd(PAIR + LABELS, spatial_axis=0),
     "turned by 90 degrees": lambda: Rotate90d(PAIR + LABELS),
 }
-"""Both images of a pair get the same, but for the noise; sd is the standard deviation of the image. A network that knows which way hearts
-lie in its data set fails where they lie otherwise."""
+"""Both images of a pair get the same, but for the noise; sd is the standard deviation of the image. A network that
+knows which way hearts lie in its data set fails where they lie otherwise."""
 
 
 class ResamplePaird(Transform):
@@ -137,11 +138,15 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     for change, working in tqdm([*runs, *((name, True) for name in CHANGES)], desc="changes", unit="run"):
         found = score(change, working, options.dataset_dir, options.split, options.checkpoint, options.device)
         images = change if isinstance(change, str) else f"pixels of {change:g} mm" if change else "native"
-        rows += [{"images": images, "working_spacing": working, "direction": name, **row} for name, row in found.items()]
+        rows += [
+            {"images": images, "working_spacing": working, "direction": name, **row} for name, row in found.items()
+        ]
     print(f"{'images':<22}{'working spacing':<18}{'direction':<12}" + "".join(f"{figure:>18}" for figure in FIGURES))
     for row in rows:
         cells = "".join(f"{row[figure]:>18.3f}" for figure in FIGURES)
-        print(f"{row['images']:<22}{'as shipped' if row['working_spacing'] else 'none':<18}{row['direction']:<12}{cells}")
+        print(
+            f"{row['images']:<22}{'as shipped' if row['working_spacing'] else 'none':<18}{row['direction']:<12}{cells}"
+        )
     if options.json:
         options.json.write_text(json.dumps({"split": options.split, "rows": rows}, indent=1) + "\n")
     return rows

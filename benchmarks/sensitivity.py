@@ -1,12 +1,14 @@
-"""What a user chooses where there is no weight: Dice and folding over rate, batch and averages for surgery, over λ for weighted sums.
+"""What a user chooses where there is no weight: Dice and folding over rate, batch and averages for surgery, over λ for
+weighted sums.
 
-    python -m benchmarks.sensitivity --dataset_dir DIR [--output_dir sensitivity] [--epochs 3] [--runs N] [--figure FILE.png]
+    python -m benchmarks.sensitivity --dataset_dir DIR [--output_dir sensitivity] [--epochs 3] [--runs N] [--figure
+    FILE.png]
 
-Every run trains `train.yaml` on native pixels with the same number of slice presentations and is scored on `val`, with the last weights and
-with their running mean. The network is one whose fields can fold: a displacement, neither integrated nor smoothed, one direction at a time;
-so what keeps a field smooth is how the two gradients are settled. With momentum, running means of both gradients are settled. A finished
-run is a file in the output folder and is not run again; `--runs` stops after so many. `sensitivity.json`, `sensitivity.csv` and the figure
-hold what is finished so far.
+Every run trains `train.yaml` on native pixels with the same number of slice presentations and is scored on `val`, with
+the last weights and with their running mean. The network is one whose fields can fold: a displacement, neither
+integrated nor smoothed, one direction at a time; so what keeps a field smooth is how the two gradients are settled.
+With momentum, running means of both gradients are settled. A finished run is a file in the output folder and is not run
+again; `--runs` stops after so many. `sensitivity.json`, `sensitivity.csv` and the figure hold what is finished so far.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
-from tqdm import tqdm
-
-from benchmarks.options import positive
-from benchmarks.step import processor
 from scripts.api import ROOT
 from scripts.devices import check_device
 from scripts.errors import InputError, one_line
 from scripts.files import write_csv, write_json
+from tqdm import tqdm
+
+from benchmarks.options import positive
+from benchmarks.step import processor
 
 FIGURES = ("dice", "folding_percent", "hd95_voxel", "mse")
 FOLDABLE = {
@@ -84,8 +86,8 @@ def train(run: Run, settings: dict, dataset_dir: str, progress: tqdm) -> dict:
     """Train and score one run; the bar advances by slices.
 
     Returns:
-        "mean" and "last": the figures on `val` of the running mean of the weights and of the last weights; "steps", "slices",
-        "seconds", and the means of the last epoch, "similarity", "smoothness" and "conflict_ratio".
+        "mean" and "last": the figures on `val` of the running mean of the weights and of the last weights; "steps",
+        "slices", "seconds", and the means of the last epoch, "similarity", "smoothness" and "conflict_ratio".
     """
     with tempfile.TemporaryDirectory() as folder:
         workflow = ConfigWorkflow(
@@ -103,7 +105,9 @@ def train(run: Run, settings: dict, dataset_dir: str, progress: tqdm) -> dict:
             **asdict(run),
         )
         workflow.initialize()
-        trainer, evaluator = (workflow.parser.get_parsed_content(name) for name in ("train::trainer", "validate::evaluator"))
+        trainer, evaluator = (
+            workflow.parser.get_parsed_content(name) for name in ("train::trainer", "validate::evaluator")
+        )
         slices = []
 
         def advance(engine: Engine) -> None:
@@ -122,7 +126,9 @@ def train(run: Run, settings: dict, dataset_dir: str, progress: tqdm) -> dict:
         epoch = {name: trainer.state.metrics[name] for name in ("similarity", "smoothness", "conflict_ratio")}
         workflow.finalize()
     if isnan(mean["dice"]):
-        raise InputError(f"{dataset_dir}: no label in the `val` split; Dice needs <subject>_frameNN_gt.nii.gz beside the images.")
+        raise InputError(
+            f"{dataset_dir}: no label in the `val` split; Dice needs <subject>_frameNN_gt.nii.gz beside the images."
+        )
     return {"mean": mean, "last": score(), "steps": len(slices), "slices": sum(slices), "seconds": seconds, **epoch}
 
 
@@ -176,7 +182,12 @@ def draw(results: Sequence[dict], path: Path) -> None:
     markers = dict(zip(BATCHES, ("o", "s")))
     surgery = [run for run in by_run if run.strategy == "projection" and run.seed == 0 and not run.momentum]
     for run in surgery:
-        style = {"color": colors[run.learning_rate], "marker": markers[run.batch_size], "markersize": 9, "linestyle": "none"}
+        style = {
+            "color": colors[run.learning_rate],
+            "marker": markers[run.batch_size],
+            "markersize": 9,
+            "linestyle": "none",
+        }
         (x, y), (x0, y0) = point(run), point(run, "last")
         for axes in (left, left_crowd):
             axes.plot([x0, x], [y0, y], color=style["color"], linewidth=0.8, alpha=0.6, zorder=2)
@@ -204,14 +215,23 @@ def draw(results: Sequence[dict], path: Path) -> None:
             label(crowd, f"seed {run.seed}", point(run), (-14, -15), color="0.35")
     for run in (Run("weighted_sum", 0.01, rate) for rate in RATES if rate != 1e-3):
         if run in by_run and Run("weighted_sum", 0.01) in by_run:
-            crowd.plot(*zip(point(Run("weighted_sum", 0.01)), point(run)), color=colors[run.learning_rate], linewidth=0.8, zorder=2)
+            crowd.plot(
+                *zip(point(Run("weighted_sum", 0.01)), point(run)),
+                color=colors[run.learning_rate],
+                linewidth=0.8,
+                zorder=2,
+            )
             crowd.plot(*point(run), marker="o", markersize=6, color=colors[run.learning_rate], zorder=3)
-    averaged = {run: marker for run, marker in zip((Run(momentum=momentum) for momentum in MOMENTA), "PX") if run in by_run}
+    averaged = {
+        run: marker for run, marker in zip((Run(momentum=momentum) for momentum in MOMENTA), "PX") if run in by_run
+    }
     for run, marker in averaged.items():
         for axes in (left, left_crowd):
             axes.plot(*point(run), marker=marker, markersize=8, color="tab:purple", zorder=4)
     for axes, inset, kinds in ((left, left_crowd, ("mean", "last")), (right, crowd, ("mean",))):
-        runs = [run for run in by_run if (run.strategy == "projection" if axes is left else run.batch_size == BATCHES[0])]
+        runs = [
+            run for run in by_run if (run.strategy == "projection" if axes is left else run.batch_size == BATCHES[0])
+        ]
         near = [at for run in runs for kind in kinds if (at := point(run, kind))[1] > CROWDED]
         if near:
             (x0, y0), (x1, y1) = np.min(near, axis=0), np.max(near, axis=0)
@@ -231,8 +251,14 @@ def draw(results: Sequence[dict], path: Path) -> None:
     left.set_xlim(0, 5 * max(x for run in by_run for x, _ in (point(run), point(run, "last"))) + 1e-3)
     handle = lambda label, **style: Line2D([], [], linestyle="none", markersize=8, label=label, **style)
     rates_drawn, batches_drawn = ({getattr(run, key) for run in surgery} for key in ("learning_rate", "batch_size"))
-    legend = [handle(f"rate {rate:g}", color=color, marker="D") for rate, color in colors.items() if rate in rates_drawn]
-    legend += [handle(f"batch {batch}", color="0.3", marker=marker) for batch, marker in markers.items() if batch in batches_drawn]
+    legend = [
+        handle(f"rate {rate:g}", color=color, marker="D") for rate, color in colors.items() if rate in rates_drawn
+    ]
+    legend += [
+        handle(f"batch {batch}", color="0.3", marker=marker)
+        for batch, marker in markers.items()
+        if batch in batches_drawn
+    ]
     legend += [
         handle("running mean of the weights", color="0.3", marker="D"),
         handle("last weights", color="0.3", marker="D", markerfacecolor="white"),
@@ -249,11 +275,17 @@ def draw(results: Sequence[dict], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> list[dict]:
     """Do the runs that are left, write the tables and the figure; returns the finished runs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sensitivity", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset_dir", required=True, help="folder in ACDC's layout, trained on `train`, scored on `val`")
+    parser.add_argument(
+        "--dataset_dir", required=True, help="folder in ACDC's layout, trained on `train`, scored on `val`"
+    )
     parser.add_argument("--output_dir", default="sensitivity", help="folder of the finished runs and the tables")
-    parser.add_argument("--epochs", type=positive, default=3, help="passes over the training slices, the same for every run")
+    parser.add_argument(
+        "--epochs", type=positive, default=3, help="passes over the training slices, the same for every run"
+    )
     parser.add_argument("--runs", type=int, help="stop after so many runs; all that are left by default")
-    parser.add_argument("--config", nargs="*", default=[], help="configs merged over train.yaml, such as configs/demo.yaml")
+    parser.add_argument(
+        "--config", nargs="*", default=[], help="configs merged over train.yaml, such as configs/demo.yaml"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--figure", help="PNG to write; <output_dir>/sensitivity.png by default")
     options = parser.parse_args(argv)
@@ -271,7 +303,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     for number, run in enumerate(left[: options.runs], 1):
         with tqdm(unit="slice", desc=f"{run.name}, {number} of {len(left[: options.runs])}") as progress:
             result = train(run, settings, options.dataset_dir, progress)
-        hardware = {"processor": processor(options.device), "torch": torch.__version__, "python": platform.python_version()}
+        hardware = {
+            "processor": processor(options.device),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
         write_json(paths[run], {"run": asdict(run), **result, "settings": settings, "hardware": hardware})
         figures = ", ".join(f"{name} {result['mean'][name]:.3g} ({result['last'][name]:.3g})" for name in FIGURES)
         print(f"{run.name}: {figures}, {result['seconds']:.0f} s", flush=True)

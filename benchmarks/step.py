@@ -2,10 +2,11 @@
 
     python -m benchmarks.step [--device cuda:0] [--batch 8] [--rounds 20] [--json step.json] [--reference PATH]
 
-Each variant is a `SupervisedTrainer` of its own on the published network, driven an iteration at a time: forward pass, losses, backward
-passes, surgery with its records, fused AdamW. The variants take turns in each round, in a random order, and are compared within it: on
-a CPU by the process's CPU time on one thread, on a GPU by the clock with the device waited for. Before any timing, one step by surgery
-in float64 must equal the same step computed from two separate backward passes.
+Each variant is a `SupervisedTrainer` of its own on the published network, driven an iteration at a time: forward pass,
+losses, backward passes, surgery with its records, fused AdamW. The variants take turns in each round, in a random
+order, and are compared within it: on a CPU by the process's CPU time on one thread, on a GPU by the clock with the
+device waited for. Before any timing, one step by surgery in float64 must equal the same step computed from two separate
+backward passes.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
-from torch import Tensor, nn
-from tqdm import tqdm
-
-from benchmarks.options import command, positive, shown, writable
 from scripts.devices import check_device
 from scripts.errors import InputError, one_line
 from scripts.handlers import GradientSurgeryHandler
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.networks import PyramidNetwork, RegistrationUNet
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.options import command, positive, shown, writable
 
 NETWORKS = {"unet": lambda: RegistrationUNet(conv_bias=True), "pyramid": PyramidNetwork}
 WEIGHT = 0.01  # of the smoothness in the plain step
@@ -104,7 +105,10 @@ def make_step(
         fused: the optimizer's fused form.
     """
     if channels_last:
-        network, pair = network.to(memory_format=torch.channels_last), pair.contiguous(memory_format=torch.channels_last)
+        network, pair = (
+            network.to(memory_format=torch.channels_last),
+            pair.contiguous(memory_format=torch.channels_last),
+        )
     network = Autocast(network) if bf16 else network
     trainer = SupervisedTrainer(
         device=pair.device,
@@ -157,7 +161,9 @@ def make_reference(path: str | Path, size: int, device: str) -> tuple[nn.Module,
         }
     ).to(device)
     weights = {"Similarity": 1, "Smoothness": WEIGHT}
-    return model, theirs.GradientDescent(model, torch.optim.AdamW(model.parameters(), lr=1e-4), "MSE", "Grad", weights, "LayerWise")
+    return model, theirs.GradientDescent(
+        model, torch.optim.AdamW(model.parameters(), lr=1e-4), "MSE", "Grad", weights, "LayerWise"
+    )
 
 
 def make_reference_step(path: str | Path, pair: Tensor) -> Callable[[], None]:
@@ -173,7 +179,8 @@ def make_reference_step(path: str | Path, pair: Tensor) -> Callable[[], None]:
 
 
 def surgery_error(network: nn.Module, pair: Tensor) -> float:
-    """Largest difference, relative to the largest entry, between the handler's gradients and those of two separate backward passes."""
+    """Largest difference, relative to the largest entry, between the handler's gradients and those of two separate
+    backward passes."""
     network, pair = copy.deepcopy(network).double(), pair.double()
     gradients = []
     for loss in (WarpedSimilarity(nn.MSELoss()), lambda field, _: SmoothnessLoss()(field)):
@@ -242,7 +249,8 @@ def baseline(name: str, names: Sequence[str]) -> str:
 
 
 def compare(seconds: dict[str, list[float]]) -> dict[str, dict]:
-    """Milliseconds of each step and ratios, round by round: to the plain step in its own format, as written, and to the reference."""
+    """Milliseconds of each step and ratios, round by round: to the plain step in its own format, as written, and to the
+    reference."""
     table = {}
     for name, values in seconds.items():
         row = {"milliseconds": quartiles([1e3 * value for value in values])}
@@ -262,7 +270,9 @@ def format_table(table: dict[str, dict]) -> str:
     columns = ("milliseconds", "to_plain_same_format", "to_plain_as_written", "to_reference")
     lines = [f"{'step':<28}" + "".join(f"{column:>24}" for column in columns)]
     for name, row in table.items():
-        cells = [f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if (v := row.get(column)) else "" for column in columns]
+        cells = [
+            f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if (v := row.get(column)) else "" for column in columns
+        ]
         lines.append(f"{name:<28}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
 
@@ -271,7 +281,9 @@ def processor(device: str) -> str:
     """The name of the hardware that is measured."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    names = [line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -323,7 +335,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     seconds = time_rounds(steps, options.rounds, options.device)
     table = compare(seconds)
     hardware = f"{processor(options.device)}, {'one thread, CPU time' if options.device == 'cpu' else 'clock'}"
-    print(f"{options.network}, batch {options.batch}, {options.size} x {options.size}, {options.rounds} rounds; {hardware}")
+    print(
+        f"{options.network}, batch {options.batch}, {options.size} x {options.size}, {options.rounds} rounds; {hardware}"
+    )
     print(format_table(table))
     result = {
         "command": command("benchmarks.step", sys.argv[1:] if argv is None else argv),

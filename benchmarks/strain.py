@@ -1,9 +1,10 @@
 """How far strain and ejection fraction of registered phantoms are from the truth.
 
-    python -m benchmarks.strain [--subjects 6] [--size 128] [--native] [--checkpoint models/model.pt] [--json strain.json]
+    python -m benchmarks.strain [--subjects 6] [--size 128] [--native] [--checkpoint models/model.pt] [--json
+    strain.json]
 
-Each phantom's cine is registered by the inference workflow to its first frame. Its strain is compared with that of the exact field, which
-only discretization parts from the closed form (tests/test_strain.py has that part), at end systole.
+Each phantom's cine is registered by the inference workflow to its first frame. Its strain is compared with that of the
+exact field, which only discretization parts from the closed form (tests/test_strain.py has that part), at end systole.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
-
-from benchmarks.options import positive, shown, writable
 from scripts.api import ROOT, register_cine
 from scripts.devices import check_device
 from scripts.errors import one_line
 from scripts.function import measure_function
 from scripts.phantom import Phantom, write_phantom_dataset
 from scripts.strain import measure_strain
+from tqdm import tqdm
+
+from benchmarks.options import positive, shown, writable
 
 FIGURES = ("radial", "circumferential")
 
@@ -36,7 +37,9 @@ def compare(phantom: Phantom, cine: Path, label: Path, **options: object) -> dic
     exact = measure_strain(exact_fields, phantom.label(1), found.cine.affine)
     row: dict[str, float] = {}
     for name in FIGURES:
-        one, other = ({(r["slice"], r["sector"]): r[name] for r in rows if r["frame"] == es} for rows in (exact, found.strain))
+        one, other = (
+            {(r["slice"], r["sector"]): r[name] for r in rows if r["frame"] == es} for rows in (exact, found.strain)
+        )
         errors = {key: abs(one[key] - other[key]) for key in one}
         row[name] = one[None, None]
         row[f"{name}_error_global"] = errors.pop((None, None))
@@ -51,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.strain", description=__doc__.splitlines()[0])
     parser.add_argument("--subjects", type=positive, default=6)
     parser.add_argument("--size", type=positive, default=128, help="pixels along both axes")
-    parser.add_argument("--native", action="store_true", help="leave the phantoms' pixels of 1 mm as they are for the network")
+    parser.add_argument(
+        "--native", action="store_true", help="leave the phantoms' pixels of 1 mm as they are for the network"
+    )
     parser.add_argument("--frames", type=positive, default=6)
     parser.add_argument("--checkpoint", default=str(ROOT / "models" / "model.pt"))
     parser.add_argument("--device", default="cpu")
@@ -61,13 +66,17 @@ def main(argv: Sequence[str] | None = None) -> dict:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         size = (options.size, options.size)
-        root = write_phantom_dataset(folder, max(options.subjects, 3), seed=1, size=size, slices=3, frames=options.frames)
+        root = write_phantom_dataset(
+            folder, max(options.subjects, 3), seed=1, size=size, slices=3, frames=options.frames
+        )
         for number in tqdm(range(1, options.subjects + 1), desc="phantoms", unit="phantom"):
             phantom = Phantom.random((1, number), size, 3, options.frames)
             stem = root / f"phantom{number:03d}" / f"phantom{number:03d}"
             cine, label = Path(f"{stem}_4d.nii.gz"), Path(f"{stem}_frame01_gt.nii.gz")
             settings = {"device": options.device, "checkpoint": options.checkpoint}
-            rows.append(compare(phantom, cine, label, **settings, **({"working_spacing": False} if options.native else {})))
+            rows.append(
+                compare(phantom, cine, label, **settings, **({"working_spacing": False} if options.native else {}))
+            )
     print(f"{'end systole':<34}{'mean':>9}{'worst':>9}")
     for name in rows[0]:
         values = np.array([row[name] for row in rows])

@@ -1,16 +1,20 @@
-"""Every row of the published comparison on the same pairs: trained, searched and chosen on one data set, tested on it or another.
+"""Every row of the published comparison on the same pairs: trained, searched and chosen on one data set, tested on it
+or another.
 
-    python -m benchmarks.table --dataset_dir DIR [--test_dataset_dir DIR] [--subset N] [--epochs N] [--rows NAME ...] [--jobs N]
+    python -m benchmarks.table --dataset_dir DIR [--test_dataset_dir DIR] [--subset N] [--epochs N] [--rows NAME ...]
+    [--jobs N]
         [--seed N] [--output_dir output/table]
 
-A data set is a folder in ACDC's layout or in that of M&Ms. Networks train on its `train` split by train.yaml, table.yaml and a method of
-configs/methods/, so that only the method differs; `val` chooses their best weights, the weight that a hypernetwork is evaluated at, and
-the parameters of Demons and SyN; `test` (of the other data set, where one is given) is scored in both directions as evaluate.yaml does:
-networks see whole slices, Demons and SyN the central `slice_size`, and the central `crop_size` is scored. Seconds are CPU seconds on a
-CPU, where torch and ITK have one thread each, else seconds of the clock.
+A data set is a folder in ACDC's layout or in that of M&Ms. Networks train on its `train` split by train.yaml,
+table.yaml and a method of configs/methods/, so that only the method differs; `val` chooses their best weights, the
+weight that a hypernetwork is evaluated at, and the parameters of Demons and SyN; `test` (of the other data set, where
+one is given) is scored in both directions as evaluate.yaml does: networks see whole slices, Demons and SyN the central
+`slice_size`, and the central `crop_size` is scored. Seconds are CPU seconds on a CPU, where torch and ITK have one
+thread each, else seconds of the clock.
 
-A finished row is not run again; an unfinished one goes on from its last epoch. OUT/training/<row>/ holds weights, search and settings;
-OUT/ (OUT/on_<folder>/ for another test set) the scores, table.md, table.csv (a line a subject, method and direction) and table.png.
+A finished row is not run again; an unfinished one goes on from its last epoch. OUT/training/<row>/ holds weights,
+search and settings; OUT/ (OUT/on_<folder>/ for another test set) the scores, table.md, table.csv (a line a subject,
+method and direction) and table.png.
 """
 
 from __future__ import annotations
@@ -31,16 +35,16 @@ from multiprocessing import get_context
 
 import nibabel as nib
 import torch
+from scripts.classical import limit_itk_to_one_thread
+from scripts.devices import check_device
+from scripts.errors import InputError, first_cause, one_line
+from scripts.files import write_csv, write_text
 from tqdm import tqdm
 
 from benchmarks.comparison import COLUMNS, draw, format_table
 from benchmarks.options import positive
 from benchmarks.rows import ROOT, ROWS, SEARCHED, SHARED, Study, classical_method, clock, epochs_done, mean_of, run_row
 from benchmarks.step import processor
-from scripts.classical import limit_itk_to_one_thread
-from scripts.devices import check_device
-from scripts.errors import InputError, first_cause, one_line
-from scripts.files import write_csv, write_text
 
 OURS = "gsmorph"
 
@@ -140,7 +144,9 @@ def write(study: Study, results: dict[str, dict]) -> str:
     ]
     study.output_dir.mkdir(parents=True, exist_ok=True)
     write_text(study.output_dir / "table.md", "\n".join(text))
-    write_csv(study.output_dir / "table.csv", [{"method": name, **row} for name, rows in scores.items() for row in rows])
+    write_csv(
+        study.output_dir / "table.csv", [{"method": name, **row} for name, rows in scores.items() for row in rows]
+    )
     return "\n".join(text)
 
 
@@ -152,15 +158,23 @@ def named(results: dict[str, dict]) -> tuple[dict[str, list[dict]], dict[str, st
 def describe(result: dict) -> str:
     """A finished row in short, ES to ED."""
     figures = mean_of([row for row in result["rows"] if row["direction"] == "ES_to_ED"])
-    cells = [f"{COLUMNS[key][0]} {figures[key]:.3g}" for key in ("dice", "hd95_voxel", "mse", "folding_percent", "seconds")]
-    return ", ".join(cells + ([] if result["training_seconds"] is None else [f"trained {result['training_seconds']:.0f} s"]))
+    cells = [
+        f"{COLUMNS[key][0]} {figures[key]:.3g}" for key in ("dice", "hd95_voxel", "mse", "folding_percent", "seconds")
+    ]
+    return ", ".join(
+        cells + ([] if result["training_seconds"] is None else [f"trained {result['training_seconds']:.0f} s"])
+    )
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options; `words` are they as typed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset_dir", required=True, help="folder in the layout of ACDC or M&Ms: train, val and test")
-    parser.add_argument("--test_dataset_dir", help="another data set whose test split (or all, without one) is scored instead")
+    parser.add_argument(
+        "--dataset_dir", required=True, help="folder in the layout of ACDC or M&Ms: train, val and test"
+    )
+    parser.add_argument(
+        "--test_dataset_dir", help="another data set whose test split (or all, without one) is scored instead"
+    )
     parser.add_argument("--subset", type=positive, help="subjects of each split; all by default")
     parser.add_argument("--epochs", type=positive, help="of each training; table.yaml's by default")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
@@ -169,7 +183,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of trainings, not of the split; train.yaml's by default")
     parser.add_argument("--slice_size", type=positive, help="pixels, of training slices; train.yaml's by default")
     parser.add_argument(
-        "--crop_size", type=positive, help="pixels, of training crops and of what is scored of images; train.yaml's by default"
+        "--crop_size",
+        type=positive,
+        help="pixels, of training crops and of what is scored of images; train.yaml's by default",
     )
     parser.add_argument("--output_dir", default="output/table")
     options = parser.parse_args(argv)

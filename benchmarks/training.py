@@ -1,14 +1,17 @@
-"""A training as users run it: slices a second and seconds an epoch, with loading and augmentation, and where the time goes.
+"""A training as users run it: slices a second and seconds an epoch, with loading and augmentation, and where the time
+goes.
 
-    python -m benchmarks.training [--dataset_dir DIR] [--network shipped] [--rounds 20] [--reference PATH] [--json training.json]
+    python -m benchmarks.training [--dataset_dir DIR] [--network shipped] [--rounds 20] [--reference PATH] [--json
+    training.json]
 
-Loops over the same slices take turns in each round, in a random order, and are compared within it, slice for slice (on a CPU by the
-process's CPU time on one thread, on a GPU by the clock with the device waited for): `train.yaml` itself, batches from its loader,
-augmented, and its handlers but those that log, validate and save; its step on one batch that lies ready; its loader alone, and with the
-augmentation; the same training with TorchJD's equivalent aggregation; the authors' loop with their own data set class, where a checkout is
-given; on a GPU, the training and the step as a CUDA graph, and the step by torch.compile in its reduce-overhead mode. Then the step is
-counted: its arithmetic and the bytes that its kernels move, against what this device does at best in the same run, and on a GPU how much of
-the kernel timeline is idle.
+Loops over the same slices take turns in each round, in a random order, and are compared within it, slice for slice (on
+a CPU by the process's CPU time on one thread, on a GPU by the clock with the device waited for): `train.yaml` itself,
+batches from its loader, augmented, and its handlers but those that log, validate and save; its step on one batch that
+lies ready; its loader alone, and with the augmentation; the same training with TorchJD's equivalent aggregation; the
+authors' loop with their own data set class, where a checkout is given; on a GPU, the training and the step as a CUDA
+graph, and the step by torch.compile in its reduce-overhead mode. Then the step is counted: its arithmetic and the bytes
+that its kernels move, against what this device does at best in the same run, and on a GPU how much of the kernel
+timeline is idle.
 """
 
 from __future__ import annotations
@@ -30,6 +33,13 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
+from scripts.datasets import SliceDataset, batch_loader
+from scripts.devices import allow_tf32, check_device
+from scripts.errors import InputError, one_line
+from scripts.graphs import WARM_UP
+from scripts.phantom import write_phantom_dataset
+from scripts.surgery import settle
+from scripts.transforms import PreparePair
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -40,13 +50,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.options import command, positive, shown, writable
 from benchmarks.step import import_reference, make_reference, processor, quartiles, time_rounds
-from scripts.datasets import SliceDataset, batch_loader
-from scripts.devices import allow_tf32, check_device
-from scripts.errors import InputError, one_line
-from scripts.graphs import WARM_UP
-from scripts.phantom import write_phantom_dataset
-from scripts.surgery import settle
-from scripts.transforms import PreparePair
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = {
@@ -121,8 +124,8 @@ def as_loop(trainer: SupervisedTrainer) -> Loop:
 def make_torchjd_loop(parser: ConfigParser, batches: Iterable[dict]) -> Loop:
     """The same training as a user of TorchJD writes it: the Jacobian's two rows, then its aggregation tensor by tensor.
 
-    `DualProj` with all preference on the similarity is GSMorph's rule. Its quadratic program is solved by SciPy: TorchJD's own solver is
-    not under a permissive license.
+    `DualProj` with all preference on the similarity is GSMorph's rule. Its quadratic program is solved by SciPy:
+    TorchJD's own solver is not under a permissive license.
 
     Raises:
         InputError: where TorchJD is not installed, or its rule is not ours.
@@ -131,7 +134,9 @@ def make_torchjd_loop(parser: ConfigParser, batches: Iterable[dict]) -> Loop:
         from torchjd.aggregation import DualProj
         from torchjd.linalg import DualConeProjector
     except ImportError as error:
-        raise InputError("torchjd: is not installed; pip install torchjd==0.18.0, or give --without torchjd.") from error
+        raise InputError(
+            "torchjd: is not installed; pip install torchjd==0.18.0, or give --without torchjd."
+        ) from error
     from scipy.optimize import nnls
 
     class Projector(DualConeProjector):
@@ -179,7 +184,8 @@ def check_rule(aggregate: Callable[[Tensor], Tensor]) -> None:
 
 
 def make_reference_loop(path: str | Path, pairs: Tensor, folder: Path, device: str) -> Loop:
-    """The authors' network, step, data set class and loader at their own batch, on 8-bit PNG files of these slices (N, 2, X, Y).
+    """The authors' network, step, data set class and loader at their own batch, on 8-bit PNG files of these slices (N,
+    2, X, Y).
 
     OpenCV, with which they read files, is stood in for by Pillow where it is not installed.
 
@@ -230,7 +236,8 @@ class ByteCounter(TorchDispatchMode):
 
 
 def measure_peaks(device: str) -> tuple[float, float]:
-    """Operations a second of a large matrix product in the training's precision, and bytes a second of a large copy, at best."""
+    """Operations a second of a large matrix product in the training's precision, and bytes a second of a large copy, at
+    best."""
     on_gpu = device.startswith("cuda")
     a, b = torch.randn(2, *[8192 if on_gpu else 1024] * 2, device=device)
     c = torch.randn(2**28 if on_gpu else 2**24, device=device)
@@ -252,7 +259,8 @@ def count(loop: Loop, steps: int) -> tuple[float, float]:
 
 
 def against_floors(operations: float, moved: float, peaks: tuple[float, float], seconds: float) -> dict[str, float]:
-    """A step's arithmetic and traffic, the least time that each takes at these peaks a second, and its own time against the larger."""
+    """A step's arithmetic and traffic, the least time that each takes at these peaks a second, and its own time against
+    the larger."""
     floors = operations / peaks[0], moved / peaks[1]
     return {
         "milliseconds": 1e3 * seconds,
@@ -283,7 +291,8 @@ def idle_percent(intervals: Sequence[tuple[float, float]]) -> float:
 
 
 def build(make: Callable[[], Loop], device: str) -> tuple[Loop, float]:
-    """A loop, and the MB that building it and its first round added at most: weights, optimizer, gradients, activations."""
+    """A loop, and the MB that building it and its first round added at most: weights, optimizer, gradients,
+    activations."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -321,9 +330,18 @@ def format_table(table: dict[str, dict]) -> str:
     """A line a row: medians [quartiles] and plain numbers."""
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
     width = max(len(column) for column in columns) + 2
-    cell = lambda v: "" if v is None else f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if isinstance(v, dict) else f"{v:.4g}"
+    cell = (
+        lambda v: ""
+        if v is None
+        else f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]"
+        if isinstance(v, dict)
+        else f"{v:.4g}"
+    )
     lines = [" " * 30 + "".join(f"{column:>{width}}" for column in columns)]
-    lines += [f"{name:<30}" + "".join(f"{cell(row.get(column)):>{width}}" for column in columns) for name, row in table.items()]
+    lines += [
+        f"{name:<30}" + "".join(f"{cell(row.get(column)):>{width}}" for column in columns)
+        for name, row in table.items()
+    ]
     return "\n".join(lines)
 
 
@@ -349,7 +367,10 @@ def measure_batches(options: argparse.Namespace, dataset: SliceDataset, override
         loops[str(size)] = make_step_loop(parser, batch, max(options.slices // size, 1))
     time_rounds(loops, 1, options.device)
     seconds = time_rounds(loops, options.rounds, options.device)
-    each = {size: [v / (int(size) * max(options.slices // int(size), 1)) for v in values] for size, values in seconds.items()}
+    each = {
+        size: [v / (int(size) * max(options.slices // int(size), 1)) for v in values]
+        for size, values in seconds.items()
+    }
     first = each[str(sizes[0])]
     return {
         size: {
@@ -372,13 +393,22 @@ def make_step_loop(parser: ConfigParser, batch: dict, steps: int) -> Loop:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Measure, print the tables, write the JSON; returns what it writes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset_dir", help="data set in ACDC's layout, whose train split is taken; default: phantoms")
+    parser.add_argument(
+        "--dataset_dir", help="data set in ACDC's layout, whose train split is taken; default: phantoms"
+    )
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--network", choices=list(NETWORKS), default="shipped")
-    parser.add_argument("--batch", type=positive, help="pairs of slices a step; default: that of train.yaml for the device")
-    parser.add_argument("--batches", type=positive, nargs="*", default=[], help="sizes of batch whose steps are timed beside")
     parser.add_argument(
-        "--crop", type=positive, default=128, help="pixels along both axes; the slices that are cropped have a quarter more"
+        "--batch", type=positive, help="pairs of slices a step; default: that of train.yaml for the device"
+    )
+    parser.add_argument(
+        "--batches", type=positive, nargs="*", default=[], help="sizes of batch whose steps are timed beside"
+    )
+    parser.add_argument(
+        "--crop",
+        type=positive,
+        default=128,
+        help="pixels along both axes; the slices that are cropped have a quarter more",
     )
     parser.add_argument("--slices", type=positive, help="slices of a round, in each loop; default: 32, on a GPU 512")
     parser.add_argument("--rounds", type=positive, default=20)
@@ -464,7 +494,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
         batches = measure_batches(options, dataset, overrides) if options.batches else {}
     hardware = f"{processor(options.device)}, {'one thread, CPU time' if options.device == 'cpu' else 'clock'}"
     kind = "slices of the train split" if options.dataset_dir else "slices of phantoms"
-    print(f"{options.network} network, batch {batch}, {len(dataset)} {kind} an epoch, {options.rounds} rounds; {hardware}")
+    print(
+        f"{options.network} network, batch {batch}, {len(dataset)} {kind} an epoch, {options.rounds} rounds; {hardware}"
+    )
     print(f"{format_table(table)}\n\n{format_table(preparation)}\n\n{format_table(counts)}")
     if batches:
         print(f"\n{format_table(batches)}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from monai.bundle import ConfigParser, ConfigWorkflow
-
 from scripts.cines import CineRegistration
 from scripts.command_line import check_path
 from scripts.errors import InputError, first_cause
@@ -25,11 +24,12 @@ def register_cine(cine: str | Path, **options: object) -> CineRegistration:
 
     Args:
         cine: a 4-D NIfTI file, or a folder of DICOM files that holds one stack.
-        options: any top-level key of `configs/inference.yaml`, such as `reference_frame`, `reference_label`, `points`, `device`, or
-            `output_dir`, without which nothing is written.
+        options: any top-level key of `configs/inference.yaml`, such as `reference_frame`, `reference_label`, `points`,
+            `device`, or `output_dir`, without which nothing is written.
 
     Returns:
-        What the workflow would write: fields in voxels of the reference frame, inverses, moved images, labels, function, strain, quality.
+        What the workflow would write: fields in voxels of the reference frame, inverses, moved images, labels,
+        function, strain, quality.
 
     Raises:
         InputError: naming file or option and the cure.
@@ -38,7 +38,8 @@ def register_cine(cine: str | Path, **options: object) -> CineRegistration:
 
 
 def register(moving: str | Path, fixed: str | Path, **options: object) -> CineRegistration:
-    """Register a moving to a fixed stack of slices (3-D NIfTI files); T = 1 in the result. Options and errors as in `register_cine`."""
+    """Register a moving to a fixed stack of slices (3-D NIfTI files); T = 1 in the result. Options and errors as in
+    `register_cine`."""
     return run_one(moving=str(moving), fixed=str(fixed), **options)
 
 
@@ -56,7 +57,8 @@ def run_one(**options: object) -> CineRegistration:
         workflow_type="infer",
         bundle_root=str(ROOT),
         # Nothing is written, unless asked for.
-        **{"output_dir": None} | {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
+        **{"output_dir": None}
+        | {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
     )
     try:
         workflow.initialize()

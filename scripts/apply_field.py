@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
-
 from scripts.cines import Cine
 from scripts.errors import InputError
 from scripts.files import write_csv
@@ -26,7 +25,8 @@ def apply_field(
     output_dir: str | Path = ".",
     resample_moving: bool = False,
 ) -> list[Path]:
-    """Write `moved.nii.gz`, `moved_label.nii.gz` and `points.csv` to a folder: what a field makes of an image, a label and landmarks.
+    """Write `moved.nii.gz`, `moved_label.nii.gz` and `points.csv` to a folder: what a field makes of an image, a label
+    and landmarks.
 
     Args:
         field: a field file (`itk_fields`); it says the grid of the outputs.
@@ -34,7 +34,8 @@ def apply_field(
         moving_label: label on that grid, see `itk_fields.pull`.
         points: CSV of landmarks of the fixed image, mm along LPS; they are carried into the moving image.
         output_dir: folder to write to.
-        resample_moving: whether image and label may lie on another grid than the field, as long as they meet it in space.
+        resample_moving: whether image and label may lie on another grid than the field, as long as they meet it in
+            space.
 
     Returns:
         The files written.
@@ -61,7 +62,9 @@ def apply_field(
             check_one_place(path)
             grid = MetaTensor(torch.empty(1, *voxels.shape[1:]), affine=torch.from_numpy(affine))
             if not resample_moving:
-                check_same_grid(image, path, grid, field, "give the image that the field belongs to, or --resample_moving True")
+                check_same_grid(
+                    image, path, grid, field, "give the image that the field belongs to, or --resample_moving True"
+                )
             check_meets(image, path, grid, field, "give the image that the field belongs to")
             moved = pull(image[0].numpy(), image.affine.double().numpy(), voxels, affine, is_label)
             outputs[name] = moved.astype(label_type(moved) if is_label else np.float32)

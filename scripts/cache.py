@@ -1,6 +1,8 @@
-"""What preparing a data set gave, kept in files that are made anew where a source file or the preprocessing is another one.
+"""What preparing a data set gave, kept in files that are made anew where a source file or the preprocessing is another
+one.
 
-MONAI's `PersistentDataset` names files by paths alone, writes them in two steps, and stops at one that was cut off: hence this.
+MONAI's `PersistentDataset` names files by paths alone, writes them in two steps, and stops at one that was cut off:
+hence this.
 """
 
 from __future__ import annotations
@@ -18,12 +20,11 @@ import monai
 import torch
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
-from torch import Tensor
-from tqdm import tqdm
-
 from scripts.datalists import FILE_KEYS
 from scripts.errors import InputError
 from scripts.files import parts_of
+from torch import Tensor
+from tqdm import tqdm
 
 Prepared = dict[str, Tensor]
 IMPORT = re.compile(r"^\s*(?:from|import) scripts(?:\.| import )(\w+)", re.MULTILINE)
@@ -42,10 +43,10 @@ def prepare_items(
     Args:
         data: items that name files or folders under the keys of `datalists.FILE_KEYS`.
         prepare: makes tensors of an item.
-        settings: all that decides what `prepare` makes: transforms (their source code counts, too, and what it imports from this
-            package) and plain values.
-        cache_dir: folder of the cache, which may be deleted at any time; None for none. One that cannot be written is done without,
-            and the log says so.
+        settings: all that decides what `prepare` makes: transforms (their source code counts, too, and what it imports
+            from this package) and plain values.
+        cache_dir: folder of the cache, which may be deleted at any time; None for none. One that cannot be written is
+            done without, and the log says so.
         progress: whether to show a progress bar.
         unit: what the bar counts.
     """
@@ -57,7 +58,8 @@ def prepare_items(
 
 
 def writable(cache_dir: str | Path | None) -> Path | None:
-    """The folder, made where it was not there; None for none, or with a line in the log for one that cannot be written."""
+    """The folder, made where it was not there; None for none, or with a line in the log for one that cannot be
+    written."""
     if not cache_dir:
         return None
     folder = Path(cache_dir)
@@ -73,13 +75,16 @@ def writable(cache_dir: str | Path | None) -> Path | None:
 
 def preparation_key(settings: Sequence[object], prepare: Callable[[dict], Prepared]) -> str:
     """A hash of transforms and values, of the source code that they and `prepare` run, and of MONAI's version."""
-    flat = [part for value in settings for part in (value.flatten().transforms if isinstance(value, Compose) else [value])]
+    flat = [
+        part for value in settings for part in (value.flatten().transforms if isinstance(value, Compose) else [value])
+    ]
     code = source_code({prepare.__module__, *(type(value).__module__ for value in flat)})
     return pickle_hashing([flat, code, monai.__version__]).decode()
 
 
 def source_code(modules: Iterable[str]) -> list[str]:
-    """The source code of those modules that are of this package, and of all modules of this package that they import in turn."""
+    """The source code of those modules that are of this package, and of all modules of this package that they import in
+    turn."""
     found, left = {}, [name for name in modules if name.startswith("scripts.")]
     while left:
         name = left.pop()
@@ -90,7 +95,8 @@ def source_code(modules: Iterable[str]) -> list[str]:
 
 
 def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], key: str) -> Prepared:
-    """One item from its file in the cache; made and written, the whole file or none, where that is not there, cut off or stale.
+    """One item from its file in the cache; made and written, the whole file or none, where that is not there, cut off
+    or stale.
 
     Raises:
         InputError: where it cannot be written, as on a full disk.
@@ -106,8 +112,8 @@ def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], 
     except Exception:
         pass  # a damaged file fails in as many ways as it has bytes
     prepared = prepare(item)
-    # A name of its own: with a cold cache each process prepares every item. Waiting for the first one would outlast the group's timeout
-    # on a large data set.
+    # A name of its own: with a cold cache each process prepares every item. Waiting for the first one would outlast the
+    # group's timeout on a large data set.
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".part_", delete=False) as file:
         try:
             torch.save({"sources": sources, "prepared": prepared}, file)

@@ -1,4 +1,5 @@
-"""What inference is asked to register: options and folders to a data list of cines and pairs (`frames.LoadCase` says what they hold)."""
+"""What inference is asked to register: options and folders to a data list of cines and pairs (`frames.LoadCase` says
+what they hold)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from scripts.readers import shape_of
 from scripts.writers import is_result
 
 LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$")
-"""Of a NIfTI file that is no cine, by its stem: ACDC's and M&Ms' `_gt`, UK Biobank's `seg_`, ITK-SNAP's and 3D Slicer's habits."""
+"""Of a NIfTI file that is no cine, by its stem: ACDC's and M&Ms' `_gt`, UK Biobank's `seg_`, ITK-SNAP's and 3D Slicer's
+habits."""
 
 
 def inference_cases(**sources: object) -> list[dict]:
@@ -38,13 +40,15 @@ def find_cases(
     points: str | None = None,
     section: str = "test",
 ) -> list[dict]:
-    """The cases of one of four sources; none where no source is given, so that a workflow can be inspected without data.
+    """The cases of one of four sources; none where no source is given, so that a workflow can be inspected without
+    data.
 
     Args:
         cine: a 4-D NIfTI file or a folder of DICOM files.
         moving: a 3-D NIfTI image, with `fixed`.
         fixed: the 3-D NIfTI image that `moving` is brought onto.
-        dataset_dir: a folder of subjects in ACDC's layout, of 4-D NIfTI files, and of folders of such files or of DICOM files.
+        dataset_dir: a folder of subjects in ACDC's layout, of 4-D NIfTI files, and of folders of such files or of DICOM
+            files.
         data_list: a MONAI data list in JSON.
         moving_label: label of `moving`.
         reference_frame: of a cine, counted from 1.
@@ -76,10 +80,13 @@ def find_cases(
     return folder_cases(Path(dataset_dir), reference_frame, direction) if dataset_dir else []
 
 
-def cine_case(path: str | Path, reference_frame: int | None = None, label: str | None = None, points: str | None = None) -> dict:
+def cine_case(
+    path: str | Path, reference_frame: int | None = None, label: str | None = None, points: str | None = None
+) -> dict:
     """The item of a cine, a 4-D NIfTI file or a DICOM folder.
 
-    The reference frame is the one given, else the ED of an `Info.cfg` beside the file, else left for `LoadCase` to estimate.
+    The reference frame is the one given, else the ED of an `Info.cfg` beside the file, else left for `LoadCase` to
+    estimate.
 
     Raises:
         InputError: for a label or points whose frame nobody knows, or a path that is not there.
@@ -94,13 +101,17 @@ def cine_case(path: str | Path, reference_frame: int | None = None, label: str |
         item |= {"reference": int(reference_frame), "reference_basis": "given as --reference_frame"}
     elif (ed := end_diastole(path.parent if path.is_file() else path)) is not None and is_alone(path):
         item |= {"reference": ed, "reference_basis": "end diastole by Info.cfg"}
-    for key, file, words in (("reference_label", label, "this label belongs"), ("points", points, "these points belong")):
+    for key, file, words in (
+        ("reference_label", label, "this label belongs"),
+        ("points", points, "these points belong"),
+    ):
         if file:
             if "reference" not in item:
                 raise InputError(f"{file}: nobody knows which frame {words} to; give --reference_frame.")
             if (named := re.search(r"_frame(\d+)(_gt)?\.nii", Path(file).name)) and int(named[1]) != item["reference"]:
                 logging.getLogger("inference").warning(
-                    f"{file}: is of frame {int(named[1])} by its name, and is taken for that of the reference frame {item['reference']} "
+                    f"{file}: is of frame {int(named[1])} by its name, and is taken for that of the reference frame "
+                    f"{item['reference']} "
                     f"({item['reference_basis']}): is --reference_frame right?"
                 )
             item[key] = str(file)
@@ -123,7 +134,8 @@ def one_cine(path: Path, reference_frame: int | None) -> list[dict]:
 
 
 def is_alone(path: Path) -> bool:
-    """Whether the `Info.cfg` beside a cine is that cine's: it is named as the folder, a folder itself, or the only cine there."""
+    """Whether the `Info.cfg` beside a cine is that cine's: it is named as the folder, a folder itself, or the only cine
+    there."""
     others = [other for other in cine_files(path.parent) if other != path] if path.is_file() else []
     if not others or stem_of(path) == path.resolve().parent.name:
         return True
@@ -147,8 +159,9 @@ def end_diastole(folder: Path) -> int | None:
 
 
 def folder_cases(root: Path, reference_frame: int | None, direction: str) -> list[dict]:
-    """The cases of a folder, of all kinds that it holds: subjects in ACDC's layout, then 4-D NIfTI files, then folders of such files or
-    of DICOM. A folder that inference wrote is no case; what else is left out, such as text files, is logged.
+    """The cases of a folder, of all kinds that it holds: subjects in ACDC's layout, then 4-D NIfTI files, then folders
+    of such files or of DICOM. A folder that inference wrote is no case; what else is left out, such as text files, is
+    logged.
 
     Raises:
         InputError: where it holds none of them.
@@ -178,7 +191,8 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
         )
     for together in slices_of_one([path for path, found in contents.items() if found == [path]]):
         logging.getLogger("inference").warning(
-            f"{root}: {', '.join(path.name for path in together)} look like slices of one cine and are registered apart; where they "
+            f"{root}: {', '.join(path.name for path in together)} look like slices of one cine and are registered "
+            "apart; where they "
             f"are, give --cine {root} or a folder of them."
         )
     taken = {*subjects, *files, *(path for path, found in contents.items() if found)}
@@ -208,7 +222,8 @@ def cine_files(folder: Path) -> list[Path]:
 
 
 def report_later(find: Callable[..., list[dict]], item: dict, *args: object) -> list[dict]:
-    """The cases that `find` makes of one of many, or that item alone, which `frames.LoadCase` refuses with the reason: the others go on."""
+    """The cases that `find` makes of one of many, or that item alone, which `frames.LoadCase` refuses with the reason:
+    the others go on."""
     try:
         return find(*args)
     except InputError as error:
@@ -221,7 +236,9 @@ def listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:
     if "cine" not in item:
         refuse_frame(item["case"], reference_frame)
         return [item]
-    case = cine_case(item["cine"], item.get("reference", reference_frame), item.get("reference_label"), item.get("points"))
+    case = cine_case(
+        item["cine"], item.get("reference", reference_frame), item.get("reference_label"), item.get("points")
+    )
     own = {key: item[key] for key in ("case", "subject")}
     return [case | own | ({"reference_basis": "given in the data list"} if "reference" in item else {})]
 
@@ -233,7 +250,9 @@ def subject_cases(subject: Path, reference_frame: int | None, direction: str) ->
         refuse_frame(subject, reference_frame)
         return acdc_pairs(subject.parent, [subject.name], direction)
     frame = end_diastole(subject) if reference_frame is None else reference_frame
-    label = find_image(subject, f"{subject.name}_frame{frame:02d}_gt", required=False) if isinstance(frame, int) else None
+    label = (
+        find_image(subject, f"{subject.name}_frame{frame:02d}_gt", required=False) if isinstance(frame, int) else None
+    )
     return [cine_case(cine, reference_frame, str(label) if label else None)]
 
 
@@ -244,16 +263,21 @@ def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
         InputError: naming the case.
     """
     if reference_frame is not None:
-        raise InputError(f"{case}: is a pair, to which --reference_frame says nothing; leave it out, or give the 4-D cine.")
+        raise InputError(
+            f"{case}: is a pair, to which --reference_frame says nothing; leave it out, or give the 4-D cine."
+        )
 
 
 def is_cine(path: Path) -> bool:
-    """Whether a NIfTI file has four axes, and more of length 1 alone; one that cannot be read counts, so that it is reported."""
+    """Whether a NIfTI file has four axes, and more of length 1 alone; one that cannot be read counts, so that it is
+    reported."""
     shape = shape_of(path)
     return not shape or (len(shape) >= 4 and set(shape[4:]) <= {1})
 
 
-def single_pair(moving: str | None, fixed: str | None, moving_label: str | None = None, points: str | None = None) -> dict:
+def single_pair(
+    moving: str | None, fixed: str | None, moving_label: str | None = None, points: str | None = None
+) -> dict:
     """The item of two images given on the command line."""
     for name, value in (("moving", moving), ("fixed", fixed)):
         if not value:
@@ -270,7 +294,10 @@ def unique_names(items: Sequence[dict]) -> list[dict]:
 
     Files of one name in several folders are named after these, too; else a number parts those that share a name.
     """
-    parent = lambda item: Path(item.get("cine") or item.get("moving") or "").resolve().parent.name
+
+    def parent(item):
+        return Path(item.get("cine") or item.get("moving") or "").resolve().parent.name
+
     folders: dict[str, list[str]] = {}
     for item in items:
         folders.setdefault(item["case"], []).append(parent(item))

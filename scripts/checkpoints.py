@@ -10,10 +10,9 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
-from torch import nn
-
 from scripts.errors import InputError
 from scripts.files import whole_file
+from torch import nn
 
 
 class RandomState:
@@ -78,11 +77,14 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise InputError(f"{path}: is no checkpoint that can be read ({type(error).__name__}); give another one.") from error
+        raise InputError(
+            f"{path}: is no checkpoint that can be read ({type(error).__name__}); give another one."
+        ) from error
 
 
 class BestWeights:
-    """Writes a network's weights, a flat state_dict, when an evaluator's key metric is better than ever; a resumed training knows it.
+    """Writes a network's weights, a flat state_dict, when an evaluator's key metric is better than ever; a resumed
+    training knows it.
 
     Args:
         path: `model.pt`; the whole file or none.
@@ -119,13 +121,15 @@ def of_trainer(engine: Engine) -> dict:
 
 
 class LastCheckpoint:
-    """Writes the whole training state every epoch as `last_checkpoint_epoch=N.pt`, whole or not at all, and then removes older ones.
+    """Writes the whole training state every epoch as `last_checkpoint_epoch=N.pt`, whole or not at all, and then
+    removes older ones.
 
     MONAI's `CheckpointSaver` removes the old one first, and both are lost where the disk is full.
 
     Args:
         save_dir: folder of the checkpoint.
-        save_dict: the objects to save; the trainer itself is added as "trainer", and its GradScaler, if any, as "scaler".
+        save_dict: the objects to save; the trainer itself is added as "trainer", and its GradScaler, if any, as
+            "scaler".
     """
 
     def __init__(self, save_dir: str, save_dict: dict) -> None:
@@ -146,7 +150,8 @@ class LastCheckpoint:
 
 
 def optimizer_options(engine: Engine) -> dict[str, object]:
-    """Numbers that the trainer's optimizer was made with, by name, as its first group has them; the rate before any schedule."""
+    """Numbers that the trainer's optimizer was made with, by name, as its first group has them; the rate before any
+    schedule."""
     group = engine.optimizer.param_groups[0]
     numbers = {name: group.get(f"initial_{name}", value) for name, value in group.items() if name != "initial_lr"}
     return {name: value for name, value in numbers.items() if isinstance(value, (float, tuple))}
@@ -161,8 +166,8 @@ class ResumeHandler(CheckpointLoader):
         map_location: device to load to.
 
     Raises:
-        InputError: naming the file, for one that is not there, not readable or not of this training: another network, other options
-            of the optimizer, epochs of another length or more than `max_epochs` of them.
+        InputError: naming the file, for one that is not there, not readable or not of this training: another network,
+            other options of the optimizer, epochs of another length or more than `max_epochs` of them.
     """
 
     def __init__(self, load_path: str | None, load_dict: dict, map_location: str | torch.device = "cpu") -> None:
@@ -187,11 +192,14 @@ class ResumeHandler(CheckpointLoader):
                 raise InputError(
                     f"{self.load_path}: has had {engine.state.epoch} epochs, and --max_epochs is {epochs}; give a larger one."
                 ) from error
-            raise InputError(f"{self.load_path}: belongs to another network or optimizer; resume with its own config.") from error
+            raise InputError(
+                f"{self.load_path}: belongs to another network or optimizer; resume with its own config."
+            ) from error
         for name, saved in optimizer_options(engine).items():
             if name in options and saved != options[name]:
                 raise InputError(
-                    f"{self.load_path}: was trained with the optimizer's {name} {saved}, and now it is {options[name]}; resume with "
+                    f"{self.load_path}: was trained with the optimizer's {name} {saved}, and now it is "
+                    f"{options[name]}; resume with "
                     "its own, or start from its weights with --initial_weights."
                 )
         saved, now = engine.state.epoch_length, len(engine.state.dataloader or engine.data_loader)

@@ -1,4 +1,5 @@
-"""A cine and its registration as objects: what readers make, what registration returns, what writers and reports take."""
+"""A cine and its registration as objects: what readers make, what registration returns, what writers and reports
+take."""
 
 from __future__ import annotations
 
@@ -47,9 +48,9 @@ class Cine:
 class CineRegistration:
     """Every frame of a cine registered to its reference frame, or a moving image to a fixed one (T = 1).
 
-    Fields are in-plane, in voxels, channel i along array axis i, pull convention. With u = fields[t] on the reference's grid,
-    moved[..., t](x) = image[..., t](x + u(x)), and the reference's point x lies at x + u(x) in frame t. With v = inverses[t] on the
-    grid of frame t, labels[..., t](y) = label(y + v(y)).
+    Fields are in-plane, in voxels, channel i along array axis i, pull convention. With u = fields[t] on the reference's
+    grid, moved[..., t](x) = image[..., t](x + u(x)), and the reference's point x lies at x + u(x) in frame t. With v =
+    inverses[t] on the grid of frame t, labels[..., t](y) = label(y + v(y)).
     """
 
     cine: Cine
@@ -64,7 +65,8 @@ class CineRegistration:
     moved: Array
     """(X, Y, Z, T), intensities of the cine's unit."""
     label: NDArray[np.integer] | None = None
-    """Label of the reference frame (X, Y, Z): 1 RV, 2 myocardium, 3 LV cavity; of the moving image for a pair; None without one."""
+    """Label of the reference frame (X, Y, Z): 1 RV, 2 myocardium, 3 LV cavity; of the moving image for a pair; None
+    without one."""
     labels: NDArray[np.integer] | None = None
     """Labels of all frames (X, Y, Z, T); for a pair the moving label on the fixed grid, T = 1."""
     fixed: Array | None = None
@@ -84,10 +86,12 @@ class CineRegistration:
 
 
 def largest_cavity(image: Array) -> int:
-    """The frame, counted from 1, in which the most of the beating region is bright: blood fills the cavities at end diastole.
+    """The frame, counted from 1, in which the most of the beating region is bright: blood fills the cavities at end
+    diastole.
 
     Args:
-        image: (X, Y, Z, T). The beating region is where intensities vary most over time; bright is above Otsu's threshold in it.
+        image: (X, Y, Z, T). The beating region is where intensities vary most over time; bright is above Otsu's
+            threshold in it.
     """
     smooth = gaussian_filter(np.asarray(image, dtype=np.float64), (1.5, 1.5, 0, 0))
     spread = gaussian_filter(smooth.std(axis=-1), (3, 3, 0))

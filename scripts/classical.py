@@ -1,8 +1,9 @@
-"""Classical registration of single slices by ITK: Demons and SyN over three levels of resolution. ITK is imported where it is used.
+"""Classical registration of single slices by ITK: Demons and SyN over three levels of resolution. ITK is imported where
+it is used.
 
-Each method takes two arrays (X, Y), moving and fixed, and gives a displacement (2, X, Y) in pixels, channel i along array axis i, pull
-convention (moved(x) = moving(x + u(x))). Arrays reach ITK transposed, with spacing 1: then axis i of ITK's image is array axis i, and
-components and pixels need no conversion.
+Each method takes two arrays (X, Y), moving and fixed, and gives a displacement (2, X, Y) in pixels, channel i along
+array axis i, pull convention (moved(x) = moving(x + u(x))). Arrays reach ITK transposed, with spacing 1: then axis i of
+ITK's image is array axis i, and components and pixels need no conversion.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-
 from scripts.errors import InputError
 
 Array = NDArray[np.float32]
@@ -42,8 +42,8 @@ def demons(moving: Array, fixed: Array, filter_name: str, iterations: int = 50, 
     Args:
         moving: slice (X, Y).
         fixed: slice (X, Y).
-        filter_name: `SymmetricForcesDemonsRegistrationFilter`, or `DiffeomorphicDemonsRegistrationFilter` (Vercauteren et al.,
-            NeuroImage 2009). (The Fast symmetric one is not wrapped for Python.)
+        filter_name: `SymmetricForcesDemonsRegistrationFilter`, or `DiffeomorphicDemonsRegistrationFilter` (Vercauteren
+            et al., NeuroImage 2009). (The Fast symmetric one is not wrapped for Python.)
         iterations: at each of three levels.
         sigma: standard deviation in pixels of the Gaussian over the displacement after each iteration.
     """
@@ -75,7 +75,8 @@ def syn(
     Args:
         moving: slice (X, Y).
         fixed: slice (X, Y).
-        iterations: at most, at each of three levels or one number a level, the coarsest first; a level ends earlier where it converges.
+        iterations: at most, at each of three levels or one number a level, the coarsest first; a level ends earlier
+            where it converges.
         update_variance: in pixels², of the Gaussian over each update.
         total_variance: in pixels², of the Gaussian over the whole displacement of a level.
         step: largest update in pixels.
@@ -86,9 +87,13 @@ def syn(
     moving, fixed = to_itk(moving), to_itk(fixed)
     found = itk.CompositeTransform[itk.D, 2].New()
     for factor, limit in zip(FACTORS, [iterations] * len(FACTORS) if isinstance(iterations, int) else iterations):
-        correlation = itk.ANTSNeighborhoodCorrelationImageToImageMetricv4[image, image].New(Radius=[CORRELATION_RADIUS] * 2)
+        correlation = itk.ANTSNeighborhoodCorrelationImageToImageMetricv4[image, image].New(
+            Radius=[CORRELATION_RADIUS] * 2
+        )
         # Python has no adaptors that carry a field from level to level within one filter.
-        level = itk.SyNImageRegistrationMethod[image, image].New(MovingImage=moving, FixedImage=fixed, Metric=correlation)
+        level = itk.SyNImageRegistrationMethod[image, image].New(
+            MovingImage=moving, FixedImage=fixed, Metric=correlation
+        )
         level.SetNumberOfLevels(1)
         level.SetShrinkFactorsPerLevel([factor])
         level.SetSmoothingSigmasPerLevel([factor / 2 if factor > 1 else 0])
@@ -121,7 +126,8 @@ def register(name: str, parameters: dict, pair: Array) -> tuple[Array, float]:
 
 
 def register_slices(name: str, parameters: dict, pairs: Array, executor: Executor | None = None) -> tuple[Array, float]:
-    """The fields (S, 2, X, Y) of pairs of slices (S, 2, X, Y) by one of `METHODS`, and the CPU seconds they took together.
+    """The fields (S, 2, X, Y) of pairs of slices (S, 2, X, Y) by one of `METHODS`, and the CPU seconds they took
+    together.
 
     Args:
         name: of the method.

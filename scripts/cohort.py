@@ -1,4 +1,5 @@
-"""Many cases, one after the other and shared by processes: skips what is done, goes on past a bad one, and sums all up in one table."""
+"""Many cases, one after the other and shared by processes: skips what is done, goes on past a bad one, and sums all up
+in one table."""
 
 from __future__ import annotations
 
@@ -13,15 +14,14 @@ from pathlib import Path
 import ignite.distributed as idist
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
-from torch import nn
-from tqdm import tqdm
-
 from scripts.datalists import FILE_KEYS
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError, first_cause
 from scripts.files import parts_of, write_csv
 from scripts.strain import summarize_strain
 from scripts.writers import DONE, check_place, check_writable
+from torch import nn
+from tqdm import tqdm
 
 SUMMARY = "summary.csv"
 WORST = {"folding_percent": max, "jacobian_min": min, "inverse_error_mm_p95": max}
@@ -46,19 +46,21 @@ def run_cases(
         dataset: of a data list, each item with a "case"; the same in all processes.
         output_dir: folder of the cases.
         overwrite: whether to run a case again that is there already; a single one always is.
-        parameters: on what the results depend beside the cases' files, the network and the inferer; where any of these has changed, a
-            case is run again.
+        parameters: on what the results depend beside the cases' files, the network and the inferer; where any of these
+            has changed, a case is run again.
 
     Returns:
         The names of the cases that this process ran.
 
     Raises:
-        InputError: at the end, in one process of each node, with the names of the cases that failed and the first one's reason.
+        InputError: at the end, in one process of each node, with the names of the cases that failed and the first one's
+            reason.
     """
     logger, done, failed = logging.getLogger("inference"), [], {}
     # A failed case is reported by one line, not by the engine's traceback as well.
     evaluator.logger.setLevel(logging.CRITICAL)
-    # Ignite would resume a run that failed, and so skip the next case; and it would keep the length of the first data loader.
+    # Ignite would resume a run that failed, and so skip the next case; and it would keep the length of the first data
+    # loader.
     evaluator.interrupt_resume_enabled = False
     evaluator.state.epoch_length = 1
     # A single case was asked for by its files and options: what lies there may come from others.
@@ -100,9 +102,12 @@ def run_cases(
     skipped = idist.all_reduce(skipped)
     if skipped:
         logger.info(
-            f"{skipped} of {len(dataset.data)} cases were done already, of these files and options; --overwrite True runs them again"
+            f"{skipped} of {len(dataset.data)} cases were done already, of these files and options; --overwrite True "
+            "runs them again"
         )
-    rows = gather_rows([summarize_case(output_dir, item, failed.get(str(item["case"]))) for item in share], len(dataset.data))
+    rows = gather_rows(
+        [summarize_case(output_dir, item, failed.get(str(item["case"]))) for item in share], len(dataset.data)
+    )
     if idist.get_rank() == 0 and len(dataset.data) > 1:
         items = {str(item["case"]): item for item in dataset.data}
         write_csv(summary, [row | {"reason": without_folders(row["reason"], items[row["case"]])} for row in rows])
@@ -120,7 +125,8 @@ def tell(folder: Path) -> str:
     place = next((path for path in (folder / "report.html", folder) if path.exists()), folder)
     path = folder / DONE
     quality = json.loads(path.read_text()) if path.is_file() else {}
-    return f"{place}: {'trustworthy' if quality.get('trustworthy') else 'look closely'}. {' '.join(quality.get('verdict', []))}".rstrip()
+    word = "trustworthy" if quality.get("trustworthy") else "look closely"
+    return f"{place}: {word}. {' '.join(quality.get('verdict', []))}".rstrip()
 
 
 def without_folders(reason: str, item: Mapping) -> str:
@@ -159,7 +165,8 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
 
 
 def describe(value: object) -> str:
-    """The kind and the settings of a network or an inferer, and of those in it, as one text; weights have their file's hash."""
+    """The kind and the settings of a network or an inferer, and of those in it, as one text; weights have their file's
+    hash."""
     if isinstance(value, (str, int, float, bool, type(None))):
         return repr(value)
     if isinstance(value, (list, tuple)):
@@ -169,12 +176,17 @@ def describe(value: object) -> str:
     if isinstance(value, nn.Module):
         settings |= dict(value.named_children())
     # Where and how loudly something is computed changes nothing.
-    parts = (f"{name}={describe(setting)}" for name, setting in sorted(settings.items()) if name not in ("progress", "training"))
+    parts = (
+        f"{name}={describe(setting)}"
+        for name, setting in sorted(settings.items())
+        if name not in ("progress", "training")
+    )
     return f"{getattr(value, '__qualname__', type(value).__qualname__)}({', '.join(parts)})"
 
 
 def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None) -> dict:
-    """A case's row of the summary: `COLUMNS`, empty where there is no such figure; folding and inverse error of its worst frame.
+    """A case's row of the summary: `COLUMNS`, empty where there is no such figure; folding and inverse error of its
+    worst frame.
 
     Args:
         output_dir: folder of the cases.
@@ -190,7 +202,10 @@ def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None
         json.loads(path.read_text()) if path.is_file() else {} for path in (folder / DONE, folder / "function.json")
     )
     row |= {"trustworthy": quality.get("trustworthy", ""), "verdict": " ".join(quality.get("verdict", []))}
-    known = lambda key: [frame[key] for frame in quality.get("frames", []) if frame[key] is not None]
+
+    def known(key):
+        return [frame[key] for frame in quality.get("frames", []) if frame[key] is not None]
+
     row |= {key: worst(known(key), default="") for key, worst in WORST.items()}
     row |= {key: function.get(key, "") for key in FUNCTION}
     peaks = summarize_strain(read_strain(folder / "strain.csv"))

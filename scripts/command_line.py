@@ -1,6 +1,7 @@
 """Guards of `python -m monai.bundle run`: options it would swallow in silence, and errors it would bury under its own.
 
-`check` is the first thing each workflow's `initialize` runs. Outside that command line (from Python, in tests) it does nothing.
+`check` is the first thing each workflow's `initialize` runs. Outside that command line (from Python, in tests) it does
+nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ import yaml
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, run
 from monai.utils import ensure_tuple
+from scripts.devices import under_torchrun
+from scripts.errors import InputError, first_cause
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
-
-from scripts.devices import under_torchrun
-from scripts.errors import InputError, first_cause
 
 OPTION = re.compile(r"--?[A-Za-z_]")
 LOST = re.compile(r"by peer|Broken pipe")  # what gloo says of a process that is gone
@@ -35,7 +35,8 @@ PATHS = ("bundle_root", "moving", "fixed", "cine", "field", "points", "checkpoin
 
 
 def check(argv: Sequence[str] | None = None) -> None:
-    """Refuse unknown options and values of another kind than the option has, and have errors end with one line that names the cure.
+    """Refuse unknown options and values of another kind than the option has, and have errors end with one line that
+    names the cure.
 
     Args:
         argv: the command line; None takes `sys.argv` where it is a run of MONAI's bundle.
@@ -58,12 +59,16 @@ def check(argv: Sequence[str] | None = None) -> None:
             hint = f"did you mean --{close[0]}?" if close else "the options are the top-level keys of the config file."
             raise InputError(f"--{name}: no such option; {hint}")
         if name in config and name not in RUN_BY_NAME and not is_read(name, config):
-            raise InputError(f"--{name}: nothing in these config files reads it, so it would change nothing; leave it out.")
+            raise InputError(
+                f"--{name}: nothing in these config files reads it, so it would change nothing; leave it out."
+            )
         check_path(name, value)
         read = DefaultParseValue(value) if value is not None else True
         if read is None or read in ("null", "~"):
             # MONAI drops None, and takes the others for words.
-            raise InputError(f"--{name} {value}: would not be taken for nothing; leave --{name} out, or write --{name} '$None'")
+            raise InputError(
+                f"--{name} {value}: would not be taken for nothing; leave --{name} out, or write --{name} '$None'"
+            )
         # Fire reads false as a word, which would count as true.
         if str(read).lower() in ("true", "false") and not isinstance(read, bool):
             raise InputError(f"--{name} {value}: is read as a word; write --{name} {str(read).capitalize()}")
@@ -86,7 +91,9 @@ def check_counts(at_least: int = 1, **options: object) -> None:
     """
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-            raise InputError(f"--{name} {value}: is no whole number from {at_least} on; give one, or leave --{name} out.")
+            raise InputError(
+                f"--{name} {value}: is no whole number from {at_least} on; give one, or leave --{name} out."
+            )
 
 
 def check_rates(at_most: float = math.inf, **options: object) -> None:
@@ -164,18 +171,24 @@ def check_path(name: str, value: object) -> None:
         InputError: naming the option and the cure.
     """
     if is_path(name) and not isinstance(value, (str, Path, bool, type(None))):
-        raise InputError(f"--{name}: takes the path of a file or folder, got {type(value).__name__}; write it to a file first.")
+        raise InputError(
+            f"--{name}: takes the path of a file or folder, got {type(value).__name__}; write it to a file first."
+        )
     if name == "output_dir" and str(value).lower() == "false":
         raise InputError("--output_dir False: results need a folder; name one, or leave --output_dir out.")
     if is_path(name) and "#" in str(value) and not str(value).startswith(("@", "$")):
-        raise InputError(f"--{name} {value}: holds #, which MONAI would read as ::, another name; rename that file or folder.")
+        raise InputError(
+            f"--{name} {value}: holds #, which MONAI would read as ::, another name; rename that file or folder."
+        )
 
 
 def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An `excepthook` whose last line is the first error of the chain: MONAI adds its own "Failed to evaluate" after it."""
+    """An `excepthook` whose last line is the first error of the chain: MONAI adds its own "Failed to evaluate" after
+    it."""
     cause = first_cause(error)
     if under_torchrun() and (isinstance(cause, DistError) or LOST.search(str(cause))):
-        # Another process failed: torchrun is about to end this one and to print that one's reason, in which ours would drown it.
+        # Another process failed: torchrun is about to end this one and to print that one's reason, in which ours would
+        # drown it.
         time.sleep(PATIENCE)
     if not isinstance(cause, (InputError, KeyboardInterrupt)):
         traceback.print_exception(kind, error, trace)
@@ -191,5 +204,5 @@ def record_error(error: BaseException) -> None:
     """Leave an error where torchrun looks for the reason that a process ended; elsewhere nothing happens."""
     try:
         raise error.with_traceback(None) from None
-    except BaseException:
+    except type(error):
         get_error_handler().record_exception(error)

@@ -1,8 +1,9 @@
 """Folders and JSON files to MONAI data lists: one dict a pair, with the paths of its images and labels.
 
-Each item holds `case` (a name for its outputs), `subject`, `moving` and `fixed`, and where they exist `moving_label` and `fixed_label`.
-Where a path leads to a cine, `moving_frame` and `fixed_frame` say which frame of it and of its label, counted from 0; `label_values` are
-this project's labels (1 RV, 2 myocardium, 3 LV) in the order of the file's own, 0, 1, 2, ….
+Each item holds `case` (a name for its outputs), `subject`, `moving` and `fixed`, and where they exist `moving_label`
+and `fixed_label`. Where a path leads to a cine, `moving_frame` and `fixed_frame` say which frame of it and of its
+label, counted from 0; `label_values` are this project's labels (1 RV, 2 myocardium, 3 LV) in the order of the file's
+own, 0, 1, 2, ….
 """
 
 from __future__ import annotations
@@ -50,13 +51,15 @@ def acdc_subjects(dataset_dir: str | Path) -> list[str]:
     subjects = sorted(path.parent.name for path in root.glob("*/Info.cfg"))
     if not subjects:
         raise InputError(
-            f"{root}: no subject folder with an Info.cfg in it; ACDC's layout is <subject>/Info.cfg beside <subject>_frameNN.nii.gz."
+            f"{root}: no subject folder with an Info.cfg in it; ACDC's layout is <subject>/Info.cfg beside "
+            "<subject>_frameNN.nii.gz."
         )
     return subjects
 
 
 def split_subjects(subjects: Sequence[str], seed: int = 0) -> dict[str, list[str]]:
-    """A seeded split by subject into train, val and test (80/10/10 %, one at least), the same whatever the order of `subjects`."""
+    """A seeded split by subject into train, val and test (80/10/10 %, one at least), the same whatever the order of
+    `subjects`."""
     ordered = sorted(subjects)
     random.Random(seed).shuffle(ordered)
     held_out = max(round(len(ordered) * HELD_OUT), 1)
@@ -70,7 +73,8 @@ def folder_subjects(dataset_dir: str | Path) -> list[str]:
 
 
 def published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
-    """Subjects of "train", "val" and "test" as the folder gives them, by a `splits.json` or the folders of M&Ms; else None.
+    """Subjects of "train", "val" and "test" as the folder gives them, by a `splits.json` or the folders of M&Ms; else
+    None.
 
     Raises:
         InputError: for a `splits.json` that is not readable, names a subject twice, or one without a folder.
@@ -108,7 +112,8 @@ def acdc_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str 
     Args:
         dataset_dir: folder of the subject folders.
         subjects: names of subject folders.
-        direction: "ES_to_ED" (ES moving, ED fixed: the published protocol), "ED_to_ES", or "both" (two items a subject).
+        direction: "ES_to_ED" (ES moving, ED fixed: the published protocol), "ED_to_ES", or "both" (two items a
+            subject).
 
     Raises:
         InputError: for a frame number that `Info.cfg` lacks, or a frame that is not there.
@@ -120,7 +125,9 @@ def acdc_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str 
         for item, phases in directed_items(subject, direction):
             for role, phase in zip(("moving", "fixed"), phases):
                 if not re.fullmatch(r"[1-9]\d*", info.get(phase, "")):
-                    raise InputError(f"{folder / 'Info.cfg'}: has no frame number for {phase}; add a line such as '{phase}: 1'.")
+                    raise InputError(
+                        f"{folder / 'Info.cfg'}: has no frame number for {phase}; add a line such as '{phase}: 1'."
+                    )
                 stem = f"{subject}_frame{int(info[phase]):02d}"
                 item[role] = str(find_image(folder, stem))
                 label = find_image(folder, f"{stem}_gt", required=False)
@@ -139,7 +146,10 @@ def directed_items(subject: str, direction: str) -> list[tuple[dict, tuple[str, 
     if direction != "both" and direction not in DIRECTIONS:
         raise InputError(f"direction is one of {', '.join(DIRECTIONS)} or both, got {direction!r}.")
     return [
-        ({"case": subject if direction != "both" else f"{subject}_{name}", "subject": subject, "direction": name}, phases)
+        (
+            {"case": subject if direction != "both" else f"{subject}_{name}", "subject": subject, "direction": name},
+            phases,
+        )
         for name, phases in DIRECTIONS.items()
         if direction in (name, "both")
     ]
@@ -155,21 +165,26 @@ def find_image(folder: Path, stem: str, required: bool = True) -> Path | None:
         if (folder / f"{stem}{suffix}").exists():
             return folder / f"{stem}{suffix}"
     if required:
-        raise InputError(f"{folder / stem}.nii.gz: no such file; Info.cfg names this frame, so add it or mend Info.cfg.")
+        raise InputError(
+            f"{folder / stem}.nii.gz: no such file; Info.cfg names this frame, so add it or mend Info.cfg."
+        )
     return None
 
 
 def mms_table(dataset_dir: str | Path) -> Path | None:
-    """The table of a folder in the published layout of M&Ms (Campello et al., IEEE TMI 2021), or None where it has none.
+    """The table of a folder in the published layout of M&Ms (Campello et al., IEEE TMI 2021), or None where it has
+    none.
 
-    That layout is `211230_M&Ms_Dataset_information_diagnosis_opendataset.csv` beside the folders Training/Labeled, Training/Unlabeled,
-    Validation and Testing of `<code>/<code>_sa.nii.gz` (a 4-D cine) and `<code>/<code>_sa_gt.nii.gz` (its labels, at ED and ES).
+    That layout is `211230_M&Ms_Dataset_information_diagnosis_opendataset.csv` beside the folders Training/Labeled,
+    Training/Unlabeled, Validation and Testing of `<code>/<code>_sa.nii.gz` (a 4-D cine) and
+    `<code>/<code>_sa_gt.nii.gz` (its labels, at ED and ES).
     """
     return next((path for path in sorted(Path(dataset_dir).glob(MMS_TABLE)) if not path.name.startswith(".")), None)
 
 
 def mms_subjects(dataset_dir: str | Path) -> dict[str, dict]:
-    """The subjects that have a cine and both frame numbers, by name: their "folder", "ED", "ES" (counted from 0) and "vendor".
+    """The subjects that have a cine and both frame numbers, by name: their "folder", "ED", "ES" (counted from 0) and
+    "vendor".
 
     Raises:
         InputError: for a table without the columns that are needed, or where no subject is left.
@@ -179,7 +194,9 @@ def mms_subjects(dataset_dir: str | Path) -> dict[str, dict]:
         rows = list(csv.DictReader(file))
     lacking = [name for name in ("External code", "ED", "ES") if not rows or name not in rows[0]]
     if lacking:
-        raise InputError(f"{path}: has no column {' and no '.join(lacking)}; take the table that M&Ms is published with.")
+        raise InputError(
+            f"{path}: has no column {' and no '.join(lacking)}; take the table that M&Ms is published with."
+        )
     by_code, found, left = {row["External code"]: row for row in rows}, {}, []
     for cine in files_below(dataset_dir):
         code = cine.parent.name
@@ -211,8 +228,11 @@ def warn_once(message: str) -> None:
 
 
 def mms_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
-    """The published split of M&Ms, by its folders Training, Validation and Testing; None where the subjects lie elsewhere."""
-    folders = {code: subject["folder"].relative_to(dataset_dir).parts for code, subject in mms_subjects(dataset_dir).items()}
+    """The published split of M&Ms, by its folders Training, Validation and Testing; None where the subjects lie
+    elsewhere."""
+    folders = {
+        code: subject["folder"].relative_to(dataset_dir).parts for code, subject in mms_subjects(dataset_dir).items()
+    }
     # The data may have been unpacked into a folder beside the table.
     places = {code: next((part for part in parts if part in MMS_SPLITS), "") for code, parts in folders.items()}
     if not any(places.values()):
@@ -237,14 +257,16 @@ def mms_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str =
 
 
 def json_pairs(path: str | Path, section: str) -> list[dict]:
-    """A section ("training", "validation" or "test") of a MONAI data list in JSON; paths are relative to the file's folder.
+    """A section ("training", "validation" or "test") of a MONAI data list in JSON; paths are relative to the file's
+    folder.
 
-    Each item needs "moving" and "fixed", and may have "moving_label", "fixed_label", "subject", "case" and "direction"; for inference
-    it may have "cine", and with it "reference_frame" (or "reference"; counted from 1) and "reference_label", instead, and "points".
+    Each item needs "moving" and "fixed", and may have "moving_label", "fixed_label", "subject", "case" and "direction";
+    for inference it may have "cine", and with it "reference_frame" (or "reference"; counted from 1) and
+    "reference_label", instead, and "points".
 
     Raises:
-        InputError: for a file or a section that is not there, an item without an image or with a misspelled key, or a case that names
-            no folder.
+        InputError: for a file or a section that is not there, an item without an image or with a misspelled key, or a
+            case that names no folder.
     """
     path = Path(path)
     if not path.is_file():
@@ -259,7 +281,9 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
             item["reference"] = item.pop("reference_frame")
         for key in set(item) - set(LIST_KEYS):
             if close := difflib.get_close_matches(str(key), LIST_KEYS, n=1, cutoff=0.8):
-                raise InputError(f"{path}: item {number} of '{section}' has the key {key!r}; did you mean {close[0]!r}?")
+                raise InputError(
+                    f"{path}: item {number} of '{section}' has the key {key!r}; did you mean {close[0]!r}?"
+                )
             del item[key]
         for key in [key for key, value in item.items() if value is None]:
             del item[key]
@@ -269,7 +293,9 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
         for key in FILE_KEYS:
             if key in item:
                 if not isinstance(item[key], str):
-                    raise InputError(f"{path}: item {number} of '{section}' has the {key} {item[key]!r}; give the path of a file.")
+                    raise InputError(
+                        f"{path}: item {number} of '{section}' has the {key} {item[key]!r}; give the path of a file."
+                    )
                 item[key] = str(path.parent / item[key])
             elif key in ("moving", "fixed") and "cine" not in item:
                 raise InputError(f"{path}: item {number} of '{section}' has no '{key}'; add the path of that image.")
@@ -277,9 +303,13 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
         item["case"] = name = str(item.get("case", item.get("subject", stem)))
         # It names a folder below output_dir.
         if name in ("", "..") or Path(name).name != name:
-            raise InputError(f"{path}: item {number} of '{section}' has the case {name!r}; give a name without / and '..'.")
+            raise InputError(
+                f"{path}: item {number} of '{section}' has the case {name!r}; give a name without / and '..'."
+            )
         if name == "summary.csv" or name.startswith((".part_", ".old_")):
-            raise InputError(f"{path}: item {number} of '{section}' has the case {name!r}, a name that outputs have; give another.")
+            raise InputError(
+                f"{path}: item {number} of '{section}' has the case {name!r}, a name that outputs have; give another."
+            )
         item.setdefault("subject", item["case"])
     return items
 
@@ -292,13 +322,14 @@ def stem_of(path: str | Path) -> str:
 def select_pairs(
     dataset_dir: str | None, data_list: str | None, split: str, direction: str = "ES_to_ED", seed: int = 0
 ) -> list[dict]:
-    """The items of a split, from a MONAI JSON list where one is given, else from a folder in ACDC's layout or in that of M&Ms.
+    """The items of a split, from a MONAI JSON list where one is given, else from a folder in ACDC's layout or in that
+    of M&Ms.
 
     Args:
         dataset_dir: the folder; unused where `data_list` is given.
         data_list: a JSON file with the sections training, validation and test, or None.
-        split: "train", "val" or "test"; "test_or_all" takes every subject where nothing but the seed splits the folder, or its test is
-            empty.
+        split: "train", "val" or "test"; "test_or_all" takes every subject where nothing but the seed splits the folder,
+            or its test is empty.
         direction: see `acdc_pairs`; a JSON list states its own.
         seed: of the split, where nothing else splits the folder.
 

@@ -7,26 +7,27 @@ from pathlib import Path
 
 import torch
 from monai.transforms import ResizeWithPadOrCrop
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
-
 from scripts.cache import prepare_items
 from scripts.errors import InputError
 from scripts.transforms import vary
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler
 
 LABEL_KEYS = ("moving_label", "fixed_label")
 UNLABELED = -1
 
 
 class SliceDataset(Dataset):
-    """All slices of all pairs as one tensor (N, 2, *size), moving and fixed, on a device; where wanted, their labels as another one.
+    """All slices of all pairs as one tensor (N, 2, *size), moving and fixed, on a device; where wanted, their labels as
+    another one.
 
     Slices that are constant in either image are left out.
 
     Args:
         data: items of a data list.
-        transform: makes of an item a dict whose "pair" is (2, X, Y, Z), with labels "moving_label" and "fixed_label", (1, X, Y, Z).
+        transform: makes of an item a dict whose "pair" is (2, X, Y, Z), with labels "moving_label" and "fixed_label",
+            (1, X, Y, Z).
         size: in-plane size; larger slices are cropped about their center, smaller ones padded with zeros.
         device: where the tensors live.
         progress: whether to show a progress bar while files are read.
@@ -71,14 +72,16 @@ class SliceDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int | Sequence[int]) -> dict[str, Tensor]:
-        """{"pair": (2, *size)} for one index, (B, 2, *size) for a list of B; with labels "label" in the same shape, moving then fixed."""
+        """{"pair": (2, *size)} for one index, (B, 2, *size) for a list of B; with labels "label" in the same shape,
+        moving then fixed."""
         index = torch.as_tensor(index).to(self.pairs.device, non_blocking=True)
         batch = {"pair": self.pairs[index]}
         return batch if self.labels is None else batch | {"label": self.labels[index]}
 
 
 def fit_slices(size: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """A function from a stack (C, X, Y, Z) to its slices (Z, C, *size), cropped about their center or padded with zeros."""
+    """A function from a stack (C, X, Y, Z) to its slices (Z, C, *size), cropped about their center or padded with
+    zeros."""
     fit = ResizeWithPadOrCrop((*size, -1))
     return lambda stack: fit(torch.as_tensor(stack)).as_tensor().movedim(-1, 0).contiguous()
 
@@ -98,14 +101,16 @@ def stack_labels(item: dict) -> Tensor:
 
 
 def batch_loader(dataset: Dataset, batch_size: int, shared_seed: int | None = None) -> DataLoader:
-    """A loader that fetches each shuffled batch by one indexing of the resident tensor; an incomplete last batch is dropped.
+    """A loader that fetches each shuffled batch by one indexing of the resident tensor; an incomplete last batch is
+    dropped.
 
     The order comes from torch's global random state, which a checkpoint restores.
 
     Args:
         dataset: indexed by lists.
         batch_size: pairs a batch; a smaller data set makes one batch.
-        shared_seed: of the order, where the processes of `torch.distributed` share each batch; None for one process alone.
+        shared_seed: of the order, where the processes of `torch.distributed` share each batch; None for one process
+            alone.
 
     Raises:
         InputError: for a batch or a data set that the processes cannot share evenly.
@@ -119,7 +124,8 @@ def batch_loader(dataset: Dataset, batch_size: int, shared_seed: int | None = No
         sampler = DistributedSampler(dataset, seed=shared_seed, drop_last=True)
         if batch_size % sampler.num_replicas or not len(sampler):
             raise InputError(
-                f"--batch_size {batch_size}: {sampler.num_replicas} processes cannot share it and the {len(dataset)} slices evenly; "
+                f"--batch_size {batch_size}: {sampler.num_replicas} processes cannot share it and the {len(dataset)} "
+                "slices evenly; "
                 f"give a multiple of {sampler.num_replicas}, or start as many processes as divide it."
             )
         batch_size //= sampler.num_replicas
@@ -128,13 +134,15 @@ def batch_loader(dataset: Dataset, batch_size: int, shared_seed: int | None = No
 
 
 class FrameDataset(Dataset):
-    """All frames of all slices of unlabeled cines, resident on a device; a pair is a frame and another one of the same slice.
+    """All frames of all slices of unlabeled cines, resident on a device; a pair is a frame and another one of the same
+    slice.
 
     Frames that are constant in a slice are left out of it.
 
     Args:
         data: items with "cine", as `cases.inference_cases` lists them.
-        transform: makes of an item a dict whose "moving" is (T, X, Y, Z), scaled; a pair, T = 1, gives its "fixed" as second frame.
+        transform: makes of an item a dict whose "moving" is (T, X, Y, Z), scaled; a pair, T = 1, gives its "fixed" as
+            second frame.
         size: in-plane size; larger slices are cropped about their center, smaller ones padded with zeros.
         device: where the frames live.
         progress: whether to show a progress bar while files are read.
@@ -162,7 +170,9 @@ class FrameDataset(Dataset):
             return {"cine": fit(stack)}
 
         frames, first, count = [torch.empty(0, *size)], [], []
-        for prepared in prepare_items(data, prepare, ["frames", transform, list(size)], cache_dir, progress, unit="cine"):
+        for prepared in prepare_items(
+            data, prepare, ["frames", transform, list(size)], cache_dir, progress, unit="cine"
+        ):
             for cine in prepared["cine"]:
                 cine = cine[vary(cine[None])[0]]
                 if len(cine) < 2:
@@ -177,7 +187,8 @@ class FrameDataset(Dataset):
         return len(self.frames)
 
     def __getitem__(self, index: Sequence[int]) -> dict[str, Tensor]:
-        """{"pair": (B, 2, *size)} for a list of B frames: each as moving image, with a random other frame of its slice as fixed image."""
+        """{"pair": (B, 2, *size)} for a list of B frames: each as moving image, with a random other frame of its slice
+        as fixed image."""
         index = torch.as_tensor(index)
         first, count = self.first[index], self.count[index]
         step = 1 + (torch.rand(len(index)) * (count - 1)).long()

@@ -12,7 +12,6 @@ from itertools import zip_longest
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
-
 from scripts.errors import InputError
 
 
@@ -32,7 +31,8 @@ def is_first_of_node() -> bool:
 
 
 def start_process_group(device: str | torch.device, hours: float | None = None) -> None:
-    """Join the processes that torchrun started, through NCCL for CUDA devices and gloo for the CPU; once, whoever else did it before.
+    """Join the processes that torchrun started, through NCCL for CUDA devices and gloo for the CPU; once, whoever else
+    did it before.
 
     Args:
         device: of the tensors that the processes exchange.
@@ -50,13 +50,15 @@ def start_process_group(device: str | torch.device, hours: float | None = None) 
         return
     if device.type == "cuda":
         if device.index != int(os.environ["LOCAL_RANK"]):
-            raise InputError(f"--device {device}: each process has a device of its own; leave --device out, or give cpu.")
+            raise InputError(
+                f"--device {device}: each process has a device of its own; leave --device out, or give cpu."
+            )
         check_device(device)
         torch.cuda.set_device(device)
     backend, timeout = "nccl" if device.type == "cuda" else "gloo", None if hours is None else timedelta(hours=hours)
     dist.init_process_group(backend, timeout=timeout)
-    # Ignite looks around here and now: it does so collectively, which must not wait for the first handler that only rank 0 has. Slurm
-    # is hidden from it: it would take Slurm's tasks, one a node, for torchrun's processes.
+    # Ignite looks around here and now: it does so collectively, which must not wait for the first handler that only
+    # rank 0 has. Slurm is hidden from it: it would take Slurm's tasks, one a node, for torchrun's processes.
     slurm = os.environ.pop("SLURM_JOB_ID", None)
     idist.sync()
     if slurm is not None:
@@ -98,7 +100,9 @@ def check_switches(device: str | torch.device, amp: bool = False, graph: bool = 
     on_cuda = torch.device(device).type == "cuda"
     for name, given in (("amp", amp), ("graph", graph)):
         if given and not on_cuda:
-            raise InputError(f"--{name} True: needs a CUDA device, not {device}; leave it out, or give --device cuda:0.")
+            raise InputError(
+                f"--{name} True: needs a CUDA device, not {device}; leave it out, or give --device cuda:0."
+            )
     for name, given in (("amp", amp), ("compile", compile)):
         if given and graph:
             raise InputError(f"--graph True: a step with {name} is not recorded; give one of --graph and --{name}.")

@@ -1,7 +1,7 @@
 """A folder of DICOM cine MR, as a scanner exports it, to a cine: geometry in RAS mm, times in ms.
 
-Only the tags listed here are read, none of which tells who the patient is; messages give the folder as the user typed it and a file's
-name, never the folders between, which exports like to name after the patient.
+Only the tags listed here are read, none of which tells who the patient is; messages give the folder as the user typed
+it and a file's name, never the folders between, which exports like to name after the patient.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from scripts.cines import Array, Cine
 from scripts.errors import InputError
 from scripts.files import files_below, is_dicom
@@ -36,14 +35,18 @@ UNEVEN = 0.25
 LATE = 0.5
 """Part of a step between phases by which slices may begin apart without being called out."""
 TIME_TAGS = ("TriggerTime", "NominalCardiacTriggerDelayTime")
-"""Milliseconds after the trigger; the first that all files of a stack have orders its phases. Instance numbers are no substitute: some
-exports count them through the slices, some through the phases, some at random."""
+"""Milliseconds after the trigger; the first that all files of a stack have orders its phases. Instance numbers are no
+substitute: some exports count them through the slices, some through the phases, some at random."""
 GEOMETRY_TAGS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 """What every image must have, and how many numbers each is."""
 GAP_TAGS = ("SpacingBetweenSlices", "SliceThickness")
 FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 RESCALE_TAGS = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
-KIND_TAGS = {"ImageType": {"P", "R", "I"}, "FrameType": {"P", "R", "I"}, "ComplexImageComponent": {"PHASE", "REAL", "IMAGINARY"}}
+KIND_TAGS = {
+    "ImageType": {"P", "R", "I"},
+    "FrameType": {"P", "R", "I"},
+    "ComplexImageComponent": {"PHASE", "REAL", "IMAGINARY"},
+}
 """Tags of a complex image's parts, and the values that say that it is not the magnitude."""
 VALUE_TAGS = ("SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation")
 HEADER_TAGS = (
@@ -62,7 +65,8 @@ PIXEL_TAGS += ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """The header of an image, a file or a frame of one: one phase of one slice. Vectors and lengths are DICOM's: LPS, mm."""
+    """The header of an image, a file or a frame of one: one phase of one slice. Vectors and lengths are DICOM's: LPS,
+    mm."""
 
     path: Path
     label: str
@@ -100,19 +104,21 @@ Stack = list[list[Instance]]
 def read_dicom_cine(folder: str | Path) -> Cine:
     """The cine in a folder of DICOM files.
 
-    Files of any name are read, in subfolders too: classic ones, of an image each, and Enhanced ones, of many; what is no MR image is
-    skipped. Images belong to one stack where orientation, pixel spacing and size agree, whatever their series; copies of a file count
-    once. Stacks without a second phase, such as scouts, are skipped, and so are, with a line in the log, single images parallel to the
-    cine in series of their own, and the phase, real and imaginary parts beside a magnitude.
+    Files of any name are read, in subfolders too: classic ones, of an image each, and Enhanced ones, of many; what is
+    no MR image is skipped. Images belong to one stack where orientation, pixel spacing and size agree, whatever their
+    series; copies of a file count once. Stacks without a second phase, such as scouts, are skipped, and so are, with a
+    line in the log, single images parallel to the cine in series of their own, and the phase, real and imaginary parts
+    beside a magnitude.
 
     Returns:
-        A cine named as the folder. Image (X, Y, Z, T), fp32, rescaled as the files state: X counts columns, Y rows, Z slices along the
-        normal (row × column direction), so that the affine (RAS mm) is right-handed. Times (Z, T) in ms after the trigger.
+        A cine named as the folder. Image (X, Y, Z, T), fp32, rescaled as the files state: X counts columns, Y rows, Z
+        slices along the normal (row × column direction), so that the affine (RAS mm) is right-handed. Times (Z, T) in
+        ms after the trigger.
 
     Raises:
-        InputError: without pydicom or a cine, or for more cines than one; for files that cannot be read; for images without geometry,
-            trigger times or readable pixels; for slices with unequal numbers of phases, repeated slices or phases, or slices that are not
-            evenly spaced on a line along the normal.
+        InputError: without pydicom or a cine, or for more cines than one; for files that cannot be read; for images
+            without geometry, trigger times or readable pixels; for slices with unequal numbers of phases, repeated
+            slices or phases, or slices that are not evenly spaced on a line along the normal.
     """
     try:
         from pydicom.config import disable_value_validation
@@ -128,7 +134,8 @@ def read_dicom_cine(folder: str | Path) -> Cine:
 
 
 def slices_of_one(folders: Sequence[Path]) -> list[list[Path]]:
-    """Folders whose first images lie parallel in one frame of reference, as the slices of one cine do, in groups of two or more."""
+    """Folders whose first images lie parallel in one frame of reference, as the slices of one cine do, in groups of two
+    or more."""
     try:
         from pydicom.config import disable_value_validation
     except ImportError:
@@ -171,13 +178,17 @@ def find_cine(folder: Path, instances: Sequence[Instance]) -> Stack:
     if not instances:
         raise InputError(f"{folder}: holds no DICOM MR image; give the folder that holds the DICOM files of the cine.")
     if not cines:
-        raise InputError(f"{folder}: holds no cine, only single images; give the folder that holds the DICOM files of the cine.")
+        raise InputError(
+            f"{folder}: holds no cine, only single images; give the folder that holds the DICOM files of the cine."
+        )
     if len(cines) > 1:
         listed = "; ".join(
             f"{len(stack)} slice{'s' if len(stack) > 1 else ''} of {max(map(len, stack))} phases with {stack[0][0].label}"
             for stack in sorted(cines, key=len, reverse=True)
         )
-        raise InputError(f"{folder}: holds {len(cines)} different stacks of cines ({listed}); give each one a folder of its own.")
+        raise InputError(
+            f"{folder}: holds {len(cines)} different stacks of cines ({listed}); give each one a folder of its own."
+        )
     timeless = [one.label for stack in several if stack is not cines[0] for phases in stack for one in phases]
     cine, singles = split_singles(cines[0])
     for left, words in (
@@ -196,23 +207,32 @@ def magnitudes(stack: Sequence[Instance]) -> list[Instance]:
 
 
 def without_copies(phases: Sequence[Instance]) -> list[Instance]:
-    """The phases of a slice, each file once; copies are equal byte by byte, for some anonymizers give different files one UID."""
+    """The phases of a slice, each file once; copies are equal byte by byte, for some anonymizers give different files
+    one UID."""
     if len({one.uid for one in phases}) == len(phases):
         return list(phases)
-    return list({(hashlib.sha256(one.path.read_bytes()).digest(), one.frame): one for one in reversed(phases)}.values())[::-1]
+    return list(
+        {(hashlib.sha256(one.path.read_bytes()).digest(), one.frame): one for one in reversed(phases)}.values()
+    )[::-1]
 
 
 def has_times(slices: Stack) -> bool:
     """Whether at least one slice has images of different times."""
-    return any(len({one.times[tag] for one in phases if tag in one.times}) > 1 for phases in slices for tag in TIME_TAGS)
+    return any(
+        len({one.times[tag] for one in phases if tag in one.times}) > 1 for phases in slices for tag in TIME_TAGS
+    )
 
 
 def split_singles(slices: Stack) -> tuple[Stack, list[Instance]]:
-    """A stack without single images of series that are none of the cine's, such as a scout parallel to it, and those images.
+    """A stack without single images of series that are none of the cine's, such as a scout parallel to it, and those
+    images.
 
-    A series is the cine's where it has several images of one slice or, with a series for each phase, images in slices of several.
+    A series is the cine's where it has several images of one slice or, with a series for each phase, images in slices
+    of several.
     """
-    several = {name for phases in slices for name, number in Counter(one.series for one in phases).items() if number > 1}
+    several = {
+        name for phases in slices for name, number in Counter(one.series for one in phases).items() if number > 1
+    }
     own = several or {one.series for phases in slices if len(phases) > 1 for one in phases}
 
     def is_single(one: Instance, phases: Sequence[Instance]) -> bool:
@@ -224,11 +244,12 @@ def split_singles(slices: Stack) -> tuple[Stack, list[Instance]]:
 
 
 def read_instances(folder: Path, path: Path) -> list[Instance]:
-    """The headers of the images in a file: none where it is no MR image, one of a classic file, all frames of an Enhanced one.
+    """The headers of the images in a file: none where it is no MR image, one of a classic file, all frames of an
+    Enhanced one.
 
     Raises:
-        InputError: for a file that cannot be read, one named .dcm that is none, a spoiled header, an image that lacks its geometry, a
-            classic file of several frames, or an Enhanced one that describes none.
+        InputError: for a file that cannot be read, one named .dcm that is none, a spoiled header, an image that lacks
+            its geometry, a classic file of several frames, or an Enhanced one that describes none.
     """
     from pydicom import uid
 
@@ -237,12 +258,16 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
     if not os.access(path, os.R_OK):
         if hidden:
             return []
-        raise InputError(f"{folder}: {path.name} cannot be read: it is a broken link or lacks permission; mend it, {cure}")
+        raise InputError(
+            f"{folder}: {path.name} cannot be read: it is a broken link or lacks permission; mend it, {cure}"
+        )
     if not is_dicom(path):
         if path.suffix.lower() == ".dcm" and not hidden:
             raise InputError(f"{folder}: {path.name} is no DICOM by its first bytes, be it cut off or empty; {cure}")
         if not path.stat().st_size and not hidden:
-            logging.getLogger("inference").warning(f"{folder}: {path.name} is empty and left out; an image whose copy failed?")
+            logging.getLogger("inference").warning(
+                f"{folder}: {path.name} is empty and left out; an image whose copy failed?"
+            )
         return []
     try:
         header = read_file(path, HEADER_TAGS, stop_before_pixels=True)
@@ -266,7 +291,8 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
         return [read_instance(folder, path, f"{label}, frame {n + 1}", frame, n) for n, frame in enumerate(frames)]
     if numbers(header, "NumberOfFrames", default=1.0)[0] > 1:
         raise InputError(
-            f"{folder}: {label} holds several frames in a class of files that has one each; export it again as Enhanced or classic DICOM."
+            f"{folder}: {label} holds several frames in a class of files that has one each; export it again as "
+            "Enhanced or classic DICOM."
         )
     return [read_instance(folder, path, label, header)]
 
@@ -277,12 +303,15 @@ def read_file(path: Path, tags: Sequence[str], **options: object) -> Dataset:
 
     file = dcmread(path, force=True, specific_tags=list(tags), **options)
     if "TransferSyntaxUID" not in file.file_meta:
-        file.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if file.original_encoding[0] else uid.ExplicitVRLittleEndian
+        file.file_meta.TransferSyntaxUID = (
+            uid.ImplicitVRLittleEndian if file.original_encoding[0] else uid.ExplicitVRLittleEndian
+        )
     return file
 
 
 def frame_headers(header: Dataset) -> list[Dataset]:
-    """The tags of each frame of an Enhanced file: its own functional groups over those that all frames share (DICOM PS3.3, C.7.6.16)."""
+    """The tags of each frame of an Enhanced file: its own functional groups over those that all frames share (DICOM
+    PS3.3, C.7.6.16)."""
     from pydicom import Dataset
 
     shared, own = (header.get(name) or [] for name in FRAME_GROUPS)
@@ -290,7 +319,9 @@ def frame_headers(header: Dataset) -> list[Dataset]:
     for groups in own:
         frame = Dataset()
         frame.update({element.tag: element for element in header if element.VR != "SQ"})
-        for group in (element for part in (*shared, groups) for element in part if element.VR == "SQ" and element.value):
+        for group in (
+            element for part in (*shared, groups) for element in part if element.VR == "SQ" and element.value
+        ):
             # Philips keeps a classic header of another geometry and scale in a private one.
             if not group.tag.is_private:
                 frame.update(group.value[0])
@@ -308,11 +339,14 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
     missing = ", ".join(tag for tag, value in geometry.items() if value is None)
     if missing:
         raise InputError(f"{folder}: {label} has no valid {missing}; export it again or move it out of the folder.")
-    pitch, thickness = (None if (value := numbers(header, tag)) is None or value[0] <= 0 else float(value[0]) for tag in GAP_TAGS)
+    pitch, thickness = (
+        None if (value := numbers(header, tag)) is None or value[0] <= 0 else float(value[0]) for tag in GAP_TAGS
+    )
     slope, intercept = (float(numbers(header, tag, default=default)[0]) for tag, default in RESCALE_TAGS.items())
     if header.get("PhotometricInterpretation") == "MONOCHROME1":
         bits, signed = (
-            int(numbers(header, tag, default=default)[0]) for tag, default in (("BitsStored", 16), ("PixelRepresentation", 0))
+            int(numbers(header, tag, default=default)[0])
+            for tag, default in (("BitsStored", 16), ("PixelRepresentation", 0))
         )
         white = -1 if signed else 2**bits - 1
         slope, intercept = -slope, slope * white + intercept
@@ -338,7 +372,8 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
 
 
 def numbers(header: Dataset, tag: str, count: int = 1, default: float | None = None) -> Array | None:
-    """The numbers of a tag, (count,); where it is absent, empty or no such numbers, the default that many times, or None."""
+    """The numbers of a tag, (count,); where it is absent, empty or no such numbers, the default that many times, or
+    None."""
     try:
         values = np.array(header.get(tag), dtype=float).reshape(count)
     except (TypeError, ValueError):
@@ -391,12 +426,14 @@ def read_stack(folder: Path, slices: Stack) -> Cine:
     steps = np.diff(times, axis=1)
     if steps.min() < UNEVEN * steps.max():
         logging.getLogger("inference").warning(
-            f"{what}: its phases are {steps.min():.3g} to {steps.max():.3g} ms apart; where these are two acquisitions, keep one of them."
+            f"{what}: its phases are {steps.min():.3g} to {steps.max():.3g} ms apart; where these are two "
+            "acquisitions, keep one of them."
         )
     first = times[:, 0]
     if np.ptp(first) > LATE * np.median(steps):
         logging.getLogger("inference").warning(
-            f"{what}: its slices begin {first.min():.3g} to {first.max():.3g} ms after the trigger, with phases {np.median(steps):.3g} ms "
+            f"{what}: its slices begin {first.min():.3g} to {first.max():.3g} ms after the trigger, with phases "
+            f"{np.median(steps):.3g} ms "
             "apart; where a slice lacks its first phase, its frames are a phase late."
         )
     return Cine(folder.resolve().name, pixels, affine, times)
@@ -438,7 +475,9 @@ def time_tag(what: str, slices: Stack) -> str:
         # Constant times are none: some exports fill in zeros.
         if lacking or min(distinct) == 1:
             continue
-        several = [number for number, (phases, count) in enumerate(zip(slices, distinct), start=1) if count < len(phases)]
+        several = [
+            number for number, (phases, count) in enumerate(zip(slices, distinct), start=1) if count < len(phases)
+        ]
         if not several:
             return tag
         repeated = repeated or f"slice {several[0]} has several images of one {tag}"
@@ -446,13 +485,16 @@ def time_tag(what: str, slices: Stack) -> str:
         raise InputError(f"{what}: {repeated}; keep one of each and move the others away.")
     lacking = [one.label for one in images if not one.times]
     missing = (
-        f"{len(lacking)} of them, such as {lacking[0]}, have no trigger time" if lacking else "its trigger times do not differ"
+        f"{len(lacking)} of them, such as {lacking[0]}, have no trigger time"
+        if lacking
+        else "its trigger times do not differ"
     )
     raise InputError(f"{what}: {missing} ({' or '.join(TIME_TAGS)}), which order its phases; {cure}.")
 
 
 def stack_affine(what: str, slices: Stack, axes: Array) -> Array:
-    """Voxel index to RAS mm, (4, 4), from the positions of the slices, axes at right angles; of a lone slice by its thickness.
+    """Voxel index to RAS mm, (4, 4), from the positions of the slices, axes at right angles; of a lone slice by its
+    thickness.
 
     Raises:
         InputError: where a lone slice has no such tag, gaps are unequal, or slices are shifted in plane.
@@ -462,20 +504,26 @@ def stack_affine(what: str, slices: Stack, axes: Array) -> Array:
     gaps = np.diff(positions @ normal)
     if len(gaps) and np.abs(gaps - np.median(gaps)).max() > SAME_GAP * np.median(gaps):
         listed = ", ".join(f"{gap:.1f}" for gap in gaps)
-        raise InputError(f"{what}: its slices are unequally far apart ({listed} mm); add the missing slice or move some away.")
+        raise InputError(
+            f"{what}: its slices are unequally far apart ({listed} mm); add the missing slice or move some away."
+        )
     if not len(gaps) and first.gap is None:
-        raise InputError(f"{what}: its only slice has neither {' nor '.join(GAP_TAGS)}; export it again with one of them.")
+        raise InputError(
+            f"{what}: its only slice has neither {' nor '.join(GAP_TAGS)}; export it again with one of them."
+        )
     # One grid has one place for all slices and phases; a shift along the slices would shear it.
     in_plane = np.array([phase.position for phases in slices for phase in phases]) @ axes.T
     shift = np.abs(in_plane - in_plane.mean(axis=0)).max()
     if shift > first.spacing.min() / 2:
         raise InputError(
-            f"{what}: its images are shifted against each other in plane (by {shift:.1f} mm); keep the files of one stack only, or bring "
+            f"{what}: its images are shifted against each other in plane (by {shift:.1f} mm); keep the files of one "
+            "stack only, or bring "
             "them onto one grid."
         )
     if len(gaps) and first.pitch is not None and gaps.mean() > 1.5 * first.pitch:
         logging.getLogger("inference").warning(
-            f"{what}: its slices lie {gaps.mean():.1f} mm apart, and were taken {first.pitch:.1f} mm apart by its files: are some missing?"
+            f"{what}: its slices lie {gaps.mean():.1f} mm apart, and were taken {first.pitch:.1f} mm apart by its "
+            "files: are some missing?"
         )
     step = (gaps.mean() if len(gaps) else first.gap) * normal
     origin = positions.mean(axis=0) - step * (len(slices) - 1) / 2
@@ -493,7 +541,9 @@ def read_images(folder: Path, instances: Sequence[Instance]) -> dict[Instance, A
     by_path: dict[Path, list[Instance]] = {}
     for one in instances:
         by_path.setdefault(one.path, []).append(one)
-    return {one: array for path, frames in by_path.items() for one, array in zip(frames, read_pixels(folder, path, frames))}
+    return {
+        one: array for path, frames in by_path.items() for one, array in zip(frames, read_pixels(folder, path, frames))
+    }
 
 
 def read_pixels(folder: Path, path: Path, frames: Sequence[Instance]) -> list[Array]:
@@ -510,7 +560,8 @@ def read_pixels(folder: Path, path: Path, frames: Sequence[Instance]) -> list[Ar
             meta = read_file(path, ["SOPClassUID"], stop_before_pixels=True).file_meta
             encoding = getattr(meta.get("TransferSyntaxUID"), "name", "unknown encoding")
             raise InputError(
-                f"{folder}: the pixels of {one.label} cannot be read ({encoding}); export it again, uncompressed, or for a compressed "
+                f"{folder}: the pixels of {one.label} cannot be read ({encoding}); export it again, uncompressed, or "
+                "for a compressed "
                 "file run `pip install pylibjpeg[all]`."
             ) from error
         if pixels.shape != one.size:

@@ -11,7 +11,8 @@ class InputError(ValueError):
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """The error that an exception's chain began with, or the first InputError in it: MONAI adds errors of its own around ours."""
+    """The error that an exception's chain began with, or the first InputError in it: MONAI adds errors of its own
+    around ours."""
     while error.__cause__ is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
@@ -19,7 +20,8 @@ def first_cause(error: BaseException) -> BaseException:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """End the program at an `InputError` with its message as the last line on stderr, without a traceback, and status 1."""
+    """End the program at an `InputError` with its message as the last line on stderr, without a traceback, and status
+    1."""
     try:
         yield
     except Exception as error:

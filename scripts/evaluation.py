@@ -14,7 +14,6 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.data import MetaTensor
 from monai.transforms import CenterSpatialCrop, Transform
-
 from scripts.devices import gather_rows
 from scripts.fields import warp
 from scripts.files import write_csv, write_json
@@ -34,7 +33,8 @@ def warp_stack(image: torch.Tensor, field: torch.Tensor, mode: str = "bilinear")
 class ScoreRegistrationd(Transform):
     """Adds "scores" to a case, {"initial": {...}, "registered": {...}} with the figures of `metrics.DEFINITIONS`.
 
-    Structures are scored on whole slices, which the network has seen; images and folding on a central crop, the published protocol.
+    Structures are scored on whole slices, which the network has seen; images and folding on a central crop, the
+    published protocol.
 
     Args:
         crop_size: in-plane size of that crop, in pixels.
@@ -106,9 +106,11 @@ def score_case(
 
 
 class MeanOverCases(Metric):
-    """Mean over the cases of a run of figures that a function takes from a case; NaN is left out, and the first figure wins that has any.
+    """Mean over the cases of a run of figures that a function takes from a case; NaN is left out, and the first figure
+    wins that has any.
 
-    Several processes gather their cases: the mean is that of one process, and a case that a sampler repeated counts once.
+    Several processes gather their cases: the mean is that of one process, and a case that a sampler repeated counts
+    once.
 
     Args:
         figures: makes of a case's "scores" some figures in the order of preference.
@@ -146,7 +148,8 @@ def average_score(figure: str) -> MeanOverCases:
 
 
 def average_key_score() -> MeanOverCases:
-    """The figure by which the best weights are chosen: Dice in percent, or the negative MSE where no case carries labels."""
+    """The figure by which the best weights are chosen: Dice in percent, or the negative MSE where no case carries
+    labels."""
     return MeanOverCases(lambda scores: [scores["registered"]["dice"], -scores["registered"]["mse"]])
 
 
@@ -157,10 +160,11 @@ def count_cases(engine: Engine) -> int:
 
 
 class EvaluationReport:
-    """Collects the scores of an evaluator's cases and writes `metrics.csv` (a row a subject) and `summary.json`, and prints a table.
+    """Collects the scores of an evaluator's cases and writes `metrics.csv` (a row a subject) and `summary.json`, and
+    prints a table.
 
-    The first direction of the data list gives "initial" and "registered" at the top of the summary; other directions follow
-    under their names.
+    The first direction of the data list gives "initial" and "registered" at the top of the summary; other directions
+    follow under their names.
 
     Args:
         output_dir: folder of the two files.
@@ -191,7 +195,9 @@ class EvaluationReport:
         summary: dict = {"definitions": DEFINITIONS}
         table: dict[str, dict] = {}
         order = {name: number for number, name in enumerate(self.directions)}
-        for direction in sorted({row["direction"] for row in rows}, key=lambda name: (order.get(name, len(order)), name)):
+        for direction in sorted(
+            {row["direction"] for row in rows}, key=lambda name: (order.get(name, len(order)), name)
+        ):
             chosen = name_rows([row for row in rows if row["direction"] == direction])
             labeled = sum(not np.isnan(row["initial_dice"]) for row in chosen.values())
             figures: dict = {"direction": direction, "subjects": len(chosen), "labeled_subjects": labeled}

@@ -1,9 +1,10 @@
-"""The network for other runtimes: exported to TorchScript and ONNX with a parity check, and an ONNX file run in the network's place.
+"""The network for other runtimes: exported to TorchScript and ONNX with a parity check, and an ONNX file run in the
+network's place.
 
     python -m scripts.exports [--checkpoint models/model.pt] [--output_dir dist] [--config_file configs/inference.yaml]
 
-TorchScript holds the whole network, for any image size. ONNX holds the backbone, for batches and sizes of any multiple of the stride:
-`networks.PaddedNetwork` pads around it, as around the backbone itself.
+TorchScript holds the whole network, for any image size. ONNX holds the backbone, for batches and sizes of any multiple
+of the stride: `networks.PaddedNetwork` pads around it, as around the backbone itself.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from scripts.checkpoints import load_weights, require_checkpoint
 from scripts.errors import InputError, one_line
 from scripts.files import whole_file
 from scripts.networks import PaddedNetwork, fold_batch_norm
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 ROOT = Path(__file__).parent.parent
 OPSETS = (18, 19, 20)
@@ -40,7 +40,8 @@ MAKE = "make export, or python -m scripts.exports, writes it"
 class ElementwiseGroupNorm(nn.Module):
     """`nn.GroupNorm`, or a `CentralGroupNorm`, by means along the spatial axes and one scale and shift a channel.
 
-    The usual form cuts channels into groups by a reshape, for which runtimes leave their convolutions' memory format and come back.
+    The usual form cuts channels into groups by a reshape, for which runtimes leave their convolutions' memory format
+    and come back.
 
     Args:
         norm: the one to imitate, with an affine part.
@@ -91,7 +92,9 @@ def export_torchscript(network: nn.Module, path: str | Path) -> Path:
     return Path(path)
 
 
-def export_onnx(network: nn.Module, path: str | Path, opset: int = OPSETS[-1], checkpoint: str | Path | None = None) -> Path:
+def export_onnx(
+    network: nn.Module, path: str | Path, opset: int = OPSETS[-1], checkpoint: str | Path | None = None
+) -> Path:
     """Write a network's backbone as ONNX with free batch and spatial sizes; the whole file or none.
 
     Args:
@@ -158,7 +161,8 @@ def hash_checkpoint(path: str | Path | None) -> str:
 
 
 class ExportedNetwork(nn.Module):
-    """An ONNX file in a network's place: ONNX Runtime or OpenVINO computes its forward pass, on the CPU and on torch's number of threads.
+    """An ONNX file in a network's place: ONNX Runtime or OpenVINO computes its forward pass, on the CPU and on torch's
+    number of threads.
 
     Args:
         path: ONNX file of `export_onnx`.
@@ -167,8 +171,8 @@ class ExportedNetwork(nn.Module):
         bf16: whether OpenVINO computes in bfloat16.
 
     Raises:
-        InputError: for a file or a checkpoint that is not there, a file of other weights or not readable, a runtime that is not
-            installed, or bfloat16 with the other one.
+        InputError: for a file or a checkpoint that is not there, a file of other weights or not readable, a runtime
+            that is not installed, or bfloat16 with the other one.
     """
 
     def __init__(
@@ -187,7 +191,9 @@ class ExportedNetwork(nn.Module):
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{path}: is no ONNX file that {runtime} can read ({type(error).__name__}); {MAKE}.") from error
+            raise InputError(
+                f"{path}: is no ONNX file that {runtime} can read ({type(error).__name__}); {MAKE}."
+            ) from error
         if checkpoint is not None and properties.get("weights") != hash_checkpoint(checkpoint):
             raise InputError(f"{path}: was exported from other weights than {checkpoint}; {MAKE} anew.")
         self.smallest = int(properties.get("smallest", 1))
@@ -248,7 +254,8 @@ def run_openvino(path: str | Path, threads: int, bf16: bool = False) -> Runtime:
 
 
 def largest_difference(one: nn.Module, other: nn.Module, stride: int) -> float:
-    """Largest difference in pixels of two networks on random smooth pairs of images, of one and of ten, of odd and even sizes."""
+    """Largest difference in pixels of two networks on random smooth pairs of images, of one and of ten, of odd and even
+    sizes."""
     generator = torch.Generator().manual_seed(0)
     found = 0.0
     for batch, size in ((1, (12 * stride, 11 * stride)), (10, (5 * stride - 7, 4 * stride + 3))):
@@ -260,12 +267,17 @@ def largest_difference(one: nn.Module, other: nn.Module, stride: int) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Export the network of a config, print how far each form is from it in pixels, and keep none that is further than `TOLERANCE`."""
+    """Export the network of a config, print how far each form is from it in pixels, and keep none that is further than
+    `TOLERANCE`."""
     parser = argparse.ArgumentParser(prog="python -m scripts.exports", description=main.__doc__.splitlines()[0])
-    parser.add_argument("--config_file", default=str(ROOT / "configs" / "inference.yaml"), help="its network_def is exported")
+    parser.add_argument(
+        "--config_file", default=str(ROOT / "configs" / "inference.yaml"), help="its network_def is exported"
+    )
     parser.add_argument("--checkpoint", default=str(ROOT / "models" / "model.pt"))
     parser.add_argument("--output_dir", default=str(ROOT / "dist"))
-    parser.add_argument("--opset", type=int, default=OPSETS[-1], help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}")
+    parser.add_argument(
+        "--opset", type=int, default=OPSETS[-1], help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}"
+    )
     options = parser.parse_args(argv)
     if not Path(options.config_file).is_file():
         raise InputError(f"--config_file {options.config_file}: no such file; give a config with a network_def.")
@@ -273,7 +285,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     network = load_weights(config.get_parsed_content("network_def", instantiate=True), options.checkpoint).eval()
     stride = getattr(network, "stride", 1)
     folder = Path(options.output_dir)
-    wrap = lambda path: PaddedNetwork(ExportedNetwork(path, checkpoint=options.checkpoint), stride)
+
+    def wrap(path):
+        return PaddedNetwork(ExportedNetwork(path, checkpoint=options.checkpoint), stride)
+
     forms = {
         "model.ts": (export_torchscript, torch.jit.load),
         "model.onnx": (lambda n, path: export_onnx(n, path, options.opset, options.checkpoint), wrap),

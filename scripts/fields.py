@@ -1,5 +1,5 @@
-"""Displacement fields as tensors (B, d, *spatial): voxels of the fixed grid, channel i along array axis i, pull convention
-(moved(x) = moving(x + u(x))). Two and three dimensions are one function.
+"""Displacement fields as tensors (B, d, *spatial): voxels of the fixed grid, channel i along array axis i, pull
+convention (moved(x) = moving(x + u(x))). Two and three dimensions are one function.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def warp(image: Tensor, field: Tensor, mode: str = "bilinear", padding_mode: str
 
 
 class LinearWarp(nn.Module):
-    """MONAI's `Warp`, linear with a repeated border, which never waits for a GPU: that one's list of indices is copied to it each time."""
+    """MONAI's `Warp`, linear with a repeated border, which never waits for a GPU: that one's list of indices is copied
+    to it each time."""
 
     def forward(self, image: Tensor, field: Tensor) -> Tensor:
         """out(x) = image(x + u(x)), for (B, C, *spatial) and (B, d, *spatial) in voxels."""
@@ -52,16 +53,18 @@ def warp_label(label: Tensor, field: Tensor) -> Tensor:
 def compose(first: Tensor, second: Tensor) -> Tensor:
     """The field whose warp is that of `first`, then that of `second`: u(x) = second(x) + first(x + second(x)).
 
-    Where x + second(x) is in view, warp(warp(image, first), second) and warp(image, compose(first, second)) sample the same points; all
-    (B, d, *spatial), voxels.
+    Where x + second(x) is in view, warp(warp(image, first), second) and warp(image, compose(first, second)) sample the
+    same points; all (B, d, *spatial), voxels.
     """
     return second + warp(first, second)
 
 
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
-    """The displacement of a stationary velocity field after unit time, by scaling and squaring (Arsigny et al., MICCAI 2006).
+    """The displacement of a stationary velocity field after unit time, by scaling and squaring (Arsigny et al., MICCAI
+    2006).
 
-    What MONAI's `DVF2DDF` does with a repeated border, about four times as fast on a CPU, in a form that TorchScript and ONNX take.
+    What MONAI's `DVF2DDF` does with a repeated border, about four times as fast on a CPU, in a form that TorchScript
+    and ONNX take.
 
     Args:
         velocity: (B, d, *spatial), voxels per unit time.
@@ -87,8 +90,9 @@ class Integration(nn.Module):
         return integrate(velocity, self.num_steps)
 
 
-# The coordinates of `grid_sample`: -1 to 1 from the first to the last voxel of each axis, the last axis as the first channel. A field that
-# stays in them is squared without being converted each time. These functions are written so that TorchScript compiles them.
+# The coordinates of `grid_sample`: -1 to 1 from the first to the last voxel of each axis, the last axis as the first
+# channel. A field that stays in them is squared without being converted each time. These functions are written so that
+# TorchScript compiles them.
 
 
 def sampler_grid(field: Tensor) -> Tensor:
@@ -137,7 +141,8 @@ def integrate_in_sampler(velocity: Tensor, grid: Tensor, steps: int) -> Tensor:
 
 
 def in_view(field: Tensor, margin: float = 0.0) -> Tensor:
-    """Where x + u(x) lies in the image, (B, d, *spatial) -> (B, *spatial), up to a margin in voxels beyond its outer voxels' centers."""
+    """Where x + u(x) lies in the image, (B, d, *spatial) -> (B, *spatial), up to a margin in voxels beyond its outer
+    voxels' centers."""
     inside = torch.ones_like(field[:, 0], dtype=torch.bool)
     for axis, size in enumerate(field.shape[2:]):
         shape = [-1 if a == axis else 1 for a in range(field.ndim - 2)]
@@ -166,7 +171,8 @@ def jacobian_determinant(field: Tensor) -> Tensor:
 
 
 def _determinant(rows: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Determinants of matrices given as rows of tensors, by expansion: many small ones at once, where `torch.linalg.det` is slow."""
+    """Determinants of matrices given as rows of tensors, by expansion: many small ones at once, where
+    `torch.linalg.det` is slow."""
     if len(rows) == 1:
         return rows[0][0]
     minors = [_determinant([[*row[:j], *row[j + 1 :]] for row in rows[1:]]) for j in range(len(rows))]
@@ -174,7 +180,8 @@ def _determinant(rows: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
-    """The same displacement on another grid over the same field of view, linearly interpolated, in voxels of the new grid.
+    """The same displacement on another grid over the same field of view, linearly interpolated, in voxels of the new
+    grid.
 
     Grids share their outer voxel edges, as a resampling of the image by spacing does.
 
@@ -192,11 +199,13 @@ def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def invert(field: Tensor, tolerance: float = INVERTED, iterations: int = 12) -> tuple[Tensor, Tensor]:
-    """The inverse displacement v of a field u: v(y) + u(y + v(y)) = 0, with u interpolated linearly and its border repeated.
+    """The inverse displacement v of a field u: v(y) + u(y + v(y)) = 0, with u interpolated linearly and its border
+    repeated.
 
-    Fixed-point iterations v <- -u(y + v) everywhere, which converge only where |grad u| < 1, then Newton's method at the points that they
-    leave. Where u folds, more points than one come to y, and v leads to one of them or to the nearest miss that was found, which the error
-    tells. Where y + v(y) lies out of the grid, v rests on the repeated border.
+    Fixed-point iterations v <- -u(y + v) everywhere, which converge only where |grad u| < 1, then Newton's method at
+    the points that they leave. Where u folds, more points than one come to y, and v leads to one of them or to the
+    nearest miss that was found, which the error tells. Where y + v(y) lies out of the grid, v rests on the repeated
+    border.
 
     Args:
         field: (B, d, *spatial), voxels.
@@ -217,7 +226,9 @@ def invert(field: Tensor, tolerance: float = INVERTED, iterations: int = 12) -> 
         trial_residual = trial + warp(field, trial)
         trial_error = length(trial_residual)
         better = trial_error < error
-        inverse, residual = (torch.where(better.unsqueeze(1), *pair) for pair in ((trial, inverse), (trial_residual, residual)))
+        inverse, residual = (
+            torch.where(better.unsqueeze(1), *pair) for pair in ((trial, inverse), (trial_residual, residual))
+        )
         error = torch.where(better, trial_error, error)
     for image in range(len(field)):
         unresolved = error[image] > tolerance
@@ -232,8 +243,9 @@ def invert(field: Tensor, tolerance: float = INVERTED, iterations: int = 12) -> 
 def balance_inverse(field: Tensor, inverse: Tensor) -> Tensor:
     """An inverse v that undoes the field u from both sides alike.
 
-    No v on a grid does so exactly: that of `invert` meets v(y) + u(y + v(y)) = 0 at every voxel, which leaves all that the grid cannot
-    hold to u(x) + v(x + u(x)). Half of that error, where x + u(x) is in view and u does not fold, is subtracted from v at x + u(x).
+    No v on a grid does so exactly: that of `invert` meets v(y) + u(y + v(y)) = 0 at every voxel, which leaves all that
+    the grid cannot hold to u(x) + v(x + u(x)). Half of that error, where x + u(x) is in view and u does not fold, is
+    subtracted from v at x + u(x).
 
     Args:
         field: (B, d, *spatial), voxels.
@@ -285,8 +297,9 @@ def _newton(field: Tensor, points: Tensor, start: Tensor, tolerance: float, iter
 
 
 def sample_gradient(differences: Sequence[Tensor], points: Tensor) -> Tensor:
-    """Derivatives (N, C, d) of an image (C, *spatial), linearly interpolated, at points (N, d) in voxels, from its differences along each
-    axis: constant along that axis within a cell, linear along the others, none beyond the border."""
+    """Derivatives (N, C, d) of an image (C, *spatial), linearly interpolated, at points (N, d) in voxels, from its
+    differences along each axis: constant along that axis within a cell, linear along the others, none beyond the
+    border."""
     columns = []
     for axis, difference in enumerate(differences):
         where, last = points.clone(), difference.shape[axis + 1]

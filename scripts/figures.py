@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-
 from scripts.evaluation import warp_stack
 from scripts.fields import jacobian_determinant
 
@@ -47,7 +46,8 @@ def color_wheel(field: np.ndarray, largest: float) -> np.ndarray:
 def draw_pair(
     moving: np.ndarray, fixed: np.ndarray, moved: np.ndarray, field: np.ndarray, path: str | Path, title: str = ""
 ) -> None:
-    """Eight panels: moving, fixed, moved, differences before and after, the field as a deformed grid and as colors, its Jacobian map.
+    """Eight panels: moving, fixed, moved, differences before and after, the field as a deformed grid and as colors, its
+    Jacobian map.
 
     Args:
         moving: slice (X, Y).
@@ -77,7 +77,9 @@ def draw_pair(
     x, y = x + field[0], y + field[1]
     axes[3].plot(x[::step].T, y[::step].T, color="tab:blue", linewidth=0.6)
     axes[3].plot(x[:, ::step], y[:, ::step], color="tab:blue", linewidth=0.6)
-    axes[3].set(title="grid of the fixed slice at x + u(x)", aspect="equal", xlim=(0, x.shape[0] - 1), ylim=(y.shape[1] - 1, 0))
+    axes[3].set(
+        title="grid of the fixed slice at x + u(x)", aspect="equal", xlim=(0, x.shape[0] - 1), ylim=(y.shape[1] - 1, 0)
+    )
 
     largest = float(np.hypot(*field).max())
     axes[6].imshow(color_wheel(field, largest).transpose(1, 0, 2))

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-
 from scripts.errors import InputError
 
-FIRST_TAGS = tuple(bytes([group, 0, element, 0]) for group, element in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22)))
+FIRST_TAGS = tuple(
+    bytes([group, 0, element, 0]) for group, element in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22))
+)
 """What a DICOM file without a preamble begins with, in little endian."""
 
 
@@ -33,14 +34,17 @@ def is_dicom(path: str | Path) -> bool:
 
 
 def files_below(folder: str | Path) -> list[Path]:
-    """All files in a folder and below it, sorted, broken links among them. Links to folders are followed; each folder counts once.
+    """All files in a folder and below it, sorted, broken links among them. Links to folders are followed; each folder
+    counts once.
 
     Raises:
         InputError: for a folder that cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable or move it away.") from error
+        raise InputError(
+            f"{error.filename}: cannot be listed ({error.strerror}); make it readable or move it away."
+        ) from error
 
     found, visited = [], set()
     for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
@@ -75,7 +79,8 @@ def read_voxels(file: nib.Nifti1Pair, frame: int | None = None) -> np.ndarray:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to, which is put in the place of `path` at the end, or removed where something fails before.
+    """A temporary path to write to, which is put in the place of `path` at the end, or removed where something fails
+    before.
 
     Folders that are missing are made. The temporary name has the same endings, by which libraries know formats.
     """
@@ -101,7 +106,8 @@ def write_json(path: str | Path, content: Mapping) -> None:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping]) -> None:
-    """A CSV file with the columns of the first row, an empty cell where a figure does not exist; no file without rows."""
+    """A CSV file with the columns of the first row, an empty cell where a figure does not exist; no file without
+    rows."""
     if not rows:
         return
     with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:

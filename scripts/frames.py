@@ -1,4 +1,5 @@
-"""A case, cine or pair, as one stack of slice pairs for a 2-D network, and the fields that come back as a registration."""
+"""A case, cine or pair, as one stack of slice pairs for a 2-D network, and the fields that come back as a
+registration."""
 
 from __future__ import annotations
 
@@ -11,29 +12,39 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
-from tqdm import tqdm
-
 from scripts.cines import Cine, CineRegistration, largest_cavity
 from scripts.errors import InputError
 from scripts.evaluation import warp_stack
 from scripts.fields import balance_inverse, in_view, warp_label
 from scripts.function import measure_function
-from scripts.itk_fields import check_in_image, check_one_place, check_right_angles, invert, move_points, pull, read_points, to_lps
+from scripts.itk_fields import (
+    check_in_image,
+    check_one_place,
+    check_right_angles,
+    invert,
+    move_points,
+    pull,
+    read_points,
+    to_lps,
+)
 from scripts.quality import assess
 from scripts.readers import check_slices_last, read_cine, shape_of
 from scripts.strain import measure_strain
 from scripts.transforms import AFFINE_TOLERANCE_MM, LABELS, LoadCased, check_order
+from tqdm import tqdm
 
 CONVERTED_MM = 0.1
-"""Millimeters that a label drawn on a converter's copy of DICOM may lie off: its affine comes from other slices or rounded positions."""
+"""Millimeters that a label drawn on a converter's copy of DICOM may lie off: its affine comes from other slices or
+rounded positions."""
 
 
 class LoadCase(Transform):
     """Load a case of a data list: a cine with its reference frame, or a pair of images.
 
-    A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files), and may have "reference" (frame, counted from 1),
-    "reference_basis" and "reference_label". The item gains "moving" (T, X, Y, Z), "fixed" (1, X, Y, Z), "times" (Z, T) in ms where
-    known, and "reference", 0 for a pair. Either may have "points", a CSV of landmarks of the fixed image. One with an "error" raises it.
+    A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files), and may have "reference" (frame, counted from
+    1), "reference_basis" and "reference_label". The item gains "moving" (T, X, Y, Z), "fixed" (1, X, Y, Z), "times" (Z,
+    T) in ms where known, and "reference", 0 for a pair. Either may have "points", a CSV of landmarks of the fixed
+    image. One with an "error" raises it.
 
     Args:
         resample_moving: whether a moving image on another grid than the fixed one is resampled onto it.
@@ -66,12 +77,18 @@ class LoadCase(Transform):
         item = {**data, "reference_basis": data.get("reference_basis", "given")}
         if "reference" not in data:
             item["reference"] = largest_cavity(cine.image)
-            item["reference_basis"] = "the frame with the largest estimated cavity: the most bright voxels in the beating region"
+            item["reference_basis"] = (
+                "the frame with the largest estimated cavity: the most bright voxels in the beating region"
+            )
         if not 1 <= item["reference"] <= cine.frames:
             given = f"{item['reference']} ({item['reference_basis']})"
-            raise InputError(f"{data['cine']}: has the frames 1 to {cine.frames}, no reference frame {given}; mend that number.")
+            raise InputError(
+                f"{data['cine']}: has the frames 1 to {cine.frames}, no reference frame {given}; mend that number."
+            )
         images = torch.from_numpy(cine.image).movedim(-1, 0)
-        item["moving"] = MetaTensor(images, affine=torch.from_numpy(cine.affine), meta={"filename_or_obj": str(data["cine"])})
+        item["moving"] = MetaTensor(
+            images, affine=torch.from_numpy(cine.affine), meta={"filename_or_obj": str(data["cine"])}
+        )
         item["fixed"] = item["moving"][item["reference"] - 1 : item["reference"]].clone()
         if cine.times is not None:
             item["times"] = torch.from_numpy(cine.times)
@@ -80,14 +97,17 @@ class LoadCase(Transform):
             # A file may hold a label of each frame, most of them 0.
             frame = item["reference"] - 1 if shape_of(data["reference_label"])[3:] == (cine.frames,) else None
             tolerance = CONVERTED_MM if Path(data["cine"]).is_dir() else AFFINE_TOLERANCE_MM
-            item["reference_label"] = self.load.load_label(data["reference_label"], item["fixed"], name, frame, tolerance)
+            item["reference_label"] = self.load.load_label(
+                data["reference_label"], item["fixed"], name, frame, tolerance
+            )
             check_one_place(data["reference_label"])
             check_order(item["reference_label"], data["reference_label"])
             if not item["reference_label"].any():
                 raise InputError(f"{data['reference_label']}: is 0 everywhere; give the label of {name}.")
             if item["reference_label"].max() == LABELS["rv"]:
                 logging.getLogger("inference").warning(
-                    f"{data['reference_label']}: holds 1 alone, so that figures are the RV's; where that is the LV's cavity, make it 3."
+                    f"{data['reference_label']}: holds 1 alone, so that figures are the RV's; where that is the LV's "
+                    "cavity, make it 3."
                 )
         return check_points(item)
 
@@ -117,7 +137,8 @@ def check_points(item: dict) -> dict:
 
 
 class PairFrames(Transform):
-    """Every frame's slices beside the fixed ones: (T, X, Y, Z) and (1, X, Y, Z) to "pair" (2, X, Y, Z * T), frames fastest."""
+    """Every frame's slices beside the fixed ones: (T, X, Y, Z) and (1, X, Y, Z) to "pair" (2, X, Y, Z * T), frames
+    fastest."""
 
     def __call__(self, data: Mapping) -> dict:
         moving, fixed = (data[key].as_tensor().movedim(0, -1) for key in ("moving", "fixed"))
@@ -136,7 +157,11 @@ class AssembleRegistration(Transform):
     """
 
     def __init__(self, sector_origin: float | None = None) -> None:
-        is_number = isinstance(sector_origin, (int, float)) and not isinstance(sector_origin, bool) and math.isfinite(sector_origin)
+        is_number = (
+            isinstance(sector_origin, (int, float))
+            and not isinstance(sector_origin, bool)
+            and math.isfinite(sector_origin)
+        )
         if sector_origin is not None and not is_number:
             raise InputError(f"--sector_origin {sector_origin}: is no number; give an angle in degrees.")
         self.sector_origin = sector_origin
@@ -165,7 +190,10 @@ class AssembleRegistration(Transform):
             ]
             reached = (places[0] & places[1])[..., 0].numpy()
         cine = Cine(
-            str(data["case"]), moving.movedim(0, -1).numpy(), affine, None if times is None else torch.as_tensor(times).numpy()
+            str(data["case"]),
+            moving.movedim(0, -1).numpy(),
+            affine,
+            None if times is None else torch.as_tensor(times).numpy(),
         )
         registration = CineRegistration(
             cine=cine,
@@ -181,7 +209,8 @@ class AssembleRegistration(Transform):
             carried = inverses if reference else fields
             slices = label.movedim(-1, 0)
             labels = torch.stack(
-                [warp_label(slices, field.movedim(-1, 0))[:, 0].movedim(0, -1) * seen(field) for field in carried], dim=-1
+                [warp_label(slices, field.movedim(-1, 0))[:, 0].movedim(0, -1) * seen(field) for field in carried],
+                dim=-1,
             )
             if "moving_label_native" in data:
                 labels = pull_native(data["moving_label_native"], fields[0], affine, is_label=True)
@@ -189,27 +218,35 @@ class AssembleRegistration(Transform):
         registration.quality = assess(registration, errors.numpy(), reached)
         if registration.labels is not None and reference:
             registration.function = measure_function(registration.labels, cine.spacing, cine.times, reference)
-            registration.strain = measure_strain(registration.fields, registration.label, affine, self.sector_origin, cine.times)
+            registration.strain = measure_strain(
+                registration.fields, registration.label, affine, self.sector_origin, cine.times
+            )
         if "points" in data:
             registration.points = carry_points(registration, data["points"])
         return {**data, "registration": registration}
 
 
 def seen(field: torch.Tensor) -> torch.Tensor:
-    """Where x + u(x) of an in-plane field (2, X, Y, Z) is in the image, the outer half of its outer voxels included, (X, Y, Z)."""
+    """Where x + u(x) of an in-plane field (2, X, Y, Z) is in the image, the outer half of its outer voxels included,
+    (X, Y, Z)."""
     return in_view(field.movedim(-1, 0), margin=0.5).movedim(0, -1)
 
 
 def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, is_label: bool = False) -> torch.Tensor:
     """An image (1, X', Y', Z') of another grid through a field (2, X, Y, Z) of the fixed grid: (X, Y, Z, 1)."""
-    moved = pull(torch.as_tensor(image)[0].cpu().numpy(), image.affine.cpu().double().numpy(), field.numpy(), affine, is_label)
+    moved = pull(
+        torch.as_tensor(image)[0].cpu().numpy(), image.affine.cpu().double().numpy(), field.numpy(), affine, is_label
+    )
     return torch.from_numpy(moved)[..., None]
 
 
 def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Balanced inverses of in-plane fields (T, 2, X, Y, Z), slice by slice, and in voxels how far `invert` missed (T, X, Y, Z)."""
+    """Balanced inverses of in-plane fields (T, 2, X, Y, Z), slice by slice, and in voxels how far `invert` missed (T,
+    X, Y, Z)."""
     inverses, errors = torch.empty_like(fields), torch.empty_like(fields[:, 0])
-    for t, field in enumerate(tqdm(fields.numpy(), desc="inverting fields", unit="frame", leave=False, disable=len(fields) == 1)):
+    for t, field in enumerate(
+        tqdm(fields.numpy(), desc="inverting fields", unit="frame", leave=False, disable=len(fields) == 1)
+    ):
         inverse, error = invert(field)
         both = (torch.from_numpy(f).movedim(-1, 0) for f in (field, inverse))
         inverses[t], errors[t] = balance_inverse(*both).movedim(0, -1), torch.from_numpy(error)

@@ -1,4 +1,5 @@
-"""Ventricular function of a cine from the labels of its frames: volumes, ejection fraction and left ventricular mass."""
+"""Ventricular function of a cine from the labels of its frames: volumes, ejection fraction and left ventricular
+mass."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ STRUCTURES = {"rv": 1, "myo": 2, "lv": 3}
 MUSCLE_DENSITY = 1.05  # g/mL
 DEFINITIONS = {
     "reference_frame": "frame whose label was drawn; the labels of the others are that one, moved by the registration",
-    "ed_frame": "end diastole: the frame of the largest LV volume (of the largest RV volume where no LV is labeled), counted from 1",
+    "ed_frame": "end diastole: the frame of the largest LV volume (of the largest RV volume where no LV is labeled), "
+    "counted from 1",
     "es_frame": "end systole: the frame of the smallest volume of the same ventricle, counted from 1",
     "ed_time_ms": "time of end diastole after the trigger, mean over slices, in ms",
     "es_time_ms": "time of end systole after the trigger, mean over slices, in ms",
@@ -30,9 +32,10 @@ DEFINITIONS = {
     "lv_mass_g": "LV myocardium (label 2) at end diastole: volume times 1.05 g/mL, in g",
 }
 CAVEAT = (
-    "Motion is measured in-plane alone: the descent of the base is not seen. Slices that the base leaves in systole keep their label, "
-    "so that end-systolic volumes tend to be too large, stroke volumes and ejection fractions too small: little in the left ventricle, "
-    "grossly in the right one, whose base leaves the basal slices (by 24 points on average on ten held-out subjects of ACDC)."
+    "Motion is measured in-plane alone: the descent of the base is not seen. Slices that the base leaves in systole "
+    "keep their label, so that end-systolic volumes tend to be too large, stroke volumes and ejection fractions too "
+    "small: little in the left ventricle, grossly in the right one, whose base leaves the basal slices (by 24 points "
+    "on average on ten held-out subjects of ACDC)."
 )
 
 
@@ -61,8 +64,8 @@ def volume_rows(labels: NDArray, spacing: Sequence[float], times: Array | None =
         times: milliseconds of each slice and frame (Z, T), or of each frame (T,).
 
     Returns:
-        Rows of `frame` (from 1), `time_ms` (mean over slices; where times are known), and `lv_ml`, `rv_ml` and `myo_ml`, each where
-        any frame holds the structure.
+        Rows of `frame` (from 1), `time_ms` (mean over slices; where times are known), and `lv_ml`, `rv_ml` and
+        `myo_ml`, each where any frame holds the structure.
     """
     curves = volumes(labels, spacing)
     means = frame_times(times)
@@ -70,7 +73,11 @@ def volume_rows(labels: NDArray, spacing: Sequence[float], times: Array | None =
     for t in range(labels.shape[-1]):
         time = {} if means is None else {"time_ms": float(means[t])}
         rows.append(
-            {"frame": t + 1, **time, **{f"{name}_ml": float(curves[name][t]) for name in ("lv", "rv", "myo") if name in curves}}
+            {
+                "frame": t + 1,
+                **time,
+                **{f"{name}_ml": float(curves[name][t]) for name in ("lv", "rv", "myo") if name in curves},
+            }
         )
     return rows
 
@@ -85,9 +92,10 @@ def measure_function(
         reference: frame whose label the others were moved from, counted from 1; passed on to the result.
 
     Returns:
-        Numbers by the names in `DEFINITIONS`, lists of T for the volumes, the definitions of what is there under "definitions", and
-        `CAVEAT` under "caveat". A structure that no frame holds has no keys. A cine of one frame has no end systole: end-systolic
-        figures and all that follow from them are absent. Empty where neither ventricle's cavity is labeled.
+        Numbers by the names in `DEFINITIONS`, lists of T for the volumes, the definitions of what is there under
+        "definitions", and `CAVEAT` under "caveat". A structure that no frame holds has no keys. A cine of one frame has
+        no end systole: end-systolic figures and all that follow from them are absent. Empty where neither ventricle's
+        cavity is labeled.
     """
     curves = volumes(labels, spacing)
     leading = curves.get("lv", curves.get("rv"))

@@ -1,4 +1,5 @@
-"""A trainer that records its whole step as one CUDA graph and replays it: no launches between the kernels, nothing to wait for."""
+"""A trainer that records its whole step as one CUDA graph and replays it: no launches between the kernels, nothing to
+wait for."""
 
 from __future__ import annotations
 
@@ -7,25 +8,26 @@ from collections.abc import Callable
 
 import torch
 from monai.engines import SupervisedTrainer
+from scripts.errors import InputError
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-
-from scripts.errors import InputError
 
 Step = Callable[[], None]
 WARM_UP = 3  # iterations that run as usual before one is recorded: cuDNN, the optimizer's state and caches need them
 
 
 class GraphTrainer(SupervisedTrainer):
-    """MONAI's `SupervisedTrainer`; with `graph` its iterations are replays of a CUDA graph, recorded once from its own `_iteration`.
+    """MONAI's `SupervisedTrainer`; with `graph` its iterations are replays of a CUDA graph, recorded once from its own
+    `_iteration`.
 
-    The graph holds forward pass, losses, backward passes, the optimizer's step, and all that handlers do on the events between them,
-    such as `GradientSurgeryHandler`; `prepare_batch` (augmentation) and the handlers of Ignite's own events stay outside. Batches are
-    copied into one place on the device, so all are of one shape. What handlers of `IterationEvents` do on tensors is replayed, what they
-    do in Python is not: they run in the first iterations and once while the step is recorded.
+    The graph holds forward pass, losses, backward passes, the optimizer's step, and all that handlers do on the events
+    between them, such as `GradientSurgeryHandler`; `prepare_batch` (augmentation) and the handlers of Ignite's own
+    events stay outside. Batches are copied into one place on the device, so all are of one shape. What handlers of
+    `IterationEvents` do on tensors is replayed, what they do in Python is not: they run in the first iterations and
+    once while the step is recorded.
 
-    `engine.state.output` holds the same entries as without a graph. Its scalars are of this iteration for good; "image", "label" and
-    "pred" are overwritten by the next one.
+    `engine.state.output` holds the same entries as without a graph. Its scalars are of this iteration for good;
+    "image", "label" and "pred" are overwritten by the next one.
 
     Args:
         args: of `SupervisedTrainer`.
@@ -34,11 +36,13 @@ class GraphTrainer(SupervisedTrainer):
         kwargs: of `SupervisedTrainer`.
 
     Raises:
-        InputError: with `graph`, for mixed precision with a scaler, compilation, accumulation or several processes, and for a step that
-            cannot be recorded.
+        InputError: with `graph`, for mixed precision with a scaler, compilation, accumulation or several processes, and
+            for a step that cannot be recorded.
     """
 
-    def __init__(self, *args: object, graph: bool = False, record: Callable[[Step], Step] | None = None, **kwargs: object) -> None:
+    def __init__(
+        self, *args: object, graph: bool = False, record: Callable[[Step], Step] | None = None, **kwargs: object
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.graph = graph
         if not graph:
@@ -54,8 +58,8 @@ class GraphTrainer(SupervisedTrainer):
                 raise InputError(f"--graph True: a step with {name} is not recorded; leave one of them out.")
         self.record = record or record_cuda_graph
         self.augment_and_load, self.prepare_batch = self.prepare_batch, lambda *_, **__: self.batch
-        # Copies of its own: MONAI's Warp keeps a grid of the last shape it met, and whoever shares it would free the one that the graph
-        # reads.
+        # Copies of its own: MONAI's Warp keeps a grid of the last shape it met, and whoever shares it would free the
+        # one that the graph reads.
         self.inferer, self.loss_function = copy.deepcopy((self.inferer, self.loss_function))
         # Recorded gradients lie in the graph's own memory.
         self.optim_set_to_none = True
@@ -81,7 +85,8 @@ class GraphTrainer(SupervisedTrainer):
             self.replay = self.replay or self.record(step)
             self.replay()
         engine.state.output = {
-            key: value.clone() if isinstance(value, Tensor) and value.ndim == 0 else value for key, value in self.output.items()
+            key: value.clone() if isinstance(value, Tensor) and value.ndim == 0 else value
+            for key, value in self.output.items()
         }
         return engine.state.output
 
@@ -114,7 +119,9 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
     for group in optimizer.param_groups:
         if "capturable" not in group:
             name = type(optimizer).__name__
-            raise InputError(f"--graph True: {name} cannot be recorded; take one with `capturable`, such as torch.optim.AdamW.")
+            raise InputError(
+                f"--graph True: {name} cannot be recorded; take one with `capturable`, such as torch.optim.AdamW."
+            )
         if device.type == "cuda":
             group["capturable"] = True
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)

@@ -12,13 +12,12 @@ from ignite.handlers import ProgressBar
 from monai.engines import Evaluator, IterationEvents
 from monai.handlers import ValidationHandler
 from monai.utils import CommonKeys
+from scripts.errors import InputError
+from scripts.surgery import RULES, STRATEGIES, group_indices, settle
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, DistributedSampler
-
-from scripts.errors import InputError
-from scripts.surgery import RULES, STRATEGIES, group_indices, settle
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
 
@@ -31,35 +30,40 @@ def unwrap(network: nn.Module) -> nn.Module:
 class GradientSurgeryHandler:
     """Settles the gradients of similarity and smoothness in MONAI's `SupervisedTrainer`, before the optimizer steps.
 
-    The trainer's loss function is the similarity alone; its `backward` leaves s in `.grad`. On LOSS_COMPLETED this handler takes the
-    gradient r of the smoothness from the same forward pass, and on BACKWARD_COMPLETED it replaces s by what `strategy` makes of s
-    and r (Dou et al., GSMorph, MICCAI 2023). Gradient clipping and whatever else reads `.grad` must be attached after it. Adam
-    preconditions the result, so the parameter update itself is not exactly orthogonal to r.
+    The trainer's loss function is the similarity alone; its `backward` leaves s in `.grad`. On LOSS_COMPLETED this
+    handler takes the gradient r of the smoothness from the same forward pass, and on BACKWARD_COMPLETED it replaces s
+    by what `strategy` makes of s and r (Dou et al., GSMorph, MICCAI 2023). Gradient clipping and whatever else reads
+    `.grad` must be attached after it. Adam preconditions the result, so the parameter update itself is not exactly
+    orthogonal to r.
 
-    Right with fp32 and float64, fp16 with a GradScaler (r is scaled as s is), bf16, `accumulation_steps` (both gradients are summed,
-    then settled once), `torch.compile`, unused parameters, BatchNorm and DistributedDataParallel (both gradients are averaged over the
-    ranks, then settled).
+    Right with fp32 and float64, fp16 with a GradScaler (r is scaled as s is), bf16, `accumulation_steps` (both
+    gradients are summed, then settled once), `torch.compile`, unused parameters, BatchNorm and DistributedDataParallel
+    (both gradients are averaged over the ranks, then settled).
 
-    After each iteration `engine.state.output` holds "smoothness", "conflict_ratio" and "cosine" as scalar tensors beside the trainer's
-    "loss" (values under accumulation: those of the last settlement). After each epoch `engine.state.metrics` holds the epoch's means:
-    `similarity`, `smoothness`, `conflict_ratio`, `cosine` and `ill_posed` (number of groups left alone by the guard).
+    After each iteration `engine.state.output` holds "smoothness", "conflict_ratio" and "cosine" as scalar tensors
+    beside the trainer's "loss" (values under accumulation: those of the last settlement). After each epoch
+    `engine.state.metrics` holds the epoch's means: `similarity`, `smoothness`, `conflict_ratio`, `cosine` and
+    `ill_posed` (number of groups left alone by the guard).
 
     Args:
         network: the network to train, bare or wrapped as the trainer's is.
-        constraint: the smoothness, a function of the trainer's prediction (the field, (B, d, *spatial)) that returns a scalar.
-        strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr), "agreement_noise" or
-            "weighted_sum"; see `scripts.surgery`.
+        constraint: the smoothness, a function of the trainer's prediction (the field, (B, d, *spatial)) that returns a
+            scalar.
+        strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr),
+            "agreement_noise" or "weighted_sum"; see `scripts.surgery`.
         granularity: "tensor" (GSMorph), "module" or "vector" (GS-PCGrad).
-        tau: r is taken for zero in groups with |r| < tau * max |r|, where it is rounding noise; 1e-5 suits fp32, 0 turns it off.
+        tau: r is taken for zero in groups with |r| < tau * max |r|, where it is rounding noise; 1e-5 suits fp32, 0
+            turns it off.
         weight: of the smoothness, for "weighted_sum" alone.
-        momentum: share of the earlier steps in running means of s and of r, which are settled in their place; 0 settles each step's
-            own. A first beta of Adam above 0 averages once more, what is settled. The means are state, which checkpoints hold.
+        momentum: share of the earlier steps in running means of s and of r, which are settled in their place; 0 settles
+            each step's own. A first beta of Adam above 0 averages once more, what is settled. The means are state,
+            which checkpoints hold.
 
     Raises:
-        InputError: for an unknown strategy or granularity, a tau or a momentum outside [0, 1), a weight below 0 or for a strategy that
-            has none, and on attachment or start for a momentum with a GradScaler, whose scale changes.
-        ValueError: for a network without trainable parameters, and on attachment or start for a trainer whose gradients could not be
-            right: DistributedDataParallel with `static_graph=True`, or sharded parameters.
+        InputError: for an unknown strategy or granularity, a tau or a momentum outside [0, 1), a weight below 0 or for
+            a strategy that has none, and on attachment or start for a momentum with a GradScaler, whose scale changes.
+        ValueError: for a network without trainable parameters, and on attachment or start for a trainer whose gradients
+            could not be right: DistributedDataParallel with `static_graph=True`, or sharded parameters.
     """
 
     records = ("similarity", "smoothness", "conflict_ratio", "cosine", "ill_posed")
@@ -97,7 +101,9 @@ class GradientSurgeryHandler:
         self.groups = group_indices([name for name, _ in named], granularity)
         self.smoothness_gradients: list[Tensor] | None = None
         self.reached = [False] * len(named)
-        self.means = [[torch.zeros_like(p) for p in self.parameters] for _ in ("similarity", "smoothness")] if momentum else []
+        self.means = (
+            [[torch.zeros_like(p) for p in self.parameters] for _ in ("similarity", "smoothness")] if momentum else []
+        )
         self.exchange: dist.Work | None = None
         self.sums: Tensor | None = None
 
@@ -117,21 +123,28 @@ class GradientSurgeryHandler:
         for network in (unwrap(self.network), unwrap(getattr(engine, "network", self.network))):
             if getattr(network, "static_graph", False):
                 raise ValueError(
-                    "GradientSurgeryHandler cannot work with DistributedDataParallel(static_graph=True): its reducer counts one backward "
+                    "GradientSurgeryHandler cannot work with DistributedDataParallel(static_graph=True): its reducer "
+                    "counts one backward "
                     "pass a step, surgery makes two, and the gradients would be wrong in silence. Use static_graph=False."
                 )
             kinds = {kind.__name__ for module in network.modules() for kind in type(module).__mro__}
             if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
-                raise ValueError("GradientSurgeryHandler needs whole gradient tensors: use DistributedDataParallel, not sharding.")
+                raise ValueError(
+                    "GradientSurgeryHandler needs whole gradient tensors: use DistributedDataParallel, not sharding."
+                )
 
         if self.momentum and engine.amp and engine.scaler is not None and engine.scaler.is_enabled():
-            raise InputError("GradientSurgeryHandler with momentum cannot average what a GradScaler scales anew; use fp32 or bf16.")
+            raise InputError(
+                "GradientSurgeryHandler with momentum cannot average what a GradScaler scales anew; use fp32 or bf16."
+            )
 
     def announce(self, engine: Engine) -> None:
         """Log what settles the gradients."""
         guard = f"tau {self.tau:g}" if self.strategy in RULES else f"weight {self.weight:g}"
         groups = max(self.groups) + 1
-        engine.logger.info(f"gradient surgery: {self.strategy}, {groups} groups of {len(self.parameters)} tensors, {guard}")
+        engine.logger.info(
+            f"gradient surgery: {self.strategy}, {groups} groups of {len(self.parameters)} tensors, {guard}"
+        )
 
     def start_epoch(self, engine: Engine) -> None:
         # In place: a step that was recorded as a CUDA graph adds to this very tensor.
@@ -145,7 +158,8 @@ class GradientSurgeryHandler:
         self.reached = [False] * len(self.parameters)
 
     def differentiate(self, engine: Engine) -> None:
-        """Take the smoothness gradient from the forward pass of this iteration (before the trainer's backward frees its graph)."""
+        """Take the smoothness gradient from the forward pass of this iteration (before the trainer's backward frees its
+        graph)."""
         field = engine.state.output[CommonKeys.PRED]
         with torch.autocast(self.parameters[0].device.type, enabled=False):
             smoothness = self.constraint(field)
@@ -171,7 +185,8 @@ class GradientSurgeryHandler:
         return done % steps == 0 or done == length
 
     def start_averaging(self, engine: Engine) -> None:
-        """Under DDP, average the smoothness gradients over the ranks, all at once: `autograd.grad` goes past DDP's reducer."""
+        """Under DDP, average the smoothness gradients over the ranks, all at once: `autograd.grad` goes past DDP's
+        reducer."""
         if not isinstance(unwrap(engine.network), DistributedDataParallel):
             return
         group = unwrap(engine.network).process_group
@@ -181,7 +196,8 @@ class GradientSurgeryHandler:
         self.exchange = dist.all_reduce(flat, group=group, async_op=True)
 
     def take_first_rank(self, engine: Engine, gradients: list[Tensor]) -> list[Tensor]:
-        """Under DDP, the first rank's gradients on every rank: each rank draws noise of its own, and the weights would part."""
+        """Under DDP, the first rank's gradients on every rank: each rank draws noise of its own, and the weights would
+        part."""
         if not isinstance(unwrap(engine.network), DistributedDataParallel):
             return gradients
         flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -211,7 +227,8 @@ class GradientSurgeryHandler:
             if there:
                 torch._foreach_copy_(*map(list, zip(*there)))
             for parameter, gradient, reached in zip(self.parameters, settled, self.reached):
-                # Where neither loss knows the parameter it stays without a gradient, and weight decay leaves it alone too.
+                # Where neither loss knows the parameter it stays without a gradient, and weight decay leaves it alone
+                # too.
                 if parameter.grad is None and reached:
                     parameter.grad = gradient.clone() if self.momentum else gradient
             self.forget()
@@ -254,17 +271,20 @@ class Validation(ValidationHandler):
         super().__init__(interval, validator, epoch_level=True)
 
     def attach(self, engine: Engine) -> None:
-        due = lambda engine, epoch: epoch % self.interval == 0 or epoch == engine.state.max_epochs
+        def due(engine, epoch):
+            return epoch % self.interval == 0 or epoch == engine.state.max_epochs
+
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
 
 
 class NonFiniteLossHandler:
     """Stops training before a NaN or infinite loss or field reaches the weights.
 
-    On a CPU, and where the optimizer cannot skip a step by itself, each step is looked at before its backward pass (torch's backward
-    pass of `grid_sample` on a CPU crashes at NaN coordinates). Else, on a GPU, nothing waits for the device: a flag there, which several
-    processes share, makes the fused optimizer skip this and all later steps, as a GradScaler does, and it is read every few steps and
-    before an epoch's validation and checkpoint. Attach it before `GradientSurgeryHandler`, validation and checkpoints.
+    On a CPU, and where the optimizer cannot skip a step by itself, each step is looked at before its backward pass
+    (torch's backward pass of `grid_sample` on a CPU crashes at NaN coordinates). Else, on a GPU, nothing waits for the
+    device: a flag there, which several processes share, makes the fused optimizer skip this and all later steps, as a
+    GradScaler does, and it is read every few steps and before an epoch's validation and checkpoint. Attach it before
+    `GradientSurgeryHandler`, validation and checkpoints.
 
     Args:
         every: iterations between two readings of the flag.
@@ -295,7 +315,8 @@ class NonFiniteLossHandler:
             engine.optimizer.found_inf = self.flag
 
     def look(self, engine: Engine) -> None:
-        # The field, too: sampling clips NaN coordinates to the border, so the similarity stays finite, and its backward may crash.
+        # The field, too: sampling clips NaN coordinates to the border, so the similarity stays finite, and its backward
+        # may crash.
         output = engine.state.output
         values = [output[key] for key in (CommonKeys.LOSS, CommonKeys.PRED) if key in output]
         finite = torch.stack([value.detach().isfinite().all() for value in values]).all()
@@ -303,7 +324,8 @@ class NonFiniteLossHandler:
         if self.waits:
             self.stop(engine)
         elif idist.get_world_size() > 1:
-            # All skip alike: they would average in the gradients of the one whose step is not finite. Between GPUs this is but queued.
+            # All skip alike: they would average in the gradients of the one whose step is not finite. Between GPUs this
+            # is but queued.
             dist.all_reduce(self.flag, dist.ReduceOp.MAX)
 
     def stop(self, engine: Engine) -> None:
@@ -311,7 +333,8 @@ class NonFiniteLossHandler:
         if self.flag:
             when = "" if self.waits else f"{max(engine.state.iteration - self.every, 0) + 1} to "
             raise FloatingPointError(
-                f"the loss or the field is not finite at step {when}{engine.state.iteration} (epoch {engine.state.epoch}); the weights of "
+                f"the loss or the field is not finite at step {when}{engine.state.iteration} (epoch "
+                f"{engine.state.epoch}); the weights of "
                 "the last checkpoint are intact. Lower learning_rate, or check the images for NaN."
             )
 
@@ -319,8 +342,8 @@ class NonFiniteLossHandler:
 def running_mean(share: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
     """The `multi_avg_fn` of an `AveragedModel` that follows the weights closely at first and slowly later.
 
-    The n-th update (from 0) takes a share 3 / (3 + n) of the current weights, which is polynomial-decay averaging with eta = 2 (Shamir
-    and Zhang, ICML 2013), but never less than `share`, where it becomes an exponential mean.
+    The n-th update (from 0) takes a share 3 / (3 + n) of the current weights, which is polynomial-decay averaging with
+    eta = 2 (Shamir and Zhang, ICML 2013), but never less than `share`, where it becomes an exponential mean.
 
     Args:
         share: of the current weights, in the long run.
@@ -338,7 +361,8 @@ class WeightAveraging:
     What `AveragedModel.update_parameters` does, without its copy of the count to the device, for which it would wait.
 
     Args:
-        averager: its `module` is the network with the mean weights; its `multi_avg_fn` takes all of them at the first update.
+        averager: its `module` is the network with the mean weights; its `multi_avg_fn` takes all of them at the first
+            update.
         network: the network that is trained.
     """
 

@@ -13,9 +13,10 @@ from torch.func import functional_call
 class HyperNetwork(nn.Module):
     """A registration network whose parameters depend on the weight λ of the smoothness.
 
-    A small perceptron takes log λ to some features, and each parameter of the network is its own value plus a learned combination of
-    these features (zero at the start, so that training begins as the bare network's does). In training λ is drawn for each batch, its
-    logarithm uniform over the range; in evaluation it is `weight`, which a state_dict carries.
+    A small perceptron takes log λ to some features, and each parameter of the network is its own value plus a learned
+    combination of these features (zero at the start, so that training begins as the bare network's does). In training λ
+    is drawn for each batch, its logarithm uniform over the range; in evaluation it is `weight`, which a state_dict
+    carries.
 
     Args:
         network: (B, 2, *spatial) -> (B, d, *spatial).
@@ -43,7 +44,8 @@ class HyperNetwork(nn.Module):
         """The network's parameters, by name, for a λ."""
         low, high = map(math.log, self.weights)
         position = (2.0 * (weight.log() - low) / (high - low) - 1.0).reshape(1)
-        # Divided by the number of features, so that a step of Adam moves a parameter about as far through them as by itself.
+        # Divided by the number of features, so that a step of Adam moves a parameter about as far through them as by
+        # itself.
         shifts = self.head(self.perceptron(position)) / self.head.in_features
         own = [self.network.get_parameter(name) for name in self.parameter_names]
         parts = shifts.split([p.numel() for p in own])

@@ -7,31 +7,32 @@ from collections.abc import Callable
 
 import torch
 from monai.inferers import Inferer, SimpleInferer
-from torch import Tensor, nn
-from tqdm import tqdm
-
 from scripts.errors import InputError
 from scripts.fields import compose, warp
 from scripts.losses import full_precision
 from scripts.transforms import vary
+from torch import Tensor, nn
+from tqdm import tqdm
 
 
 class FieldInferer(Inferer):
     """Displacement field of a pair: the network's output in full precision, integrated where it is a velocity.
 
     Args:
-        inferer: how the network meets the input: `SimpleInferer` for a batch of slices (B, 2, X, Y), or MONAI's `SliceInferer` with
-            `spatial_dim: 2` and `roi_size: [-1, -1]` for a stack (B, 2, X, Y, Z), whole slice by whole slice.
-        integration: `fields.Integration` (or MONAI's `DVF2DDF`) for a stationary velocity field, None for a displacement.
+        inferer: how the network meets the input: `SimpleInferer` for a batch of slices (B, 2, X, Y), or MONAI's
+            `SliceInferer` with `spatial_dim: 2` and `roi_size: [-1, -1]` for a stack (B, 2, X, Y, Z), whole slice by
+            whole slice.
+        integration: `fields.Integration` (or MONAI's `DVF2DDF`) for a stationary velocity field, None for a
+            displacement.
         bf16: whether the network's convolutions run in bfloat16 (autocast); coordinates and integration never do.
         both_ways: whether to append the fields of the way back, fixed to moving: those of the negative velocity.
-        passes: how often the network registers; from the second pass on it sees the moving image as moved so far, and what it finds is
-            composed with that (a recursive cascade of shared weights, Zhao et al., ICCV 2019).
+        passes: how often the network registers; from the second pass on it sees the moving image as moved so far, and
+            what it finds is composed with that (a recursive cascade of shared weights, Zhao et al., ICCV 2019).
         progress: whether a stack draws a progress bar.
 
     Raises:
-        InputError: for both ways without integration, since a displacement's negative is not its inverse, or in several passes; for a
-            number of passes that is none.
+        InputError: for both ways without integration, since a displacement's negative is not its inverse, or in several
+            passes; for a number of passes that is none.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class FieldInferer(Inferer):
     ) -> None:
         super().__init__()
         if both_ways and (integration is None or passes != 1):
-            raise InputError("both_ways needs one velocity: give integration and a single pass, or set both_ways to false.")
+            raise InputError(
+                "both_ways needs one velocity: give integration and a single pass, or set both_ways to false."
+            )
         if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
             raise InputError(f"--passes {passes}: is no number of passes; give 1, 2, ….")
         self.inferer = inferer or SimpleInferer()
@@ -56,7 +59,8 @@ class FieldInferer(Inferer):
         self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-        """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) both ways; voxels of the fixed grid, pull convention.
+        """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) both ways; voxels of the fixed grid,
+        pull convention.
 
         In a stack, a slice that is constant in either image gets the identity.
         """
@@ -64,7 +68,9 @@ class FieldInferer(Inferer):
         total = inputs.shape[-1] if stack else len(inputs)
 
         def to_field(pair: Tensor) -> Tensor:
-            estimate = lambda pair, last: self.integrate(self.estimate(pair, lambda x: network(x, *args, **kwargs), last))
+            def estimate(pair, last):
+                return self.integrate(self.estimate(pair, lambda x: network(x, *args, **kwargs), last))
+
             field = estimate(pair, self.passes == 1)
             for number in range(2, self.passes + 1):
                 moved = warp(full_precision(pair[:, :1]), field)
@@ -72,7 +78,9 @@ class FieldInferer(Inferer):
             bar.update(len(pair))
             return field * vary(pair).all(dim=1).view(-1, *[1] * (pair.ndim - 1)) if stack else field
 
-        with tqdm(total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)) as bar:
+        with tqdm(
+            total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)
+        ) as bar:
             return self.inferer(inputs, to_field)
 
     def estimate(self, pair: Tensor, network: Callable[[Tensor], Tensor], last: bool) -> Tensor:

@@ -1,12 +1,14 @@
-"""The only room that knows ITK's conventions: displacement fields in mm along LPS axes, as ITK, ANTs and 3D Slicer apply them.
+"""The only room that knows ITK's conventions: displacement fields in mm along LPS axes, as ITK, ANTs and 3D Slicer
+apply them.
 
-A field file is a NIfTI of shape (X, Y, Z, 1, 3) with intent code 1007 (vector): at each voxel of the fixed grid the displacement in mm
-along the patient's left, posterior and superior axes, pull direction. With p(x) the position of voxel x, moved(x) is the moving
-image at p(x) + u(x). (Intent 1006 would say the same in words, and ITK would flip its axes.)
+A field file is a NIfTI of shape (X, Y, Z, 1, 3) with intent code 1007 (vector): at each voxel of the fixed grid the
+displacement in mm along the patient's left, posterior and superior axes, pull direction. With p(x) the position of
+voxel x, moved(x) is the moving image at p(x) + u(x). (Intent 1006 would say the same in words, and ITK would flip its
+axes.)
 
-ITK takes a vector image of one slice for two-dimensional and forgets where it lies, and would find no displacement at the
-fixed image's points. The field of a single slice is therefore written twice, as two slices, and the header's description says so;
-`read_field` gives one back.
+ITK takes a vector image of one slice for two-dimensional and forgets where it lies, and would find no displacement at
+the fixed image's points. The field of a single slice is therefore written twice, as two slices, and the header's
+description says so; `read_field` gives one back.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ import torch
 from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
-
 from scripts import fields
 from scripts.errors import InputError
 from scripts.files import whole_file
@@ -55,7 +56,8 @@ def voxels_to_lps(field: Array, affine: Array) -> Array:
 
 
 def lps_to_voxels(displacement: Array, affine: Array) -> Array:
-    """The reverse of `voxels_to_lps`: (X, Y, Z, 3) in mm along LPS to (3, X, Y, Z) in voxels of the grid of `affine`."""
+    """The reverse of `voxels_to_lps`: (X, Y, Z, 3) in mm along LPS to (3, X, Y, Z) in voxels of the grid of
+    `affine`."""
     inverse = np.linalg.inv(affine[:3, :3]) * RAS_TO_LPS
     return np.einsum("ij,xyzj->ixyz", inverse, displacement)
 
@@ -98,14 +100,16 @@ def check_right_angles(affine: Array, name: object) -> None:
     cosine = np.abs(axes.T @ axes - np.eye(3)).max()
     if cosine > RIGHT_ANGLE:
         raise InputError(
-            f"{name}: its axes are off right angles by {np.rad2deg(np.arcsin(min(cosine, 1))):.2g} degrees, and ITK takes no field on such "
+            f"{name}: its axes are off right angles by {np.rad2deg(np.arcsin(min(cosine, 1))):.2g} degrees, and ITK "
+            "takes no field on such "
             "a grid; resample the image onto one with right angles."
         )
 
 
 def check_one_place(path: str | Path) -> None:
-    """Stop at a NIfTI file that other programs put elsewhere: whose qform and sform, where it has both, are two places, whose voxels have
-    no size or by the sform alone another one, or whose unit is not the millimeter. Where it has neither, a line in the log says so.
+    """Stop at a NIfTI file that other programs put elsewhere: whose qform and sform, where it has both, are two places,
+    whose voxels have no size or by the sform alone another one, or whose unit is not the millimeter. Where it has
+    neither, a line in the log says so.
 
     Raises:
         InputError: naming the file; for two places or sizes where corners are more than `SAME_PLACE` mm apart.
@@ -116,7 +120,9 @@ def check_one_place(path: str | Path) -> None:
     try:
         (qform, q_code), (sform, s_code) = image.get_qform(coded=True), image.get_sform(coded=True)
     except nib.spatialimages.HeaderDataError as error:
-        raise InputError(f"{path}: its header has no valid qform ({error}); write it anew, with nibabel for example.") from error
+        raise InputError(
+            f"{path}: its header has no valid qform ({error}); write it anew, with nibabel for example."
+        ) from error
     unit = image.header.get_xyzt_units()[0]
     if unit not in ("mm", "unknown"):
         raise InputError(f"{path}: its header gives lengths in units of a {unit}; write it anew in mm.")
@@ -139,7 +145,8 @@ def check_one_place(path: str | Path) -> None:
     if s_code and not q_code and (np.abs(sizes - pixdim) * shape).max() > SAME_PLACE:
         listed, other = (" x ".join(f"{n:.4g}" for n in lengths) for lengths in (pixdim, sizes))
         raise InputError(
-            f"{path}: its header gives voxels of {listed} mm and its sform such of {other} mm, and ITK and ANTs may take others than are "
+            f"{path}: its header gives voxels of {listed} mm and its sform such of {other} mm, and ITK and ANTs may "
+            "take others than are "
             f"taken here; where the sform is right, {cure}"
         )
     if not (q_code and s_code):
@@ -148,7 +155,8 @@ def check_one_place(path: str | Path) -> None:
     gap = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
     if gap > SAME_PLACE:
         raise InputError(
-            f"{path}: its qform and its sform put it up to {gap:.3g} mm apart, and ITK and ANTs may take another one than is taken here; "
+            f"{path}: its qform and its sform put it up to {gap:.3g} mm apart, and ITK and ANTs may take another one "
+            "than is taken here; "
             f"where the sform is right, {cure}"
         )
 
@@ -166,7 +174,9 @@ def read_field(path: str | Path) -> tuple[Array, Array]:
         raise InputError(f"{path}: cannot be read as NIfTI ({error}); is the file complete?") from error
     check_one_place(path)
     if displacement.ndim != 5 or displacement.shape[3:] != (1, 3):
-        raise InputError(f"{path}: has the shape {displacement.shape}; a displacement field is (X, Y, Z, 1, 3), mm along LPS.")
+        raise InputError(
+            f"{path}: has the shape {displacement.shape}; a displacement field is (X, Y, Z, 1, 3), mm along LPS."
+        )
     if int(image.header["intent_code"]) != VECTOR:
         raise InputError(
             f"{path}: has intent code {int(image.header['intent_code'])}; a field in mm along LPS has {VECTOR} (vector)."
@@ -188,9 +198,10 @@ def pull(
         image_affine: of the image, which may lie on another grid than the field.
         field: (d, X, Y, Z), voxels of the field's grid.
         affine: of that grid.
-        is_label: whether to take at each voxel the value that weighs most in the linear interpolation, instead of the interpolated one.
-        repeat_border: whether points beyond the image's edge, half a voxel beyond its outer voxels' centers, take its border; else 0, as in
-            ITK and ANTs.
+        is_label: whether to take at each voxel the value that weighs most in the linear interpolation, instead of the
+            interpolated one.
+        repeat_border: whether points beyond the image's edge, half a voxel beyond its outer voxels' centers, take its
+            border; else 0, as in ITK and ANTs.
 
     Returns:
         (X, Y, Z), floating, or the label's type.
@@ -236,8 +247,8 @@ def invert(field: Array, tolerance: float = fields.INVERTED) -> tuple[Array, Arr
     """The inverse of a field, on the same grid: v with v(y) + u(y + v(y)) = 0 (`fields.invert` for NumPy arrays).
 
     Args:
-        field: (d, X, Y, Z) in voxels, channel i along array axis i, pull direction; in-plane (d = 2, or no more along the slices than a
-            tenth of the tolerance, as rounding in files leaves) it is inverted slice by slice.
+        field: (d, X, Y, Z) in voxels, channel i along array axis i, pull direction; in-plane (d = 2, or no more along
+            the slices than a tenth of the tolerance, as rounding in files leaves) it is inverted slice by slice.
         tolerance: voxels.
 
     Returns:
@@ -255,7 +266,8 @@ def invert(field: Array, tolerance: float = fields.INVERTED) -> tuple[Array, Arr
 
 
 def read_points(path: str | Path) -> tuple[list[str], Array]:
-    """Landmarks from a CSV with the columns x, y, z in mm along LPS (as ITK, ANTs and 3D Slicer have them) and, if it likes, name.
+    """Landmarks from a CSV with the columns x, y, z in mm along LPS (as ITK, ANTs and 3D Slicer have them) and, if it
+    likes, name.
 
     Returns:
         Names, and positions (N, 3) in mm along RAS.
@@ -271,7 +283,9 @@ def read_points(path: str | Path) -> tuple[list[str], Array]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8 text with the columns x, y, z.") from error
+        raise InputError(
+            f"{path}: cannot be read as CSV ({error}); save it as UTF-8 text with the columns x, y, z."
+        ) from error
     if not rows or not {"x", "y", "z"} <= set(rows[0]):
         raise InputError(f"{path}: needs the columns x, y, z (mm along LPS) and a row for each point.")
     try:
@@ -284,8 +298,8 @@ def read_points(path: str | Path) -> tuple[list[str], Array]:
 
 
 def check_in_image(path: str | Path, names: Sequence[str], points: Array, shape: Sequence[int], affine: Array) -> None:
-    """Stop at a landmark that lies outside the voxels of an image, more than half a voxel beyond the outer centers: nothing is known of
-    its motion, and ITK would leave it where it is.
+    """Stop at a landmark that lies outside the voxels of an image, more than half a voxel beyond the outer centers:
+    nothing is known of its motion, and ITK would leave it where it is.
 
     Args:
         path: of the landmarks, for the message.
@@ -300,7 +314,8 @@ def check_in_image(path: str | Path, names: Sequence[str], points: Array, shape:
     if outside.any():
         name = names[int(outside.argmax())]
         raise InputError(
-            f"{path}: the point {name} lies outside the image; mend it, or give the image that it belongs to (x, y, z are mm along LPS)."
+            f"{path}: the point {name} lies outside the image; mend it, or give the image that it belongs to (x, y, z "
+            "are mm along LPS)."
         )
 
 

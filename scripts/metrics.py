@@ -1,4 +1,5 @@
-"""Figures of one registered subject: overlap, surface distance, intensity error and folding, over its whole stack of slices."""
+"""Figures of one registered subject: overlap, surface distance, intensity error and folding, over its whole stack of
+slices."""
 
 from __future__ import annotations
 
@@ -8,21 +9,23 @@ import numpy as np
 import torch
 from monai.metrics import compute_hausdorff_distance
 from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure
+from scripts.fields import jacobian_determinant
 from torch import Tensor
 
-from scripts.fields import jacobian_determinant
-
 DEFINITIONS = {
-    "protocol": "per subject over the stack, structures on whole slices, mse and folding on the central crop; mean and population standard "
+    "protocol": "per subject over the stack, structures on whole slices, mse and folding on the central crop; mean "
+    "and population standard "
     "deviation over subjects",
     "dice": "mean over the structures that both labels hold, in percent; one that either lacks is left out",
     "dice_rv": "Dice of the right ventricle, label 1, in percent",
     "dice_myo": "Dice of the left ventricular myocardium, label 2, in percent",
     "dice_lv": "Dice of the left ventricular cavity, label 3, in percent",
-    "hd95_mm": "mean over structures of MONAI's 95th percentile Hausdorff distance (larger of both directions), true spacing; a structure "
+    "hd95_mm": "mean over structures of MONAI's 95th percentile Hausdorff distance (larger of both directions), true "
+    "spacing; a structure "
     "of which the warp leaves nothing has a Dice of 0 and no distance",
     "hd95_voxel": "mean over structures of the 95th percentile of both directed surface distances pooled, unit spacing, as hd95_mm",
-    "volume_error_rv": "RV volume of the moved label less the fixed one's, in percent of the larger of the moving and fixed one's: from ED "
+    "volume_error_rv": "RV volume of the moved label less the fixed one's, in percent of the larger of the moving and "
+    "fixed one's: from ED "
     "to ES, by how many points the ejection fraction of the moved label is too small (unregistered: that fraction itself)",
     "volume_error_lv": "the same of the LV cavity",
     "mse": "mean squared difference of moved and fixed image, each slice scaled min-max to [0, 1] over the crop, times 100",
@@ -43,7 +46,8 @@ def surface(mask: np.ndarray) -> np.ndarray:
 
 
 def hd95_voxel(moved: np.ndarray, fixed: np.ndarray) -> float:
-    """95th percentile of the directed surface distances of both masks pooled, in voxels (unit spacing); NaN where one is empty."""
+    """95th percentile of the directed surface distances of both masks pooled, in voxels (unit spacing); NaN where one
+    is empty."""
     if not moved.any() or not fixed.any():
         return float("nan")
     a, b = surface(moved), surface(fixed)
@@ -51,7 +55,8 @@ def hd95_voxel(moved: np.ndarray, fixed: np.ndarray) -> float:
 
 
 def hd95_mm(moved: np.ndarray, fixed: np.ndarray, spacing: Sequence[float]) -> float:
-    """MONAI's 95 % Hausdorff distance of two masks (the larger direction), in the unit of `spacing`; NaN where one is empty."""
+    """MONAI's 95 % Hausdorff distance of two masks (the larger direction), in the unit of `spacing`; NaN where one is
+    empty."""
     if not moved.any() or not fixed.any():
         return float("nan")
     masks = (torch.from_numpy(mask)[None, None] for mask in (moved, fixed))
@@ -79,7 +84,8 @@ def overlap(moved: np.ndarray, fixed: np.ndarray, labels: dict[str, int], spacin
 
 
 def volume_error(moved: np.ndarray, fixed: np.ndarray, moving: np.ndarray) -> float:
-    """Volume of a moved mask less the fixed one's, in percent of the larger of the moving and the fixed one's; NaN where both are empty."""
+    """Volume of a moved mask less the fixed one's, in percent of the larger of the moving and the fixed one's; NaN
+    where both are empty."""
     largest = max(int(moving.sum()), int(fixed.sum()))
     return 100.0 * (int(moved.sum()) - int(fixed.sum())) / largest if largest else float("nan")
 
@@ -107,7 +113,8 @@ def folding_percent(field: Tensor, region: tuple[slice, ...] = ()) -> float:
 
 
 def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and population standard deviation of each figure over subjects, NaN left out (both NaN where nothing is left)."""
+    """Mean and population standard deviation of each figure over subjects, NaN left out (both NaN where nothing is
+    left)."""
     summary = {}
     for key in rows[0]:
         values = np.array([row[key] for row in rows], dtype=float)

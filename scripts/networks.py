@@ -1,4 +1,5 @@
-"""Registration networks behind one signature: (B, 2, *spatial) moving and fixed image -> (B, d, *spatial) field in voxels."""
+"""Registration networks behind one signature: (B, 2, *spatial) moving and fixed image -> (B, d, *spatial) field in
+voxels."""
 
 from __future__ import annotations
 
@@ -9,15 +10,15 @@ from collections.abc import Sequence
 import torch
 from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv, Pool
+from scripts.fields import integrate_in_sampler, pull, sampler_grid, to_sampler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from scripts.fields import integrate_in_sampler, pull, sampler_grid, to_sampler
-
 
 class ConvBlock(nn.Sequential):
-    """Two 3-wide convolutions, the first with a stride, each with norm and LeakyReLU: (B, in, *spatial) -> (B, out, *spatial)."""
+    """Two 3-wide convolutions, the first with a stride, each with norm and LeakyReLU: (B, in, *spatial) -> (B, out,
+    *spatial)."""
 
     def __init__(
         self, spatial_dims: int, in_channels: int, out_channels: int, norm: str | tuple, bias: bool, stride: int = 1
@@ -32,7 +33,8 @@ class ConvBlock(nn.Sequential):
 class CentralGroupNorm(nn.GroupNorm):
     """`nn.GroupNorm` by the mean and variance of the central `window` voxels along each axis.
 
-    Crops of the heart train a network; in whole slices, however much chest they show, it then finds the statistics that it knows.
+    Crops of the heart train a network; in whole slices, however much chest they show, it then finds the statistics that
+    it knows.
 
     Args:
         num_groups: see `nn.GroupNorm`.
@@ -79,19 +81,23 @@ def set_norm_window(module: nn.Module, window: int) -> None:
 
 
 class RegistrationUNet(nn.Module):
-    """The U-Net of GSMorph (Dou et al., MICCAI 2023): max-pooling down, linear upsampling and concatenation up, a flow head.
+    """The U-Net of GSMorph (Dou et al., MICCAI 2023): max-pooling down, linear upsampling and concatenation up, a flow
+    head.
 
-    With `conv_bias=True`, five levels from 16 to 256 features and BatchNorm it is the published network: 1,968,002 parameters in
-    75 tensors. A convolution's bias before a norm has no effect and a gradient of rounding noise, hence the default without.
+    With `conv_bias=True`, five levels from 16 to 256 features and BatchNorm it is the published network: 1,968,002
+    parameters in 75 tensors. A convolution's bias before a norm has no effect and a gradient of rounding noise, hence
+    the default without.
 
     Args:
         spatial_dims: 2 or 3.
         features: channels at each level, the finest first.
         norm: a MONAI norm, such as "batch", "instance" or ("group", {"num_groups": 8}).
         conv_bias: whether convolutions before a norm have a bias.
-        flow_level: level of `features` at which the decoder stops and the flow head sits; the flow is then interpolated linearly to
-            the image's grid. 0 is the published network; 1 (half resolution) costs half as much and gives smoother fields.
-        flow_std: standard deviation of the flow head's initial weights; small, so that training starts near the identity.
+        flow_level: level of `features` at which the decoder stops and the flow head sits; the flow is then interpolated
+            linearly to the image's grid. 0 is the published network; 1 (half resolution) costs half as much and gives
+            smoother fields.
+        flow_std: standard deviation of the flow head's initial weights; small, so that training starts near the
+            identity.
 
     Raises:
         ValueError: for a flow level below 0 or beyond the coarsest but one.
@@ -108,10 +114,15 @@ class RegistrationUNet(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= flow_level < len(features) - 1:
-            raise ValueError(f"flow_level lies in 0 .. {len(features) - 2} for {len(features)} levels, got {flow_level}.")
+            raise ValueError(
+                f"flow_level lies in 0 .. {len(features) - 2} for {len(features)} levels, got {flow_level}."
+            )
         self.flow_scale = 2**flow_level
         self.mode = {2: "bilinear", 3: "trilinear"}[spatial_dims]
-        block = lambda i, o: ConvBlock(spatial_dims, i, o, norm, conv_bias)
+
+        def block(i, o):
+            return ConvBlock(spatial_dims, i, o, norm, conv_bias)
+
         self.down = nn.ModuleList(block(i, o) for i, o in zip((2, *features), features))
         decoded = features[flow_level:]
         self.up = nn.ModuleList(block(low + high, high) for low, high in zip(decoded[:0:-1], decoded[-2::-1]))
@@ -140,11 +151,14 @@ class RegistrationUNet(nn.Module):
 
 
 def repeat_border(x: Tensor, width: int) -> Tensor:
-    """(B, C, *spatial) with its border repeated: `F.pad` by "replicate", which torch.compile does not take in channels-last on a CPU."""
+    """(B, C, *spatial) with its border repeated: `F.pad` by "replicate", which torch.compile does not take in
+    channels-last on a CPU."""
     for axis in range(2, x.dim()):
         shape = list(x.shape)
         shape[axis] = width
-        x = torch.cat([x.narrow(axis, 0, 1).expand(shape), x, x.narrow(axis, x.shape[axis] - 1, 1).expand(shape)], dim=axis)
+        x = torch.cat(
+            [x.narrow(axis, 0, 1).expand(shape), x, x.narrow(axis, x.shape[axis] - 1, 1).expand(shape)], dim=axis
+        )
     return x
 
 
@@ -184,9 +198,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Estimator(nn.Sequential):
-    """A level's correction of the velocity from (warped moving features, fixed features, velocity), one above the other as channels.
+    """A level's correction of the velocity from (warped moving features, fixed features, velocity), one above the other
+    as channels.
 
-    The first convolution is linear, so the share of the fixed features is computed once for all corrections of the level.
+    The first convolution is linear, so the share of the fixed features is computed once for all corrections of the
+    level.
 
     Args:
         spatial_dims: 2 or 3.
@@ -209,7 +225,8 @@ class Estimator(nn.Sequential):
         return convolve(fixed, first.weight[:, self.channels : 2 * self.channels], first.bias)
 
     def forward(self, warped: Tensor, share: Tensor, velocity: Tensor, antisymmetric: bool) -> Tensor:
-        """Correction (B, d, *spatial); with `antisymmetric` half the difference of the first and the second half of the batch."""
+        """Correction (B, d, *spatial); with `antisymmetric` half the difference of the first and the second half of the
+        batch."""
         weight = self[0][0].conv.weight
         weight = torch.cat([weight[:, : self.channels], weight[:, 2 * self.channels :]], dim=1)
         x = convolve(torch.cat([warped.to(velocity.dtype), velocity], dim=1), weight)
@@ -224,11 +241,13 @@ class Estimator(nn.Sequential):
 
 
 class PyramidNetwork(nn.Module):
-    """Coarse-to-fine registration: at each level the moving features are warped by the velocity found so far, then it is corrected.
+    """Coarse-to-fine registration: at each level the moving features are warped by the velocity found so far, then it
+    is corrected.
 
-    Both images pass one encoder, which halves the resolution at each level. From the coarsest level up, a small block sees the warped
-    moving features, the fixed features and the velocity, and adds to the velocity. This is the coarse-to-fine warping of pyramid
-    networks (PWC-Net, Sun et al., CVPR 2018; LapIRN, Mok and Chung, MICCAI 2020) and what multi-resolution Demons does by hand.
+    Both images pass one encoder, which halves the resolution at each level. From the coarsest level up, a small block
+    sees the warped moving features, the fixed features and the velocity, and adds to the velocity. This is the
+    coarse-to-fine warping of pyramid networks (PWC-Net, Sun et al., CVPR 2018; LapIRN, Mok and Chung, MICCAI 2020) and
+    what multi-resolution Demons does by hand.
 
     Args:
         spatial_dims: 2 or 3.
@@ -236,12 +255,16 @@ class PyramidNetwork(nn.Module):
         hidden: channels of the blocks that estimate the velocity.
         corrections: how often a level warps and corrects, by the same block.
         norm: a MONAI norm, such as "batch", "instance" or ("group", {"num_groups": 8}).
-        norm_window: pixels of the image along each axis, in its center, that a group norm's statistics come from; None takes all.
-        integration_steps: squarings of the velocity before it warps features inside the network; 0 warps by the velocity itself.
+        norm_window: pixels of the image along each axis, in its center, that a group norm's statistics come from; None
+            takes all.
+        integration_steps: squarings of the velocity before it warps features inside the network; 0 warps by the
+            velocity itself.
         smoothing: standard deviation of a Gaussian over the velocity, in pixels of the finest level (half resolution).
-        flow_std: standard deviation of the initial weights that give the velocity; small, so that training starts near the identity.
-        antisymmetric: whether each correction is half the difference of what the block says of both directions, so that exchanging
-            the images turns the sign of the velocity, and the field of the way back is the inverse; for up to twice the time.
+        flow_std: standard deviation of the initial weights that give the velocity; small, so that training starts near
+            the identity.
+        antisymmetric: whether each correction is half the difference of what the block says of both directions, so that
+            exchanging the images turns the sign of the velocity, and the field of the way back is the inverse; for up
+            to twice the time.
     """
 
     def __init__(
@@ -302,12 +325,14 @@ class PyramidNetwork(nn.Module):
 
 
 class PaddedNetwork(nn.Module):
-    """Any backbone on any image size: the pair is padded to a multiple of the backbone's stride and the field cropped back.
+    """Any backbone on any image size: the pair is padded to a multiple of the backbone's stride and the field cropped
+    back.
 
     The padding is split between both ends of an axis and repeats the border, so that no edge appears there.
 
     Args:
-        backbone: (B, 2, *spatial) -> (B, d, *spatial), for spatial sizes divisible by `stride`; such sizes reach it as they are.
+        backbone: (B, 2, *spatial) -> (B, d, *spatial), for spatial sizes divisible by `stride`; such sizes reach it as
+            they are.
         stride: total downsampling of the backbone, for instance 16 for five levels; 32 for `SwinUNETR`.
     """
 
@@ -332,7 +357,8 @@ class PaddedNetwork(nn.Module):
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose MONAI `Convolution` blocks have their BatchNorm folded into the convolution right before it.
+    """A copy in evaluation mode whose MONAI `Convolution` blocks have their BatchNorm folded into the convolution right
+    before it.
 
     Norms of the input's own statistics stay, and so do BatchNorms elsewhere.
     """

@@ -1,15 +1,15 @@
 """A beating heart with a known field: the embedded data set of the demo and of the tests.
 
-Each frame is one material image (end diastole) pulled through the inverse of an analytic motion, so that the field between any two
-frames is known and free of folds. About the center of the left ventricle, with s the squared radius in mm² and phi the angle from the
-direction of the right ventricle, the motion takes s to
+Each frame is one material image (end diastole) pulled through the inverse of an analytic motion, so that the field
+between any two frames is known and free of folds. About the center of the left ventricle, with s the squared radius in
+mm² and phi the angle from the direction of the right ventricle, the motion takes s to
 
     sigma(s, phi) = s - a A g(s / s_i) exp(-(s / s_w)²) - a B exp(kappa (cos phi - 1)) (s / s_f)^n exp(n (1 - s / s_f))
 
-and then turns the point by a tau exp(-sigma / s_w), where a in [0, 1] is the activation of the frame. The first term empties the cavity
-(s < s_i; g is a softened min(s, 1)) and fades through the wall, which so gains about what the heart loses in length; the second moves
-the free wall of the right ventricle (s = s_f) inward. A turn keeps areas, hence det(grad motion) = d sigma / d s, which is positive.
-Slices move in their planes alone.
+and then turns the point by a tau exp(-sigma / s_w), where a in [0, 1] is the activation of the frame. The first term
+empties the cavity (s < s_i; g is a softened min(s, 1)) and fades through the wall, which so gains about what the heart
+loses in length; the second moves the free wall of the right ventricle (s = s_f) inward. A turn keeps areas, hence
+det(grad motion) = d sigma / d s, which is positive. Slices move in their planes alone.
 
     python -m scripts.phantom --root DIR
 """
@@ -30,9 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
-from tqdm import tqdm
-
 from scripts.errors import InputError
+from tqdm import tqdm
 
 Array = NDArray[np.float64]
 
@@ -62,10 +61,11 @@ FORMAT = 1  # of the data set; a new number has old ones rewritten
 
 @dataclass(frozen=True)
 class Phantom:
-    """One subject: sizes in mm at end diastole in the most basal slice, angles in degrees from array axis 0 toward axis 1.
+    """One subject: sizes in mm at end diastole in the most basal slice, angles in degrees from array axis 0 toward axis
+    1.
 
-    Frames are counted from 1, as in ACDC's `Info.cfg`; frame 1 is end diastole. Stacks are (X, Y, Z), slices from base to apex.
-    `Phantom.random` draws one.
+    Frames are counted from 1, as in ACDC's `Info.cfg`; frame 1 is end diastole. Stacks are (X, Y, Z), slices from base
+    to apex. `Phantom.random` draws one.
     """
 
     seed: tuple[int, ...]
@@ -129,7 +129,9 @@ class Phantom:
         """
         fits = frames >= 2 and slices >= 1 and len(size) == 2 and min(size) >= 1
         if not fits or (spacing is not None and (len(spacing) != 3 or min(spacing) <= 0)):
-            raise ValueError(f"no phantom of size {tuple(size)}, {slices} slices, {frames} frames and spacing {spacing} mm.")
+            raise ValueError(
+                f"no phantom of size {tuple(size)}, {slices} slices, {frames} frames and spacing {spacing} mm."
+            )
         spacing = (FIELD_OF_VIEW / min(size),) * 2 + (8.0,) if spacing is None else spacing
         seed = tuple(np.atleast_1d(seed).tolist())
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
@@ -192,18 +194,21 @@ class Phantom:
             fixed: number of the fixed frame.
 
         Returns:
-            (2, X, Y, Z) in voxels of the fixed grid, channel i along array axis i. Closed form where `fixed` is end diastole,
-            otherwise exact to 1e-6 mm.
+            (2, X, Y, Z) in voxels of the fixed grid, channel i along array axis i. Closed form where `fixed` is end
+            diastole, otherwise exact to 1e-6 mm.
         """
         return self.to_frame(self.to_material(self.grid, fixed), moving) - self.grid
 
     def image(self, frame: int, noisy: bool = True) -> Array:
-        """Signal of a frame, shape (X, Y, Z), in scanner units; without noise it is the material's, carried unchanged."""
+        """Signal of a frame, shape (X, Y, Z), in scanner units; without noise it is the material's, carried
+        unchanged."""
         signal = self.signal(self.to_material(self.grid, frame))
         if not noisy:
             return signal
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(2, frame)))
-        return np.hypot(signal + self.noise * rng.standard_normal(signal.shape), self.noise * rng.standard_normal(signal.shape))
+        return np.hypot(
+            signal + self.noise * rng.standard_normal(signal.shape), self.noise * rng.standard_normal(signal.shape)
+        )
 
     def label(self, frame: int) -> NDArray[np.uint8]:
         """Structures of a frame at the voxel centers, shape (X, Y, Z): 1 RV, 2 myocardium, 3 LV cavity, 0 elsewhere."""
@@ -223,7 +228,8 @@ class Phantom:
         return self.voxels(rotate(p * np.sqrt(sigma / s), activation * self.turn(sigma)))
 
     def to_material(self, points: Array, frame: int) -> Array:
-        """Which material lies at points of a frame, the inverse of `to_frame` to 1e-6 mm; both (2, ..., Z) in voxels."""
+        """Which material lies at points of a frame, the inverse of `to_frame` to 1e-6 mm; both (2, ..., Z) in
+        voxels."""
         activation = self.activation(frame)
         if activation == 0:
             return points.copy()
@@ -273,7 +279,10 @@ class Phantom:
     def amplitudes(self) -> tuple[Array, Array]:
         """A and B: what the squared radius loses in the cavity and at the free wall."""
         s = self.inner**2
-        return self.contraction * s / (ramp(1.0)[0] * np.exp(-((s / self.window) ** 2))), self.rv_contraction * self.free_wall**2
+        return (
+            self.contraction * s / (ramp(1.0)[0] * np.exp(-((s / self.window) ** 2))),
+            self.rv_contraction * self.free_wall**2,
+        )
 
     @cached_property
     def largest_shift(self) -> Array:
@@ -292,7 +301,8 @@ class Phantom:
         return np.array(middle)[:, None] + drift
 
     def polar(self, points: Array) -> tuple[Array, Array, Array]:
-        """Points (2, ..., Z) from voxels to mm about the center, with their squared radius and the cosine of their angle."""
+        """Points (2, ..., Z) from voxels to mm about the center, with their squared radius and the cosine of their
+        angle."""
         shape = (2, *[1] * (points.ndim - 2))
         p = (points - self.centers().reshape(*shape, -1)) * np.array(self.spacing[:2]).reshape(*shape, 1)
         # A micrometer keeps the center itself out of divisions.
@@ -331,7 +341,10 @@ class Phantom:
         """Distance in mm of material points (2, ..., Z), in voxels, from the borders of the heart, negative inside."""
         p, s, _ = self.polar(points)
         r = np.sqrt(s)
-        oval = {name: 2 * np.tensordot(unit_vector(angle), p, 1) ** 2 / s - 1 for name, angle in zip(("in", "out"), self.shape[2:])}
+        oval = {
+            name: 2 * np.tensordot(unit_vector(angle), p, 1) ** 2 / s - 1
+            for name, angle in zip(("in", "out"), self.shape[2:])
+        }
         lv = r - self.inner * (1 + self.shape[0] * oval["in"])
         lv_wall = np.minimum(r - self.outer * (1 + self.shape[1] * oval["out"]), lv - 4.0)
         radius = self.rv_radius * self.outer
@@ -345,7 +358,8 @@ class Phantom:
         return {"lv": lv, "lv_wall": lv_wall, "rv": rv, "papillary": papillary, "heart": heart}
 
     def signal(self, points: Array) -> Array:
-        """Signal of material points (2, X, Y, Z), in voxels: tissues laid one over another, with borders about a voxel soft."""
+        """Signal of material points (2, X, Y, Z), in voxels: tissues laid one over another, with borders about a voxel
+        soft."""
         p = self.polar(points)[0]
         distance = self.distances(points)
         edge = 2.0 * max(self.spacing[:2])
@@ -385,7 +399,9 @@ class Phantom:
     def texture(self, points: Array) -> Array:
         """A smooth random function of the material points (2, X, Y, Z), in voxels; zero mean, unit variance."""
         mm = points * np.array(self.spacing[:2]).reshape(2, 1, 1, 1) / KNOT
-        maps = [map_coordinates(c, mm[..., z], order=3, mode="grid-wrap", prefilter=False) for z, c in enumerate(self.knots)]
+        maps = [
+            map_coordinates(c, mm[..., z], order=3, mode="grid-wrap", prefilter=False) for z, c in enumerate(self.knots)
+        ]
         return np.stack(maps, axis=-1)
 
     # --- files
@@ -460,7 +476,9 @@ def write_phantom_dataset(
     if subjects < 3:
         raise ValueError(f"a data set needs three subjects or more, got {subjects}.")
     root = Path(root).resolve()
-    drawn = [Phantom.random((seed, number), size, slices, frames, spacing, oblique) for number in range(1, subjects + 1)]
+    drawn = [
+        Phantom.random((seed, number), size, slices, frames, spacing, oblique) for number in range(1, subjects + 1)
+    ]
     names = [f"phantom{number:03d}" for number in range(1, subjects + 1)]
     parameters = {
         "format": FORMAT,
@@ -479,7 +497,9 @@ def write_phantom_dataset(
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as temporary:
         new = Path(temporary) / "new"
-        for subject, phantom in tqdm(list(zip(names, drawn)), desc="writing phantoms", disable=not progress, unit="subject"):
+        for subject, phantom in tqdm(
+            list(zip(names, drawn)), desc="writing phantoms", disable=not progress, unit="subject"
+        ):
             write_subject(new, subject, phantom)
         (new / "splits.json").write_text(json.dumps(split_in_order(names), indent=1) + "\n")
         (new / "phantom.json").write_text(json.dumps(parameters, indent=1) + "\n")
@@ -517,9 +537,13 @@ def refuse_other_files(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: is a file; give --root another folder.")
     known = ("phantom.json", "splits.json")
-    others = sorted(p for p in root.glob("*") if p.name not in known and not (p.name[:7] == "phantom" and p.name[7:].isdigit()))
+    others = sorted(
+        p for p in root.glob("*") if p.name not in known and not (p.name[:7] == "phantom" and p.name[7:].isdigit())
+    )
     if others:
-        raise InputError(f"{others[0]}: is no phantom, and writing would replace the whole folder; give --root another one.")
+        raise InputError(
+            f"{others[0]}: is no phantom, and writing would replace the whole folder; give --root another one."
+        )
 
 
 def write_subject(root: Path, subject: str, phantom: Phantom) -> None:
@@ -553,7 +577,9 @@ def split_in_order(names: Sequence[str]) -> dict[str, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write a phantom data set from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.phantom", description="Write beating-heart phantoms in ACDC's layout.")
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.phantom", description="Write beating-heart phantoms in ACDC's layout."
+    )
     parser.add_argument("--root", required=True, help="folder of the data set")
     parser.add_argument("--subjects", type=int, default=40)
     parser.add_argument("--size", type=int, nargs="+", default=[64], help="in-plane size in voxels, one number or two")

@@ -1,11 +1,11 @@
-"""Whether to trust a registration: folding, inverse consistency, similarity, behavior over the cycle, and a verdict in plain words."""
+"""Whether to trust a registration: folding, inverse consistency, similarity, behavior over the cycle, and a verdict in
+plain words."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
 from scripts import fields
 from scripts.cines import CineRegistration
 from scripts.fields import compose, in_view, jacobian_determinant
@@ -22,7 +22,8 @@ THRESHOLDS = {
     "closure_ratio": 3.0,
     "moved_mm": 0.5,
 }
-"""Beyond which a figure is called out. `moved_mm` is the largest displacement below which nothing has been registered."""
+"""Beyond which a figure is called out. `moved_mm` is the largest displacement below which nothing has been
+registered."""
 COMPRESSED = 0.02
 """Determinant below which area counts as compressed: at single points a cavity that empties may be."""
 
@@ -32,12 +33,14 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
 
     Args:
         registration: fields and images.
-        inversion_errors: |v + u(y + v)| in voxels, (T, X, Y, Z), as the inversion left it; None counts no unconverged voxel.
-        reached: where a moving image of another grid is seen, before and after it is moved, (X, Y, Z); None is everywhere.
+        inversion_errors: |v + u(y + v)| in voxels, (T, X, Y, Z), as the inversion left it; None counts no unconverged
+            voxel.
+        reached: where a moving image of another grid is seen, before and after it is moved, (X, Y, Z); None is
+            everywhere.
 
     Returns:
-        "frames": a dict a frame (`frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of sentences;
-        "trustworthy", whether no threshold was crossed; "thresholds".
+        "frames": a dict a frame (`frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of
+        sentences; "trustworthy", whether no threshold was crossed; "thresholds".
     """
     frames = []
     for t in range(len(registration.fields)):
@@ -46,7 +49,8 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
     cycle = cycle_figures(registration) if registration.reference and len(frames) > 2 else {}
     verdict = judge(frames, cycle, registration.reference)
     return {
-        "verdict": verdict or ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."],
+        "verdict": verdict
+        or ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."],
         "trustworthy": not verdict,
         "thresholds": THRESHOLDS,
         "reference_frame": registration.reference,
@@ -59,17 +63,18 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
 def frame_figures(
     registration: CineRegistration, t: int, inversion_errors: Array | None = None, reached: Array | None = None
 ) -> dict:
-    """Folded and compressed area in percent, extremes of the Jacobian determinant, inverse errors in mm, and the relative squared error, of
-    a frame.
+    """Folded and compressed area in percent, extremes of the Jacobian determinant, inverse errors in mm, and the
+    relative squared error, of a frame.
 
-    The squared error is what the best gain (0 or more) and offset of a slice leave of its intensities, in units of the fixed image's
-    standard deviation, where x + u(x) stays in view: images of two scanners, or of two gains, may fit. The inverse
-    error is the larger of u∘v and v∘u against the identity, where x + u(x) stays in view and the determinant is above 0.1. Unconverged
-    are voxels whose inverse stays in view and is off by more than a hundredth of a voxel. Blank is a slice that is constant in either
-    image.
+    The squared error is what the best gain (0 or more) and offset of a slice leave of its intensities, in units of the
+    fixed image's standard deviation, where x + u(x) stays in view: images of two scanners, or of two gains, may fit.
+    The inverse error is the larger of u∘v and v∘u against the identity, where x + u(x) stays in view and the
+    determinant is above 0.1. Unconverged are voxels whose inverse stays in view and is off by more than a hundredth of
+    a voxel. Blank is a slice that is constant in either image.
     """
     u, v = (
-        torch.from_numpy(np.ascontiguousarray(f[t])).double().movedim(-1, 0) for f in (registration.fields, registration.inverses)
+        torch.from_numpy(np.ascontiguousarray(f[t])).double().movedim(-1, 0)
+        for f in (registration.fields, registration.inverses)
     )
     determinant = jacobian_determinant(u)
     spacing = torch.tensor(registration.cine.spacing[:2], dtype=torch.float64).view(1, 2, 1, 1)
@@ -102,7 +107,8 @@ def frame_figures(
         inside = [error if len(error) else np.full(1, np.nan) for error in inside]
         return {
             "folding_percent": 100.0 * float((determinant[part] <= 0).double().mean()),
-            "compressed_percent": 100.0 * float(((determinant[part] > 0) & (determinant[part] < COMPRESSED)).double().mean()),
+            "compressed_percent": 100.0
+            * float(((determinant[part] > 0) & (determinant[part] < COMPRESSED)).double().mean()),
             "jacobian_min": float(determinant[part].min()),
             "jacobian_max": float(determinant[part].max()),
             "inverse_error_mm_p95": float(np.max([np.percentile(error, 95) for error in inside])),
@@ -119,7 +125,8 @@ def frame_figures(
 
 
 def misfit(image: torch.Tensor, fixed: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of gain * image + offset and fixed in each slice (Z,), by the gain >= 0 and the offset that make it least.
+    """Mean squared difference of gain * image + offset and fixed in each slice (Z,), by the gain >= 0 and the offset
+    that make it least.
 
     Args:
         image: (Z, X, Y).
@@ -128,16 +135,19 @@ def misfit(image: torch.Tensor, fixed: torch.Tensor, seen: torch.Tensor) -> torc
     """
     number = seen.sum((1, 2)).clamp(min=1)
     centered = [(x - ((seen * x).sum((1, 2)) / number)[:, None, None]) * seen for x in (image, fixed)]
-    cross, own, total = ((a * b).sum((1, 2)) for a, b in ((centered[0], centered[1]), (centered[0],) * 2, (centered[1],) * 2))
+    cross, own, total = (
+        (a * b).sum((1, 2)) for a, b in ((centered[0], centered[1]), (centered[0],) * 2, (centered[1],) * 2)
+    )
     explained = torch.where(own > 0, cross.clamp(min=0).square() / own.clamp(min=torch.finfo(own.dtype).tiny), 0.0)
     return (total - explained).clamp(min=0) / number
 
 
 def cycle_figures(registration: CineRegistration) -> dict:
-    """How the fields behave over the cycle, in mm over the moving region: step from frame to frame, roughness in time, and closure.
+    """How the fields behave over the cycle, in mm over the moving region: step from frame to frame, roughness in time,
+    and closure.
 
-    The heartbeat is periodic, so the step from the last frame to the first should be like the others; its ratio to the largest of them
-    is `closure_ratio`. Cines of a part of the cycle do not close.
+    The heartbeat is periodic, so the step from the last frame to the first should be like the others; its ratio to the
+    largest of them is `closure_ratio`. Cines of a part of the cycle do not close.
     """
     spacing = np.array(registration.cine.spacing[:2])
     amplitude = np.zeros(registration.fields.shape[2:])
@@ -183,10 +193,14 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
     blank = sorted({row["slice"] for f in others for row in f["slices"] if row["blank_slices"]})
     numbers = ", ".join(map(str, blank))
     call_out(
-        [f for f in others if f["blank_slices"]], f"Nothing is registered, and nothing moves, where a slice is blank: {numbers}"
+        [f for f in others if f["blank_slices"]],
+        f"Nothing is registered, and nothing moves, where a slice is blank: {numbers}",
     )
+
     # NaN, where a whole slice leaves the view or folds, is no good error either.
-    unknown = lambda f: any(np.isnan(row["inverse_error_mm_p95"]) for row in f["slices"])
+    def unknown(f):
+        return any(np.isnan(row["inverse_error_mm_p95"]) for row in f["slices"])
+
     call_out(
         [f for f in others if unknown(f) or not f["inverse_error_mm_p95"] <= limit["inverse_error_mm_p95"]],
         "The field cannot be inverted accurately",
@@ -195,7 +209,9 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
     # Frames that resemble the reference from the start have nothing to gain.
     apart = 0.25 * max((f["mse_before"] for f in others), default=0.0)
     seen = [f for f in others if f["blank_slices"] < len(f["slices"])]
-    worse = [f for f in seen if f["mse_before"] > apart and f["mse_after"] > limit["mse_after_to_before"] * f["mse_before"]]
+    worse = [
+        f for f in seen if f["mse_before"] > apart and f["mse_after"] > limit["mse_after_to_before"] * f["mse_before"]
+    ]
     if others and len(still) == len(others):
         sentences.append(f"Nothing moves by more than {limit['moved_mm']} mm: were the images registered already?")
     else:
@@ -203,7 +219,8 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
     typical = np.median([row["mse_after"] for f in others for row in f["slices"]]) if others else 0.0
     high = max(limit["mse_of_a_slice"], limit["mse_of_a_slice_to_median"] * float(typical))
     misfits = {
-        f["frame"]: [row["slice"] for row in f["slices"] if row["mse_after"] > high and not row["blank_slices"]] for f in others
+        f["frame"]: [row["slice"] for row in f["slices"] if row["mse_after"] > high and not row["blank_slices"]]
+        for f in others
     }
     numbers = ", ".join(map(str, sorted(set().union(*misfits.values()))))
     call_out(
@@ -212,7 +229,8 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
     )
     if cycle.get("closure_ratio", 0) > limit["closure_ratio"]:
         sentences.append(
-            f"The last frame does not lead back to the first (a step of {cycle['closure_mm']:.1f} mm against {cycle['step_mm_max']:.1f} mm "
+            f"The last frame does not lead back to the first (a step of {cycle['closure_mm']:.1f} mm against "
+            f"{cycle['step_mm_max']:.1f} mm "
             "at most elsewhere): the cine covers a part of the cycle, or the registration drifts."
         )
     return sentences

@@ -8,7 +8,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
-
 from scripts.cines import Array, Cine
 from scripts.datalists import stem_of
 from scripts.dicom import read_dicom_cine
@@ -34,8 +33,9 @@ def read_nifti_cine(path: str | Path) -> Cine:
     """A 4-D NIfTI file, with the frame time of its header.
 
     Raises:
-        InputError: naming the file, for one that is not there, cannot be read, is no cine, holds NaN, Inf or complex numbers, lies at two
-            places (`itk_fields.check_one_place`), or has its slices along another axis than the third.
+        InputError: naming the file, for one that is not there, cannot be read, is no cine, holds NaN, Inf or complex
+            numbers, lies at two places (`itk_fields.check_one_place`), or has its slices along another axis than the
+            third.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,7 +74,8 @@ def shape_of(path: str | Path) -> tuple[int, ...]:
 
 
 def check_slices_last(path: str | Path) -> None:
-    """Stop at a file of several slices whose thick slices do not lie along its third axis: registration would run across them.
+    """Stop at a file of several slices whose thick slices do not lie along its third axis: registration would run
+    across them.
 
     Raises:
         InputError: naming file, axis and cure, where the first or second axis has by far the largest spacing.
@@ -82,17 +83,24 @@ def check_slices_last(path: str | Path) -> None:
     file = nib.load(path)
     spacing = voxel_sizes(file.affine)
     axis = int(spacing.argmax())
-    if axis < 2 and file.ndim > 2 and file.shape[2] > 1 and spacing[axis] > CLEARLY_THICKER * np.delete(spacing, axis).max():
+    if (
+        axis < 2
+        and file.ndim > 2
+        and file.shape[2] > 1
+        and spacing[axis] > CLEARLY_THICKER * np.delete(spacing, axis).max()
+    ):
         order = [[2, 1], [0, 1], [1, 1]] if axis == 0 else [[0, 1], [2, 1], [1, 1]]
         listed = " x ".join(f"{length:.3g}" for length in spacing)
         raise InputError(
-            f"{path}: its slices lie along axis {axis + 1} of its three (voxels of {listed} mm); reorder it to (X, Y, Z), for example by "
+            f"{path}: its slices lie along axis {axis + 1} of its three (voxels of {listed} mm); reorder it to (X, Y, "
+            "Z), for example by "
             f"`nibabel.load({Path(path).name!r}).as_reoriented({order})` written to a new file."
         )
 
 
 def frame_times(file: nib.Nifti1Image) -> Array | None:
-    """Milliseconds of each slice and frame (Z, T) by a NIfTI header, the same for all slices; None where it does not tell."""
+    """Milliseconds of each slice and frame (Z, T) by a NIfTI header, the same for all slices; None where it does not
+    tell."""
     length, unit = float(file.header.get_zooms()[3]), file.header.get_xyzt_units()[1]
     step = length * {"sec": 1e3, "msec": 1.0, "usec": 1e-3}.get(unit, 0.0)
     # A header that was never filled in says one second.

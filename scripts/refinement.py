@@ -6,25 +6,27 @@ from collections.abc import Callable
 
 import torch
 from monai.inferers import Inferer
-from torch import Tensor, nn
-
 from scripts.errors import InputError
 from scripts.fields import resize_field
 from scripts.inferers import FieldInferer
 from scripts.losses import SmoothnessLoss, WarpedSimilarity, full_precision
 from scripts.networks import GaussianSmoothing
 from scripts.surgery import settle
+from torch import Tensor, nn
 
 NOISE = 1e-3
-"""Gradient of a voxel's squared error below which Adam's steps get shorter (its epsilon): where images are flat, it is that of noise."""
+"""Gradient of a voxel's squared error below which Adam's steps get shorter (its epsilon): where images are flat, it is
+that of noise."""
 
 
 class RefiningInferer(FieldInferer):
-    """`FieldInferer` that corrects what the network gives by some steps of Adam on the pair itself; the network stays as it is.
+    """`FieldInferer` that corrects what the network gives by some steps of Adam on the pair itself; the network stays
+    as it is.
 
-    The correction lives at half the image's resolution, starts at zero, passes a Gaussian, and is added to the network's velocity,
-    scored in both directions, or, without integration, to its displacement, scored in the one. Each slice (or volume, where the
-    input is not taken slice by slice) is a tensor of its own for the surgery, so that none depends on its neighbors in the batch.
+    The correction lives at half the image's resolution, starts at zero, passes a Gaussian, and is added to the
+    network's velocity, scored in both directions, or, without integration, to its displacement, scored in the one. Each
+    slice (or volume, where the input is not taken slice by slice) is a tensor of its own for the surgery, so that none
+    depends on its neighbors in the batch.
 
     Args:
         inferer: see `FieldInferer`.
@@ -57,7 +59,9 @@ class RefiningInferer(FieldInferer):
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
             raise InputError(f"--refine_iterations {iterations}: is no number of steps; give 0, 1, 2, ….")
         if not learning_rate > 0 or not smoothing >= 0:
-            raise InputError(f"refinement: a learning rate is > 0 and a smoothing >= 0, got {learning_rate} and {smoothing}.")
+            raise InputError(
+                f"refinement: a learning rate is > 0 and a smoothing >= 0, got {learning_rate} and {smoothing}."
+            )
         self.iterations = iterations
         self.learning_rate = learning_rate
         self.smoothing = smoothing
@@ -70,7 +74,8 @@ class RefiningInferer(FieldInferer):
         return self.refine(field, pair) if last and self.iterations else field
 
     def refine(self, field: Tensor, pair: Tensor) -> Tensor:
-        """The network's field (B, d, *spatial), velocity or displacement in voxels, corrected for its pair (B, 2, *spatial)."""
+        """The network's field (B, d, *spatial), velocity or displacement in voxels, corrected for its pair (B, 2,
+        *spatial)."""
         with torch.enable_grad(), torch.autocast(pair.device.type, enabled=False):
             field, pair = (full_precision(tensor.detach()).clone() for tensor in (field, pair))
             axes, size = field.ndim - 2, pair.shape[2:]
@@ -85,7 +90,8 @@ class RefiningInferer(FieldInferer):
                     refined = self.integration(torch.cat([refined, -refined]))
                 losses = scale * self.loss(refined, pair), scale * self.constraint(refined)
                 gradients = [
-                    torch.autograd.grad(loss, correction, retain_graph=n == 0)[0].unbind() for n, loss in enumerate(losses)
+                    torch.autograd.grad(loss, correction, retain_graph=n == 0)[0].unbind()
+                    for n, loss in enumerate(losses)
                 ]
                 # No guard: it would compare slices.
                 settled, _ = settle(*gradients, tau=0.0)

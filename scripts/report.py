@@ -1,4 +1,5 @@
-"""The report of a registered cine: one HTML page that opens offline, for a reader who has to decide whether to trust the result.
+"""The report of a registered cine: one HTML page that opens offline, for a reader who has to decide whether to trust
+the result.
 
 matplotlib, Pillow and jinja2 are imported where they are used, so that training does without them.
 """
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-
 from scripts import function
 from scripts.cines import CineRegistration
 from scripts.fields import jacobian_determinant
@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 OUTLINES = {"LV cavity": ((3,), "#ff7a1a"), "myocardium": ((2, 3), "#ffe14d"), "RV": ((1,), "#4db8ff")}
 """Label values whose union is outlined where the first of them is there, and the color."""
-STYLES = {"LV": ("#c2410c", "o"), "RV": ("#0b63b0", "s"), "circumferential": ("#7a1fa2", "v"), "radial": ("#0f766e", "^")}
+STYLES = {
+    "LV": ("#c2410c", "o"),
+    "RV": ("#0b63b0", "s"),
+    "circumferential": ("#7a1fa2", "v"),
+    "radial": ("#0f766e", "^"),
+}
 """Color and marker of a curve."""
 MEASURES = {
     "edv_ml": "End-diastolic volume (EDV), mL",
@@ -100,7 +105,9 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
     volumes = function.volumes(r.labels, cine.spacing) if labeled and r.labels is not None and many else {}
     volumes = {name: volumes[name.lower()] for name in ("LV", "RV") if name.lower() in volumes}
     strains = strain_curves(r.strain, cine.frames) if labeled and many else {}
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
     environment.trim_blocks = environment.lstrip_blocks = True
     return environment.get_template("report.html.jinja").render(
         cine=cine,
@@ -110,7 +117,9 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
         **function_tables(r.function if labeled else {}, strains),
         **make_players(r, view),
         sheet=make_sheet(r, view),
-        outlines={name: color for name, (values, color) in OUTLINES.items() if labeled and np.isin(r.label, values[:1]).any()},
+        outlines={
+            name: color for name, (values, color) in OUTLINES.items() if labeled and np.isin(r.label, values[:1]).any()
+        },
         shown=name_frame(r, view.frame),
         differences=figure_uri(draw_differences(r, view)) if many or r.reference is None else None,
         field=figure_uri(draw_field(r, view)) if many or r.reference is None else None,
@@ -127,7 +136,9 @@ def name_frame(registration: CineRegistration, frame: int) -> str:
     """A frame, counted from 0, in words."""
     if registration.reference is None:
         return "moving image"
-    phases = {registration.function.get(f"{key}_frame"): name for key, name in (("es", "end systole"), ("ed", "end diastole"))}
+    phases = {
+        registration.function.get(f"{key}_frame"): name for key, name in (("es", "end systole"), ("ed", "end diastole"))
+    }
     return f"frame {frame + 1}" + (f", {phases[frame + 1]}" if frame + 1 in phases else "")
 
 
@@ -198,7 +209,8 @@ def make_players(registration: CineRegistration, view: View) -> dict[str, Any]:
 
 
 def make_sheet(registration: CineRegistration, view: View) -> list[tuple[str, list[str]]]:
-    """Every slice of the reference and of the frame that moves most, or of a pair's images, with outlines: titles and pictures."""
+    """Every slice of the reference and of the frame that moves most, or of a pair's images, with outlines: titles and
+    pictures."""
     r = registration
     if r.reference is None:
         rows = [("fixed image", r.fixed, r.labels, 0), ("moving image", r.cine.image[..., 0], r.label, None)]
@@ -285,7 +297,10 @@ def draw_differences(registration: CineRegistration, view: View) -> Figure:
     r, (x, y), picks = registration, view.box, [z for z, _ in view.slices]
     fixed, moving, moved = (image[x, y] for image in (r.fixed, r.cine.image[..., view.frame], r.moved[..., view.frame]))
     spread = float(np.percentile(np.abs(moving - fixed)[..., picks], 99.5)) or 1.0
-    names = "fixed image" if r.reference is None else f"reference, frame {r.reference}", name_frame(r, view.frame).partition(",")[0]
+    names = (
+        "fixed image" if r.reference is None else f"reference, frame {r.reference}",
+        name_frame(r, view.frame).partition(",")[0],
+    )
     figure, axes = make_panels(view, [*names, "before: moving − fixed", "after: moved − fixed"])
     for row, z in zip(axes, picks):
         for axis, image in zip(row, (fixed, moving)):
@@ -299,7 +314,8 @@ def draw_differences(registration: CineRegistration, view: View) -> Figure:
 
 
 def draw_field(registration: CineRegistration, view: View) -> Figure:
-    """Deformed grid, displacement as colors, and the Jacobian determinant with folds marked, of the frame with the largest motion."""
+    """Deformed grid, displacement as colors, and the Jacobian determinant with folds marked, of the frame with the
+    largest motion."""
     r, picks = registration, [z for z, _ in view.slices]
     spacing = np.array(r.cine.spacing[:2])
     fields = r.fields[view.frame][..., picks]
@@ -316,7 +332,9 @@ def draw_field(registration: CineRegistration, view: View) -> Figure:
     steps = [max(round(5 / s), 1) for s in spacing]
     low, high = view.window
     for row, z, field, determinant in zip(axes, picks, crop, determinants):
-        show(row[0], r.cine.image[(*view.box, z, view.frame)], view, cmap="gray", vmin=low, vmax=low + 1.4 * (high - low))
+        show(
+            row[0], r.cine.image[(*view.box, z, view.frame)], view, cmap="gray", vmin=low, vmax=low + 1.4 * (high - low)
+        )
         a, b = x + field
         row[0].plot(a[:: steps[0]].T, b[:: steps[0]].T, color="#4db8ff", linewidth=0.8)
         row[0].plot(a[:, :: steps[1]], b[:, :: steps[1]], color="#4db8ff", linewidth=0.8)
@@ -364,7 +382,8 @@ def draw_curves(registration: CineRegistration, curves: Mapping[str, NDArray], l
 
 
 def strain_curves(rows: Iterable[Mapping[str, Any]], frames: int) -> dict[str, NDArray]:
-    """Global strain in percent of every frame (T,), NaN where a frame has none, from ratios in rows of `strain.measure_strain`."""
+    """Global strain in percent of every frame (T,), NaN where a frame has none, from ratios in rows of
+    `strain.measure_strain`."""
     curves = {}
     rows = [row for row in rows if row["region"] == "global"]
     for name in ("circumferential", "radial"):
@@ -384,7 +403,9 @@ def function_tables(values: Mapping[str, Any], strains: Mapping[str, NDArray]) -
             figures[f"peak_global_{name}_strain_percent"] = float(pick(strains[name]))
     return {
         "ventricles": [side.upper() for side in sides],
-        "measures": [(name, [format_value(v) for v in row]) for name, row in zip(MEASURES.values(), rows) if set(row) - {None}],
+        "measures": [
+            (name, [format_value(v) for v in row]) for name, row in zip(MEASURES.values(), rows) if set(row) - {None}
+        ],
         "others": name_values(figures),
         "definitions": name_values(values.get("definitions") or {}),
         "caveat": values.get("caveat"),
@@ -402,7 +423,8 @@ def frame_table(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     for row in rows:
         row["cells"] = [
-            (format_value(row.get(k)), row.get(k) is not None and k in suspect and suspect[k](row[k], row)) for k in keys
+            (format_value(row.get(k)), row.get(k) is not None and k in suspect and suspect[k](row[k], row))
+            for k in keys
         ]
     return {"columns": [describe(key) for key in keys], "rows": [row["cells"] for row in rows]}
 

@@ -1,14 +1,14 @@
 """Radial and circumferential strain of the left ventricular wall from in-plane displacement fields.
 
-The displacement u of a frame takes the reference's point x to x + u(x). With F = I + grad u in mm, in-plane, at the reference's voxels
-(central differences), a fiber along the unit vector e changes its length by the engineering strain (Lagrangian, relative to the
-reference frame) sqrt(e' F' F e) - 1, a ratio: -0.2 is a shortening by 20 %. A rigid motion has none. Unit vectors point away from the
-centroid of the LV cavity of the same slice in the reference (radial) and at a right angle to that (circumferential). Motion through
-the slices is not seen, hence no longitudinal strain.
+The displacement u of a frame takes the reference's point x to x + u(x). With F = I + grad u in mm, in-plane, at the
+reference's voxels (central differences), a fiber along the unit vector e changes its length by the engineering strain
+(Lagrangian, relative to the reference frame) sqrt(e' F' F e) - 1, a ratio: -0.2 is a shortening by 20 %. A rigid motion
+has none. Unit vectors point away from the centroid of the LV cavity of the same slice in the reference (radial) and at
+a right angle to that (circumferential). Motion through the slices is not seen, hence no longitudinal strain.
 
-Sectors are the six of basal and mid-cavity slices in Cerqueira et al., Circulation 105:539 (2002), 60 degrees each about the same
-center, in every slice (apical ones too). They start at the anterior insertion of the RV and go through the septum, numbered as in
-`SECTORS`; sector s is that paper's segment s % 6 + 1 (basal) or + 7 (mid-cavity).
+Sectors are the six of basal and mid-cavity slices in Cerqueira et al., Circulation 105:539 (2002), 60 degrees each
+about the same center, in every slice (apical ones too). They start at the anterior insertion of the RV and go through
+the septum, numbered as in `SECTORS`; sector s is that paper's segment s % 6 + 1 (basal) or + 7 (mid-cavity).
 """
 
 from __future__ import annotations
@@ -39,21 +39,25 @@ def measure_strain(
 
     Args:
         fields: (T, 2, X, Y, Z) in voxels, channel i along array axis i, on the reference's grid.
-        label: of the reference frame, (X, Y, Z); 1 RV, 2 myocardium, 3 LV cavity. Slices without cavity or myocardium are left out.
+        label: of the reference frame, (X, Y, Z); 1 RV, 2 myocardium, 3 LV cavity. Slices without cavity or myocardium
+            are left out.
         affine: voxel index to RAS in mm, (4, 4), with orthogonal axes.
         sector_origin: angle of the anterior RV insertion, see `sector_map`.
         times: milliseconds of each slice and frame (Z, T), or of each frame (T,).
 
     Returns:
-        Rows of `frame` (from 1), `time_ms` (where times are known; of the slice, or the mean over slices), `region` ("global" or a
-        name of `SECTORS`), `slice` and `sector` (from 1; None in global rows), `radial` and `circumferential` (ratios), and `voxels`
-        (how many were averaged). A sector without myocardium has no row. Empty where no slice can be measured.
+        Rows of `frame` (from 1), `time_ms` (where times are known; of the slice, or the mean over slices), `region`
+        ("global" or a name of `SECTORS`), `slice` and `sector` (from 1; None in global rows), `radial` and
+        `circumferential` (ratios), and `voxels` (how many were averaged). A sector without myocardium has no row. Empty
+        where no slice can be measured.
 
     Raises:
         ValueError: where the shapes do not fit.
     """
     if fields.ndim != 5 or fields.shape[1] != 2 or fields.shape[2:] != label.shape or min(label.shape[:2]) < 2:
-        raise ValueError(f"fields (T, 2, X, Y, Z) and a label (X, Y, Z) are needed, got shapes {fields.shape} and {label.shape}.")
+        raise ValueError(
+            f"fields (T, 2, X, Y, Z) and a label (X, Y, Z) are needed, got shapes {fields.shape} and {label.shape}."
+        )
     spacing, centers = voxel_sizes(affine)[:2], lv_centers(label, affine)
     voxels = np.argwhere((label == MYOCARDIUM) & np.isin(np.arange(label.shape[2]), list(centers)))
     offsets = voxels[:, :2] * spacing - np.array([centers[z] for z in voxels[:, 2]]).reshape(-1, 2)
@@ -65,13 +69,17 @@ def measure_strain(
     gradient = deformation_gradient(fields, voxels, spacing)
     directions = {"radial": radial, "circumferential": radial[:, ::-1] * [-1, 1]}
     # (T, N) each.
-    strains = {name: np.linalg.norm(np.einsum("tnij,nj->tni", gradient, e), axis=-1) - 1 for name, e in directions.items()}
+    strains = {
+        name: np.linalg.norm(np.einsum("tnij,nj->tni", gradient, e), axis=-1) - 1 for name, e in directions.items()
+    }
 
     sectors = sector_map(label, affine, sector_origin)[tuple(voxels.T)]
     groups = [({"region": "global", "slice": None, "sector": None}, np.ones(len(voxels), bool))]
     for z in centers:
         for number, name in enumerate(SECTORS, start=1):
-            groups.append(({"region": name, "slice": z + 1, "sector": number}, (voxels[:, 2] == z) & (sectors == number)))
+            groups.append(
+                ({"region": name, "slice": z + 1, "sector": number}, (voxels[:, 2] == z) & (sectors == number))
+            )
     rows = []
     for t in range(len(fields)):
         for where, mask in groups:
@@ -83,7 +91,8 @@ def measure_strain(
 
 
 def summarize_strain(rows: list[dict]) -> dict[str, object]:
-    """Global peak strains (ratios) with their frames (from 1) and `DEFINITIONS`, from rows of `measure_strain`; {} from no rows."""
+    """Global peak strains (ratios) with their frames (from 1) and `DEFINITIONS`, from rows of `measure_strain`; {} from
+    no rows."""
     cycle = [row for row in rows if row["region"] == "global"]
     if not cycle:
         return {}
@@ -98,18 +107,20 @@ def summarize_strain(rows: list[dict]) -> dict[str, object]:
 
 
 def sector_map(label: NDArray, affine: Array, sector_origin: float | None = None) -> NDArray[np.uint8]:
-    """Sector of each myocardial voxel, numbered as in `SECTORS` from 1, shape (X, Y, Z); 0 elsewhere and in slices without sectors.
+    """Sector of each myocardial voxel, numbered as in `SECTORS` from 1, shape (X, Y, Z); 0 elsewhere and in slices
+    without sectors.
 
-    Angles are taken about the LV center in in-plane mm, from array axis 0 toward array axis 1. A slice's sectors start at the anterior
-    end of its contact with the RV and go to the other end, see `contact_ends`; which of the two is anterior is decided once for the
-    stack, by the sum over its slices. A slice that does not touch the RV has no sectors.
+    Angles are taken about the LV center in in-plane mm, from array axis 0 toward array axis 1. A slice's sectors start
+    at the anterior end of its contact with the RV and go to the other end, see `contact_ends`; which of the two is
+    anterior is decided once for the stack, by the sum over its slices. A slice that does not touch the RV has no
+    sectors.
 
     Args:
         label, affine: as `measure_strain` takes them.
-        sector_origin: angle of the anterior insertion in degrees, which then holds for all slices. The septum lies on the side of the
-            RV's mean direction over the stack. Where no RV is labeled at all, it lies in the sense of a right-handed turn about the
-            axis from base to apex, which points left, anterior and inferior in the patient (`APEX`): counterclockwise as seen from
-            the apex, the usual display of a short-axis view.
+        sector_origin: angle of the anterior insertion in degrees, which then holds for all slices. The septum lies on
+            the side of the RV's mean direction over the stack. Where no RV is labeled at all, it lies in the sense of a
+            right-handed turn about the axis from base to apex, which points left, anterior and inferior in the patient
+            (`APEX`): counterclockwise as seen from the apex, the usual display of a short-axis view.
     """
     sectors = np.zeros(label.shape, np.uint8)
     spacing, centers = voxel_sizes(affine)[:2], lv_centers(label, affine)
@@ -132,10 +143,11 @@ def sector_map(label: NDArray, affine: Array, sector_origin: float | None = None
 def contact_ends(plane: NDArray, affine: Array, center: Array) -> tuple[float, float, float] | None:
     """The two ends of the contact of RV and LV in a slice, its RV insertions.
 
-    The contact is the myocardium that touches the RV (by a face or a corner of a voxel). Its ends are the extremes of the angle from
-    the direction of the RV's centroid, which lies between them, so that no angle wraps around. The anterior one lies farther along
-    `ANTERIOR`. RAS y alone does not tell the ends apart in a short-axis view, where the septum may run nearly level in y; where a
-    plane is level in z (an affine without orientation), it is RAS y that decides.
+    The contact is the myocardium that touches the RV (by a face or a corner of a voxel). Its ends are the extremes of
+    the angle from the direction of the RV's centroid, which lies between them, so that no angle wraps around. The
+    anterior one lies farther along `ANTERIOR`. RAS y alone does not tell the ends apart in a short-axis view, where the
+    septum may run nearly level in y; where a plane is level in z (an affine without orientation), it is RAS y that
+    decides.
 
     Args:
         plane: label of the slice, (X, Y).
@@ -143,8 +155,9 @@ def contact_ends(plane: NDArray, affine: Array, center: Array) -> tuple[float, f
         center: of the LV in in-plane mm, (2,).
 
     Returns:
-        Angles of the end that the septum follows in the positive sense (from axis 0 toward axis 1) and of the other, in radians, and
-        how much farther along `ANTERIOR` the first lies. None where RV and myocardium do not touch, or in one direction alone.
+        Angles of the end that the septum follows in the positive sense (from axis 0 toward axis 1) and of the other, in
+        radians, and how much farther along `ANTERIOR` the first lies. None where RV and myocardium do not touch, or in
+        one direction alone.
     """
     contact = np.argwhere((plane == MYOCARDIUM) & binary_dilation(plane == RV, np.ones((3, 3))))
     if not len(contact):
@@ -162,13 +175,20 @@ def contact_ends(plane: NDArray, affine: Array, center: Array) -> tuple[float, f
 def septal_sense(label: NDArray, affine: Array, centers: dict[int, Array], origin: float) -> int:
     """The sense (1 or -1) in which the septum follows an insertion at a given angle (radians), see `sector_map`."""
     rvs = {z: np.argwhere(label[..., z] == RV) for z in centers}
-    directions = [np.exp(1j * angle(rv.mean(axis=0) * voxel_sizes(affine)[:2] - centers[z])) for z, rv in rvs.items() if len(rv)]
-    side = (np.sum(directions) * np.exp(-1j * origin)).imag if directions else np.cross(affine[:3, 0], affine[:3, 1]) @ APEX
+    directions = [
+        np.exp(1j * angle(rv.mean(axis=0) * voxel_sizes(affine)[:2] - centers[z])) for z, rv in rvs.items() if len(rv)
+    ]
+    side = (
+        (np.sum(directions) * np.exp(-1j * origin)).imag
+        if directions
+        else np.cross(affine[:3, 0], affine[:3, 1]) @ APEX
+    )
     return 1 if side >= 0 else -1
 
 
 def deformation_gradient(fields: Array, voxels: NDArray[np.integer], spacing: Array) -> Array:
-    """F = S (I + grad u) S^-1 at voxels (N, 3) of fields (T, 2, X, Y, Z) in voxels, with S = diag(spacing), shape (T, N, 2, 2).
+    """F = S (I + grad u) S^-1 at voxels (N, 3) of fields (T, 2, X, Y, Z) in voxels, with S = diag(spacing), shape (T,
+    N, 2, 2).
 
     Central differences, one-sided at the border of the array; F has no unit, its axes are the two array axes.
     """

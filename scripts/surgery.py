@@ -1,9 +1,10 @@
 """Gradient surgery: pure functions over two lists of gradients, one of the similarity and one of the smoothness.
 
-Per group of tensors with flattened gradients s (similarity) and r (smoothness), GSMorph (Dou et al., MICCAI 2023) keeps s where
-<s, r> >= 0 and otherwise takes its projection on the plane normal to r, s - <s, r> / |r|^2 r. A group is one tensor (GSMorph), the
-tensors of one module, or all tensors at once (GS-PCGrad). The other rules, for comparison: each gradient projected off the other, the
-bisector of both (ConFIG), sign agreement entry by entry, and the weighted sum. Nothing here waits for the device.
+Per group of tensors with flattened gradients s (similarity) and r (smoothness), GSMorph (Dou et al., MICCAI 2023) keeps
+s where <s, r> >= 0 and otherwise takes its projection on the plane normal to r, s - <s, r> / |r|^2 r. A group is one
+tensor (GSMorph), the tensors of one module, or all tensors at once (GS-PCGrad). The other rules, for comparison: each
+gradient projected off the other, the bisector of both (ConFIG), sign agreement entry by entry, and the weighted sum.
+Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-
 from scripts.errors import InputError
+from torch import Tensor
 
 GRANULARITIES = ("tensor", "module", "vector")
 
@@ -55,8 +55,8 @@ def group_indices(names: Sequence[str], granularity: str) -> list[int]:
 
     Args:
         names: dotted parameter names, as `torch.nn.Module.named_parameters` gives them.
-        granularity: "tensor" (a group a tensor: GSMorph), "module" (a group a module: a convolution's weight and bias together) or
-            "vector" (one group: GS-PCGrad).
+        granularity: "tensor" (a group a tensor: GSMorph), "module" (a group a module: a convolution's weight and bias
+            together) or "vector" (one group: GS-PCGrad).
 
     Returns:
         A group number in 0 .. groups-1 for each name.
@@ -127,7 +127,8 @@ def project(
 
 
 def removal(conflicts: Conflicts, norm: Tensor) -> Tensor:
-    """How much of a gradient with these norms to subtract from the other for its projection: <s, r> / norm² in conflict, else 0."""
+    """How much of a gradient with these norms to subtract from the other for its projection: <s, r> / norm² in
+    conflict, else 0."""
     norm = norm.clamp(min=torch.finfo(norm.dtype).tiny)
     # Two divisions: the square underflows long before the norm does.
     return torch.where(conflicts.conflicting, conflicts.dot / norm / norm, 0.0)
@@ -136,8 +137,8 @@ def removal(conflicts: Conflicts, norm: Tensor) -> Tensor:
 def spoiled(*norms: Tensor) -> Tensor:
     """0, or NaN where a norm of any group overflowed.
 
-    Added to coefficients it spoils every group, so that a GradScaler, which sees only the result, skips the step; dropped as no
-    conflict an overflow would pass in silence.
+    Added to coefficients it spoils every group, so that a GradScaler, which sees only the result, skips the step;
+    dropped as no conflict an overflow would pass in silence.
     """
     return 0.0 * sum(norm.max() for norm in norms)
 
@@ -148,16 +149,18 @@ def project_both(
     groups: Sequence[int] | None = None,
     conflicts: Conflicts | None = None,
 ) -> list[Tensor]:
-    """Each gradient projected off the other where they conflict, and added (PCGrad: Yu et al., NeurIPS 2020, algorithm 1).
+    """Each gradient projected off the other where they conflict, and added (PCGrad: Yu et al., NeurIPS 2020, algorithm
+    1).
 
-    s - <s, r> / |r|² r + r - <s, r> / |s|² s where <s, r> < 0, and s + r elsewhere. No step makes either loss worse to first order, but
-    the scale of the smoothness counts as a weight does: it is added.
+    s - <s, r> / |r|² r + r - <s, r> / |s|² s where <s, r> < 0, and s + r elsewhere. No step makes either loss worse to
+    first order, but the scale of the smoothness counts as a weight does: it is added.
 
     Args:
         similarity: gradients s of the similarity loss.
         smoothness: gradients r of the smoothness loss, the same shapes in the same order.
         groups: the group of each tensor; None makes each tensor a group.
-        conflicts: what `find_conflicts` returned for these arguments; groups that are not well-posed keep s. None: tau = 0.
+        conflicts: what `find_conflicts` returned for these arguments; groups that are not well-posed keep s. None: tau
+            = 0.
     """
     conflicts = conflicts or find_conflicts(similarity, smoothness, groups)
     of_s = 1.0 - removal(conflicts, conflicts.similarity_norm)
@@ -171,16 +174,19 @@ def project_on_dual_cone(
     groups: Sequence[int] | None = None,
     conflicts: Conflicts | None = None,
 ) -> list[Tensor]:
-    """Mean of the projections of s and r on the dual cone {g : <g, s> >= 0, <g, r> >= 0} (UPGrad: Quinton and Rey, arXiv 2406.16232).
+    """Mean of the projections of s and r on the dual cone {g : <g, s> >= 0, <g, r> >= 0} (UPGrad: Quinton and Rey,
+    arXiv 2406.16232).
 
-    In conflict the nearest point of the cone to s is its projection on the plane normal to r, and the other way round. So for two
-    gradients this is half of `project_both`, and Adam, whose steps do not depend on the gradient's scale, makes the same of both.
+    In conflict the nearest point of the cone to s is its projection on the plane normal to r, and the other way round.
+    So for two gradients this is half of `project_both`, and Adam, whose steps do not depend on the gradient's scale,
+    makes the same of both.
 
     Args:
         similarity: gradients s of the similarity loss.
         smoothness: gradients r of the smoothness loss, the same shapes in the same order.
         groups: the group of each tensor; None makes each tensor a group.
-        conflicts: what `find_conflicts` returned for these arguments; groups that are not well-posed get s / 2. None: tau = 0.
+        conflicts: what `find_conflicts` returned for these arguments; groups that are not well-posed get s / 2. None:
+            tau = 0.
     """
     return [0.5 * gradient for gradient in project_both(similarity, smoothness, groups, conflicts)]
 
@@ -191,22 +197,25 @@ def bisect(
     groups: Sequence[int] | None = None,
     conflicts: Conflicts | None = None,
 ) -> list[Tensor]:
-    """The direction at equal angles to s and r, as long as both projections on it together (ConFIG: Liu et al., ICLR 2025, eq. 2).
+    """The direction at equal angles to s and r, as long as both projections on it together (ConFIG: Liu et al., ICLR
+    2025, eq. 2).
 
-    For two gradients the paper's pseudo-inverse is the bisector, and with its length (<s, d> + <r, d>) d, d the unit vector of
-    s / |s| + r / |r|, becomes (|s| + |r|) / 2 (s / |s| + r / |r|): 0 for opposite gradients, the sum for parallel ones. The direction
-    does not depend on the scale of either loss.
+    For two gradients the paper's pseudo-inverse is the bisector, and with its length (<s, d> + <r, d>) d, d the unit
+    vector of s / |s| + r / |r|, becomes (|s| + |r|) / 2 (s / |s| + r / |r|): 0 for opposite gradients, the sum for
+    parallel ones. The direction does not depend on the scale of either loss.
 
     Args:
         similarity: gradients s of the similarity loss.
         smoothness: gradients r of the smoothness loss, the same shapes in the same order.
         groups: the group of each tensor; None makes each tensor a group.
-        conflicts: what `find_conflicts` returned for these arguments; groups that are not well-posed keep s. None: tau = 0.
+        conflicts: what `find_conflicts` returned for these arguments; groups that are not well-posed keep s. None: tau
+            = 0.
     """
     conflicts = conflicts or find_conflicts(similarity, smoothness, groups)
     s, r = conflicts.similarity_norm, conflicts.smoothness_norm
     tiny = torch.finfo(s.dtype).tiny
-    # Without a direction there is no angle: where one gradient is zero (against the other), the other one is the result.
+    # Without a direction there is no angle: where one gradient is zero (against the other), the other one is the
+    # result.
     s_counts, r_counts = s > tiny * r.clamp(min=1.0), (r > tiny * s.clamp(min=1.0)) & conflicts.well_posed
     of_s = torch.where(s_counts & r_counts, 0.5 + 0.5 * r / s.clamp(min=tiny), 1.0)
     of_r = torch.where(s_counts & r_counts, 0.5 + 0.5 * s / r.clamp(min=tiny), 1.0 * conflicts.well_posed)
@@ -234,8 +243,8 @@ def agree(similarity: Sequence[Tensor], smoothness: Sequence[Tensor], noise: boo
     Args:
         similarity: gradients s of the similarity loss.
         smoothness: gradients r of the smoothness loss, the same shapes in the same order.
-        noise: False zeroes the entries that disagree; True draws them from a normal distribution whose standard deviation is the
-            tensor's mean magnitude of s.
+        noise: False zeroes the entries that disagree; True draws them from a normal distribution whose standard
+            deviation is the tensor's mean magnitude of s.
     """
     kept = []
     for s, r in zip(similarity, smoothness):
@@ -276,9 +285,10 @@ def settle(
     Args:
         similarity: gradients s of the similarity loss.
         smoothness: gradients r of the smoothness loss, the same shapes in the same order.
-        strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr), "agreement_noise" or
-            "weighted_sum" (VoxelMorph).
-        groups: the group of each tensor; None makes each tensor a group. Agreement and weighted sum do not depend on it.
+        strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr),
+            "agreement_noise" or "weighted_sum" (VoxelMorph).
+        groups: the group of each tensor; None makes each tensor a group. Agreement and weighted sum do not depend on
+            it.
         tau: guard of `find_conflicts`; agreement and weighted sum do not depend on it.
         weight: of the smoothness in "weighted_sum".
 

@@ -17,13 +17,12 @@ from monai.transforms.utils import scale_affine
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy.ndimage import binary_dilation
-from torch import Tensor
-from torch.nn import functional as F
-
 from scripts.errors import InputError
 from scripts.fields import resize_field
 from scripts.files import is_dicom, read_voxels
 from scripts.itk_fields import pull
+from torch import Tensor
+from torch.nn import functional as F
 
 LABELS = {"rv": 1, "myo": 2, "lv": 3}
 AFFINE_TOLERANCE_MM = 1e-3
@@ -32,20 +31,21 @@ SMALLEST = 8
 
 
 class LoadCased(MapTransform):
-    """Load the NIfTI files of a pair, channel first, as (1, X, Y, Z) MetaTensors in fp32, checked one by one and together.
+    """Load the NIfTI files of a pair, channel first, as (1, X, Y, Z) MetaTensors in fp32, checked one by one and
+    together.
 
-    Where an item has "moving_frame" or "fixed_frame", that frame (from 0) of a cine and of its label is loaded; where it has
-    "label_values", labels are renamed by it (see `datalists`).
+    Where an item has "moving_frame" or "fixed_frame", that frame (from 0) of a cine and of its label is loaded; where
+    it has "label_values", labels are renamed by it (see `datalists`).
 
     Args:
         keys: keys that hold paths; absent keys are skipped.
-        resample_moving: whether a moving image (and its label) on another grid is resampled onto the fixed one's; the native ones stay
-            under "moving_native" and "moving_label_native".
+        resample_moving: whether a moving image (and its label) on another grid is resampled onto the fixed one's; the
+            native ones stay under "moving_native" and "moving_label_native".
 
     Raises:
-        InputError: naming the file, for one that cannot be read, has more than three axes, holds NaN or Inf, a label that holds anything
-            but the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm; of a label, after turning its axes) is not that of the
-            image it belongs to, or, resampled, that lies apart from it in space.
+        InputError: naming the file, for one that cannot be read, has more than three axes, holds NaN or Inf, a label
+            that holds anything but the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm; of a label, after
+            turning its axes) is not that of the image it belongs to, or, resampled, that lies apart from it in space.
     """
 
     def __init__(
@@ -72,7 +72,9 @@ class LoadCased(MapTransform):
                 check_same_grid(item[key], data[key], item[reference], data[reference])
         if "moving" in item and "fixed" in item:
             if self.resample_moving:
-                check_meets(item["moving"], data["moving"], item["fixed"], data["fixed"], "give two images of one heart")
+                check_meets(
+                    item["moving"], data["moving"], item["fixed"], data["fixed"], "give two images of one heart"
+                )
                 for key, is_label in (("moving", False), ("moving_label", True)):
                     if key in item:
                         # What is written is sampled once, from the native image.
@@ -85,7 +87,9 @@ class LoadCased(MapTransform):
     def load(self, path: str, is_label: bool = False, frame: int | None = None) -> MetaTensor:
         """One checked image (1, X, Y, Z): a file, or one frame, counted from 0, of a file (X, Y, Z, T)."""
         if Path(path).is_dir() or is_dicom(path):
-            raise InputError(f"{path}: is a folder or DICOM, where a NIfTI file is needed; convert it, by `dcm2niix` for example.")
+            raise InputError(
+                f"{path}: is a folder or DICOM, where a NIfTI file is needed; convert it, by `dcm2niix` for example."
+            )
         try:
             image = read_image(path) if frame is None else read_frame(path, frame)
         except InputError:
@@ -98,7 +102,8 @@ class LoadCased(MapTransform):
     def load_label(
         self, path: str, image: MetaTensor, name: str, frame: int | None = None, tolerance: float = AFFINE_TOLERANCE_MM
     ) -> MetaTensor:
-        """One checked label (1, X, Y, Z) that lies on the grid of an image to a tolerance in mm, which messages call `name`; see `load`."""
+        """One checked label (1, X, Y, Z) that lies on the grid of an image to a tolerance in mm, which messages call
+        `name`; see `load`."""
         label = turn_to(self.load(path, is_label=True, frame=frame), image)
         check_same_grid(label, path, image, name, tolerance=tolerance)
         check_structures(label, path)
@@ -108,7 +113,8 @@ class LoadCased(MapTransform):
 def read_image(path: str) -> MetaTensor:
     """A NIfTI file (X, Y, Z) as (1, X, Y, Z), with the affine that its header gives.
 
-    MONAI's reader takes the qform for the affine where the sform disagrees with the voxel sizes, whatever its code says.
+    MONAI's reader takes the qform for the affine where the sform disagrees with the voxel sizes, whatever its code
+    says.
     """
     file = nib.load(path)
     array = read_voxels(file)
@@ -130,7 +136,9 @@ def read_frame(path: str, frame: int) -> MetaTensor:
         raise InputError(
             f"{path}: has no frame {frame}, counted from 0, in the shape {file.shape}; mend its ED and ES in the table."
         )
-    return MetaTensor(torch.from_numpy(read_voxels(file, frame))[None], affine=file.affine, meta={"filename_or_obj": str(path)})
+    return MetaTensor(
+        torch.from_numpy(read_voxels(file, frame))[None], affine=file.affine, meta={"filename_or_obj": str(path)}
+    )
 
 
 def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:
@@ -139,7 +147,8 @@ def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:
 
 
 def turn_to(label: MetaTensor, image: MetaTensor) -> MetaTensor:
-    """A label (1, X, Y, Z) with its axes in the order and direction of an image's: converters turn the rows of DICOM over."""
+    """A label (1, X, Y, Z) with its axes in the order and direction of an image's: converters turn the rows of DICOM
+    over."""
     affines = [one.affine.double().numpy() for one in (label, image)]
     if not all((voxel_sizes(affine) > 0).all() for affine in affines):
         return label  # `check_same_grid` says so.
@@ -153,7 +162,8 @@ def turn_to(label: MetaTensor, image: MetaTensor) -> MetaTensor:
 
 
 def resample(image: MetaTensor, reference: MetaTensor, is_label: bool) -> MetaTensor:
-    """An image or a label (1, X, Y, Z) on the grid of another one, see `itk_fields.pull`; within its slices it repeats its border.
+    """An image or a label (1, X, Y, Z) on the grid of another one, see `itk_fields.pull`; within its slices it repeats
+    its border.
 
     A slice of the grid that the image does not reach is 0: nothing can be registered there.
     """
@@ -162,7 +172,9 @@ def resample(image: MetaTensor, reference: MetaTensor, is_label: bool) -> MetaTe
     array = pull(image[0].numpy(), native, still, affine, is_label, repeat_border=True)
     reached = pull(np.ones(image.shape[1:], np.float32), native, still, affine).any(axis=(0, 1))
     # A dict of its own: a MetaTensor writes its affine into the one that it is given.
-    return MetaTensor(torch.from_numpy(array * reached)[None].to(image.dtype), affine=reference.affine, meta=dict(image.meta))
+    return MetaTensor(
+        torch.from_numpy(array * reached)[None].to(image.dtype), affine=reference.affine, meta=dict(image.meta)
+    )
 
 
 def root_cause(error: BaseException) -> str:
@@ -180,7 +192,9 @@ def check_image(image: Tensor, path: str, is_label: bool = False) -> None:
     """
     if image.ndim != 4 or image.shape[0] != 1:
         shape = tuple(image.shape[1:]) + tuple(image.shape[:1]) * (image.shape[0] > 1)
-        raise InputError(f"{path}: has the shape {shape}; one stack of slices (X, Y, Z) is needed: pick one frame of a cine.")
+        raise InputError(
+            f"{path}: has the shape {shape}; one stack of slices (X, Y, Z) is needed: pick one frame of a cine."
+        )
     if not torch.isfinite(image).all():
         raise InputError(f"{path}: holds NaN or Inf; replace those voxels.")
     if is_label and not torch.equal(image, image.round()):
@@ -198,7 +212,8 @@ def check_structures(label: Tensor, path: str) -> None:
 
 
 def check_order(label: Tensor, path: str) -> None:
-    """Stop at a label map (1, X, Y, Z) in which the myocardium encloses 1 instead of 3, as in M&Ms' order (1 LV, 2 myocardium, 3 RV).
+    """Stop at a label map (1, X, Y, Z) in which the myocardium encloses 1 instead of 3, as in M&Ms' order (1 LV, 2
+    myocardium, 3 RV).
 
     Raises:
         InputError: naming the file.
@@ -213,7 +228,8 @@ def check_order(label: Tensor, path: str) -> None:
     # NaN where there is no 3.
     if enclosed[LABELS["rv"]] > 0.8 and not enclosed[LABELS["lv"]] >= 0.5:
         raise InputError(
-            f"{path}: has the myocardium (2) around 1 and not around 3, as M&Ms has; exchange both, for here 1 is the RV and 3 the LV."
+            f"{path}: has the myocardium (2) around 1 and not around 3, as M&Ms has; exchange both, for here 1 is the "
+            "RV and 3 the LV."
         )
 
 
@@ -240,7 +256,9 @@ def check_same_grid(
         raise InputError(f"{path} and {reference_path}: have affines up to {gap:.3g} mm apart; {cure}.")
 
 
-def check_meets(image: MetaTensor, path: str | Path, reference: MetaTensor, reference_path: str | Path, cure: str) -> None:
+def check_meets(
+    image: MetaTensor, path: str | Path, reference: MetaTensor, reference_path: str | Path, cure: str
+) -> None:
     """Stop at an image whose box, on whatever grid, lies outside that of a reference, both (1, X, Y, Z).
 
     Raises:
@@ -257,8 +275,8 @@ def check_meets(image: MetaTensor, path: str | Path, reference: MetaTensor, refe
 class ScaleSlicesd(MapTransform):
     """Scale each slice of a stack (1, X, Y, Z) to [0, 1], so that scanner units and 8-bit copies give the same input.
 
-    Intensities are clipped at a percentile of the stack (of each frame's, in a cine), then each slice is scaled min-max (the published
-    protocol scales its 8-bit, clipped slices min-max; clipping those again changes nothing).
+    Intensities are clipped at a percentile of the stack (of each frame's, in a cine), then each slice is scaled min-max
+    (the published protocol scales its 8-bit, clipped slices min-max; clipping those again changes nothing).
 
     Args:
         keys: images to scale.
@@ -270,8 +288,14 @@ class ScaleSlicesd(MapTransform):
 
     def __init__(self, keys: Sequence[str], clip_percentile: float = 99.0) -> None:
         super().__init__(keys)
-        if isinstance(clip_percentile, bool) or not isinstance(clip_percentile, (int, float)) or not 0 < clip_percentile <= 100:
-            raise InputError(f"--clip_percentile {clip_percentile}: is no percentage; give one above 0, 100 to clip nothing.")
+        if (
+            isinstance(clip_percentile, bool)
+            or not isinstance(clip_percentile, (int, float))
+            or not 0 < clip_percentile <= 100
+        ):
+            raise InputError(
+                f"--clip_percentile {clip_percentile}: is no percentage; give one above 0, 100 to clip nothing."
+            )
         self.clip_percentile = clip_percentile
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict:
@@ -282,24 +306,29 @@ class ScaleSlicesd(MapTransform):
             item[key] = scale_slices(image, self.clip_percentile)
             if not item[key].any():
                 raise InputError(
-                    f"{name}: the {key} image is constant in every slice, at least below the {self.clip_percentile:g}th percentile; give "
+                    f"{name}: the {key} image is constant in every slice, at least below the "
+                    f"{self.clip_percentile:g}th percentile; give "
                     "another image, another --reference_frame, or --clip_percentile 100."
                 )
         return item
 
 
 def scale_slices(image: Tensor, clip_percentile: float = 100.0) -> Tensor:
-    """Each slice of (..., X, Y, Z) scaled min-max to [0, 1], after clipping at a percentile of its stack; a constant one is 0."""
+    """Each slice of (..., X, Y, Z) scaled min-max to [0, 1], after clipping at a percentile of its stack; a constant
+    one is 0."""
     if clip_percentile < 100:
         # NumPy's: torch.quantile stops at 16 million voxels.
-        limit = np.percentile(torch.as_tensor(image).numpy(), clip_percentile, axis=(-3, -2, -1), keepdims=True, method="higher")
+        limit = np.percentile(
+            torch.as_tensor(image).numpy(), clip_percentile, axis=(-3, -2, -1), keepdims=True, method="higher"
+        )
         image = image.clamp(max=torch.from_numpy(np.asarray(limit)))
     low, high = image.amin(dim=(-3, -2), keepdim=True), image.amax(dim=(-3, -2), keepdim=True)
     return (image - low) / torch.where(high > low, high - low, 1.0)
 
 
 def vary(images: Tensor) -> Tensor:
-    """Which of the images (N, C, *spatial) are not constant, (N, C): what a network makes of a constant one is arbitrary."""
+    """Which of the images (N, C, *spatial) are not constant, (N, C): what a network makes of a constant one is
+    arbitrary."""
     axes = tuple(range(2, images.ndim))
     return images.amax(axes) > images.amin(axes)
 
@@ -307,12 +336,14 @@ def vary(images: Tensor) -> Tensor:
 class ResizeToSpacingd(MapTransform):
     """Resample stacks (1, X, Y, Z) in-plane to a working spacing; the outer pixel edges stay where they are.
 
-    A network knows hearts of the size in pixels that it was trained on; scanners differ in their pixels by a factor of two.
+    A network knows hearts of the size in pixels that it was trained on; scanners differ in their pixels by a factor of
+    two.
 
     Args:
         keys: images to resample.
         spacing: in-plane pixel size in mm; None or False leaves the native pixels (the published protocol).
-        tolerance: pixels within a factor of 1 + tolerance stay as they are: resampling blurs, and networks bear that much.
+        tolerance: pixels within a factor of 1 + tolerance stay as they are: resampling blurs, and networks bear that
+            much.
 
     Raises:
         InputError: for a spacing that is no length, or leaves next to nothing of an image.
@@ -371,13 +402,16 @@ class FieldToNatived(Transform):
 
 
 class RandomPairAugmentation(Transform):
-    """Augments a batch of pairs (B, 2, *spatial) at once, on its device; both images of a pair alike, and its labels as its images.
+    """Augments a batch of pairs (B, 2, *spatial) at once, on its device; both images of a pair alike, and its labels as
+    its images.
 
     Args:
         size: spatial size of a random crop, for each pair its own; None takes all.
         swap: whether to exchange moving and fixed in half of the pairs, so that the network learns both directions.
-        flip: whether to flip half of the pairs along each axis and to rotate the batch by a random multiple of 90 degrees.
-        gamma: standard deviation of the logarithm of a gamma curve, one a pair, applied to intensities in [0, 1]; 0 is none.
+        flip: whether to flip half of the pairs along each axis and to rotate the batch by a random multiple of 90
+            degrees.
+        gamma: standard deviation of the logarithm of a gamma curve, one a pair, applied to intensities in [0, 1]; 0 is
+            none.
         rotation: largest angle in degrees of a random rotation, one a pair, 2-D only; 0 is none.
         zoom: standard deviation of the logarithm of a random magnification, one a pair, 2-D only; 0 is none.
         elastic: standard deviation in pixels of a smooth random deformation, one a pair, 2-D only; 0 is none.
@@ -405,11 +439,17 @@ class RandomPairAugmentation(Transform):
         self.elastic_spacing = elastic_spacing
 
     def __call__(self, pair: Tensor, label: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """The augmented pair; with labels (B, 2, *spatial) of its images, of an integer type, the pair and its labels."""
+        """The augmented pair; with labels (B, 2, *spatial) of its images, of an integer type, the pair and its
+        labels."""
         batch, axes, device = pair.shape[0], pair.ndim - 2, pair.device
         images = [pair] if label is None else [pair, label]
-        each = lambda values: values.view(-1, *[1] * (axes + 1))
-        half = lambda: each(torch.rand(batch, device=device) < 0.5)
+
+        def each(values):
+            return values.view(-1, *[1] * (axes + 1))
+
+        def half():
+            return each(torch.rand(batch, device=device) < 0.5)
+
         if self.rotation or self.zoom or self.elastic:
             angle = torch.deg2rad(torch.empty(batch, device=device).uniform_(-self.rotation, self.rotation))
             grid = sampling_grid(pair, angle, torch.exp(torch.randn(batch, device=device) * self.zoom))
@@ -417,7 +457,9 @@ class RandomPairAugmentation(Transform):
                 grid = grid + smooth_noise(pair, self.elastic, self.elastic_spacing)
             images = [sample_slices(image, grid) for image in images]
         if self.size is not None:
-            starts = [torch.randint(old - new + 1, (batch, 1), device=device) for old, new in zip(pair.shape[2:], self.size)]
+            starts = [
+                torch.randint(old - new + 1, (batch, 1), device=device) for old, new in zip(pair.shape[2:], self.size)
+            ]
             images = [crop_each(image, starts, self.size) for image in images]
         if self.flip:
             if images[0].shape[2] == images[0].shape[3]:
@@ -435,20 +477,26 @@ class RandomPairAugmentation(Transform):
 
 
 def sampling_grid(pair: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
-    """Where to sample (B, C, X, Y) to rotate each pair about the center by its angle (B,) in radians and to magnify it by its zoom (B,).
+    """Where to sample (B, C, X, Y) to rotate each pair about the center by its angle (B,) in radians and to magnify it
+    by its zoom (B,).
 
     Returns:
-        (B, X, Y, 2) in `grid_sample`'s coordinates without aligned corners: y before x, -1 and 1 at the outer pixel edges.
+        (B, X, Y, 2) in `grid_sample`'s coordinates without aligned corners: y before x, -1 and 1 at the outer pixel
+        edges.
     """
     height, width = pair.shape[2:]
     cos, sin, zero = torch.cos(angle) / zoom, torch.sin(angle) / zoom, torch.zeros_like(angle)
     # affine_grid's coordinates reach from -1 to 1 on each axis: hence the aspect ratio.
-    rows = [torch.stack([cos, -sin * height / width, zero], dim=1), torch.stack([sin * width / height, cos, zero], dim=1)]
+    rows = [
+        torch.stack([cos, -sin * height / width, zero], dim=1),
+        torch.stack([sin * width / height, cos, zero], dim=1),
+    ]
     return F.affine_grid(torch.stack(rows, dim=1), list(pair.shape), align_corners=False)
 
 
 def smooth_noise(pair: Tensor, deviation: float, spacing: float) -> Tensor:
-    """A random displacement for each pair of (B, C, X, Y): normal at control points `spacing` pixels apart, cubic between them.
+    """A random displacement for each pair of (B, C, X, Y): normal at control points `spacing` pixels apart, cubic
+    between them.
 
     Args:
         pair: gives shape, type and device.
@@ -467,7 +515,8 @@ def smooth_noise(pair: Tensor, deviation: float, spacing: float) -> Tensor:
 
 
 def sample_slices(image: Tensor, grid: Tensor) -> Tensor:
-    """(B, C, X, Y) at the points of a grid (`sampling_grid`), its border repeated; linear, nearest for labels of an integer type."""
+    """(B, C, X, Y) at the points of a grid (`sampling_grid`), its border repeated; linear, nearest for labels of an
+    integer type."""
     if image.is_floating_point():
         return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     sampled = F.grid_sample(image.to(grid.dtype), grid, mode="nearest", padding_mode="border", align_corners=False)
@@ -475,7 +524,8 @@ def sample_slices(image: Tensor, grid: Tensor) -> Tensor:
 
 
 def crop_each(image: Tensor, starts: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """(B, C, *spatial) -> (B, C, *size): of each image the piece that starts at its own voxel, (B, 1) along each axis."""
+    """(B, C, *spatial) -> (B, C, *size): of each image the piece that starts at its own voxel, (B, 1) along each
+    axis."""
     for axis, (start, new) in enumerate(zip(starts, size), start=2):
         index = start + torch.arange(new, device=start.device)
         shape = [len(image)] + [new if a == axis else 1 for a in range(1, image.ndim)]
@@ -487,7 +537,8 @@ def crop_each(image: Tensor, starts: Sequence[Tensor], size: Sequence[int]) -> T
 class PreparePair:
     """`prepare_batch` of MONAI's engines for pairs: (network input, loss target), both the pair (B, 2, *spatial).
 
-    Where the batch holds labels of its images under "label" (`SliceDataset` with labels), the target is (pair, label), augmented alike.
+    Where the batch holds labels of its images under "label" (`SliceDataset` with labels), the target is (pair, label),
+    augmented alike.
 
     Args:
         augment: a function of the pair, or of the pair and its labels, or None.

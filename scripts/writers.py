@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from monai.transforms import Transform
 from numpy.typing import NDArray
-
 from scripts.cines import Cine, CineRegistration
 from scripts.errors import InputError
 from scripts.files import whole_file, write_csv, write_json
@@ -44,9 +43,10 @@ FIELD_FILE = r"frame_\d+(_inverse)?\.nii\.gz|\.DS_Store"
 class WriteRegistration(Transform):
     """Writes the "registration" of a case to `<output_dir>/<case>/`, under another name until all is there.
 
-    A cine leaves `moved.nii.gz` (4-D), `fields/frame_NN.nii.gz` and `fields/frame_NN_inverse.nii.gz`, and with a label `labels.nii.gz`,
-    `function.json`, `volumes.csv` and `strain.csv`; a pair leaves `moved.nii.gz`, `field.nii.gz`, `field_inverse.nii.gz` and
-    `moved_label.nii.gz`. Both leave `quality.json`, `report.html` and, with landmarks, `points.csv`.
+    A cine leaves `moved.nii.gz` (4-D), `fields/frame_NN.nii.gz` and `fields/frame_NN_inverse.nii.gz`, and with a label
+    `labels.nii.gz`, `function.json`, `volumes.csv` and `strain.csv`; a pair leaves `moved.nii.gz`, `field.nii.gz`,
+    `field_inverse.nii.gz` and `moved_label.nii.gz`. Both leave `quality.json`, `report.html` and, with landmarks,
+    `points.csv`.
 
     Args:
         output_dir: folder of the cases; None writes nothing.
@@ -57,7 +57,9 @@ class WriteRegistration(Transform):
         InputError: for a case's folder that holds something else than results, such as the case itself.
     """
 
-    def __init__(self, output_dir: str | Path | None, report: bool = True, parameters: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, output_dir: str | Path | None, report: bool = True, parameters: Mapping[str, object] | None = None
+    ) -> None:
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.report = report
         self.parameters = {**versions(), **{key: str(value) for key, value in (parameters or {}).items()}}
@@ -105,14 +107,17 @@ def check_writable(folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Make sure that the results of a case can go to a folder, which is not there, is empty, or holds results and nothing else.
+    """Make sure that the results of a case can go to a folder, which is not there, is empty, or holds results and
+    nothing else.
 
     Raises:
         InputError: for a folder that is something else, such as the case itself, or cannot be written to.
     """
     check_writable(folder.parent)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_result(folder)):
-        raise InputError(f"{folder}: is there and holds no results of an earlier run; give --output_dir another folder.")
+        raise InputError(
+            f"{folder}: is there and holds no results of an earlier run; give --output_dir another folder."
+        )
     others = {path.name for path in folder.glob("*")} - RESULTS
     others |= {f"fields/{path.name}" for path in folder.glob("fields/*") if not re.fullmatch(FIELD_FILE, path.name)}
     if others:
@@ -129,7 +134,11 @@ def is_result(folder: Path) -> bool:
 def versions() -> dict[str, str]:
     """Versions of the bundle and of what it computes with."""
     metadata = json.loads((Path(__file__).parent.parent / "configs" / "metadata.json").read_text())
-    return {"bundle": f"{metadata['name']} {metadata['version']}", "torch": torch.__version__, "MONAI": monai.__version__}
+    return {
+        "bundle": f"{metadata['name']} {metadata['version']}",
+        "torch": torch.__version__,
+        "MONAI": monai.__version__,
+    }
 
 
 def write_case(folder: Path, registration: CineRegistration) -> None:

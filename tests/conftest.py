@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch.distributed as dist
-
 from scripts.phantom import write_phantom_dataset
 
 # torch.compile looks at all backends that are installed, OpenVINO's too, whose telemetry forks to tell of it.
@@ -43,10 +42,14 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mms(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The phantoms in the published layout of M&Ms: 4-D files, labels LV 1 and RV 3, frames counted from 0; 3 train, 1 val, 1 test."""
+    """The phantoms in the published layout of M&Ms: 4-D files, labels LV 1 and RV 3, frames counted from 0; 3 train, 1
+    val, 1 test."""
     root = tmp_path_factory.mktemp("data") / "mms"
     places = dict(
-        zip(sorted(path.name for path in phantoms.glob("phantom*/")), ["Training/Labeled"] * 3 + ["Validation", "Testing"])
+        zip(
+            sorted(path.name for path in phantoms.glob("phantom*/")),
+            ["Training/Labeled"] * 3 + ["Validation", "Testing"],
+        )
     )
     lines = [",External code,VendorName,Vendor,Centre,ED,ES,Age,Pathology,Sex,Height,Weight"]
     for number, (code, place) in enumerate(places.items()):
@@ -100,7 +103,9 @@ def bundle_command(*words: object, processes: int = 0, **options: object) -> lis
 def run_bundle(*words: object, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess:
     """Run `bundle_command` from the bundle's root; returns what it printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(bundle_command(*words, **options), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        bundle_command(*words, **options), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 def succeed(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import run_bundle, succeed
 from monai.bundle import ConfigParser
-
 from scripts import api
 from scripts.api import register, register_cine
 from scripts.errors import InputError
@@ -75,7 +74,9 @@ def test_errors_are_the_workflow_s(phantoms: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_inverses_undo_fields_to_a_tenth_of_a_millimeter(tmp_path: Path) -> None:
-    root = write_phantom_dataset(tmp_path, 3, seed=2, size=(88, 80), slices=3, frames=4, progress=False)  # pixels of 1.6 mm
+    root = write_phantom_dataset(
+        tmp_path, 3, seed=2, size=(88, 80), slices=3, frames=4, progress=False
+    )  # pixels of 1.6 mm
     result = register_cine(*root.glob("phantom001/*_4d.nii.gz"), device="cpu")
     assert max(frame["inverse_error_mm_p95"] for frame in result.quality["frames"]) <= 0.1
     assert np.abs(result.fields).max() > 2

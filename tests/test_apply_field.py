@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import last_line, run_bundle, succeed, write_nifti
 from scipy.spatial.transform import Rotation
-
 from scripts.apply_field import apply_field
 from scripts.errors import InputError
 from scripts.itk_fields import move_points, pull, read_points, write_field
@@ -129,7 +128,9 @@ def test_a_moving_image_at_two_places_is_refused(files: dict[str, Path], tmp_pat
 
 
 def test_the_command(files: dict[str, Path], tmp_path: Path) -> None:
-    result = succeed(run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out", resample_moving=True))
+    result = succeed(
+        run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out", resample_moving=True)
+    )
     assert f"wrote {tmp_path / 'out' / 'moved.nii.gz'}" in result.stdout
     check_outputs(files, tmp_path / "out")
     assert len(list((tmp_path / "out").iterdir())) == 3
@@ -150,7 +151,9 @@ def test_an_image_on_another_grid_is_refused_unless_asked_for(tmp_path: Path) ->
         shifted[0, 3] = distance
         path = write_nifti(tmp_path / "image.nii.gz", np.ones((8, 8, 3), np.float32), shifted)
         if distance:
-            with pytest.raises(InputError, match=r"image\.nii\.gz and .*field\.nii\.gz: have affines .*--resample_moving True"):
+            with pytest.raises(
+                InputError, match=r"image\.nii\.gz and .*field\.nii\.gz: have affines .*--resample_moving True"
+            ):
                 apply_field(tmp_path / "field.nii.gz", path, output_dir=tmp_path / "never")
         else:
             apply_field(tmp_path / "field.nii.gz", path, output_dir=tmp_path / "out")
@@ -170,7 +173,9 @@ def test_what_is_given_is_never_overwritten(files: dict[str, Path], tmp_path: Pa
     folder.mkdir()
     given = files["moving"].rename(folder / "moved.nii.gz")
     before = given.read_bytes()
-    with pytest.raises(InputError, match=r"moved\.nii\.gz: would be overwritten by what is made of it; give --output_dir another"):
+    with pytest.raises(
+        InputError, match=r"moved\.nii\.gz: would be overwritten by what is made of it; give --output_dir another"
+    ):
         apply_field(files["field"], moving=given, output_dir=folder, resample_moving=True)
     assert given.read_bytes() == before
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts.errors import InputError
 
 from benchmarks import inference
-from scripts.errors import InputError
 
 itk = pytest.importorskip("itk")
 TINY = ["--crop", "64", "--rounds", "2", "--slices", "2", "--iterations", "10", "--no_cine"]
@@ -48,7 +48,9 @@ def test_prints_and_writes_ratios_of_each_round(tmp_path: Path, capsys: pytest.C
         assert f"\n{name}  " in printed
 
 
-def test_a_method_that_does_not_register_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_method_that_does_not_register_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setitem(inference.ITK, "demons", lambda iterations: STILL)
     result = inference.main([*TINY, "--variants", "demons"])
     assert result["not_timed"] == ["demons"]

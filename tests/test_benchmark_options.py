@@ -13,14 +13,25 @@ from benchmarks import inference, options, sensitivity, step, strain, table, tra
 
 def test_commands_are_shown_without_this_machine() -> None:
     words = ["--batch", "32", "--reference", "/somewhere/GSMorph", "--json", "/tmp/x.json", "--device", "cpu"]
-    assert options.command("benchmarks.step", words) == "python -m benchmarks.step --batch 32 --reference PATH --device cpu"
-    words = ["--cine=/home/me/patient.nii.gz", "--reference_label", "/home/me/label.nii.gz", "--json=/home/me/x.json", "--no_cine"]
+    assert (
+        options.command("benchmarks.step", words)
+        == "python -m benchmarks.step --batch 32 --reference PATH --device cpu"
+    )
+    words = [
+        "--cine=/home/me/patient.nii.gz",
+        "--reference_label",
+        "/home/me/label.nii.gz",
+        "--json=/home/me/x.json",
+        "--no_cine",
+    ]
     shown = options.command("benchmarks.inference", words)
     assert shown == "python -m benchmarks.inference --cine PATH --reference_label PATH --no_cine"
 
 
 def test_a_json_file_shows_options_without_paths() -> None:
-    given = Namespace(rounds=3, json=Path("x.json"), dataset_dir="/home/me/ACDC", cine=None, checkpoint="a.pt", reference_label="b")
+    given = Namespace(
+        rounds=3, json=Path("x.json"), dataset_dir="/home/me/ACDC", cine=None, checkpoint="a.pt", reference_label="b"
+    )
     assert options.shown(given) == {"rounds": 3}
 
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from scripts.errors import InputError
 
 from benchmarks import report
-from scripts.errors import InputError
 
 RESULT = {
     "command": "python -m benchmarks.step --reference PATH",

@@ -1,4 +1,5 @@
-"""The benchmark of other scanners: changed pairs show the same heart, under labels that fit, and rows are those of an evaluation."""
+"""The benchmark of other scanners: changed pairs show the same heart, under labels that fit, and rows are those of an
+evaluation."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 from conftest import write_nifti
 from monai.transforms import Compose
-
-from benchmarks import scanners
 from scripts.errors import InputError
 from scripts.phantom import write_phantom_dataset
 from scripts.transforms import LoadCased
+
+from benchmarks import scanners
 
 
 def centroid(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -72,7 +73,16 @@ def test_a_turn_takes_labels_along(tmp_path: Path, name: str) -> None:
 
 def test_rows_are_those_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = write_phantom_dataset(tmp_path / "data", 3, seed=0, size=(96, 96), slices=2, frames=4, progress=False)
-    words = ["--dataset_dir", str(root), "--split", "test", "--spacings", "2.5", "--json", str(tmp_path / "scanners.json")]
+    words = [
+        "--dataset_dir",
+        str(root),
+        "--split",
+        "test",
+        "--spacings",
+        "2.5",
+        "--json",
+        str(tmp_path / "scanners.json"),
+    ]
     rows = scanners.main(words)
     assert json.loads((tmp_path / "scanners.json").read_text())["rows"] == rows
     by_run = {(row["images"], row["working_spacing"], row["direction"]): row for row in rows}

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from scripts.api import ROOT
+from scripts.phantom import write_phantom_dataset
 
 from benchmarks import sensitivity
 from benchmarks.sensitivity import Run
-from scripts.api import ROOT
-from scripts.phantom import write_phantom_dataset
 
 RUNS = [Run(), Run("weighted_sum", 0.01), Run(batch_size=16)]
 
@@ -34,7 +34,14 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(phantoms: Path, tmp_path: Path) -> list[str]:
     (tmp_path / "small.yaml").write_text("slice_size: [32, 32]\ncrop_size: [32, 32]\nlearning_rate: 1.0\n")
-    return ["--dataset_dir", str(phantoms), "--output_dir", str(tmp_path / "out"), "--config", str(tmp_path / "small.yaml")]
+    return [
+        "--dataset_dir",
+        str(phantoms),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--config",
+        str(tmp_path / "small.yaml"),
+    ]
 
 
 def test_plan_varies_what_it_says_about_the_defaults() -> None:
@@ -42,10 +49,15 @@ def test_plan_varies_what_it_says_about_the_defaults() -> None:
     assert runs[0] == Run()
     assert len({run.name for run in runs}) == len(runs) == len(set(runs))
     config = sensitivity.ConfigWorkflow(
-        str(ROOT / "configs" / "train.yaml"), str(ROOT / "configs" / "metadata.json"), logging_file=False, workflow_type="train"
+        str(ROOT / "configs" / "train.yaml"),
+        str(ROOT / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
     ).parser
     config["device"] = "cpu"
-    defaults = {key: config.get_parsed_content(key) for key in ("strategy", "weight", "learning_rate", "batch_size", "seed")}
+    defaults = {
+        key: config.get_parsed_content(key) for key in ("strategy", "weight", "learning_rate", "batch_size", "seed")
+    }
     assert Run() == Run(**defaults)
     surgery = {(run.learning_rate, run.batch_size) for run in runs if run.strategy == "projection"}
     assert surgery == {(rate, batch) for rate in sensitivity.RATES for batch in sensitivity.BATCHES}
@@ -70,7 +82,10 @@ def test_runs_share_a_budget_and_are_resumed_one_by_one(
     assert all(result["run"]["learning_rate"] == 1e-3 for result in results)
     with (out / "sensitivity.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["strategy"], row["weights"]) for row in rows[:4:3]] == [("projection", "mean"), ("weighted_sum", "last")]
+    assert [(row["strategy"], row["weights"]) for row in rows[:4:3]] == [
+        ("projection", "mean"),
+        ("weighted_sum", "last"),
+    ]
     assert float(rows[1]["dice"]) == results[0]["last"]["dice"] != results[0]["mean"]["dice"]
     assert json.loads((out / "sensitivity.json").read_text())["runs"] == results
     assert Image.open(figure).size[0] > 1000
@@ -84,7 +99,9 @@ def test_fields_of_these_runs_can_fold(small: list[str], tmp_path: Path) -> None
     """The overrides reach the workflow: without a weight, at a rate out of proportion, a displacement folds."""
     settings = {"epochs": 2, "device": "cpu", "config": [small[-1]]}
     with sensitivity.tqdm(disable=True) as progress:
-        torn = sensitivity.train(Run("weighted_sum", 0.0, learning_rate=0.1, batch_size=2), settings, small[1], progress)
+        torn = sensitivity.train(
+            Run("weighted_sum", 0.0, learning_rate=0.1, batch_size=2), settings, small[1], progress
+        )
     assert torn["last"]["folding_percent"] > 0
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_bundle, succeed
+from scripts.classical import METHODS
+from scripts.surgery import STRATEGIES
 
 from benchmarks import rows, table
 from benchmarks.comparison import COLUMNS
-from scripts.classical import METHODS
-from scripts.surgery import STRATEGIES
 
 itk = pytest.importorskip("itk")
 SIZES = ["--slice_size", "32", "--crop_size", "32"]
@@ -96,7 +96,16 @@ def test_rows_differ_in_the_method_alone() -> None:
         assert len((folder / f"{name}.yaml").read_text().splitlines()) <= 12
         config = rows.load_configs(*rows.SHARED, f"methods/{name}.yaml")
         used.add(config["strategy"])
-        for key in ("augmentation", "optimizer", "lr_scheduler", "similarity", "batch_size", "learning_rate", "averaging", "seed"):
+        for key in (
+            "augmentation",
+            "optimizer",
+            "lr_scheduler",
+            "similarity",
+            "batch_size",
+            "learning_rate",
+            "averaging",
+            "seed",
+        ):
             assert config[key] == shared[key], (name, key)
         assert config["network_def"]["backbone"]["features"] == shared["network_def"]["backbone"]["features"]
         assert (config["integration"] is None) == (name != "gsmorph_velocity")
@@ -115,7 +124,9 @@ def test_val_chooses_parameters_and_weight(smoke: tuple[Path, dict[str, dict], s
     assert weights["weight"].item() == pytest.approx(results["hypermorph"]["choice"]["weight"])
 
 
-def test_a_learned_row_is_what_evaluation_says(smoke: tuple[Path, dict[str, dict], str], phantoms: Path, tmp_path: Path) -> None:
+def test_a_learned_row_is_what_evaluation_says(
+    smoke: tuple[Path, dict[str, dict], str], phantoms: Path, tmp_path: Path
+) -> None:
     output, results, _ = smoke
     configs = ["configs/train.yaml", "configs/table.yaml", "configs/evaluate.yaml", "configs/methods/gsmorph.yaml"]
     checkpoint = output / "training" / "gsmorph" / "model.pt"
@@ -171,7 +182,9 @@ def test_the_same_subjects_in_the_layout_of_mms_train_the_same_weights(
 ) -> None:
     output, _, _ = smoke
     run(mms, tmp_path, *SMOKE, "--rows", "gsmorph")
-    found, expected = (torch.load(folder / "training" / "gsmorph" / "model.pt", weights_only=True) for folder in (tmp_path, output))
+    found, expected = (
+        torch.load(folder / "training" / "gsmorph" / "model.pt", weights_only=True) for folder in (tmp_path, output)
+    )
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
 
@@ -213,14 +226,18 @@ def test_an_unfinished_training_goes_on_and_another_one_is_refused(
     first = json.loads((folder / "seconds.json").read_text())["1"]
     results, _ = run(phantoms, tmp_path / "resumed", *words, "2")
     assert results["gsmorph"]["training_seconds"] > first > 0
-    files = [tmp_path / output / "training" / "gsmorph" / "last_checkpoint_epoch=2.pt" for output in ("straight", "resumed")]
+    files = [
+        tmp_path / output / "training" / "gsmorph" / "last_checkpoint_epoch=2.pt" for output in ("straight", "resumed")
+    ]
     straight, resumed = (torch.load(file, weights_only=True) for file in files)
     for key in ("network", "averager"):
         assert all(torch.equal(value, resumed[key][name]) for name, value in straight[key].items())
 
     with pytest.raises(table.InputError, match=r"gsmorph: has 2 epochs, more than 1; remove that folder"):
         run(phantoms, tmp_path / "resumed", *words, "2", "--epochs", "1")
-    with pytest.raises(table.InputError, match=r"gsmorph: was made with other settings \(train pairs\); remove that folder"):
+    with pytest.raises(
+        table.InputError, match=r"gsmorph: was made with other settings \(train pairs\); remove that folder"
+    ):
         run(phantoms, tmp_path / "resumed", *words, "1")
 
 
@@ -229,7 +246,8 @@ def test_another_data_set_of_the_same_names_is_not_taken_for_the_first(phantoms:
     words = ["--rows", "initial", "gsmorph", *SMOKE]
     first, _ = run(copy, tmp_path / "out", *words)
     study = rows.Study(Namespace(dataset_dir=str(copy), test_dataset_dir=None, subset=1))
-    # The label of a test subject changes: scores are made anew; an image of a training subject: the training is another one.
+    # The label of a test subject changes: scores are made anew; an image of a training subject: the training is another
+    # one.
     (test, train) = (study.items(split)[0] for split in ("test", "train"))
     label = nib.load(test["fixed_label"])
     nib.save(nib.Nifti1Image(np.roll(np.asarray(label.dataobj), 3, axis=0), label.affine), test["fixed_label"])

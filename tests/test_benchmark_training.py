@@ -1,4 +1,5 @@
-"""The benchmark of a training: every loop runs on real batches, its arithmetic is right, and nothing is timed that is wrong."""
+"""The benchmark of a training: every loop runs on real batches, its arithmetic is right, and nothing is timed that is
+wrong."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts.errors import InputError
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import training
-from scripts.errors import InputError
 
 MODEL = """
 import torch
@@ -35,7 +36,9 @@ class RegistrationDataSet(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.items)
     def __getitem__(self, index):
-        read = lambda role: torch.from_numpy(cv2.imread(self.root + "/" + self.items[index][role]["IMG"], cv2.IMREAD_GRAYSCALE).copy())
+        read = lambda role: torch.from_numpy(
+            cv2.imread(self.root + "/" + self.items[index][role]["IMG"], cv2.IMREAD_GRAYSCALE).copy()
+        )
         return {role: {"IMG": read(role)[None] / 255} for role in ("Moving", "Fixed")}
 """
 
@@ -57,7 +60,20 @@ def test_all_loops_run_and_are_compared_slice_for_slice(
     for name in ("model_func", "data_func"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(training, "REFERENCE_BATCH", 3)
-    options = ["--dataset_dir", str(phantoms), "--device", "cpu", "--batch", "2", "--slices", "4", "--crop", "16", "--rounds", "2"]
+    options = [
+        "--dataset_dir",
+        str(phantoms),
+        "--device",
+        "cpu",
+        "--batch",
+        "2",
+        "--slices",
+        "4",
+        "--crop",
+        "16",
+        "--rounds",
+        "2",
+    ]
     path = tmp_path / "training.json"
     training.main([*options, "--batches", "1", "3", "--reference", str(tmp_path), "--json", str(path)])
     result = json.loads(path.read_text())
@@ -70,7 +86,11 @@ def test_all_loops_run_and_are_compared_slice_for_slice(
     median = sum(seconds["training"]) / 2 / 4
     assert loops["training"]["seconds_an_epoch"] == pytest.approx(6 * median)
     assert loops["training"]["slices_a_second"] == pytest.approx(1 / median)
-    assert loops["loader alone"]["to_step_alone"]["median"] < loops["loader and augmentation alone"]["to_step_alone"]["median"] < 1
+    assert (
+        loops["loader alone"]["to_step_alone"]["median"]
+        < loops["loader and augmentation alone"]["to_step_alone"]["median"]
+        < 1
+    )
     assert all(row["peak_mb"] > 0 for row in loops.values())
     assert result["preparation"].keys() == {"from files", "from the cache"}
     assert result["counts"]["step alone"]["gflop"] > 0

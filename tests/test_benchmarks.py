@@ -9,10 +9,10 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import ROOT
-
-from benchmarks import inference, sensitivity, step, strain, table, training
 from scripts.errors import InputError
 from scripts.surgery import RULES
+
+from benchmarks import inference, sensitivity, step, strain, table, training
 
 TINY = ["--device", "cpu", "--batch", "2", "--size", "32", "--rounds", "3", "--network", "pyramid"]
 
@@ -43,7 +43,15 @@ def keep_threads() -> None:
 def test_prints_and_writes_ratios_of_each_round(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "model_func.py").write_text(REFERENCE)
-    variants = ["--variants", "contiguous", "channels_last", "--reference", str(tmp_path), "--json", str(tmp_path / "step.json")]
+    variants = [
+        "--variants",
+        "contiguous",
+        "channels_last",
+        "--reference",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "step.json"),
+    ]
     step.main(TINY + variants)
     written = json.loads((tmp_path / "step.json").read_text())
     names = {f"{kind}, {form}" for kind in ("plain", "surgery") for form in ("contiguous", "channels_last")}
@@ -84,7 +92,9 @@ def test_bfloat16_runs_and_a_missing_checkout_is_named(tmp_path: Path) -> None:
         step.main([*TINY, "--variants", "bf16", "--reference", str(tmp_path)])
 
 
-def test_strain_of_registered_phantoms_is_printed_beside_the_exact_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_strain_of_registered_phantoms_is_printed_beside_the_exact_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     path = tmp_path / "strain.json"
     strain.main(["--subjects", "1", "--size", "96", "--frames", "4", "--json", str(path)])
     assert str(ROOT) not in path.read_text()

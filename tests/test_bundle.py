@@ -21,7 +21,6 @@ import yaml
 from conftest import ROOT, SMALL, bundle_command, count, last_line, run_bundle, succeed, write_nifti
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
-
 from scripts.evaluation import FIGURES
 from scripts.itk_fields import pull, read_field
 from scripts.networks import RegistrationUNet
@@ -74,7 +73,15 @@ def test_tensorboard_holds_losses_conflicts_and_validation(trained: tuple) -> No
         events = EventAccumulator(str(path)).Reload()
         steps |= {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert steps["similarity_of_step"] == list(range(1, STEPS + 1))
-    for tag in ("conflict_ratio", "cosine", "similarity", "smoothness", "val_dice", "val_hd95_voxel", "val_folding_percent"):
+    for tag in (
+        "conflict_ratio",
+        "cosine",
+        "similarity",
+        "smoothness",
+        "val_dice",
+        "val_hd95_voxel",
+        "val_folding_percent",
+    ):
         assert steps[tag] == [1, 2], tag
 
 
@@ -96,7 +103,9 @@ def test_resuming_is_bit_for_bit(trained: tuple, phantoms: Path, tmp_path: Path)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoints(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoints(
+    trained: tuple, phantoms: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(trained[0], tmp_path / "out"))
     before = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
     result = run_bundle(config_file=TRAIN, dataset_dir=phantoms, output_dir=folder, **SMALL | {"learning_rate": 1e30})
@@ -132,7 +141,9 @@ def test_evaluation_scores_the_test_split_in_both_directions(evaluated: Path, ph
 
 def infer(*words: str, trained: tuple, output_dir: Path, **options: object) -> subprocess.CompletedProcess:
     checkpoint = trained[0] / "model.pt"
-    return run_bundle(*words, config_file=INFERENCE, checkpoint=checkpoint, output_dir=output_dir, device="cpu", **options)
+    return run_bundle(
+        *words, config_file=INFERENCE, checkpoint=checkpoint, output_dir=output_dir, device="cpu", **options
+    )
 
 
 def frames(phantoms: Path, subject: str = "phantom001") -> dict[str, Path]:
@@ -184,7 +195,9 @@ def test_run_infers_a_cine_with_its_label_and_landmarks(phantoms: Path, tmp_path
     path, label = subject / "phantom001_4d.nii.gz", subject / "phantom001_frame01_gt.nii.gz"
     points = tmp_path / "points.csv"
     places = [(nib.load(path).affine @ [*index, 1])[:3] * [-1, -1, 1] for index in ((20, 18, 0.4), (9.5, 30, 1))]
-    points.write_text("name,x,y,z\n" + "".join(f"{name},{x},{y},{z}\n" for name, (x, y, z) in zip(("apex", "base"), places)))
+    points.write_text(
+        "name,x,y,z\n" + "".join(f"{name},{x},{y},{z}\n" for name, (x, y, z) in zip(("apex", "base"), places))
+    )
     options = {"config_file": INFERENCE, "cine": path, "reference_label": label, "points": points, "device": "cpu"}
     result = succeed(run_bundle(**options, output_dir=tmp_path / "out"))
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["phantom001"]
@@ -205,7 +218,9 @@ def test_run_infers_a_cine_with_its_label_and_landmarks(phantoms: Path, tmp_path
     np.testing.assert_array_equal(labels.get_fdata()[..., 0], nib.load(label).get_fdata())
     with (folder / "points.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["frame"], row["name"]) for row in rows] == [(str(t), name) for t in range(1, 5) for name in ("apex", "base")]
+    assert [(row["frame"], row["name"]) for row in rows] == [
+        (str(t), name) for t in range(1, 5) for name in ("apex", "base")
+    ]
     np.testing.assert_allclose([[float(row[axis]) for axis in "xyz"] for row in rows[:2]], places, atol=1e-4)
     quality = json.loads((folder / "quality.json").read_text())
     assert (quality["reference_frame"], quality["reference_basis"]) == (1, "end diastole by Info.cfg")
@@ -232,14 +247,21 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_run_inference_in_processes_that_are_killed_and_resumed(trained: tuple, phantoms: Path, tmp_path: Path) -> None:
-    """Two processes share five cases, one of them bad, are killed, and run again; then one process does all of them anew."""
+    """Two processes share five cases, one of them bad, are killed, and run again; then one process does all of them
+    anew."""
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     names = [shutil.copytree(phantoms / f"phantom{n:03d}", data / f"phantom{n:03d}").name for n in range(1, 6)]
     bad = data / "phantom001" / "phantom001_4d.nii.gz"
     whole = bad.read_bytes()
     bad.write_bytes(whole[:2000])
-    options = {"checkpoint": trained[0] / "model.pt", "output_dir": out, "dataset_dir": data, "device": "cpu", "report": False}
+    options = {
+        "checkpoint": trained[0] / "model.pt",
+        "output_dir": out,
+        "dataset_dir": data,
+        "device": "cpu",
+        "report": False,
+    }
     options["refine_iterations"] = 5  # time to be killed in
     job = subprocess.Popen(
         bundle_command("inference", processes=2, config_file=INFERENCE, **options), cwd=ROOT, stderr=subprocess.DEVNULL
@@ -266,7 +288,9 @@ def test_run_inference_in_processes_that_are_killed_and_resumed(trained: tuple, 
     assert all(files(out / name) == CINE_FILES | LABEL_FILES for name in names[1:])
     second, before, rows = written(), contents(out), (out / "summary.csv").read_text().splitlines()
     assert {name: second[name] for name in first} == first
-    assert [row.split(",")[:2] for row in rows[1:]] == [[name, "done" if n else "failed"] for n, name in enumerate(names)]
+    assert [row.split(",")[:2] for row in rows[1:]] == [
+        [name, "done" if n else "failed"] for n, name in enumerate(names)
+    ]
     assert f"{bad.name}: cannot be read as NIfTI" in rows[1]
     assert str(bad.parent) not in rows[1]
 
@@ -293,10 +317,12 @@ def test_properties_are_all_there_without_input(kind: str, config: str, monkeypa
 
 
 def test_hearts_off_the_center_are_registered(tmp_path: Path) -> None:
-    """The heart of one phantom at the center and near a corner of a wide field of view: the shipped weights see the whole slice."""
+    """The heart of one phantom at the center and near a corner of a wide field of view: the shipped weights see the
+    whole slice."""
     phantom = Phantom.random((0, 1), size=(112, 112), slices=2, frames=6)
     es, ed = (phantom.image(frame) for frame in (phantom.end_systole, 1))
-    # The whole phantom lies in one corner, on a textured ground: a crop of 128 pixels about the center holds a part of it.
+    # The whole phantom lies in one corner, on a textured ground: a crop of 128 pixels about the center holds a part of
+    # it.
     ground = np.random.default_rng(0).normal(120, 15, (256, 256, 2))
     paths = {}
     for name, image in (("es", es), ("ed", ed)):
@@ -318,7 +344,11 @@ def test_options_of_the_method(phantoms: Path, tmp_path: Path) -> None:
     override = {
         "strategy": "agreement",
         "granularity": "module",
-        "network_def#backbone": {"_target_": "scripts.networks.RegistrationUNet", "features": [4, 8, 8, 8, 8], "conv_bias": True},
+        "network_def#backbone": {
+            "_target_": "scripts.networks.RegistrationUNet",
+            "features": [4, 8, 8, 8, 8],
+            "conv_bias": True,
+        },
         "integration": None,
         "both_ways": False,
         "similarity": {"_target_": "LocalNormalizedCrossCorrelationLoss", "spatial_dims": 2, "kernel_size": 9},
@@ -340,14 +370,22 @@ def test_options_of_the_method(phantoms: Path, tmp_path: Path) -> None:
 
 def test_a_monai_backbone_and_a_data_list(phantoms: Path, tmp_path: Path) -> None:
     override = {
-        "network_def#backbone": {"_target_": "VoxelMorphUNet", "spatial_dims": 2, "in_channels": 2, "unet_out_channels": 2}
+        "network_def#backbone": {
+            "_target_": "VoxelMorphUNet",
+            "spatial_dims": 2,
+            "in_channels": 2,
+            "unet_out_channels": 2,
+        }
         | {"channels": [4, 4, 6, 6, 4, 4], "final_conv_channels": [4]},
     }
     (tmp_path / "backbone.yaml").write_text(yaml.safe_dump(override))
     pairs = {
-        name: {k: str(v) for k, v in frames(phantoms, name).items() if k != "moving_label"} for name in ("phantom001", "phantom004")
+        name: {k: str(v) for k, v in frames(phantoms, name).items() if k != "moving_label"}
+        for name in ("phantom001", "phantom004")
     }
-    (tmp_path / "list.json").write_text(json.dumps({"training": [pairs["phantom001"]], "validation": [pairs["phantom004"]]}))
+    (tmp_path / "list.json").write_text(
+        json.dumps({"training": [pairs["phantom001"]], "validation": [pairs["phantom004"]]})
+    )
     options = {"data_list": tmp_path / "list.json", "output_dir": tmp_path / "out", **SMALL}
     result = succeed(run_bundle(config_file=f"['{TRAIN}','{tmp_path / 'backbone.yaml'}']", **options))
     # Without labels the weights are chosen by the error.
@@ -356,14 +394,22 @@ def test_a_monai_backbone_and_a_data_list(phantoms: Path, tmp_path: Path) -> Non
 
 
 def test_two_processes_train_and_validate_as_one(phantoms: Path, tmp_path: Path) -> None:
-    """All six slices in one batch, whatever the order, and one case to validate; steps of SGD, which rounding does not turn around."""
-    override = {"augmentation": None, "optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.1}}
+    """All six slices in one batch, whatever the order, and one case to validate; steps of SGD, which rounding does not
+    turn around."""
+    override = {
+        "augmentation": None,
+        "optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.1},
+    }
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump(override))
     options = {**SMALL, "dataset_dir": phantoms, "batch_size": 6}
     for name, processes, more in (("one", 0, ""), ("two", 2, "'configs/multi_gpu_train.yaml',")):
         configs = f"['{TRAIN}',{more}'{tmp_path / 'plain.yaml'}']"
         result = succeed(run_bundle(config_file=configs, processes=processes, output_dir=tmp_path / name, **options))
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {"model.pt", "last_checkpoint_epoch=2.pt", "tensorboard"}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        "model.pt",
+        "last_checkpoint_epoch=2.pt",
+        "tensorboard",
+    }
     assert count(r"Trainer - INFO - Epoch\[1\] Complete", result.stdout + result.stderr) == 1
     one, two = (read_state(tmp_path / name) for name in ("one", "two"))
     assert two["trainer"]["iteration"] == one["trainer"]["iteration"] == 2
@@ -413,24 +459,44 @@ def test_batch_norm_sees_the_whole_batch_on_cuda_devices(device: str) -> None:
         (TRAIN, {}, ("give exactly one of --dataset_dir, --data_list; got none",)),
         (INFERENCE, {"moving": "MISSING", "fixed": "FIXED"}, ("nowhere.nii.gz: no such file",)),
         (INFERENCE, {"moving": "CUT", "fixed": "FIXED"}, ("cut.nii.gz: cannot be read as NIfTI",)),
-        (INFERENCE, {"moving": "CONSTANT", "fixed": "FIXED"}, ("constant.nii.gz: the moving image is constant in every slice",)),
+        (
+            INFERENCE,
+            {"moving": "CONSTANT", "fixed": "FIXED"},
+            ("constant.nii.gz: the moving image is constant in every slice",),
+        ),
         (
             INFERENCE,
             {"moving": "FIXED", "fixed": "FIXED", "checkpoint": "OTHER"},
             ("other.pt: holds the weights of another network",),
         ),
-        (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "device": "cuda:7"}, ("--device cuda:7: no such device here",)),
-        (INFERENCE, {}, ("give exactly one of --cine, --moving with --fixed, --dataset_dir, --data_list, --field; got none",)),
+        (
+            INFERENCE,
+            {"moving": "FIXED", "fixed": "FIXED", "device": "cuda:7"},
+            ("--device cuda:7: no such device here",),
+        ),
+        (
+            INFERENCE,
+            {},
+            ("give exactly one of --cine, --moving with --fixed, --dataset_dir, --data_list, --field; got none",),
+        ),
         (INFERENCE, {"cine": "CINE", "moving": "FIXED", "fixed": "FIXED"}, ("got --cine and --moving",)),
         (INFERENCE, {"cine": "CINE", "field": "FIXED", "moving": "FIXED"}, ("got --cine and --field",)),
         (INFERENCE, {"cine": "FIXED"}, ("has the shape (40, 36, 2)", "--moving and --fixed")),
-        (INFERENCE, {"cine": "CINE", "reference_label": "LABEL"}, ("label.nii.gz: nobody knows which frame", "--reference_frame")),
+        (
+            INFERENCE,
+            {"cine": "CINE", "reference_label": "LABEL"},
+            ("label.nii.gz: nobody knows which frame", "--reference_frame"),
+        ),
         (
             INFERENCE,
             {"cine": "CINE", "reference_frame": 1, "reference_label": "SMALL"},
             ("small.nii.gz and frame 1 of", "cine_4d.nii.gz: have different shapes, (40, 35, 2) and (40, 36, 2)"),
         ),
-        (INFERENCE, {"moving": "SMALL", "fixed": "FIXED"}, ("small.nii.gz and", "have different shapes", "--resample_moving True")),
+        (
+            INFERENCE,
+            {"moving": "SMALL", "fixed": "FIXED"},
+            ("small.nii.gz and", "have different shapes", "--resample_moving True"),
+        ),
         (
             INFERENCE,
             {"moving": "SHIFTED", "fixed": "FIXED"},
@@ -440,11 +506,17 @@ def test_batch_norm_sees_the_whole_batch_on_cuda_devices(device: str) -> None:
         (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "moving_label": "FIXED"}, ("labels are",)),
         (TRAIN, {"dataset_dir": "EMPTY", "graph": True}, ("--graph True: needs a CUDA device, not cpu",)),
         (TRAIN, {"dataset_dir": "EMPTY"}, ("split 'train' is empty; add subjects to it",)),
-        (INFERENCE, {"cine": "CINE", "reference_frame": 5}, ("cine_4d.nii.gz: has the frames 1 to 4, no reference frame 5",)),
+        (
+            INFERENCE,
+            {"cine": "CINE", "reference_frame": 5},
+            ("cine_4d.nii.gz: has the frames 1 to 4, no reference frame 5",),
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_bad_input_ends_with_the_cure(phantoms: Path, tmp_path: Path, config: str, options: dict, words: tuple[str, ...]) -> None:
+def test_bad_input_ends_with_the_cure(
+    phantoms: Path, tmp_path: Path, config: str, options: dict, words: tuple[str, ...]
+) -> None:
     fixed = frames(phantoms)["fixed"]
     files = {name: tmp_path / f"{name.lower()}.nii.gz" for name in ("CUT", "CONSTANT")}
     files |= {"FIXED": fixed, "MISSING": tmp_path / "nowhere.nii.gz", "OTHER": tmp_path / "other.pt"}
@@ -455,7 +527,9 @@ def test_bad_input_ends_with_the_cure(phantoms: Path, tmp_path: Path, config: st
     write_nifti(files["CONSTANT"], np.full_like(array, 3), constant.affine)
     torch.save({"weight": torch.zeros(2)}, files["OTHER"])
     # Where no Info.cfg tells the reference frame.
-    files |= {name: tmp_path / f"{name.lower()}.nii.gz" for name in ("LABEL", "SMALL")} | {"CINE": tmp_path / "cine_4d.nii.gz"}
+    files |= {name: tmp_path / f"{name.lower()}.nii.gz" for name in ("LABEL", "SMALL")} | {
+        "CINE": tmp_path / "cine_4d.nii.gz"
+    }
     shutil.copy(fixed.with_name("phantom001_4d.nii.gz"), files["CINE"])
     label = nib.load(shutil.copy(fixed.with_name("phantom001_frame01_gt.nii.gz"), files["LABEL"]))
     files |= {name: tmp_path / f"{name.lower()}.nii.gz" for name in ("SHIFTED", "NAN")} | {"EMPTY": tmp_path / "empty"}
@@ -482,7 +556,13 @@ def test_inference_config_has_the_network_of_training() -> None:
 
 def test_another_working_spacing_still_writes_the_native_grid(phantoms: Path, tmp_path: Path) -> None:
     pair = frames(phantoms)
-    options = {"moving": pair["moving"], "fixed": pair["fixed"], "output_dir": tmp_path, "working_spacing": 2.5, "report": False}
+    options = {
+        "moving": pair["moving"],
+        "fixed": pair["fixed"],
+        "output_dir": tmp_path,
+        "working_spacing": 2.5,
+        "report": False,
+    }
     succeed(run_bundle(config_file=INFERENCE, device="cpu", **options))
     (folder,) = tmp_path.iterdir()
     fixed, moving = (nib.load(pair[name]) for name in ("fixed", "moving"))

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from monai.transforms import Compose
-
 from scripts.cache import preparation_key, prepare_items
 from scripts.datalists import select_pairs
 from scripts.datasets import FrameDataset, SliceDataset
@@ -97,7 +96,10 @@ def test_an_image_in_two_files_is_prepared_anew_where_either_changes(tmp_path: P
 
 def test_another_preprocessing_has_files_of_its_own(files: list[dict], tmp_path: Path) -> None:
     maker, cache = Maker(), tmp_path / "cache"
-    settings = lambda percentile, size: (Compose([ScaleSlicesd(["moving"], percentile), ResizeToSpacingd(["moving"])]), size)
+    settings = lambda percentile, size: (
+        Compose([ScaleSlicesd(["moving"], percentile), ResizeToSpacingd(["moving"])]),
+        size,
+    )
     first = values(files, maker, cache, settings(99.0, [8, 8]))
     assert values(files, maker, cache, settings(98.0, [8, 8])) == [4, 5, 6]
     assert values(files, maker, cache, settings(99.0, [8, 9])) == [7, 8, 9]
@@ -153,7 +155,9 @@ def test_a_write_that_fails_leaves_nothing_and_names_the_cure(
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_folder_that_cannot_be_made_is_done_without(files: list[dict], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_made_is_done_without(
+    files: list[dict], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("no folder")
     with caplog.at_level(logging.WARNING):
         assert values(files, Maker(), tmp_path / "file" / "cache") == [1, 2, 3]
@@ -162,7 +166,6 @@ def test_a_folder_that_cannot_be_made_is_done_without(files: list[dict], tmp_pat
 
 def test_data_sets_are_the_same_from_the_cache(phantoms: Path, tmp_path: Path) -> None:
     from monai.transforms import ConcatItemsd
-
     from scripts.cases import inference_cases
     from scripts.transforms import LoadCased
 

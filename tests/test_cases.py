@@ -1,4 +1,5 @@
-"""Options and folders to cases: which frame is the reference, what is found in a folder, and that one bad case spares the others."""
+"""Options and folders to cases: which frame is the reference, what is found in a folder, and that one bad case spares
+the others."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_nifti
-
 from scripts.cases import find_cases, inference_cases, unique_names
 from scripts.cohort import without_folders
 from scripts.errors import InputError
@@ -46,14 +46,18 @@ def test_the_reference_is_the_one_given_else_that_of_info_cfg_else_open(subject:
     assert "reference" not in item
 
 
-def test_info_cfg_beside_several_cines_is_the_one_s_of_its_name(subject: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_info_cfg_beside_several_cines_is_the_one_s_of_its_name(
+    subject: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = subject / "phantom001_4d.nii.gz"
     (subject / "Info.cfg").write_text("ED: 4\nES: 2\n")
     shutil.copy(path, subject / "other_4d.nii.gz")
     assert find_cases(cine=str(path))[0]["reference"] == 4
     assert not caplog.records
     assert "reference" not in find_cases(cine=str(subject / "other_4d.nii.gz"))[0]
-    assert "lies beside several cines, so its ED is not taken for other_4d.nii.gz's; give --reference_frame" in caplog.text
+    assert (
+        "lies beside several cines, so its ED is not taken for other_4d.nii.gz's; give --reference_frame" in caplog.text
+    )
 
 
 def test_info_cfg_in_a_dicom_folder_is_its_cine_s_whatever_lies_beside_it(subject: Path) -> None:
@@ -117,7 +121,8 @@ def test_a_folder_in_acdc_layout_gives_cines_with_their_label_else_pairs(copy: P
     assert ["cine" in item for item in items] == [True, False, False, True, True]
     assert items[0]["reference_label"].endswith("phantom001_frame01_gt.nii.gz")
     assert items[1]["moving_label"].endswith("phantom002_frame03_gt.nii.gz")
-    # With both directions a pair is two cases; with another reference frame the label at end diastole has no frame, and a pair fails.
+    # With both directions a pair is two cases; with another reference frame the label at end diastole has no frame, and
+    # a pair fails.
     assert len(find_cases(dataset_dir=str(copy), direction="both")) == 7
     items = find_cases(dataset_dir=str(copy), reference_frame=2)
     assert (items[0]["reference"], "reference_label" in items[0]) == (2, False)
@@ -202,7 +207,9 @@ def test_what_is_no_case_stays_out_of_a_folder_and_is_named(copy: Path, caplog: 
 
 def test_a_folder_of_dicom_files_alone_is_one_case(tmp_path: Path) -> None:
     (tmp_path / "1.dcm").touch()
-    assert [(item["case"], item["cine"]) for item in find_cases(dataset_dir=str(tmp_path))] == [(tmp_path.name, str(tmp_path))]
+    assert [(item["case"], item["cine"]) for item in find_cases(dataset_dir=str(tmp_path))] == [
+        (tmp_path.name, str(tmp_path))
+    ]
 
 
 def test_info_cfg_in_a_dicom_folder_names_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +268,10 @@ def test_an_info_cfg_of_windows_names_the_reference(copy: Path) -> None:
     path = copy / "phantom001" / "Info.cfg"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(sorted(path.read_text().split("\n"))).strip().encode())
     assert path.read_bytes()[3:5] == b"ED"
-    assert find_cases(cine=str(copy / "phantom001" / "phantom001_4d.nii.gz"))[0]["reference_basis"] == "end diastole by Info.cfg"
+    assert (
+        find_cases(cine=str(copy / "phantom001" / "phantom001_4d.nii.gz"))[0]["reference_basis"]
+        == "end diastole by Info.cfg"
+    )
 
 
 def test_a_folder_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
@@ -272,7 +282,11 @@ def test_a_folder_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_list_holds_pairs_and_cines_with_paths_relative_to_it(subject: Path) -> None:
-    cine, label, names = "phantom001_4d.nii.gz", "phantom001_frame01_gt.nii.gz", [f"phantom001_frame0{n}.nii.gz" for n in (3, 1)]
+    cine, label, names = (
+        "phantom001_4d.nii.gz",
+        "phantom001_frame01_gt.nii.gz",
+        [f"phantom001_frame0{n}.nii.gz" for n in (3, 1)],
+    )
     (subject / "p.csv").write_text("x,y,z\n0,0,0\n")
     listed = [
         {"moving": names[0], "fixed": names[1]},
@@ -318,7 +332,10 @@ def test_names_differ(subject: Path) -> None:
     assert len({item["case"] for item in renamed}) == 6
     assert [item["case"] for item in renamed][:3] == ["a", "b", "a_2"]
     (subject / "list.json").write_text(json.dumps({"test": [{"cine": "phantom001_4d.nii.gz"}] * 2}))
-    assert [item["case"] for item in inference_cases(data_list=str(subject / "list.json"))] == ["phantom001", "phantom001_2"]
+    assert [item["case"] for item in inference_cases(data_list=str(subject / "list.json"))] == [
+        "phantom001",
+        "phantom001_2",
+    ]
 
 
 def test_a_subject_is_its_files_not_its_info_cfg_alone(copy: Path) -> None:
@@ -340,7 +357,9 @@ def test_a_subject_is_its_files_not_its_info_cfg_alone(copy: Path) -> None:
 
 def test_a_reference_frame_takes_its_own_label_along(copy: Path) -> None:
     ed = 1
-    es = next(int(line[4:]) for line in (copy / "phantom001" / "Info.cfg").read_text().splitlines() if line.startswith("ES: "))
+    es = next(
+        int(line[4:]) for line in (copy / "phantom001" / "Info.cfg").read_text().splitlines() if line.startswith("ES: ")
+    )
     for frame in (ed, es):
         (item, *_) = find_cases(dataset_dir=str(copy), reference_frame=frame)
         assert item["reference"] == frame
@@ -355,7 +374,9 @@ def test_a_list_says_reference_frame_as_the_option_does(subject: Path) -> None:
     assert [item["reference"] for item in find_cases(data_list=str(subject / "list.json"))] == [3, 3]
 
 
-def test_files_of_one_name_are_named_after_their_folders(copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_of_one_name_are_named_after_their_folders(
+    copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = tmp_path / "study"
     for name in ("patA", "patB"):
         (root / name).mkdir(parents=True)

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from torch import nn
-
 from scripts import checkpoints
 from scripts.checkpoints import BestWeights, LastCheckpoint, RandomState, ResumeHandler, load_weights
 from scripts.errors import InputError
+from torch import nn
 
 
 def test_random_states_return() -> None:
@@ -114,7 +113,9 @@ def test_resuming_needs_epochs_of_one_length_and_enough_of_them(tmp_path: Path) 
     last = tmp_path / "last_checkpoint_epoch=3.pt"
     with pytest.raises(InputError, match="has had 3 epochs, and --max_epochs is 2; give a larger one"):
         start(2, 2, last)
-    with pytest.raises(InputError, match="has epochs of 2 steps, and these data and --batch_size make 5; resume with its own"):
+    with pytest.raises(
+        InputError, match="has epochs of 2 steps, and these data and --batch_size make 5; resume with its own"
+    ):
         start(5, 4, last)
     start(2, 4, last)
     assert (tmp_path / "last_checkpoint_epoch=4.pt").exists()

@@ -7,7 +7,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import ROOT
-
 from scripts.cines import Cine, CineRegistration, largest_cavity, otsu_threshold
 from scripts.datalists import read_info
 from scripts.phantom import Phantom

@@ -8,7 +8,6 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-
 from scripts.classical import METHODS, limit_itk_to_one_thread, register_slices
 from scripts.errors import InputError
 

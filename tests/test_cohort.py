@@ -15,7 +15,6 @@ from conftest import ROOT
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
-
 from scripts.cohort import COLUMNS, SUMMARY, describe, fingerprint, run_cases, summarize_case, without_folders
 from scripts.errors import InputError, first_cause
 from scripts.inferers import FieldInferer
@@ -89,7 +88,10 @@ def test_a_reason_names_no_folder() -> None:
     assert without_folders("/data/DOE_JANE/gt.nii.gz: holds 4", nested) == "gt.nii.gz: holds 4"
     near = {"cine": "c.nii.gz", "reference_label": "../DOE_JANE/gt.nii.gz"}
     assert without_folders("../DOE_JANE/gt.nii.gz: holds 4", near) == "gt.nii.gz: holds 4"
-    assert without_folders("[Errno 13] No: '/x/case7/DOE^JANE/2/IM1'", {"cine": "/x/case7"}) == "[Errno 13] No: 'case7/IM1'"
+    assert (
+        without_folders("[Errno 13] No: '/x/case7/DOE^JANE/2/IM1'", {"cine": "/x/case7"})
+        == "[Errno 13] No: 'case7/IM1'"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}"])
@@ -237,7 +239,8 @@ def test_the_summary_has_done_and_failed_cases_in_order(make: Make) -> None:
 def test_a_row_has_the_worst_frame_and_the_function(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     frames = [
-        {"folding_percent": f, "jacobian_min": j, "inverse_error_mm_p95": 0.1} for f, j in ((0.0, 0.3), (0.5, -0.2), (0.2, 0.1))
+        {"folding_percent": f, "jacobian_min": j, "inverse_error_mm_p95": 0.1}
+        for f, j in ((0.0, 0.3), (0.5, -0.2), (0.2, 0.1))
     ]
     quality = {"frames": frames, "verdict": ["It folds.", "It drifts."], "trustworthy": False}
     (tmp_path / "a" / DONE).write_text(json.dumps(quality))
@@ -291,7 +294,9 @@ def test_processes_share_the_cases(make: Make, good: str, monkeypatch: pytest.Mo
             studies[rank].run()
     with pytest.raises(InputError, match=f"1 of {len(names)} cases failed: bad;"):
         studies[0].run()
-    assert [study.written for study in studies] == [[name for name in names[rank::3] if name != "bad"] for rank in range(3)]
+    assert [study.written for study in studies] == [
+        [name for name in names[rank::3] if name != "bad"] for rank in range(3)
+    ]
     rows = read_summary(studies[0].folder)
     assert [(row["case"], row["status"]) for row in rows] == [*((name, "done") for name in good), ("bad", "failed")]
 

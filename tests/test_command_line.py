@@ -8,11 +8,10 @@ import sys
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher import LaunchConfig, elastic_launch
-
 from scripts import command_line, devices
 from scripts.errors import InputError, first_cause
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 RUN = ["python", "run", "--config_file", "configs/inference.yaml"]
 
@@ -23,18 +22,27 @@ RUN = ["python", "run", "--config_file", "configs/inference.yaml"]
         (["--referense_frame", "3"], "--referense_frame: no such option"),
         (["--moveing", "a.nii.gz"], r"--moveing: no such option; did you mean --moving\?"),
         (["--outputdir=x"], r"did you mean --output_dir\?"),
-        (["--dataset_dir", "2024_01"], r"--dataset_dir 2024_01: was read as 202401; write it as --dataset_dir \./2024_01"),
+        (
+            ["--dataset_dir", "2024_01"],
+            r"--dataset_dir 2024_01: was read as 202401; write it as --dataset_dir \./2024_01",
+        ),
         (["--output_dir", "7"], r"write it as --output_dir \./7"),
         (["--moving", "--fixed", "b.nii.gz"], "--moving"),
         (["-referense_frame", "3"], "--referense_frame: no such option"),
         (["--points", "2024_01"], r"write it as --points \./2024_01"),
-        (["--integration", "null"], r"--integration null: would not be taken for nothing; .*write --integration '\$None'"),
+        (
+            ["--integration", "null"],
+            r"--integration null: would not be taken for nothing; .*write --integration '\$None'",
+        ),
         (["--integration", "None"], r"write --integration '\$None'"),
         (["--points", "None"], "leave --points out"),
         (["--report", "false"], "--report false: is read as a word; write --report False"),
         (["--output_dir", "False"], "--output_dir False: results need a folder; name one, or leave --output_dir out"),
         (["--output_dir", "false"], "--output_dir False: results need a folder"),
-        (["--output_dir", "visit #2"], "--output_dir visit #2: holds #, which MONAI would read as ::, another name; rename"),
+        (
+            ["--output_dir", "visit #2"],
+            "--output_dir visit #2: holds #, which MONAI would read as ::, another name; rename",
+        ),
         (["--cine", "a/b#c/d.nii.gz"], "--cine a/b#c/d.nii.gz: holds #"),
         (["--dataset_dir", "DOE,JOHN"], r"write it as --dataset_dir \./DOE,JOHN"),
         (["--report", "maybe"], "--report maybe: is a switch; write --report True or --report False"),
@@ -47,7 +55,12 @@ def test_refuses(words: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("option", ["--labels", "--val_interval"])
 def test_refuses_what_another_config_left_without_a_reader(option: str) -> None:
-    words = ["--config_file", "['configs/train.yaml','configs/finetune.yaml']", option, "True" if option == "--labels" else "3"]
+    words = [
+        "--config_file",
+        "['configs/train.yaml','configs/finetune.yaml']",
+        option,
+        "True" if option == "--labels" else "3",
+    ]
     with pytest.raises(InputError, match=f"{option}: nothing in these config files reads it"):
         command_line.check(RUN[:2] + words)
 
@@ -57,7 +70,14 @@ def test_refuses_what_another_config_left_without_a_reader(option: str) -> None:
     [
         ["--moving", "a.nii.gz", "--fixed=b.nii.gz", "--output-dir", "x", "--report", "False", "--bf16"],
         ["--network_def#backbone#hidden", "48", "--postprocessing::transforms::1::output_dir", "y"],
-        ["--config_file", "['configs/train.yaml','configs/evaluate.yaml']", "--checkpoint", "m.pt", "--max_epochs", "3"],
+        [
+            "--config_file",
+            "['configs/train.yaml','configs/evaluate.yaml']",
+            "--checkpoint",
+            "m.pt",
+            "--max_epochs",
+            "3",
+        ],
         ["--integration", "$None", "--field", "False"],
         ["--output_dir", "@bundle_root + '#'", "--dataset_dir", "./DOE,JOHN", "--checkpoint", "@bundle_root + '/m.pt'"],
         ["--meta_file", "configs/metadata.json", "--tracking", "mlflow", "--logging_file", "configs/logging.conf"],
@@ -71,7 +91,9 @@ def test_accepts(words: list[str]) -> None:
 def test_what_counts_nothing_is_refused(value: object) -> None:
     command_line.check_counts(batch_size=1, log_every=20)
     command_line.check_counts(at_least=0, seed=0)
-    with pytest.raises(InputError, match=f"^--log_every {value}: is no whole number from 1 on; give one, or leave --log_every out"):
+    with pytest.raises(
+        InputError, match=f"^--log_every {value}: is no whole number from 1 on; give one, or leave --log_every out"
+    ):
         command_line.check_counts(batch_size=1, log_every=value)
 
 
@@ -80,7 +102,8 @@ def test_what_is_no_rate_is_refused(value: object) -> None:
     command_line.check_rates(averaging=1, at_most=1)
     command_line.check_rates(learning_rate=1.5)
     with pytest.raises(
-        InputError, match=f"^--averaging {value}: is no number above 0 and at most 1; give one, or leave --averaging out"
+        InputError,
+        match=f"^--averaging {value}: is no number above 0 and at most 1; give one, or leave --averaging out",
     ):
         command_line.check_rates(averaging=value, at_most=1)
 
@@ -181,7 +204,9 @@ def fail_in_one_process() -> None:
 
 def test_one_process_that_fails_ends_all_with_its_reason(capfd: pytest.CaptureFixture) -> None:
     """What the others say of its loss is neither printed nor taken for the reason."""
-    config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork")
+    config = LaunchConfig(
+        1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork"
+    )
     with pytest.raises(ChildFailedError) as caught:
         elastic_launch(config, fail_in_one_process)()
     rank, failure = caught.value.get_first_failure()

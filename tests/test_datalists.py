@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from scripts.datalists import (
     acdc_pairs,
     acdc_subjects,
@@ -96,9 +95,19 @@ def test_json_list_has_paths_relative_to_its_file(tmp_path: Path) -> None:
 
 
 def test_what_a_json_list_says_besides_reaches_nothing(tmp_path: Path) -> None:
-    item = {"cine": "a.nii.gz", "error": "none", "times": [1], "reference_frame": None, "case": None, "subject": 7, "points": None}
+    item = {
+        "cine": "a.nii.gz",
+        "error": "none",
+        "times": [1],
+        "reference_frame": None,
+        "case": None,
+        "subject": 7,
+        "points": None,
+    }
     (tmp_path / "list.json").write_text(json.dumps({"test": [item]}))
-    assert json_pairs(tmp_path / "list.json", "test") == [{"cine": str(tmp_path / "a.nii.gz"), "case": "7", "subject": 7}]
+    assert json_pairs(tmp_path / "list.json", "test") == [
+        {"cine": str(tmp_path / "a.nii.gz"), "case": "7", "subject": 7}
+    ]
 
 
 def test_no_source_gives_no_items_so_that_a_config_can_be_inspected() -> None:
@@ -157,7 +166,9 @@ def test_mms_one_folder_below_its_table_and_behind_links_keeps_its_split(mms: Pa
     assert folder_splits(linked) == before
 
 
-def test_an_mms_table_that_was_saved_again_keeps_its_subjects(mms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_mms_table_that_was_saved_again_keeps_its_subjects(
+    mms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = Path(shutil.copytree(mms, tmp_path / "mms"))
     table = next(root.glob("*.csv"))
     before, rows = select_pairs(str(root), None, "train"), table.read_text().splitlines()
@@ -178,7 +189,9 @@ def test_a_frame_without_labels_is_called_out(mms: Path, tmp_path: Path, caplog:
     LoadCased()(item)
     assert "holds no structure" not in caplog.text
     LoadCased()(item | {"moving_frame": item["moving_frame"] + 1})
-    assert f"{item['moving_label']}: holds no structure in frame {item['moving_frame'] + 1}, counted from 0" in caplog.text
+    assert (
+        f"{item['moving_label']}: holds no structure in frame {item['moving_frame'] + 1}, counted from 0" in caplog.text
+    )
 
 
 def drop_column(root: Path) -> None:
@@ -204,7 +217,9 @@ def move_frame(root: Path) -> None:
         (move_frame, ("_sa.nii.gz", "no frame 99", "(40, 36, 2, 4)", "mend its ED and ES")),
     ],
 )
-def test_a_spoiled_mms_folder_is_named_with_its_cure(mms: Path, tmp_path: Path, spoil: callable, words: tuple[str, ...]) -> None:
+def test_a_spoiled_mms_folder_is_named_with_its_cure(
+    mms: Path, tmp_path: Path, spoil: callable, words: tuple[str, ...]
+) -> None:
     root = Path(shutil.copytree(mms, tmp_path / "mms"))
     spoil(root)
     with pytest.raises(InputError) as caught:
@@ -288,18 +303,33 @@ def test_a_spoiled_folder_is_named_with_its_cure(copy: Path, spoil: callable, wo
     [
         ("{", ("is no MONAI data list",)),
         ('{"test": [{"moving": "a.nii.gz"}]}', ("item 1 of 'test' has no 'fixed'", "add the path")),
-        ('{"test": [{"moving": "a.nii.gz", "fixed": "b.nii.gz"}]}', ("a.nii.gz: no such file", "moving of case a_to_b")),
+        (
+            '{"test": [{"moving": "a.nii.gz", "fixed": "b.nii.gz"}]}',
+            ("a.nii.gz: no such file", "moving of case a_to_b"),
+        ),
         ('{"training": []}', ("section 'test' is empty",)),
         ('{"test": [{"cine": "a_4d.nii.gz"}]}', ("section 'test' has cines (a)", "configs/finetune.yaml")),
-        ('{"test": [{"moving": "a", "fixed": "b", "moving_lable": "c"}]}', ("has the key 'moving_lable'", "mean 'moving_label'?")),
-        ('{"test": [{"cine": "a_4d.nii.gz", "subject": ["a"]}]}', ("item 1 of 'test' has the subject ['a']", "give a name")),
+        (
+            '{"test": [{"moving": "a", "fixed": "b", "moving_lable": "c"}]}',
+            ("has the key 'moving_lable'", "mean 'moving_label'?"),
+        ),
+        (
+            '{"test": [{"cine": "a_4d.nii.gz", "subject": ["a"]}]}',
+            ("item 1 of 'test' has the subject ['a']", "give a name"),
+        ),
         ('{"test": [{"cine": 5}]}', ("item 1 of 'test' has the cine 5", "give the path")),
         *(
-            (f'{{"test": [{{"cine": "a.nii.gz", "case": "{name}"}}]}}', (f"the case '{name}', a name that outputs have",))
+            (
+                f'{{"test": [{{"cine": "a.nii.gz", "case": "{name}"}}]}}',
+                (f"the case '{name}', a name that outputs have",),
+            )
             for name in ("summary.csv", ".part_a", ".old_a")
         ),
         *(
-            (f'{{"test": [{{"cine": "a.nii.gz", "case": "{name}"}}]}}', (f"item 1 of 'test' has the case '{name}'", "without /"))
+            (
+                f'{{"test": [{{"cine": "a.nii.gz", "case": "{name}"}}]}}',
+                (f"item 1 of 'test' has the case '{name}'", "without /"),
+            )
             for name in ("../a", "/tmp/a", "..", ".", "a/b", "")
         ),
     ],

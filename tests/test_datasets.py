@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from scripts.datasets import FrameDataset, SliceDataset, batch_loader
 from scripts.errors import InputError
 
@@ -60,7 +59,9 @@ def share(monkeypatch: pytest.MonkeyPatch, rank: int, world: int, count: int, ba
 
 
 @pytest.mark.parametrize(("world", "count", "batch_size"), [(2, 7, 4), (3, 7, 3), (2, 3, 4), (2, 3, 100)])
-def test_processes_share_the_batches_of_one(monkeypatch: pytest.MonkeyPatch, world: int, count: int, batch_size: int) -> None:
+def test_processes_share_the_batches_of_one(
+    monkeypatch: pytest.MonkeyPatch, world: int, count: int, batch_size: int
+) -> None:
     (*alone,) = share(monkeypatch, 0, 1, count, batch_size)
     shares = [share(monkeypatch, rank, world, count, batch_size) for rank in range(world)]
     together = [sorted(value for part in parts for value in part) for parts in zip(*shares)]
@@ -69,7 +70,9 @@ def test_processes_share_the_batches_of_one(monkeypatch: pytest.MonkeyPatch, wor
 
 
 @pytest.mark.parametrize(("world", "count", "batch_size"), [(2, 3, 3), (3, 3, 4), (8, 3, 8)])
-def test_what_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch, world: int, count: int, batch_size: int) -> None:
+def test_what_processes_cannot_share_is_refused(
+    monkeypatch: pytest.MonkeyPatch, world: int, count: int, batch_size: int
+) -> None:
     with pytest.raises(
         InputError, match=f"--batch_size {batch_size}: {world} processes cannot share it and the {2 * count} slices"
     ):
@@ -107,7 +110,10 @@ def test_labels_lie_on_their_pairs_and_missing_ones_are_marked() -> None:
 
 
 def test_frames_are_paired_within_their_slice() -> None:
-    cines = [torch.arange(3.0).view(3, 1, 1, 1).expand(3, 8, 8, 2) + 10 * torch.arange(2), torch.full((2, 6, 6, 1), 100.0)]
+    cines = [
+        torch.arange(3.0).view(3, 1, 1, 1).expand(3, 8, 8, 2) + 10 * torch.arange(2),
+        torch.full((2, 6, 6, 1), 100.0),
+    ]
     cines[1] = cines[1] + torch.arange(2.0).view(2, 1, 1, 1)
     cines = [cine.clone() for cine in cines]
     for cine in cines:
@@ -130,7 +136,9 @@ def test_blank_frames_are_in_no_pair() -> None:
     cine[1:, ..., 2] = 0.5
     dataset = FrameDataset([{"moving": cine}], lambda item: item, (8, 8), progress=False)
     assert torch.equal(dataset.frames, torch.cat([cine[[0, 2], ..., 0], cine[..., 1]]))
-    assert all((pair.amax((1, 2)) > pair.amin((1, 2))).all() for _ in range(20) for pair in dataset[list(range(5))]["pair"])
+    assert all(
+        (pair.amax((1, 2)) > pair.amin((1, 2))).all() for _ in range(20) for pair in dataset[list(range(5))]["pair"]
+    )
 
 
 def test_a_pair_gives_its_two_frames_and_a_single_frame_is_refused() -> None:

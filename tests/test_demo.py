@@ -1,4 +1,5 @@
-"""The demo's configs, on fewer phantoms and epochs: it learns, it does not fold, and it leaves its table and picture."""
+"""The demo's configs, on fewer phantoms and epochs: it learns, it does not fold, and it leaves its table and
+picture."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import json
 from pathlib import Path
 
 from conftest import run_bundle, succeed
-
 from scripts.phantom import write_phantom_dataset
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ignite.distributed as idist
 import pytest
 import torch
-
 from scripts.devices import (
     allow_tf32,
     check_bf16,

@@ -1,4 +1,5 @@
-"""DICOM folders written by hand: every voxel at the place that its own file states, and nothing of the patient in what comes back."""
+"""DICOM folders written by hand: every voxel at the place that its own file states, and nothing of the patient in what
+comes back."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-
 from scripts.cases import find_cases
 from scripts.dicom import read_dicom_cine
 from scripts.errors import InputError
 from scripts.itk_fields import check_right_angles
+
 from tests.conftest import ROOT
 
 pydicom = pytest.importorskip("pydicom")
@@ -54,7 +55,10 @@ def make_image(position: np.ndarray, seed: int = 0, axes: np.ndarray = AXES, **t
     image = pydicom.Dataset()
     image.PatientName, image.PatientID, image.SeriesDescription = PATIENT, "4711-JD", f"cine {PATIENT}"
     image.SOPClassUID, image.SOPInstanceUID, image.Modality = MRImageStorage, generate_uid(), "MR"
-    image.ImageOrientationPatient, image.ImagePositionPatient = axes.round(6).ravel().tolist(), np.round(position, 5).tolist()
+    image.ImageOrientationPatient, image.ImagePositionPatient = (
+        axes.round(6).ravel().tolist(),
+        np.round(position, 5).tolist(),
+    )
     image.PixelSpacing, image.SliceThickness, image.SpacingBetweenSlices = list(SPACING), 7.0, GAP
     image.Rows, image.Columns, image.SamplesPerPixel, image.PhotometricInterpretation = ROWS, COLUMNS, 1, "MONOCHROME2"
     image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
@@ -70,12 +74,17 @@ def make_image(position: np.ndarray, seed: int = 0, axes: np.ndarray = AXES, **t
 def make_stack(
     slices: int = SLICES, phases: int = PHASES, corner: np.ndarray = CORNER, axes: np.ndarray = AXES, seed: int = 0
 ) -> list[Slice]:
-    """Slices of phases along the normal, a series each; slice z is triggered at 10 + z ms and every 30 + z ms thereafter."""
+    """Slices of phases along the normal, a series each; slice z is triggered at 10 + z ms and every 30 + z ms
+    thereafter."""
     step = GAP * np.cross(*axes)
     return [
         [
             make_image(
-                corner + z * step, 1000 * seed + 100 * z + t, axes, SeriesInstanceUID=uid, TriggerTime=10.0 + z + (30 + z) * t
+                corner + z * step,
+                1000 * seed + 100 * z + t,
+                axes,
+                SeriesInstanceUID=uid,
+                TriggerTime=10.0 + z + (30 + z) * t,
             )
             for t in range(phases)
         ]
@@ -140,7 +149,9 @@ def test_affine_puts_a_voxel_where_its_file_does(tmp_path: Path) -> None:
     cine = read_dicom_cine(write(tmp_path, stack))
     column, row = 5, 2
     for z, phases in enumerate(stack):
-        lps = np.array(phases[0].ImagePositionPatient, float) + AXES[0] * SPACING[1] * column + AXES[1] * SPACING[0] * row
+        lps = (
+            np.array(phases[0].ImagePositionPatient, float) + AXES[0] * SPACING[1] * column + AXES[1] * SPACING[0] * row
+        )
         np.testing.assert_allclose((cine.affine @ [column, row, z, 1])[:3], lps * [-1, -1, 1], atol=1e-3)
     np.testing.assert_allclose(cine.spacing, (SPACING[1], SPACING[0], GAP), rtol=1e-4)
     assert np.linalg.det(cine.affine) > 0
@@ -178,7 +189,9 @@ def test_a_folder_holds_one_cine_beside_stills(tmp_path: Path) -> None:
 
 def test_orientations_that_jitter_are_averaged(tmp_path: Path) -> None:
     angles = np.deg2rad([-0.3, 0.0, 0.3])
-    turned = [np.stack([np.cos(a) * AXES[0] + np.sin(a) * AXES[1], np.cos(a) * AXES[1] - np.sin(a) * AXES[0]]) for a in angles]
+    turned = [
+        np.stack([np.cos(a) * AXES[0] + np.sin(a) * AXES[1], np.cos(a) * AXES[1] - np.sin(a) * AXES[0]]) for a in angles
+    ]
     stack = set_tags(make_stack(), lambda z, t: {"ImageOrientationPatient": turned[z].round(6).ravel().tolist()})
     cine = read_dicom_cine(write(tmp_path, stack))
     np.testing.assert_allclose(cine.affine[:2, 0], -AXES[0, :2] * SPACING[1], atol=1e-4)
@@ -210,7 +223,9 @@ def test_series_may_be_links(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 100, 140, 300, None])
-def test_no_image_vanishes_because_its_file_is_spoiled(tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int | None) -> None:
+def test_no_image_vanishes_because_its_file_is_spoiled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int | None
+) -> None:
     path = min(write(tmp_path, make_stack()).glob("part*/IM*"))
     if size is None:
         path.unlink()
@@ -287,7 +302,8 @@ def test_stops_without_pydicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def make_enhanced(images: Slice) -> pydicom.Dataset:
-    """One Enhanced file of the images of classic ones, which keep nothing but their pixels, places, times and rescaling."""
+    """One Enhanced file of the images of classic ones, which keep nothing but their pixels, places, times and
+    rescaling."""
 
     def group(**macros: dict) -> pydicom.Dataset:
         item = pydicom.Dataset()
@@ -298,7 +314,13 @@ def make_enhanced(images: Slice) -> pydicom.Dataset:
             setattr(item, name, [macro])
         return item
 
-    moved = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
+    moved = (
+        "ImageOrientationPatient",
+        "ImagePositionPatient",
+        "PixelSpacing",
+        "SliceThickness",
+        "SpacingBetweenSlices",
+    )
     file = make_image(
         CORNER, SOPClassUID=EnhancedMRImageStorage, NumberOfFrames=len(images), SeriesNumber=7, **dict.fromkeys(moved)
     )
@@ -326,7 +348,9 @@ def test_enhanced_files_give_what_classic_ones_give(tmp_path: Path, files: str) 
     expected = read_dicom_cine(write(tmp_path / "classic", stack))
     images = [image for phases in stack for image in phases]
     random.Random(1).shuffle(images)
-    folder = write(tmp_path / "enhanced", [[make_enhanced(group)] for group in (stack if files == "one a slice" else [images])])
+    folder = write(
+        tmp_path / "enhanced", [[make_enhanced(group)] for group in (stack if files == "one a slice" else [images])]
+    )
     if files == "compressed":
         (path,) = (path for path in folder.rglob("*") if path.is_file())
         file = pydicom.dcmread(path)
@@ -339,7 +363,8 @@ def test_enhanced_files_give_what_classic_ones_give(tmp_path: Path, files: str) 
 
 
 def test_private_headers_of_frames_change_nothing(tmp_path: Path) -> None:
-    """Philips has a classic header of each frame beside the public groups, in which place, scale and time are others."""
+    """Philips has a classic header of each frame beside the public groups, in which place, scale and time are
+    others."""
     stack = make_stack()
     expected = read_dicom_cine(write(tmp_path / "classic", stack))
     file = make_enhanced([image for phases in stack for image in phases])
@@ -361,8 +386,13 @@ def test_private_headers_of_frames_change_nothing(tmp_path: Path) -> None:
 def test_parts_of_complex_images_are_left_out_beside_magnitudes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str, part: str, late: float
 ) -> None:
-    stack = set_tags(make_stack(), lambda z, t: {"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"], "SeriesInstanceUID": "1.2.3"})
-    rule = lambda z, t: {"ImageType": ["ORIGINAL", "PRIMARY", part, "ND"], "TriggerTime": 10.0 + z + (30 + z) * t + late}
+    stack = set_tags(
+        make_stack(), lambda z, t: {"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"], "SeriesInstanceUID": "1.2.3"}
+    )
+    rule = lambda z, t: {
+        "ImageType": ["ORIGINAL", "PRIMARY", part, "ND"],
+        "TriggerTime": 10.0 + z + (30 + z) * t + late,
+    }
     others = set_tags(set_tags(make_stack(seed=1), rule), lambda z, t: {"SeriesInstanceUID": "1.2.3"})
     folder = write(tmp_path / "classic", stack, others)
     if place != "ImageType":
@@ -414,13 +444,17 @@ def test_files_without_a_preamble_are_read(tmp_path: Path, meta: str, enhanced: 
 
 def test_pictures_in_color_are_no_images(tmp_path: Path) -> None:
     stack = make_stack()
-    color = make_image(CORNER, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, TriggerTime=99.0)
+    color = make_image(
+        CORNER, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, TriggerTime=99.0
+    )
     np.testing.assert_array_equal(read_dicom_cine(write(tmp_path, stack, [[color]])).image, expected_image(stack))
 
 
 def test_stacks_at_a_few_degrees_to_each_other_are_two(tmp_path: Path) -> None:
     angle = np.deg2rad(5)
-    turned = np.stack([np.cos(angle) * AXES[0] + np.sin(angle) * AXES[1], np.cos(angle) * AXES[1] - np.sin(angle) * AXES[0]])
+    turned = np.stack(
+        [np.cos(angle) * AXES[0] + np.sin(angle) * AXES[1], np.cos(angle) * AXES[1] - np.sin(angle) * AXES[0]]
+    )
     other = make_stack(2, axes=turned, corner=CORNER + 200 * NORMAL, seed=1)
     assert "holds 2 different stacks" in error_of(write(tmp_path, make_stack(), other))
 
@@ -439,7 +473,8 @@ def test_slices_in_a_folder_each_are_called_out(tmp_path: Path, caplog: pytest.L
     write(tmp_path / "study" / "long", set_tags(long_axis, frame))
     assert len(find_cases(dataset_dir=str(tmp_path / "study"))) == 4
     assert (
-        "study: slice0, slice1, slice2 look like slices of one cine and are registered apart; where they are, give" in caplog.text
+        "study: slice0, slice1, slice2 look like slices of one cine and are registered apart; where they are, give"
+        in caplog.text
     )
     caplog.clear()
     for name, tags in (
@@ -467,7 +502,9 @@ def test_stops_at_enhanced_files_that_do_not_say_where_their_frames_lie(tmp_path
     message = error_of(write(tmp_path / "one", [[file]]))
     assert "(series 7), frame 5 has no valid ImagePositionPatient" in message
     del file.PerFrameFunctionalGroupsSequence
-    assert "(series 7) is Enhanced DICOM without PerFrameFunctionalGroupsSequence" in error_of(write(tmp_path / "all", [[file]]))
+    assert "(series 7) is Enhanced DICOM without PerFrameFunctionalGroupsSequence" in error_of(
+        write(tmp_path / "all", [[file]])
+    )
     file = make_enhanced([image for phases in make_stack() for image in phases])
     file.PixelData = file.PixelData[: ROWS * COLUMNS * 5]
     assert "cannot be read" in error_of(write(tmp_path / "cut", [[file]]))
@@ -494,7 +531,9 @@ def test_stops_at_slices_of_unequal_numbers_of_phases(tmp_path: Path) -> None:
 
 def test_stops_at_repeated_slices(tmp_path: Path) -> None:
     repeat = make_stack()[1:2]
-    assert "slice 2 is there more than once (8 files, 2 series)" in error_of(write(tmp_path / "series", make_stack(), repeat))
+    assert "slice 2 is there more than once (8 files, 2 series)" in error_of(
+        write(tmp_path / "series", make_stack(), repeat)
+    )
     doubled = [phases + make_stack()[z] for z, phases in enumerate(make_stack())]
     set_tags(doubled, lambda z, t: {"SeriesInstanceUID": "1.2.3"})
     assert "slice 1 has several images of one TriggerTime; keep one" in error_of(write(tmp_path / "phases", doubled))
@@ -515,7 +554,10 @@ def test_two_acquisitions_in_one_series_are_called_out(tmp_path: Path, caplog: p
 def test_a_slice_that_begins_a_phase_late_is_called_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stack = make_stack()
     read_dicom_cine(write(tmp_path / "late", [stack[0][:-1], stack[1][1:], *(phases[:-1] for phases in stack[2:])]))
-    assert "its slices begin 10 to 42 ms after the trigger, with phases 31 ms apart; where a slice lacks its first" in caplog.text
+    assert (
+        "its slices begin 10 to 42 ms after the trigger, with phases 31 ms apart; where a slice lacks its first"
+        in caplog.text
+    )
 
 
 def test_copies_of_a_file_count_once(tmp_path: Path) -> None:
@@ -548,7 +590,9 @@ def test_a_single_image_parallel_to_the_cine_is_left_out(
 ) -> None:
     series = (lambda z, t: f"1.2.{t + 1}") if per_phase else (lambda z, t: f"1.2.{z + 1}")
     stack = set_tags(make_stack(), lambda z, t: {"SeriesInstanceUID": series(z, t)})
-    scout = [[make_image(CORNER + place * GAP * NORMAL, 99, SeriesInstanceUID="1.2.99", SeriesNumber=9, TriggerTime=5.0)]]
+    scout = [
+        [make_image(CORNER + place * GAP * NORMAL, 99, SeriesInstanceUID="1.2.99", SeriesNumber=9, TriggerTime=5.0)]
+    ]
     write(tmp_path, stack, scout)
     if per_phase and place == 1:
         # It looks like one phase more of that slice.
@@ -573,7 +617,9 @@ def test_trigger_delays_order_phases_that_share_a_rounded_trigger_time(tmp_path:
 
 def test_a_folder_of_nifti_files_says_how_to_give_them(tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").touch()
-    assert "holds NIfTI files and no DICOM MR image; give --cine one of the files, or --dataset_dir" in error_of(tmp_path)
+    assert "holds NIfTI files and no DICOM MR image; give --cine one of the files, or --dataset_dir" in error_of(
+        tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -589,15 +635,21 @@ def test_every_second_slice_alone_is_called_out(
             del phase.SliceThickness
     cine = read_dicom_cine(write(tmp_path, stack[::2]))
     assert np.linalg.norm(cine.affine[:3, 2]) == pytest.approx(18.0)
-    assert ("its slices lie 18.0 mm apart, and were taken 9.0 mm apart by its files: are some missing?" in caplog.text) == said
+    assert (
+        "its slices lie 18.0 mm apart, and were taken 9.0 mm apart by its files: are some missing?" in caplog.text
+    ) == said
 
 
 def test_stops_at_a_missing_slice(tmp_path: Path) -> None:
     stack = make_stack(slices=5)
-    assert "unequally far apart (9.0, 18.0, 9.0 mm); add the missing slice" in error_of(write(tmp_path, stack[:2] + stack[3:]))
+    assert "unequally far apart (9.0, 18.0, 9.0 mm); add the missing slice" in error_of(
+        write(tmp_path, stack[:2] + stack[3:])
+    )
 
 
-@pytest.mark.parametrize("rule", [lambda z, t: z == 1, lambda z, t: z, lambda z, t: t == 2], ids=["slice", "shear", "phase"])
+@pytest.mark.parametrize(
+    "rule", [lambda z, t: z == 1, lambda z, t: z, lambda z, t: t == 2], ids=["slice", "shear", "phase"]
+)
 def test_stops_at_images_shifted_in_plane(tmp_path: Path, rule: Callable[[int, int], float]) -> None:
     place = lambda z, t: np.round(CORNER + z * GAP * NORMAL + 3 * rule(z, t) * AXES[0], 5).tolist()
     stack = set_tags(make_stack(), lambda z, t: {"ImagePositionPatient": place(z, t)})
@@ -615,7 +667,10 @@ def test_shifts_below_half_a_pixel_leave_right_angles(tmp_path: Path) -> None:
     ("rule", "words"),
     [
         (lambda z, t: {"TriggerTime": None}, r"12 of them, such as IM000 \(series 0\), have no trigger time"),
-        (lambda z, t: {"TriggerTime": None} if (z, t) == (1, 2) else {}, r"1 of them, such as IM\d+ \(series 0\), have no trigger"),
+        (
+            lambda z, t: {"TriggerTime": None} if (z, t) == (1, 2) else {},
+            r"1 of them, such as IM\d+ \(series 0\), have no trigger",
+        ),
         (lambda z, t: {"TriggerTime": 0.0}, "its trigger times do not differ"),
         (lambda z, t: {"TriggerTime": 0.0} if z == 2 else {}, "its trigger times do not differ"),
     ],
@@ -623,7 +678,11 @@ def test_shifts_below_half_a_pixel_leave_right_angles(tmp_path: Path) -> None:
 )
 def test_stops_without_trigger_times(tmp_path: Path, rule: Callable[[int, int], dict], words: str) -> None:
     """Whatever else might tell the order of the phases."""
-    others = lambda z, t: {"InstanceNumber": 100 * z + t, "TemporalPositionIdentifier": t + 1, "AcquisitionTime": f"13315{z}.{t}0"}
+    others = lambda z, t: {
+        "InstanceNumber": 100 * z + t,
+        "TemporalPositionIdentifier": t + 1,
+        "AcquisitionTime": f"13315{z}.{t}0",
+    }
     message = error_of(write(tmp_path, set_tags(set_tags(make_stack(), others), rule)))
     assert re.search(words, message)
     assert "TriggerTime or NominalCardiacTriggerDelayTime" in message
@@ -637,14 +696,22 @@ def test_stops_at_a_lone_slice_without_thickness(tmp_path: Path) -> None:
 
 def test_stops_at_pixels_that_cannot_be_read(tmp_path: Path) -> None:
     stack = set_tags(make_stack(), lambda z, t: {"PixelData": b"\0\0"})
-    assert "(series 0) cannot be read (Explicit VR Little Endian); export it again" in error_of(write(tmp_path / "short", stack))
-    stack = set_tags(make_stack(), lambda z, t: {"PixelData": make_image(CORNER).PixelData * 2} if (z, t) == (1, 2) else {})
+    assert "(series 0) cannot be read (Explicit VR Little Endian); export it again" in error_of(
+        write(tmp_path / "short", stack)
+    )
+    stack = set_tags(
+        make_stack(), lambda z, t: {"PixelData": make_image(CORNER).PixelData * 2} if (z, t) == (1, 2) else {}
+    )
     assert re.search(
-        r"IM\d+ \(series 0\) has pixels of the shape \(8, 6, 2\), not \(8, 6\)", error_of(write(tmp_path / "long", stack))
+        r"IM\d+ \(series 0\) has pixels of the shape \(8, 6, 2\), not \(8, 6\)",
+        error_of(write(tmp_path / "long", stack)),
     )
     fragment = pydicom.encaps.encapsulate([b"\0\0\0\0"])
     stack = set_tags(make_stack(), lambda z, t: {"PixelData": fragment})
-    for syntax, name in ((JPEG2000Lossless, "(JPEG 2000 Image Compression (Lossless Only))"), (MPEG2MPML, "(MPEG2 Main Profile")):
+    for syntax, name in (
+        (JPEG2000Lossless, "(JPEG 2000 Image Compression (Lossless Only))"),
+        (MPEG2MPML, "(MPEG2 Main Profile"),
+    ):
         assert name in error_of(write(tmp_path / syntax, stack, syntax=syntax))
 
 
@@ -678,5 +745,7 @@ def test_a_spoiled_header_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise struct.error("unpack requires a buffer of 4 bytes")
 
     monkeypatch.setattr(pydicom, "dcmread", spoiled)
-    with pytest.raises(InputError, match=r"IM7 cannot be read as DICOM \(error\); export it again or move it out of the folder"):
+    with pytest.raises(
+        InputError, match=r"IM7 cannot be read as DICOM \(error\); export it again or move it out of the folder"
+    ):
         read_dicom_cine(tmp_path)

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 from conftest import ROOT
-
 from scripts.errors import InputError, one_line
 
 

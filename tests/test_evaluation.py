@@ -15,8 +15,6 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from scipy.ndimage import binary_erosion, distance_transform_edt, map_coordinates
-from torch.utils.data import DataLoader, DistributedSampler
-
 from scripts.datalists import acdc_pairs, folder_splits
 from scripts.evaluation import (
     FIGURES,
@@ -28,6 +26,7 @@ from scripts.evaluation import (
     score_case,
 )
 from scripts.transforms import LoadCased
+from torch.utils.data import DataLoader, DistributedSampler
 
 
 def crop(image: np.ndarray, size: int = 128) -> np.ndarray:
@@ -35,7 +34,9 @@ def crop(image: np.ndarray, size: int = 128) -> np.ndarray:
     return image[starts[0] : starts[0] + size, starts[1] : starts[1] + size]
 
 
-def plain_scores(moving: np.ndarray, fixed: np.ndarray, moving_label: np.ndarray, fixed_label: np.ndarray) -> dict[str, float]:
+def plain_scores(
+    moving: np.ndarray, fixed: np.ndarray, moving_label: np.ndarray, fixed_label: np.ndarray
+) -> dict[str, float]:
     """Dice, pooled HD95 in voxels and MSE of one unregistered subject, without this project's code or MONAI's."""
     row = {}
     for name, value in (("rv", 1), ("myo", 2), ("lv", 3)):
@@ -58,11 +59,15 @@ def test_initial_row_of_the_shared_test_split_is_that_of_plain_numpy(acdc: Path)
     found, expected = [], []
     for item in acdc_pairs(acdc, folder_splits(acdc)["test"]):
         loaded = LoadCased()(item)
-        loaded.update(moving_image=loaded["moving"], fixed_image=loaded["fixed"], pred=torch.zeros(2, *loaded["fixed"].shape[1:]))
+        loaded.update(
+            moving_image=loaded["moving"], fixed_image=loaded["fixed"], pred=torch.zeros(2, *loaded["fixed"].shape[1:])
+        )
         scores = ScoreRegistrationd()(loaded)["scores"]
         assert scores["initial"] == scores["registered"]
         found.append(scores["initial"])
-        arrays = [np.asarray(nib.load(item[key]).dataobj, float) for key in ("moving", "fixed", "moving_label", "fixed_label")]
+        arrays = [
+            np.asarray(nib.load(item[key]).dataobj, float) for key in ("moving", "fixed", "moving_label", "fixed_label")
+        ]
         expected.append(plain_scores(*arrays))
     assert len(found) == 10
     for key in ("dice", "dice_rv", "dice_myo", "dice_lv", "hd95_voxel", "mse"):
@@ -77,7 +82,8 @@ def make_case(shape: tuple[int, int, int] = (24, 20, 2)) -> dict[str, MetaTensor
     rng = np.random.default_rng(0)
     affine = torch.diag(torch.tensor([1.5, 1.5, 8.0, 1.0], dtype=torch.float64))
     case = {
-        key: MetaTensor(torch.from_numpy(rng.random((1, *shape))).float(), affine=affine) for key in ("moving_image", "fixed_image")
+        key: MetaTensor(torch.from_numpy(rng.random((1, *shape))).float(), affine=affine)
+        for key in ("moving_image", "fixed_image")
     }
     for key in ("moving_label", "fixed_label"):
         case[key] = MetaTensor(torch.from_numpy(rng.integers(0, 4, (1, *shape))).float(), affine=affine)
@@ -101,7 +107,9 @@ def test_registered_figures_pull_labels_and_images_as_scipy_does() -> None:
         low, high = moving[..., z][region].min(), moving[..., z][region].max()
         target = fixed[..., z][region]
         squares.append(((pulled - low) / (high - low) - (target - target.min()) / (target.max() - target.min())) ** 2)
-    rounded = [np.clip(np.round(axis + shift), 0, n - 1).astype(int) for axis, shift, n in zip((x, y), (1.25, -2.25), shape)]
+    rounded = [
+        np.clip(np.round(axis + shift), 0, n - 1).astype(int) for axis, shift, n in zip((x, y), (1.25, -2.25), shape)
+    ]
     pulled_label = moving_label[rounded[0], rounded[1]]
     for value in (1, 2, 3):
         a, b = pulled_label == value, fixed_label == value
@@ -215,7 +223,9 @@ def test_a_structure_that_one_label_lacks_is_left_out() -> None:
 
 
 def test_two_pairs_of_a_subject_are_two_rows(tmp_path: Path) -> None:
-    rows = [{"subject": s, "case": c, "direction": "d"} for s, c in (("a", "a1"), ("a", "a2"), ("b", "b1"), ("b", "b1"))]
+    rows = [
+        {"subject": s, "case": c, "direction": "d"} for s, c in (("a", "a1"), ("a", "a2"), ("b", "b1"), ("b", "b1"))
+    ]
     assert list(name_rows(rows)) == ["a1", "a2", "b1", "b1_2"]
     report([("a", "frame 3 to 1", 1.0), ("a", "ES_to_ED", 2.0)], tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())

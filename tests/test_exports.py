@@ -1,4 +1,5 @@
-"""The network elsewhere: what is written gives the same fields in other runtimes, in any size, and says so where it cannot."""
+"""The network elsewhere: what is written gives the same fields in other runtimes, in any size, and says so where it
+cannot."""
 
 from __future__ import annotations
 
@@ -16,12 +17,11 @@ import pytest
 import torch
 from conftest import ROOT, last_line, run_bundle, succeed, write_options
 from monai.bundle import ConfigParser
-from torch import nn
-
 from scripts import exports
 from scripts.errors import InputError
 from scripts.exports import ElementwiseGroupNorm, ExportedNetwork
 from scripts.networks import CentralGroupNorm, PaddedNetwork
+from torch import nn
 
 ONNX = "configs/inference_onnx.yaml"
 NETWORK = {
@@ -76,12 +76,20 @@ def infer(small: Path, phantoms: Path, *configs: str, **options: object) -> subp
     ed, es = sorted((phantoms / "phantom001").glob("*_frame??.nii.gz"))
     files = ["configs/inference.yaml", str(small / "small.json"), *configs]
     return run_bundle(
-        config_file=str(files), moving=es, fixed=ed, checkpoint=small / "small.pt", device="cpu", report=False, **options
+        config_file=str(files),
+        moving=es,
+        fixed=ed,
+        checkpoint=small / "small.pt",
+        device="cpu",
+        report=False,
+        **options,
     )
 
 
 @pytest.mark.parametrize("runtime", ["torchscript", "onnxruntime", "openvino"])
-def test_every_form_gives_the_same_field_in_any_size(runtime: str, exported: Path, small: Path, network: nn.Module) -> None:
+def test_every_form_gives_the_same_field_in_any_size(
+    runtime: str, exported: Path, small: Path, network: nn.Module
+) -> None:
     if runtime == "torchscript":
         other = torch.jit.load(exported / "model.ts")
     else:
@@ -110,7 +118,9 @@ def test_a_missing_file_is_named_with_its_cure(small: Path, phantoms: Path, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_files_and_runtimes_that_do_not_do_are_refused(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_and_runtimes_that_do_not_do_are_refused(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = exported / "model.onnx"
     other = tmp_path / "other.pt"
     torch.save({}, other)

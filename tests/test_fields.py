@@ -11,7 +11,6 @@ import torch
 from monai.networks.blocks import DVF2DDF, Warp
 from scipy.linalg import expm
 from scipy.ndimage import gaussian_filter, map_coordinates
-
 from scripts.fields import (
     Integration,
     LinearWarp,
@@ -46,7 +45,9 @@ def affine_field(matrix: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
 
 def smooth_field(shape: tuple[int, ...], size: float = 1.0) -> torch.Tensor:
     x = grid(shape)
-    return torch.from_numpy(np.stack([size * np.sin(0.4 * x[i] + i) * np.cos(0.3 * x[i - 1]) for i in range(len(shape))]))[None]
+    return torch.from_numpy(
+        np.stack([size * np.sin(0.4 * x[i] + i) * np.cos(0.3 * x[i - 1]) for i in range(len(shape))])
+    )[None]
 
 
 def inner(array: np.ndarray | torch.Tensor, margin: int = 3) -> np.ndarray:
@@ -235,7 +236,11 @@ def test_invert_against_the_analytic_inverse(axes: int, kind: str, dtype: torch.
 def test_the_error_of_an_inverse_tells_where_it_fails(axes: int) -> None:
     shape, rng = VIEWS[axes], np.random.default_rng(5)
     noise = np.stack([gaussian_filter(rng.normal(size=shape), 4) for _ in range(axes)])
-    folded, reflection, smooth = 20 * noise / np.abs(noise).max(), affine_field(-np.eye(axes), shape)[0], smooth_field(shape)[0]
+    folded, reflection, smooth = (
+        20 * noise / np.abs(noise).max(),
+        affine_field(-np.eye(axes), shape)[0],
+        smooth_field(shape)[0],
+    )
     fields = torch.stack([torch.from_numpy(folded), reflection, smooth])
     before = fields.clone()
     inverses, errors = invert(fields)
@@ -295,10 +300,15 @@ def test_sample_against_scipy(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("size", [(9, 14), (7, 6, 8)])
 def test_linear_warp_is_monais(size: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    image, field = torch.rand(2, 3, *size, dtype=torch.float64), 4 * torch.randn(2, len(size), *size, dtype=torch.float64)
+    image, field = (
+        torch.rand(2, 3, *size, dtype=torch.float64),
+        4 * torch.randn(2, len(size), *size, dtype=torch.float64),
+    )
     field.requires_grad_()
     found, expected = LinearWarp()(image, field), Warp(mode="bilinear", padding_mode="border")(image, field)
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
     weights = torch.rand_like(image)
-    gradients = [torch.autograd.grad((weights * moved).sum(), field, retain_graph=True)[0] for moved in (found, expected)]
+    gradients = [
+        torch.autograd.grad((weights * moved).sum(), field, retain_graph=True)[0] for moved in (found, expected)
+    ]
     torch.testing.assert_close(*gradients, atol=1e-10, rtol=0)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.image import imread
-
 from scripts.figures import color_wheel, draw_pair
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from scripts.errors import InputError
 from scripts.files import files_below, is_dicom, parts_of, plain, whole_file, write_csv, write_json, write_text
 

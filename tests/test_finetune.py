@@ -19,7 +19,9 @@ def test_weights_move_away_from_the_shipped_ones(phantoms: Path, tmp_path: Path)
     del options["val_interval"]
     result = succeed(run_bundle(config_file="['configs/train.yaml','configs/finetune.yaml']", **options))
     assert "conflicts=" in result.stderr
-    shipped, tuned = (torch.load(path, weights_only=True) for path in (ROOT / "models" / "model.pt", tmp_path / "out" / "model.pt"))
+    shipped, tuned = (
+        torch.load(path, weights_only=True) for path in (ROOT / "models" / "model.pt", tmp_path / "out" / "model.pt")
+    )
     assert shipped.keys() == tuned.keys()
     distance = sum((shipped[name] - tuned[name]).square().sum() for name in shipped).sqrt()
     length = sum(value.square().sum() for value in shipped.values()).sqrt()
@@ -34,7 +36,9 @@ def test_weights_move_away_from_the_shipped_ones(phantoms: Path, tmp_path: Path)
 def test_a_data_list_gives_the_cines_of_its_training_section(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.nii.gz").touch()
-    (tmp_path / "list.json").write_text(json.dumps({"training": [{"cine": "a.nii.gz"}], "test": [{"cine": "b.nii.gz"}]}))
+    (tmp_path / "list.json").write_text(
+        json.dumps({"training": [{"cine": "a.nii.gz"}], "test": [{"cine": "b.nii.gz"}]})
+    )
     parser = ConfigParser()
     parser.read_config([str(ROOT / "configs" / f"{name}.yaml") for name in ("train", "finetune")])
     parser.update({"data_list": str(tmp_path / "list.json")})

@@ -1,4 +1,5 @@
-"""A case as slice pairs for the network, and fields back as a registration: against NumPy, SciPy and the phantom's exact motion."""
+"""A case as slice pairs for the network, and fields back as a registration: against NumPy, SciPy and the phantom's
+exact motion."""
 
 from __future__ import annotations
 
@@ -14,9 +15,6 @@ from conftest import write_nifti
 from monai.data import DataLoader, Dataset, decollate_batch
 from monai.transforms import Compose, CopyItemsd
 from scipy.ndimage import gaussian_filter, map_coordinates
-from test_dicom import make_stack
-from test_dicom import write as write_dicom
-
 from scripts.cases import find_cases
 from scripts.cines import CineRegistration
 from scripts.dicom import read_dicom_cine
@@ -26,6 +24,8 @@ from scripts.frames import AssembleRegistration, LoadCase, PairFrames, invert_st
 from scripts.phantom import Phantom
 from scripts.phantom import write_nifti as write_phantom
 from scripts.transforms import ScaleSlicesd
+from test_dicom import make_stack
+from test_dicom import write as write_dicom
 
 PHANTOM = Phantom.random((0, 1), size=(48, 44), slices=3, frames=5)
 T, Z = 5, 3
@@ -42,7 +42,8 @@ def prepare(item: Mapping, resample_moving: bool = False) -> dict:
 
 
 def assemble(item: Mapping, fields: np.ndarray, **options: object) -> CineRegistration:
-    """A registration from fields (T, 2, X, Y, Z), handed over as the network's are: (2, X, Y, Z * T), frames fastest."""
+    """A registration from fields (T, 2, X, Y, Z), handed over as the network's are: (2, X, Y, Z * T), frames
+    fastest."""
     pred = np.moveaxis(fields, 0, -1).reshape(*fields.shape[1:4], -1)
     return AssembleRegistration(**options)({**item, "pred": torch.from_numpy(pred).float()})["registration"]
 
@@ -58,7 +59,9 @@ def cine_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def item(cine_path: Path) -> dict:
-    case = find_cases(cine=str(cine_path), reference_frame=1, reference_label=str(cine_path.with_name("label.nii.gz")))[0]
+    case = find_cases(cine=str(cine_path), reference_frame=1, reference_label=str(cine_path.with_name("label.nii.gz")))[
+        0
+    ]
     return prepare(case)
 
 
@@ -75,7 +78,9 @@ def registered(item: dict, exact: np.ndarray) -> CineRegistration:
 def scipy_warp(image: np.ndarray, field: np.ndarray) -> np.ndarray:
     """A stack (X, Y, Z) pulled slice by slice through an in-plane field (2, X, Y, Z)."""
     grid = np.stack(np.meshgrid(*map(np.arange, image.shape[:2]), indexing="ij"))
-    slices = [map_coordinates(image[..., z], grid + field[..., z], order=1, mode="nearest") for z in range(image.shape[2])]
+    slices = [
+        map_coordinates(image[..., z], grid + field[..., z], order=1, mode="nearest") for z in range(image.shape[2])
+    ]
     return np.stack(slices, axis=-1)
 
 
@@ -96,7 +101,9 @@ def test_pairs_are_every_frame_and_the_reference_slice_by_slice(cine_path: Path,
     assert pair.shape == (2, 48, 44, Z * T)
     assert item["pair"].dtype == torch.float32
     # Each frame is clipped as a stack of its own, as in training.
-    moving = np.stack([scale(cine[..., t], np.percentile(cine[..., t], 99, method="higher")) for t in range(T)], axis=-1)
+    moving = np.stack(
+        [scale(cine[..., t], np.percentile(cine[..., t], 99, method="higher")) for t in range(T)], axis=-1
+    )
     fixed = moving[..., 0]
     for z in range(Z):
         for t in range(T):
@@ -211,7 +218,9 @@ def test_the_reference_frame_is_estimated_where_nobody_tells(cine_path: Path) ->
     np.testing.assert_array_equal(loaded["fixed"][0], nib.load(cine_path).get_fdata()[..., 0])
 
 
-def test_a_cine_without_times_or_label_has_neither_function_nor_strain(cine_path: Path, exact: np.ndarray, tmp_path: Path) -> None:
+def test_a_cine_without_times_or_label_has_neither_function_nor_strain(
+    cine_path: Path, exact: np.ndarray, tmp_path: Path
+) -> None:
     path = write_nifti(tmp_path / "a_4d.nii.gz", np.asarray(nib.load(cine_path).dataobj), PHANTOM.affine)
     result = assemble(prepare({"cine": str(path), "reference": 1, "case": "a"}), exact)
     assert result.cine.times is None
@@ -245,7 +254,9 @@ def test_a_label_may_lie_as_far_off_dicom_as_a_converter_puts_it(tmp_path: Path,
     if fits:
         assert (LoadCase()(item)["reference_label"] == 2).all()
     else:
-        with pytest.raises(InputError, match=r"label\.nii\.gz and frame 1 of .*cine: have affines up to 0\.15 mm apart"):
+        with pytest.raises(
+            InputError, match=r"label\.nii\.gz and frame 1 of .*cine: have affines up to 0\.15 mm apart"
+        ):
             LoadCase()(item)
 
 
@@ -267,7 +278,9 @@ def test_a_label_of_1_alone_is_called_out(cine_path: Path, tmp_path: Path, caplo
     label = nib.load(cine_path.with_name("label.nii.gz"))
     for name, values in (("rv", [0, 1, 0, 0]), ("lv", [0, 0, 0, 3])):
         caplog.clear()
-        path = write_nifti(tmp_path / f"{name}.nii.gz", np.array(values, np.uint8)[label.get_fdata().astype(int)], label.affine)
+        path = write_nifti(
+            tmp_path / f"{name}.nii.gz", np.array(values, np.uint8)[label.get_fdata().astype(int)], label.affine
+        )
         LoadCase()({"cine": str(cine_path), "case": "a", "reference": 1, "reference_label": str(path)})
         assert ("holds 1 alone, so that figures are the RV's" in caplog.text) == (name == "rv")
 
@@ -292,7 +305,9 @@ def test_a_pair_is_moved_with_its_label_by_the_field(pair_paths: dict[str, str])
     assert result.labels.shape == (48, 44, Z, 1)
     assert (result.labels[..., 0] != scipy_warp_label(PHANTOM.label(3), field)).mean() < 1e-3
     assert (result.labels[..., 0] == PHANTOM.label(1)).mean() > 0.97
-    np.testing.assert_allclose(result.moved[..., 0], scipy_warp(PHANTOM.image(3), field), atol=1e-3 * np.ptp(PHANTOM.image(3)))
+    np.testing.assert_allclose(
+        result.moved[..., 0], scipy_warp(PHANTOM.image(3), field), atol=1e-3 * np.ptp(PHANTOM.image(3))
+    )
     assert (result.function, result.strain) == ({}, [])
 
 
@@ -333,7 +348,8 @@ def test_a_moving_image_on_another_grid_is_brought_onto_the_fixed_one(tmp_path: 
 
 
 def test_what_is_written_of_a_moving_image_on_another_grid_is_sampled_where_that_image_lies(tmp_path: Path) -> None:
-    """Against SciPy on world coordinates: a cropped and shifted moving image and a label that differs from voxel to voxel."""
+    """Against SciPy on world coordinates: a cropped and shifted moving image and a label that differs from voxel to
+    voxel."""
     rng = np.random.default_rng(3)
     fixed, moving = np.diag([2.0, 2.0, 8.0, 1.0]), np.diag([1.5, 1.7, 8.0, 1.0])
     moving[:3, 3] = [6.1, 4.3, -8.0]
@@ -363,20 +379,28 @@ def test_what_is_written_of_a_moving_image_on_another_grid_is_sampled_where_that
 
 def test_a_moving_image_that_lies_apart_from_the_fixed_one_is_refused(tmp_path: Path) -> None:
     array, affine = np.random.default_rng(0).random((8, 8, 2), np.float32), np.diag([2.0, 2.0, 8.0, 1.0])
-    paths = {"fixed": str(write_nifti(tmp_path / "fixed.nii.gz", array, affine)), "moving": str(tmp_path / "moving.nii.gz")}
+    paths = {
+        "fixed": str(write_nifti(tmp_path / "fixed.nii.gz", array, affine)),
+        "moving": str(tmp_path / "moving.nii.gz"),
+    }
     for shift, apart in ((15.0, False), (17.0, True), (-500.0, True)):
         affine[0, 3] = shift
         write_nifti(tmp_path / "moving.nii.gz", array, affine)
         if not apart:
             assert LoadCase(resample_moving=True)(paths)["moving"].shape == (1, 8, 8, 2)
             continue
-        with pytest.raises(InputError, match=r"moving\.nii\.gz: lies apart from .*fixed\.nii\.gz in space; give two images of one"):
+        with pytest.raises(
+            InputError, match=r"moving\.nii\.gz: lies apart from .*fixed\.nii\.gz in space; give two images of one"
+        ):
             LoadCase(resample_moving=True)(paths)
 
 
 def test_slices_that_the_moving_stack_does_not_reach_are_blank(tmp_path: Path) -> None:
     array, affine = np.random.default_rng(0).random((8, 8, 4), np.float32), np.diag([2.0, 2.0, 8.0, 1.0])
-    paths = {"fixed": str(write_nifti(tmp_path / "fixed.nii.gz", array, affine)), "moving": str(tmp_path / "moving.nii.gz")}
+    paths = {
+        "fixed": str(write_nifti(tmp_path / "fixed.nii.gz", array, affine)),
+        "moving": str(tmp_path / "moving.nii.gz"),
+    }
     affine[2, 3] = 16.0
     write_nifti(tmp_path / "moving.nii.gz", array, affine)
     moving = LoadCase(resample_moving=True)(paths)["moving"]

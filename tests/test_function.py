@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-
 from scripts.function import CAVEAT, MUSCLE_DENSITY, measure_function, volume_rows
 from scripts.phantom import Phantom
 

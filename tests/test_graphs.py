@@ -18,25 +18,28 @@ from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.networks.blocks import DVF2DDF
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
-from training_runs import make_pairs, make_unet, train
-
 from scripts.errors import InputError
 from scripts.graphs import WARM_UP, GraphTrainer
 from scripts.handlers import NonFiniteLossHandler, WeightAveraging, running_mean
 from scripts.inferers import FieldInferer
 from scripts.losses import WarpedSimilarity
 from scripts.transforms import PreparePair
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from training_runs import make_pairs, make_unet, train
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
+]
 STEPS = WARM_UP + 3
 
 
 class Replay:
-    """Stands for `record_cuda_graph` on a CPU: one run of the step is recorded, and each replay overwrites what that one put out."""
+    """Stands for `record_cuda_graph` on a CPU: one run of the step is recorded, and each replay overwrites what that
+    one put out."""
 
     def __init__(self) -> None:
         self.recorded = 0
@@ -90,7 +93,9 @@ def test_recorded_steps_equal_plain_ones(device: str, strategy: str, granularity
         averager = AveragedModel(network, multi_avg_fn=running_mean(0.1))
         recorder = Recorder()
         handlers = [
-            LrScheduleHandler(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * STEPS), epoch_level=False, print_lr=False),
+            LrScheduleHandler(
+                torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * STEPS), epoch_level=False, print_lr=False
+            ),
             WeightAveraging(averager, network),
             NonFiniteLossHandler(every=4),
             recorder,
@@ -111,7 +116,9 @@ def test_recorded_steps_equal_plain_ones(device: str, strategy: str, granularity
     for one, other in zip([plain[0], plain[2], *plain[1]], [recorded[0], recorded[2], *recorded[1]]):
         assert one.keys() == other.keys()
         for key in one:
-            torch.testing.assert_close(torch.as_tensor(other[key]), torch.as_tensor(one[key]), rtol=1e-10, atol=1e-10, msg=key)
+            torch.testing.assert_close(
+                torch.as_tensor(other[key]), torch.as_tensor(one[key]), rtol=1e-10, atol=1e-10, msg=key
+            )
 
 
 def test_outputs_stay_after_the_next_step_and_the_step_is_recorded_once() -> None:
@@ -276,7 +283,9 @@ def test_nothing_waits_for_a_gpu_in_a_step(amp: bool, tmp_path: Path) -> None:
 
     class Strict:
         def attach(self, engine: Engine) -> None:
-            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda _: torch.cuda.set_sync_debug_mode("error"))
+            engine.add_event_handler(
+                Events.ITERATION_COMPLETED(once=1), lambda _: torch.cuda.set_sync_debug_mode("error")
+            )
 
     try:
         with pytest.raises(Done):

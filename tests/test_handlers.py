@@ -1,4 +1,5 @@
-"""Surgery inside MONAI's trainer against the same step by hand: two backward passes of two forward passes, then NumPy."""
+"""Surgery inside MONAI's trainer against the same step by hand: two backward passes of two forward passes, then
+NumPy."""
 
 from __future__ import annotations
 
@@ -17,6 +18,19 @@ from monai.data import MetaTensor
 from monai.engines import IterationEvents
 from monai.handlers import CheckpointSaver, StatsHandler
 from monai.networks.nets import BasicUNet, RegUNet, SwinUNETR, VoxelMorphUNet
+from scripts.errors import InputError
+from scripts.handlers import (
+    EpochShuffling,
+    GradientSurgeryHandler,
+    NonFiniteLossHandler,
+    TrainingProgress,
+    Validation,
+    WeightAveraging,
+    running_mean,
+)
+from scripts.losses import SmoothnessLoss, WarpedSimilarity
+from scripts.networks import PyramidNetwork, RegistrationUNet
+from scripts.surgery import STRATEGIES
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
@@ -34,20 +48,6 @@ from training_runs import (
     recorded_decisions,
     train,
 )
-
-from scripts.errors import InputError
-from scripts.handlers import (
-    EpochShuffling,
-    GradientSurgeryHandler,
-    NonFiniteLossHandler,
-    TrainingProgress,
-    Validation,
-    WeightAveraging,
-    running_mean,
-)
-from scripts.losses import SmoothnessLoss, WarpedSimilarity
-from scripts.networks import PyramidNetwork, RegistrationUNet
-from scripts.surgery import STRATEGIES
 
 TAU = 1e-5
 Gradients = dict[str, np.ndarray]
@@ -72,7 +72,8 @@ def l1_smoothness(field: Tensor) -> Tensor:
 
 
 def backward(network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], shards: Sequence[Tensor]) -> Gradients:
-    """Gradient of the loss, averaged over shards that pass the network apart; NaN where it does not reach a parameter."""
+    """Gradient of the loss, averaged over shards that pass the network apart; NaN where it does not reach a
+    parameter."""
     network = copy.deepcopy(network).train()
     network.zero_grad()
     for shard in shards:
@@ -97,7 +98,9 @@ def group_of(name: str, granularity: str) -> str:
 
 def project(s: Gradients, r: Gradients, granularity: str = "tensor", tau: float = TAU) -> Gradients:
     """GSMorph's rule in NumPy, group by group."""
-    groups = {group: [n for n in s if group_of(n, granularity) == group] for group in {group_of(n, granularity) for n in s}}
+    groups = {
+        group: [n for n in s if group_of(n, granularity) == group] for group in {group_of(n, granularity) for n in s}
+    }
     flat = lambda g, names: np.concatenate([g[n].ravel() for n in names]).astype(np.float64)
     largest = max(np.linalg.norm(flat(r, names)) for names in groups.values())
     settled = dict(s)
@@ -114,13 +117,17 @@ def rounding_noise(r: Gradients) -> list[str]:
     return [name for name, g in r.items() if np.linalg.norm(g) < 1e-10 * largest]
 
 
-def assert_close(found: dict[str, Tensor], expected: Gradients, tolerance: float = 1e-10, skip: Sequence[str] = ()) -> None:
+def assert_close(
+    found: dict[str, Tensor], expected: Gradients, tolerance: float = 1e-10, skip: Sequence[str] = ()
+) -> None:
     """Equal up to `tolerance` of the largest entry of all tensors."""
     assert found.keys() == expected.keys()
     scale = max(np.abs(g).max() for name, g in expected.items() if name not in skip)
     assert scale > 0
     for name in expected.keys() - set(skip):
-        np.testing.assert_allclose(found[name].numpy() / scale, expected[name] / scale, rtol=0, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            found[name].numpy() / scale, expected[name] / scale, rtol=0, atol=tolerance, err_msg=name
+        )
 
 
 def assert_conflicts_and_agreements(s: Gradients, r: Gradients) -> None:
@@ -201,7 +208,9 @@ NETWORKS = (
     ids=["2-D", "2-D channels_last", "3-D"],
 )
 @pytest.mark.parametrize("name", NETWORKS)
-def test_step_equals_two_backward_passes_and_a_projection(name: str, spatial_dims: int, memory_format: torch.memory_format) -> None:
+def test_step_equals_two_backward_passes_and_a_projection(
+    name: str, spatial_dims: int, memory_format: torch.memory_format
+) -> None:
     network, size = make_network(name, spatial_dims)
     pairs = make_pairs(1 if size > 16 and spatial_dims == 3 else 2, [size] * spatial_dims)
     s, r = both_gradients(network, [pairs])
@@ -210,8 +219,8 @@ def test_step_equals_two_backward_passes_and_a_projection(name: str, spatial_dim
         trained, expected = copy.deepcopy(network).to(memory_format=memory_format), copy.deepcopy(network)
         (found,), _ = train(trained, [pairs.contiguous(memory_format=memory_format)], {"tau": tau})
         by_hand = project(s, r, tau=tau)
-        # The smoothness does not see the flow head's bias, nor any loss a bias before a norm: without tau, s is projected on
-        # rounding noise, which no two implementations share. It can only shorten s.
+        # The smoothness does not see the flow head's bias, nor any loss a bias before a norm: without tau, s is
+        # projected on rounding noise, which no two implementations share. It can only shorten s.
         noise = rounding_noise(r) if tau == 0 else []
         assert_close(found, by_hand, skip=noise)
         for tensor in noise:
@@ -254,7 +263,10 @@ def test_grad_scaler_gives_the_unscaled_projection() -> None:
     by_hand = project(*both_gradients(network, [pairs]))
     # The weighted sum is not invariant to the scale of r, so it shows that r is scaled as s is.
     s, r = both_gradients(network, [pairs])
-    for surgery, expected in (({}, by_hand), ({"strategy": "weighted_sum", "weight": 2.0}, {n: s[n] + 2 * r[n] for n in s})):
+    for surgery, expected in (
+        ({}, by_hand),
+        ({"strategy": "weighted_sum", "weight": 2.0}, {n: s[n] + 2 * r[n] for n in s}),
+    ):
         scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)
         (found,), _ = train(copy.deepcopy(network), [pairs], surgery, scaler=scaler)
         assert_close(found, expected)
@@ -278,7 +290,8 @@ def test_half_precision_equals_the_same_autocast_by_hand(dtype: torch.dtype) -> 
     network = Autocast(make_unet().float(), dtype)
     pairs = make_pairs(2, (16, 16)).float()
     assert network(pairs).dtype == dtype
-    # The losses are the trainer's own: a last bit of fp32 in the cotangent would become one of half precision in the gradient.
+    # The losses are the trainer's own: a last bit of fp32 in the cotangent would become one of half precision in the
+    # gradient.
     similarity, smoothness, scale = WarpedSimilarity(nn.MSELoss()), SmoothnessLoss(), 1024.0
     s = backward(network, lambda field, pair: scale * similarity(field, pair), [pairs])
     r = backward(network, lambda field, _: scale * smoothness(field), [pairs])
@@ -328,7 +341,9 @@ def test_scaler_skips_the_step_of_an_overflow(spoiled: str, strategy: str) -> No
         torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("surgery", [{}, {"strategy": "weighted_sum", "weight": 2.0}], ids=["projection", "weighted sum"])
+@pytest.mark.parametrize(
+    "surgery", [{}, {"strategy": "weighted_sum", "weight": 2.0}], ids=["projection", "weighted sum"]
+)
 def test_accumulation_equals_the_full_batch(surgery: dict) -> None:
     network, size = make_unet(), (16, 16)
     batches = list(make_pairs(5 * 2, size).split(2))
@@ -344,7 +359,9 @@ def test_accumulation_equals_the_full_batch(surgery: dict) -> None:
     assert_close(parameters_of(network), {n: p.numpy() for n, p in parameters_of(expected).items()})
 
 
-@pytest.mark.parametrize("surgery", [{}, {"strategy": "weighted_sum", "weight": 2.0}], ids=["projection", "weighted sum"])
+@pytest.mark.parametrize(
+    "surgery", [{}, {"strategy": "weighted_sum", "weight": 2.0}], ids=["projection", "weighted sum"]
+)
 def test_momentum_settles_running_means_of_both_gradients(surgery: dict) -> None:
     network, momentum = make_unet(), 0.8
     batches = list(make_pairs(3 * 2, (16, 16)).split(2))
@@ -412,9 +429,12 @@ def test_two_processes_equal_the_full_batch(case: str, ddp_results: list[dict[st
     network = ddp_network(options.get("norm", "instance"), options.get("unused", False))
     for step in ddp_pairs.split(options.get("accumulation_steps", 1)):
         batch = step.flatten(0, 1)
-        # BatchNorm sees a process's own shard, so the shards pass apart and their gradients are averaged before the projection.
+        # BatchNorm sees a process's own shard, so the shards pass apart and their gradients are averaged before the
+        # projection.
         shards = [batch[rank::2] for rank in range(2)] if case == "batch norm" else [batch]
-        gradients = [{n: g for n, g in gradient.items() if n != "unused"} for gradient in both_gradients(network, shards)]
+        gradients = [
+            {n: g for n, g in gradient.items() if n != "unused"} for gradient in both_gradients(network, shards)
+        ]
         assert_conflicts_and_agreements(*gradients)
         settled = project(*gradients, options.get("surgery", {}).get("granularity", "tensor"))
         if "unused" in options:
@@ -423,7 +443,9 @@ def test_two_processes_equal_the_full_batch(case: str, ddp_results: list[dict[st
     assert_close(ddp_results[0][case][0], {n: p.numpy() for n, p in parameters_of(network).items()})
 
 
-def test_two_processes_decide_as_one_in_single_precision(ddp_results: list[dict[str, tuple]], ddp_pairs: Tensor) -> None:
+def test_two_processes_decide_as_one_in_single_precision(
+    ddp_results: list[dict[str, tuple]], ddp_pairs: Tensor
+) -> None:
     network = ddp_network(dtype=torch.float32)
     with recorded_decisions() as decisions:
         train(network, ddp_pairs.float())
@@ -505,7 +527,9 @@ def test_unused_and_frozen_parameters_stay() -> None:
     frozen = network.network.flow.bias.requires_grad_(False)
     before = parameters_of(network)
     pairs = make_pairs(2, (16, 16))
-    by_hand = project(*({n: g for n, g in gradient.items() if n != "unused"} for gradient in both_gradients(network, [pairs])))
+    by_hand = project(
+        *({n: g for n, g in gradient.items() if n != "unused"} for gradient in both_gradients(network, [pairs]))
+    )
     # Weight decay moves every parameter that has a gradient, be it zero: an unused one has none, as without surgery.
     (found,), _ = train(network, [pairs], weight_decay=0.1)
     assert network.unused.grad is None
@@ -515,7 +539,9 @@ def test_unused_and_frozen_parameters_stay() -> None:
     assert moved == by_hand.keys()
 
 
-@pytest.mark.parametrize("surgery", [{}, {"granularity": "vector"}, {"strategy": "weighted_sum", "weight": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "surgery", [{}, {"granularity": "vector"}, {"strategy": "weighted_sum", "weight": 2.0}], ids=str
+)
 def test_parameters_reached_by_one_loss_only(surgery: dict) -> None:
     network = make_unet()
     network.gain = nn.Parameter(torch.tensor([1.5], dtype=torch.float64))
@@ -634,7 +660,8 @@ class Spoiled(nn.Module):
 @pytest.mark.parametrize("spoiled", ["image", "field"])
 def test_non_finite_loss_stops_before_weights_and_checkpoints_change(tmp_path: Path, spoiled: str) -> None:
     batches = list(make_pairs(8, (16, 16)).split(2))
-    # A NaN field leaves the similarity finite, since sampling clips coordinates to the border: only the smoothness tells.
+    # A NaN field leaves the similarity finite, since sampling clips coordinates to the border: only the smoothness
+    # tells.
     network = Spoiled(make_unet()) if spoiled == "field" else make_unet()
     if spoiled == "image":
         batches[2][0, 1, 5, 5] = torch.nan
@@ -643,7 +670,9 @@ def test_non_finite_loss_stops_before_weights_and_checkpoints_change(tmp_path: P
     class Reader:
         def attach(self, engine: Engine) -> None:
             event = Events.ITERATION_STARTED
-            engine.add_event_handler(event, lambda _: contents.update({p: p.read_bytes() for p in tmp_path.glob("*.pt")}))
+            engine.add_event_handler(
+                event, lambda _: contents.update({p: p.read_bytes() for p in tmp_path.glob("*.pt")})
+            )
 
     saver = CheckpointSaver(str(tmp_path), {"network": network}, epoch_level=False, save_interval=1)
     with pytest.raises(FloatingPointError, match="step 3"):
@@ -657,7 +686,8 @@ def test_non_finite_loss_stops_before_weights_and_checkpoints_change(tmp_path: P
 
 
 def test_a_fused_optimizer_skips_a_step_that_is_not_finite_without_waiting(tmp_path: Path) -> None:
-    """As on a GPU: the flag is read two steps late, and neither weights nor checkpoint have changed since the bad one."""
+    """As on a GPU: the flag is read two steps late, and neither weights nor checkpoint have changed since the bad
+    one."""
     network, states = make_unet(), []
     similarity = WarpedSimilarity(nn.MSELoss())
     calls = iter([1.0, 1.0, float("nan"), 1.0, 1.0, 1.0])
@@ -689,7 +719,10 @@ def test_the_flag_is_read_before_an_epoch_ends(tmp_path: Path) -> None:
         train(
             network,
             list(make_pairs(4, (16, 16)).split(2)),
-            handlers=[NonFiniteLossHandler(every=50, waits=False), CheckpointSaver(str(tmp_path), {"n": network}, save_interval=1)],
+            handlers=[
+                NonFiniteLossHandler(every=50, waits=False),
+                CheckpointSaver(str(tmp_path), {"n": network}, save_interval=1),
+            ],
             optimizer=torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True),
             loss_function=lambda field, pair: float("nan") * field.mean(),
         )

@@ -43,7 +43,16 @@ def imported(path: Path, top_level_only: bool = False) -> set[str]:
 @pytest.mark.parametrize("module", PURE)
 def test_pure_modules_know_no_engine_file_format_or_config(module: str) -> None:
     names = imported(ROOT / "scripts" / f"{module}.py")
-    for foreign in ("ignite", "nibabel", "itk", "yaml", "monai.bundle", "monai.engines", "monai.data", "scripts.handlers"):
+    for foreign in (
+        "ignite",
+        "nibabel",
+        "itk",
+        "yaml",
+        "monai.bundle",
+        "monai.engines",
+        "monai.data",
+        "scripts.handlers",
+    ):
         assert not any(name == foreign or name.startswith(f"{foreign}.") for name in names)
 
 
@@ -63,7 +72,9 @@ def test_configs_name_what_exists() -> None:
     for name in CONFIGS:
         text = (ROOT / "configs" / f"{name}.yaml").read_text()
         for module, member in re.findall(r"scripts\.(\w+)\.(\w+)", text):
-            assert hasattr(importlib.import_module(f"scripts.{module}"), member), f"{name}.yaml: scripts.{module}.{member}"
+            assert hasattr(importlib.import_module(f"scripts.{module}"), member), (
+                f"{name}.yaml: scripts.{module}.{member}"
+            )
 
 
 @pytest.mark.parametrize("name", ["train", "inference"])

@@ -1,4 +1,5 @@
-"""A hypernetwork is its network at the start, depends on λ once trained, draws λ in training and keeps one for evaluation."""
+"""A hypernetwork is its network at the start, depends on λ once trained, draws λ in training and keeps one for
+evaluation."""
 
 from __future__ import annotations
 
@@ -7,11 +8,10 @@ import math
 
 import pytest
 import torch
-from torch import nn
-
 from scripts.hypernetworks import DrawnWeight, HyperNetwork
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.networks import PyramidNetwork
+from torch import nn
 
 RANGE = (0.001, 0.1)
 
@@ -19,7 +19,9 @@ RANGE = (0.001, 0.1)
 @pytest.fixture
 def network() -> HyperNetwork:
     torch.manual_seed(0)
-    return HyperNetwork(PyramidNetwork(features=(4, 8), hidden=8, antisymmetric=False, flow_std=0.1, norm="instance"), RANGE)
+    return HyperNetwork(
+        PyramidNetwork(features=(4, 8), hidden=8, antisymmetric=False, flow_std=0.1, norm="instance"), RANGE
+    )
 
 
 def stir(network: HyperNetwork) -> HyperNetwork:

@@ -6,12 +6,11 @@ import pytest
 import torch
 from monai.inferers import SliceInferer
 from monai.networks.blocks import DVF2DDF
-from torch import nn
-
 from scripts.errors import InputError
 from scripts.fields import Integration, compose, integrate, warp
 from scripts.inferers import FieldInferer
 from scripts.networks import PyramidNetwork
+from torch import nn
 
 
 class Shear(nn.Module):
@@ -58,8 +57,12 @@ def test_both_ways_appends_the_inverse_fields() -> None:
     pair = torch.rand(3, 2, 12, 10)
     inferer = FieldInferer(integration=DVF2DDF(num_steps=7, padding_mode="border"), both_ways=True)
     field = inferer(pair, lambda p: 0.5 * Shear()(p))
-    torch.testing.assert_close(field[:3], FieldInferer(integration=inferer.integration)(pair, lambda p: 0.5 * Shear()(p)))
-    torch.testing.assert_close(field[3:], FieldInferer(integration=inferer.integration)(pair, lambda p: -0.5 * Shear()(p)))
+    torch.testing.assert_close(
+        field[:3], FieldInferer(integration=inferer.integration)(pair, lambda p: 0.5 * Shear()(p))
+    )
+    torch.testing.assert_close(
+        field[3:], FieldInferer(integration=inferer.integration)(pair, lambda p: -0.5 * Shear()(p))
+    )
     # On a smooth velocity the second half undoes the first.
     x = torch.linspace(0, 3.14, 64)
     velocity = 2 * torch.stack([torch.outer(x.sin(), x.sin()), -torch.outer(x.sin(), x.sin())])[None]

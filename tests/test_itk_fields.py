@@ -1,5 +1,5 @@
-"""Fields in files against ITK's own reader and resamplers, on oblique, anisotropic, flipped grids and single slices, and landmarks against
-analytic displacements in mm.
+"""Fields in files against ITK's own reader and resamplers, on oblique, anisotropic, flipped grids and single slices,
+and landmarks against analytic displacements in mm.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from conftest import write_nifti
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
-
 from scripts.errors import InputError
 from scripts.evaluation import warp_stack
 from scripts.itk_fields import (
@@ -65,9 +64,12 @@ def indices(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def waves(index: np.ndarray, channels: int = 2) -> np.ndarray:
-    """A smooth field in voxels at voxel positions (3, ...): up to 2.5 in-plane and, of three channels, 0.6 through-plane."""
+    """A smooth field in voxels at voxel positions (3, ...): up to 2.5 in-plane and, of three channels, 0.6
+    through-plane."""
     x, y, z = index
-    field = np.stack([2.5 * np.sin(0.25 * y + 0.2 * z), 2 * np.cos(0.21 * x - 0.1 * y), 0.6 * np.sin(0.2 * (x + y)) + 0 * z])
+    field = np.stack(
+        [2.5 * np.sin(0.25 * y + 0.2 * z), 2 * np.cos(0.21 * x - 0.1 * y), 0.6 * np.sin(0.2 * (x + y)) + 0 * z]
+    )
     return field[:channels]
 
 
@@ -94,7 +96,9 @@ def itk_moved(field: Path, moving: Path, fixed: Path) -> tuple[np.ndarray, np.nd
     double_field = itk.image_view_from_array(doubles, ttype=itk.Image[itk.Vector[itk.D, 3], 3])
     double_field.CopyInformation(vectors)
     transform = itk.DisplacementFieldTransform[itk.D, 3].New(DisplacementField=double_field)
-    resampled = itk.resample_image_filter(moving_image, transform=transform, use_reference_image=True, reference_image=fixed_image)
+    resampled = itk.resample_image_filter(
+        moving_image, transform=transform, use_reference_image=True, reference_image=fixed_image
+    )
     return tuple(itk.array_from_image(image).T for image in (warped.GetOutput(), resampled))
 
 
@@ -207,7 +211,9 @@ def test_the_file_lies_where_the_image_lies(name: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["field.nii.gz"]
     vectors = read_itk(tmp_path / "field.nii.gz", VECTORS)
     corner = [n - 1 for n in shape]
-    np.testing.assert_allclose(vectors.TransformIndexToPhysicalPoint(corner), (affine @ [*corner, 1])[:3] * LPS, atol=1e-4)
+    np.testing.assert_allclose(
+        vectors.TransformIndexToPhysicalPoint(corner), (affine @ [*corner, 1])[:3] * LPS, atol=1e-4
+    )
     # The displacement in mm along LPS takes a voxel's position to that of the voxel x + u.
     index = indices(shape)
     target = positions(index + np.pad(field, [(0, 1), *[(0, 0)] * 3]), affine)
@@ -246,7 +252,9 @@ def test_ants_moves_labels_as_we_do(name: str, tmp_path: Path) -> None:
     field = waves(indices(shape))
     write_field(tmp_path / "field.nii.gz", field, affine)
     moving = ants.image_read(str(write_nifti(tmp_path / "label.nii.gz", label, affine)))
-    theirs = ants.apply_transforms(moving, moving, [str(tmp_path / "field.nii.gz")], interpolator="genericLabel").numpy()
+    theirs = ants.apply_transforms(
+        moving, moving, [str(tmp_path / "field.nii.gz")], interpolator="genericLabel"
+    ).numpy()
     ours = pull(label, affine, read_field(tmp_path / "field.nii.gz")[0], affine, is_label=True)
     sure = off_the_edge(field, np.eye(4), shape)
     # Of the values that weigh the same, either is taken.
@@ -264,7 +272,9 @@ def test_a_sheared_grid_is_refused_where_itk_refuses_it(tmp_path: Path) -> None:
             write_field(path, waves(indices(SHAPE)), affine)
             read_itk(image, SCALAR)
         else:
-            with pytest.raises(InputError, match=f"field_{degrees}.nii.gz: its axes are off right angles by {degrees:.2g} degrees"):
+            with pytest.raises(
+                InputError, match=f"field_{degrees}.nii.gz: its axes are off right angles by {degrees:.2g} degrees"
+            ):
                 write_field(path, waves(indices(SHAPE)), affine)
             assert not path.exists()
             with pytest.raises(RuntimeError, match="orthonormal"):
@@ -434,7 +444,9 @@ def test_refuses_other_points(content: bytes | None, message: str, tmp_path: Pat
 
 def test_the_inverse_is_that_of_each_slice_or_of_the_volume() -> None:
     x = np.linspace(0, np.pi, 24)
-    field = np.stack([np.outer(np.sin(x), np.sin(x)), -np.outer(np.sin(x), np.sin(x))])[..., None] * np.array([1.0, 2.0])
+    field = np.stack([np.outer(np.sin(x), np.sin(x)), -np.outer(np.sin(x), np.sin(x))])[..., None] * np.array(
+        [1.0, 2.0]
+    )
     inverse, error = invert(field)
     assert inverse.shape == field.shape
     assert error.shape == field.shape[1:]
@@ -483,7 +495,9 @@ def test_voxels_without_size_and_other_units_are_refused_and_no_place_is_called_
     image = nib.Nifti1Image(np.zeros((4, 4, 2), np.float32), np.diag([1.5, 1.5, 8, 1]))
     image.header.set_xyzt_units("meter")
     nib.save(image, tmp_path / "a.nii.gz")
-    with pytest.raises(InputError, match=r"a\.nii\.gz: its header gives lengths in units of a meter; write it anew in mm"):
+    with pytest.raises(
+        InputError, match=r"a\.nii\.gz: its header gives lengths in units of a meter; write it anew in mm"
+    ):
         check_one_place(tmp_path / "a.nii.gz")
     image.header.set_xyzt_units("mm")
     nib.save(image, tmp_path / "a.nii.gz")
@@ -512,7 +526,9 @@ def test_sizes_that_are_not_the_sform_s_are_refused_as_itk_takes_them(tmp_path: 
     nib.save(image, tmp_path / "a.nii.gz")
     np.testing.assert_allclose(nib.load(tmp_path / "a.nii.gz").affine, affine)
     assert list(itk.imread(str(tmp_path / "a.nii.gz")).GetSpacing()) == [1, 1, 8]
-    with pytest.raises(InputError, match=r"gives voxels of 1 x 1 x 8 mm and its sform such of 1\.5 x 1\.5 x 8 mm, .*set_qform\("):
+    with pytest.raises(
+        InputError, match=r"gives voxels of 1 x 1 x 8 mm and its sform such of 1\.5 x 1\.5 x 8 mm, .*set_qform\("
+    ):
         check_one_place(tmp_path / "a.nii.gz")
     mended = nib.load(tmp_path / "a.nii.gz")
     mended.set_qform(mended.affine, 1)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from monai.losses import LocalNormalizedCrossCorrelationLoss
-from torch import nn
-
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
+from torch import nn
 
 
 def random_field(axes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -57,10 +56,14 @@ def test_similarity_of_a_shift_by_hand(axes: int) -> None:
     loss = WarpedSimilarity(nn.MSELoss())
     assert float(loss(field, torch.cat([image, moved], 1))) == pytest.approx(0, abs=1e-20)
     unmoved = ((moved - image) ** 2).mean()
-    assert float(loss(torch.zeros_like(field), torch.cat([image, moved], 1))) == pytest.approx(float(unmoved), rel=1e-12)
+    assert float(loss(torch.zeros_like(field), torch.cat([image, moved], 1))) == pytest.approx(
+        float(unmoved), rel=1e-12
+    )
 
 
-@pytest.mark.parametrize("similarity", [nn.MSELoss(), LocalNormalizedCrossCorrelationLoss(spatial_dims=2, kernel_size=5)])
+@pytest.mark.parametrize(
+    "similarity", [nn.MSELoss(), LocalNormalizedCrossCorrelationLoss(spatial_dims=2, kernel_size=5)]
+)
 def test_losses_are_in_full_precision_under_autocast(similarity: nn.Module) -> None:
     pair = torch.rand(2, 2, 32, 32, generator=torch.Generator().manual_seed(0))
     field = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(1)).bfloat16()

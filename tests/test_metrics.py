@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial import cKDTree
-
 from scripts.metrics import dice_percent, folding_percent, hd95_mm, hd95_voxel, overlap, summarize, volume_error
 
 

@@ -8,8 +8,6 @@ import pytest
 import torch
 from monai.networks.blocks import Convolution
 from monai.networks.nets import BasicUNet, RegUNet, SwinUNETR, VoxelMorphUNet
-from torch import nn
-
 from scripts.networks import (
     CentralGroupNorm,
     Estimator,
@@ -20,6 +18,7 @@ from scripts.networks import (
     fold_batch_norm,
     repeat_border,
 )
+from torch import nn
 
 GROUP = ("group", {"num_groups": 4})
 
@@ -61,7 +60,10 @@ BACKBONES = {
     "VoxelMorphUNet": (lambda d: VoxelMorphUNet(d, 2, d, channels=(8, 8, 8, 8), final_conv_channels=(8,)), 8),
     "RegUNet": (lambda d: RegUNet(d, 2, 4, 3, out_channels=d), 8),
     "BasicUNet": (lambda d: BasicUNet(d, 2, d, features=(4, 4, 4, 4, 4, 4)), 16),
-    "SwinUNETR": (lambda d: SwinUNETR(2, d, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), spatial_dims=d), 32),
+    "SwinUNETR": (
+        lambda d: SwinUNETR(2, d, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), spatial_dims=d),
+        32,
+    ),
     "PyramidNetwork": (lambda d: PyramidNetwork(d, (4, 8), hidden=8, norm=GROUP), 4),
 }
 
@@ -133,7 +135,9 @@ def test_a_central_norm_of_a_small_image_is_a_group_norm() -> None:
 
 def test_what_lies_around_the_norm_window_does_not_matter() -> None:
     torch.manual_seed(0)
-    network = PyramidNetwork(2, (4, 8), hidden=8, norm=GROUP, norm_window=32, flow_std=0.1, smoothing=0.0, corrections=1).eval()
+    network = PyramidNetwork(
+        2, (4, 8), hidden=8, norm=GROUP, norm_window=32, flow_std=0.1, smoothing=0.0, corrections=1
+    ).eval()
     pair = torch.rand(1, 2, 192, 160)
     around = pair.clone()
     around[:, :, :32] = around[:, :, -32:] = 5.0
@@ -151,7 +155,9 @@ def test_smoothing_is_a_normalized_gaussian() -> None:
 
     field = torch.randn(1, 2, 40, 32, dtype=torch.float64)
     smooth = GaussianSmoothing(2, 2, 1.5).double()
-    expected = gaussian_filter(field[0].numpy(), (0, 1.5, 1.5), mode="nearest", radius=(0, smooth.radius, smooth.radius))
+    expected = gaussian_filter(
+        field[0].numpy(), (0, 1.5, 1.5), mode="nearest", radius=(0, smooth.radius, smooth.radius)
+    )
     torch.testing.assert_close(smooth(field)[0], torch.from_numpy(expected), atol=1e-6, rtol=0)
     assert torch.equal(GaussianSmoothing(2, 2, 0.0)(field), field)
 
@@ -171,7 +177,9 @@ def test_batch_norm_is_folded_and_other_norms_stay() -> None:
     torch.manual_seed(0)
     unet = RegistrationUNet(features=(4, 8, 8), conv_bias=True, flow_std=0.1)
     pyramid = PyramidNetwork(features=(4, 8), hidden=8, norm="batch", flow_std=0.1)
-    transposed = nn.Sequential(Convolution(2, 2, 4, strides=2), Convolution(2, 4, 2, strides=2, is_transposed=True, norm="batch"))
+    transposed = nn.Sequential(
+        Convolution(2, 2, 4, strides=2), Convolution(2, 4, 2, strides=2, is_transposed=True, norm="batch")
+    )
     for network in (unet, pyramid, transposed):
         for _ in range(3):
             network(torch.rand(4, 2, 16, 24))
@@ -197,7 +205,9 @@ def test_a_border_is_repeated_as_padding_does(size: tuple[int, ...]) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_gaussian_compiles_in_channels_last() -> None:
     torch.manual_seed(0)
-    block = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), GaussianSmoothing(2, 2, 1.0)).to(memory_format=torch.channels_last)
+    block = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), GaussianSmoothing(2, 2, 1.0)).to(
+        memory_format=torch.channels_last
+    )
     x = torch.rand(2, 2, 12, 16).contiguous(memory_format=torch.channels_last)
     results = []
     for function in (block, torch.compile(block)):

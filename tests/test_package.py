@@ -8,7 +8,6 @@ import zipfile
 from pathlib import Path
 
 from conftest import ROOT
-
 from scripts.package import build_zip
 
 
@@ -20,8 +19,12 @@ def test_zip_holds_regular_files_of_the_bundle(tmp_path: Path) -> None:
         assert all((entry.external_attr >> 28) != 0xA for entry in members.values())
         assert all((entry.external_attr >> 16) & 0o444 == 0o444 for entry in members.values())
         assert b"CC BY-NC-SA" in archive.read("bundle/LICENSE")
-        assert json.loads(archive.read("bundle/metadata.json")) == json.loads((ROOT / "configs" / "metadata.json").read_text())
-    tracked = subprocess.run(["git", "ls-files", "configs", "scripts", "docs", "models"], cwd=ROOT, capture_output=True, text=True)
+        assert json.loads(archive.read("bundle/metadata.json")) == json.loads(
+            (ROOT / "configs" / "metadata.json").read_text()
+        )
+    tracked = subprocess.run(
+        ["git", "ls-files", "configs", "scripts", "docs", "models"], cwd=ROOT, capture_output=True, text=True
+    )
     if tracked.returncode == 0:
         assert {f"bundle/{name}" for name in tracked.stdout.split()} <= members.keys()
     assert not any("__pycache__" in name for name in members)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from nibabel.affines import voxel_sizes
 from scipy.ndimage import binary_erosion, map_coordinates
-
 from scripts import phantom as module
 from scripts.datalists import acdc_pairs, folder_splits, read_info
 from scripts.errors import InputError
@@ -32,7 +31,11 @@ def pull(stack, field, order):
     """Each slice of (X, Y, Z) at x + u(x), by scipy alone."""
     grid = np.stack(np.meshgrid(*map(np.arange, stack.shape[:2]), indexing="ij"))
     return np.stack(
-        [map_coordinates(stack[..., z], grid + field[..., z], order=order, mode="nearest") for z in range(stack.shape[2])], axis=-1
+        [
+            map_coordinates(stack[..., z], grid + field[..., z], order=order, mode="nearest")
+            for z in range(stack.shape[2])
+        ],
+        axis=-1,
     )
 
 
@@ -55,7 +58,10 @@ def test_field_carries_labels(fine, moving, fixed):
 
 @pytest.mark.parametrize(("moving", "fixed"), [(5, 1), (1, 5), (2, 4)])
 def test_field_carries_intensities(fine, moving, fixed):
-    moved, target = pull(fine.image(moving, noisy=False), fine.field(moving, fixed), order=3), fine.image(fixed, noisy=False)
+    moved, target = (
+        pull(fine.image(moving, noisy=False), fine.field(moving, fixed), order=3),
+        fine.image(fixed, noisy=False),
+    )
     error, before = np.abs(moved - target), np.abs(fine.image(moving, noisy=False) - target)
     assert error.mean() < min(0.05 * before.mean(), 1)
     # Away from borders nothing but the smooth texture is interpolated.
@@ -230,7 +236,17 @@ def test_seed_decides():
     assert one == same
     np.testing.assert_array_equal(one.image(3), same.image(3))
     assert not np.array_equal(one.image(3, noisy=False), other.image(3, noisy=False))
-    for name in ("center", "cavity_radius", "wall", "rv_depth", "contraction", "twist", "intensities", "cycle", "noise"):
+    for name in (
+        "center",
+        "cavity_radius",
+        "wall",
+        "rv_depth",
+        "contraction",
+        "twist",
+        "intensities",
+        "cycle",
+        "noise",
+    ):
         assert getattr(one, name) != getattr(other, name)
     assert Phantom.random((0, 1)) != Phantom.random((1, 1))
     assert Phantom.random(np.int64(1)) == one
@@ -309,7 +325,9 @@ def test_other_parameters_and_lost_files_have_it_rewritten(tmp_path):
     first = snapshot(root)
     (root / "phantom002" / "phantom002_frame01.nii.gz").unlink()
     write_phantom_dataset(root, **SMALL)
-    assert {path: content for path, (_, content) in snapshot(root).items()} == {p: content for p, (_, content) in first.items()}
+    assert {path: content for path, (_, content) in snapshot(root).items()} == {
+        p: content for p, (_, content) in first.items()
+    }
     write_phantom_dataset(root, **{**SMALL, "seed": 1})
     assert json.loads((root / "phantom.json").read_text())["seed"] == 1
     image = root / "phantom001" / "phantom001_frame01.nii.gz"
@@ -346,7 +364,20 @@ def test_other_files_are_not_replaced(tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    argv = ["--root", str(tmp_path / "set"), "--subjects", "3", "--size", "16", "--slices", "1", "--frames", "3", "--seed", "5"]
+    argv = [
+        "--root",
+        str(tmp_path / "set"),
+        "--subjects",
+        "3",
+        "--size",
+        "16",
+        "--slices",
+        "1",
+        "--frames",
+        "3",
+        "--seed",
+        "5",
+    ]
     main(argv)
     assert "3 subjects" in capsys.readouterr().out
     parameters = json.loads((tmp_path / "set" / "phantom.json").read_text())

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 from scipy.optimize import nnls
-
 from scripts.cines import Cine, CineRegistration
 from scripts.files import plain
 from scripts.phantom import Phantom
@@ -52,7 +51,9 @@ def invert(fields: np.ndarray) -> np.ndarray:
         grid = np.stack(np.meshgrid(*map(np.arange, fields.shape[2:4]), indexing="ij"))
         for _ in range(100):
             where = grid + inverses[t, ..., z]
-            inverses[t, ..., z] = [-map_coordinates(channel, where, order=1, mode="nearest") for channel in fields[t, ..., z]]
+            inverses[t, ..., z] = [
+                -map_coordinates(channel, where, order=1, mode="nearest") for channel in fields[t, ..., z]
+            ]
     return inverses
 
 
@@ -75,7 +76,9 @@ def test_a_good_field_earns_no_sentence(reference: int | None) -> None:
     images = None if reference else np.random.default_rng(1).normal(100, 30, (*SHAPE, 1))
     found = assess(register(fields, reference=reference, images=images))
     assert found["trustworthy"]
-    assert found["verdict"] == ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."]
+    assert found["verdict"] == [
+        "No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."
+    ]
     assert found["thresholds"] == THRESHOLDS
     assert bool(found["cycle"]) == bool(reference)
 
@@ -134,7 +137,8 @@ def test_squared_errors_by_hand() -> None:
 
 
 def test_the_inverse_error_of_a_shift_that_is_off() -> None:
-    # v undoes u but for 0.3 pixels along the second axis, in the second slice: 0.45 mm, wherever x + u(x) stays in view.
+    # v undoes u but for 0.3 pixels along the second axis, in the second slice: 0.45 mm, wherever x + u(x) stays in
+    # view.
     fields = np.zeros((1, 2, *SHAPE))
     fields[:, 0], fields[:, 1] = 4, -2
     inverses = -fields
@@ -151,7 +155,8 @@ def test_the_inverse_error_of_a_shift_that_is_off() -> None:
 
 
 def test_the_worse_direction_counts() -> None:
-    # x + u(x) reaches rows 6 to 17 alone, where v is right. In row 0, of 13 that v keeps in view, it is not: by u, 12 mm.
+    # x + u(x) reaches rows 6 to 17 alone, where v is right. In row 0, of 13 that v keeps in view, it is not: by u, 12
+    # mm.
     fields = np.zeros((1, 2, *SHAPE))
     fields[:, 0] = -0.5 * (X - 12)[..., None]
     inverses = -2 * fields
@@ -238,7 +243,9 @@ def test_an_inverse_error_is_called_out_from_a_tenth_of_a_millimeter(pixel: floa
         inverses = -fields
         inverses[:, 0] += off * 0.1 / pixel
         found = sentences(
-            register(fields, inverses, reference=None, affine=affine, images=np.random.default_rng(1).random((*SHAPE, 1)))
+            register(
+                fields, inverses, reference=None, affine=affine, images=np.random.default_rng(1).random((*SHAPE, 1))
+            )
         )
         assert ("The field cannot be inverted accurately." in found) == called
 
@@ -279,7 +286,9 @@ def test_a_cavity_may_empty_at_a_point() -> None:
 def test_a_frame_that_stays_where_others_move_is_called_out() -> None:
     images = np.random.default_rng(0).normal(100, 30, (*SHAPE, 3))
     moved = np.stack([images[..., 0], images[..., 0], images[..., 2]], axis=-1)
-    assert sentences(register(wave(0, 3, 0), images=images, moved=moved)) == ["The images hardly fit better than before (frame 3)."]
+    assert sentences(register(wave(0, 3, 0), images=images, moved=moved)) == [
+        "The images hardly fit better than before (frame 3)."
+    ]
 
 
 def test_frames_that_resemble_the_reference_need_not_improve() -> None:
@@ -349,7 +358,9 @@ def test_gain_and_offset_of_an_image_change_no_verdict(gain: float, offset: floa
 def test_an_image_of_opposite_contrast_does_not_fit() -> None:
     fields = wave(3.0)
     texture = np.random.default_rng(0).normal(100, 30, SHAPE)
-    found = assess(register(fields, images=-texture[..., None], moved=-texture[..., None], fixed=texture, reference=None))
+    found = assess(
+        register(fields, images=-texture[..., None], moved=-texture[..., None], fixed=texture, reference=None)
+    )
     assert found["frames"][0]["mse_after"] == pytest.approx(1, rel=0.02)
 
 

@@ -11,7 +11,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import write_nifti
-
 from scripts.errors import InputError
 from scripts.readers import read_cine, read_nifti_cine
 
@@ -76,7 +75,9 @@ def test_axes_of_length_one_are_dropped_and_a_pair_of_files_is_named_as_one(tmp_
     assert read_nifti_cine(tmp_path / "two_4d.img").name == "two"
 
 
-def test_a_frame_time_that_is_none_is_logged(tmp_path: Path, array: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_frame_time_that_is_none_is_logged(
+    tmp_path: Path, array: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, logger="inference"):
         for step, unit in ((1.0, "sec"), (37.5, "msec")):
             read_nifti_cine(write_cine(tmp_path / "a.nii.gz", array, step, unit))
@@ -134,10 +135,17 @@ def test_slices_along_another_axis_are_refused_and_the_cure_is_one(
 
 @pytest.mark.parametrize(
     ("shape", "spacing"),
-    [((7, 6, 3, 5), (1.4, 1.4, 1.4)), ((7, 6, 3, 5), (2, 1.4, 1.4)), ((7, 6, 3, 5), (1.8, 1.4, 1)), ((7, 6, 1, 5), (2.9, 1.4, 1))],
+    [
+        ((7, 6, 3, 5), (1.4, 1.4, 1.4)),
+        ((7, 6, 3, 5), (2, 1.4, 1.4)),
+        ((7, 6, 3, 5), (1.8, 1.4, 1)),
+        ((7, 6, 1, 5), (2.9, 1.4, 1)),
+    ],
     ids=["isotropic", "nearly", "oblong", "one slice"],
 )
-def test_files_without_clearly_thick_slices_are_read(tmp_path: Path, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+def test_files_without_clearly_thick_slices_are_read(
+    tmp_path: Path, shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> None:
     assert read_cine(write_nifti(tmp_path / "a.nii.gz", np.ones(shape, np.float32), np.diag([*spacing, 1]))).frames == 5
 
 

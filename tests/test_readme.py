@@ -9,7 +9,6 @@ import shlex
 import pytest
 from conftest import ROOT
 from monai.bundle import ConfigParser
-
 from scripts.command_line import check
 
 DOCUMENTS = ("README.md", "docs/README.md", "docs/experiments.md", "docs/performance.md")
@@ -20,7 +19,10 @@ def commands(document: str) -> list[list[str]]:
     """The words of each line of a document's `sh` blocks, comments apart."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     return [
-        words for block in blocks for line in block.replace("\\\n", " ").splitlines() if (words := shlex.split(line, comments=True))
+        words
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+        if (words := shlex.split(line, comments=True))
     ]
 
 

@@ -1,4 +1,5 @@
-"""Fitting the field to one pair: it fits better, whatever lies beside it, and the network and the next pair know nothing of it."""
+"""Fitting the field to one pair: it fits better, whatever lies beside it, and the network and the next pair know
+nothing of it."""
 
 from __future__ import annotations
 
@@ -8,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from monai.inferers import SliceInferer
-from torch import Tensor, nn
-
 from scripts.errors import InputError
 from scripts.fields import Integration, jacobian_determinant
 from scripts.inferers import FieldInferer
@@ -17,6 +16,7 @@ from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.networks import PaddedNetwork, PyramidNetwork
 from scripts.phantom import Phantom
 from scripts.refinement import RefiningInferer
+from torch import Tensor, nn
 
 INTEGRATION = Integration(5)
 
@@ -65,7 +65,9 @@ def test_refuses_steps_and_gaussians_without_extent(options: dict) -> None:
 
 @pytest.mark.parametrize("integration", [INTEGRATION, None], ids=["velocity", "displacement"])
 @pytest.mark.parametrize("size", [(64, 64), (63, 57)])
-def test_the_pair_fits_better_without_folds(network: nn.Module, integration: nn.Module | None, size: tuple[int, int]) -> None:
+def test_the_pair_fits_better_without_folds(
+    network: nn.Module, integration: nn.Module | None, size: tuple[int, int]
+) -> None:
     stack = make_stack(1)[:, :, : size[0], : size[1]]
     with torch.no_grad():
         before, after = (refining(iterations, integration)(stack, network) for iterations in (0, 10))
@@ -78,7 +80,9 @@ def test_the_pair_fits_better_without_folds(network: nn.Module, integration: nn.
 def test_a_velocity_is_fitted_both_ways_and_the_way_back_is_its_negative() -> None:
     stack = make_stack(1)
     there, back = (refining(10)(images, still) for images in (stack, stack.flip(1)))
-    velocity = RefiningInferer(integration=INTEGRATION, iterations=10).refine(torch.zeros_like(stack[..., 0]), stack[..., 0])
+    velocity = RefiningInferer(integration=INTEGRATION, iterations=10).refine(
+        torch.zeros_like(stack[..., 0]), stack[..., 0]
+    )
     torch.testing.assert_close(there[..., 0], INTEGRATION(velocity), rtol=0, atol=1e-3)
     torch.testing.assert_close(back[..., 0], INTEGRATION(-velocity), rtol=0, atol=1e-3)
     assert error(back, stack.flip(1)) < 0.6 * error(torch.zeros_like(back), stack.flip(1))

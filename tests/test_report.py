@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from scripts import report
 from scripts.cines import Cine, CineRegistration
 from scripts.evaluation import warp_stack
@@ -27,7 +26,12 @@ PARAMETERS = {"bundle version": "1.2.3", "reference_frame": "auto"}
 
 
 def register_phantom(
-    size: tuple[int, int] = (64, 64), slices: int = 3, frames: int = 6, label: bool = True, times: bool = True, reference: int = 1
+    size: tuple[int, int] = (64, 64),
+    slices: int = 3,
+    frames: int = 6,
+    label: bool = True,
+    times: bool = True,
+    reference: int = 1,
 ) -> CineRegistration:
     """A phantom's cine with its exact fields, brought onto a reference frame."""
     phantom, numbers = Phantom.random(3, size, slices, frames), range(1, frames + 1)
@@ -36,7 +40,9 @@ def register_phantom(
         np.stack([phantom.field(*pair) for pair in pairs]).astype(np.float32)
         for pairs in (zip(numbers, [reference] * frames), zip([reference] * frames, numbers))
     )
-    moved = [warp_stack(torch.from_numpy(image[None, ..., t]), torch.from_numpy(fields[t]))[0].numpy() for t in range(frames)]
+    moved = [
+        warp_stack(torch.from_numpy(image[None, ..., t]), torch.from_numpy(fields[t]))[0].numpy() for t in range(frames)
+    ]
     milliseconds = np.tile(1000 * phantom.cycle * np.arange(frames) / frames, (slices, 1)) if times else None
     registration = CineRegistration(
         cine=Cine("phantom003", image, phantom.affine, milliseconds),
@@ -50,7 +56,9 @@ def register_phantom(
     if label:
         registration.label = phantom.label(reference)
         registration.labels = np.stack([phantom.label(t) for t in numbers], axis=-1)
-        registration.function = measure_function(registration.labels, registration.cine.spacing, milliseconds, reference)
+        registration.function = measure_function(
+            registration.labels, registration.cine.spacing, milliseconds, reference
+        )
         registration.strain = measure_strain(fields, registration.label, phantom.affine, times=milliseconds)
     return registration
 
@@ -151,7 +159,17 @@ def test_page_says_verdict_and_numbers(page: Page, registered: CineRegistration)
         assert f"{registered.function[key]:.1f}" in page.text
     peak = min(100 * row["circumferential"] for row in registered.strain if row["region"] == "global")
     assert f"−{-peak:.1f}" in page.text
-    assert {"verdict", "function", "cine", "slices", "curves", "differences", "field", "quality", "parameters"} <= page.ids
+    assert {
+        "verdict",
+        "function",
+        "cine",
+        "slices",
+        "curves",
+        "differences",
+        "field",
+        "quality",
+        "parameters",
+    } <= page.ids
     assert "Frame 1, end diastole" in page.text
     assert "end systole" in page.text
     for name, value in PARAMETERS.items():
@@ -178,15 +196,22 @@ def test_distrust_and_folds_are_said_in_words(registered: CineRegistration, tmp_
 
 
 def test_the_legend_names_what_the_label_holds(registered: CineRegistration, tmp_path: Path, page: Page) -> None:
-    swatches = lambda page: {name for name in ("LV cavity", "myocardium (outer border)", "RV") if f"</i>{name}" in page.source}
+    swatches = lambda page: {
+        name for name in ("LV cavity", "myocardium (outer border)", "RV") if f"</i>{name}" in page.source
+    }
     assert swatches(page) == {"LV cavity", "myocardium (outer border)", "RV"}
     whole = register_phantom()
     whole.label, whole.labels = (np.where(x == 1, 0, x) for x in (whole.label, whole.labels))
-    assert swatches(Page(write_report(tmp_path / "report.html", whole, {}))) == {"LV cavity", "myocardium (outer border)"}
+    assert swatches(Page(write_report(tmp_path / "report.html", whole, {}))) == {
+        "LV cavity",
+        "myocardium (outer border)",
+    }
 
 
 def test_without_label_nothing_of_it_is_left(tmp_path: Path) -> None:
-    page = Page(write_report(tmp_path / "report.html", register_phantom(label=False, times=False, reference=4), PARAMETERS))
+    page = Page(
+        write_report(tmp_path / "report.html", register_phantom(label=False, times=False, reference=4), PARAMETERS)
+    )
     assert not {"function", "curves", "strain", "volumes"} & page.ids
     assert not re.search(r"\b(strain|ejection fraction|outlines|LV|basal|None|nan)\b", page.text, re.IGNORECASE)
     assert {"cine", "differences", "field", "quality"} <= page.ids
@@ -254,7 +279,8 @@ def test_outlines_lie_on_the_borders() -> None:
 
 @pytest.mark.parametrize("present", [(3,), (2,), (1,), (2, 3)])
 def test_outlines_have_the_colors_of_the_legend(present: tuple[int, ...]) -> None:
-    """A label that lacks a structure has no outline of it, such as a cavity in the color of its myocardium's outer border."""
+    """A label that lacks a structure has no outline of it, such as a cavity in the color of its myocardium's outer
+    border."""
     label = np.zeros((20, 20), np.uint8)
     for value, part in ((2, slice(3, 17)), (3, slice(6, 14)), (1, slice(9, 11))):
         if value in present:
@@ -281,7 +307,9 @@ def test_strain_of_missing_rows() -> None:
 
 
 def test_nested_function_and_odd_values() -> None:
-    tables = report.function_tables({"lv": {"edv_ml": 120.0, "ef_percent": float("nan")}, "lv_mass_g": 95.5, "curve": [1, 2]}, {})
+    tables = report.function_tables(
+        {"lv": {"edv_ml": 120.0, "ef_percent": float("nan")}, "lv_mass_g": 95.5, "curve": [1, 2]}, {}
+    )
     assert tables["ventricles"] == ["LV"]
     assert [cells for _, cells in tables["measures"]] == [["120.0"], ["–"]]
     assert tables["others"] == [("LV mass, g", "95.5")]
@@ -296,7 +324,9 @@ def test_nested_function_and_odd_values() -> None:
     ]
 
 
-def test_failure_leaves_what_was_there(registered: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_leaves_what_was_there(
+    registered: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk is full")))

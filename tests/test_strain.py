@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 from scipy.spatial.transform import Rotation
-
 from scripts.phantom import Phantom
 from scripts.strain import SECTORS, measure_strain, sector_map, summarize_strain
 
@@ -20,7 +19,8 @@ CENTER = (36.0, 37.4)  # mm, on a voxel
 
 
 def heart(rv_angle: float | None = 180.0, slices: int = 2) -> np.ndarray:
-    """A ring of 12 to 20 mm about `CENTER`, in contact with an RV from 60 degrees before `rv_angle` to 60 degrees after."""
+    """A ring of 12 to 20 mm about `CENTER`, in contact with an RV from 60 degrees before `rv_angle` to 60 degrees
+    after."""
     x, y = np.meshgrid(*(np.arange(n) * s - c for n, s, c in zip(SIZE, SPACING, CENTER)), indexing="ij")
     r, phi = np.hypot(x, y), np.rad2deg(np.arctan2(y, x))
     plane = np.select([r < 12, r < 20], [3, 2], 0)
@@ -63,7 +63,9 @@ def test_rows():
     rows = measure_strain(linear(np.eye(2), 0.9 * np.eye(2)), heart(), STRAIGHT, times=times)
     assert [row["frame"] for row in rows] == [1] * 13 + [2] * 13
     first, sector = rows[13], rows[13 + 6 + 3]
-    assert first == pytest.approx({**first, "region": "global", "slice": None, "sector": None, "time_ms": 45.0, "radial": -0.1})
+    assert first == pytest.approx(
+        {**first, "region": "global", "slice": None, "sector": None, "time_ms": 45.0, "radial": -0.1}
+    )
     assert first["voxels"] == (heart() == 2).sum() == sum(row["voxels"] for row in rows[14:])
     assert sector == pytest.approx({**sector, "region": "inferior", "slice": 2, "sector": 3, "time_ms": 50.0})
     assert {tuple(row) for row in rows} == {tuple(first)}
@@ -88,7 +90,9 @@ def test_shear_by_hand():
     label[40, 22, 0] = 0
     label[30 - 17, 22 - 16, 0] = 2  # 20.4 and 27.2 mm away
     (row,) = measure_strain(fields, label, STRAIGHT)
-    assert (row["radial"], row["circumferential"]) == pytest.approx((np.hypot(6, 4) / 5 - 1, np.hypot(-1.75, 3) / 5 - 1))
+    assert (row["radial"], row["circumferential"]) == pytest.approx(
+        (np.hypot(6, 4) / 5 - 1, np.hypot(-1.75, 3) / 5 - 1)
+    )
 
 
 def test_wall_at_the_border_of_the_array():
@@ -99,7 +103,8 @@ def test_wall_at_the_border_of_the_array():
 
 
 def fibers(phantom: Phantom, label: np.ndarray, frame: int) -> list[dict]:
-    """Strain of each voxel by mapping a fiber of 2 µm through the phantom's closed form: no tensor, no difference of voxels."""
+    """Strain of each voxel by mapping a fiber of 2 µm through the phantom's closed form: no tensor, no difference of
+    voxels."""
     spacing, half, found = np.array(phantom.spacing[:2]), 1e-3, []
     for z in range(phantom.slices):
         p = np.argwhere(label[..., z] == 2) * spacing
@@ -203,7 +208,8 @@ def test_other_axes_same_anatomy(change, seed):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_septum_of_the_phantom(seed):
-    # In its view axis 0 runs to the lateral wall and axis 1 down: the septum follows the anterior insertion counterclockwise.
+    # In its view axis 0 runs to the lateral wall and axis 1 down: the septum follows the anterior insertion
+    # counterclockwise.
     phantom = Phantom.random(seed, slices=3)
     label = phantom.label(1)
     sectors = sector_map(label, phantom.affine)

@@ -1,5 +1,5 @@
-"""Real cines of another scanner, where they are there: the LV contour carried from ED to ES against the one drawn by hand, from NIfTI and
-from the scanner's DICOM files, and the fields in files through ITK and ANTs."""
+"""Real cines of another scanner, where they are there: the LV contour carried from ED to ES against the one drawn by
+hand, from NIfTI and from the scanner's DICOM files, and the fields in files through ITK and ANTs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT, write_nifti
-from test_itk_fields import off_the_edge
-
 from scripts.api import register_cine
 from scripts.cines import CineRegistration
 from scripts.datalists import read_info
 from scripts.dicom import read_dicom_cine
 from scripts.itk_fields import write_field
 from scripts.metrics import dice_percent
+from test_itk_fields import off_the_edge
 
 FOLDER = ROOT.parent / "shared" / "data" / "scd"
 LV = 3
@@ -29,7 +28,9 @@ def drawn(subject: str) -> tuple[dict[str, int], dict[str, nib.Nifti1Image]]:
     if not folder.is_dir():
         pytest.skip(f"no Sunnybrook data in {FOLDER}")
     frames = {phase: int(read_info(folder / "Info.cfg")[phase]) for phase in ("ED", "ES")}
-    return frames, {phase: nib.load(folder / f"{subject}_frame{frame:02d}_gt.nii.gz") for phase, frame in frames.items()}
+    return frames, {
+        phase: nib.load(folder / f"{subject}_frame{frame:02d}_gt.nii.gz") for phase, frame in frames.items()
+    }
 
 
 def check_contour(name: str, result: CineRegistration, es_frame: int, by_hand: np.ndarray) -> None:
@@ -39,7 +40,9 @@ def check_contour(name: str, result: CineRegistration, es_frame: int, by_hand: n
     ed, es, carried = ed[..., both], es[..., both], carried[..., both]
     dice, before = dice_percent(carried, es), dice_percent(ed, es)
     fraction, expected = (100 * (1 - np.sum(mask) / np.sum(ed)) for mask in (carried, es))
-    print(f"\n{name}: Dice {dice:.1f} (unregistered {before:.1f}), ejection fraction {fraction:.1f} % (by hand {expected:.1f} %)")
+    print(
+        f"\n{name}: Dice {dice:.1f} (unregistered {before:.1f}), ejection fraction {fraction:.1f} % (by hand {expected:.1f} %)"
+    )
     assert dice >= 85
     assert abs(fraction - expected) <= 8
 
@@ -63,7 +66,10 @@ def test_the_contour_reaches_end_systole(subject: str, tmp_path: Path) -> None:
     field, frame = tmp_path / "field.nii.gz", tmp_path / "frame.nii.gz"
     write_field(field, result.fields[t], result.cine.affine)
     write_nifti(frame, result.cine.image[..., t], result.cine.affine)
-    tolerance, sure = 1e-3 * np.ptp(result.cine.image[..., t]), off_the_edge(result.fields[t], np.eye(4), result.fixed.shape)
+    tolerance, sure = (
+        1e-3 * np.ptp(result.cine.image[..., t]),
+        off_the_edge(result.fields[t], np.eye(4), result.fixed.shape),
+    )
     assert sure.mean() > 0.99
     image, vectors = itk.imread(frame, itk.F), itk.imread(field)
     warped = itk.warp_image_filter(image, displacement_field=vectors, output_parameters_from_image=image)

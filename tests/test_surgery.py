@@ -1,4 +1,5 @@
-"""Properties of the projection (method: GSMorph, MICCAI 2023) over random gradients, and independent computations of each strategy."""
+"""Properties of the projection (method: GSMorph, MICCAI 2023) over random gradients, and independent computations of
+each strategy."""
 
 from __future__ import annotations
 
@@ -8,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize, nnls
-from torch import Tensor
-
 from scripts.surgery import RULES, STRATEGIES, add_weighted, agree, find_conflicts, group_indices, project, settle
+from torch import Tensor
 
 NAMES = ["a.weight", "a.bias", "b.weight", "b.bias", "c.weight"]
 SHAPES = [(4, 2, 3, 3), (4,), (8, 4), (8,), (1,)]
@@ -74,7 +74,9 @@ def test_projection_is_of_degree_0_in_r_and_1_in_s(scale: float) -> None:
     settled = project(s, r)
     # In fp32 |r|^2 is about 1e-29 here: an absolute eps would show.
     torch.testing.assert_close(project(s, [scale * b for b in r]), settled, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(project([scale * a for a in s], r), [scale * g for g in settled], rtol=1e-4, atol=1e-6 * scale)
+    torch.testing.assert_close(
+        project([scale * a for a in s], r), [scale * g for g in settled], rtol=1e-4, atol=1e-6 * scale
+    )
 
 
 def test_projection_does_not_depend_on_the_order_of_tensors() -> None:
@@ -147,12 +149,14 @@ def test_weighted_sum() -> None:
 def by_group(tensors: list[Tensor], groups: list[int]) -> list[np.ndarray]:
     """A float64 vector a group."""
     return [
-        np.concatenate([t.double().numpy().ravel() for t, g in zip(tensors, groups) if g == group]) for group in sorted(set(groups))
+        np.concatenate([t.double().numpy().ravel() for t, g in zip(tensors, groups) if g == group])
+        for group in sorted(set(groups))
     ]
 
 
 def onto_dual_cone(gradient: np.ndarray, s: np.ndarray, r: np.ndarray) -> np.ndarray:
-    """The nearest point whose products with s and r are not negative, by Moreau's decomposition and nonnegative least squares."""
+    """The nearest point whose products with s and r are not negative, by Moreau's decomposition and nonnegative least
+    squares."""
     rows = np.stack([s, r])
     return gradient + rows.T @ nnls(rows.T, -gradient)[0]
 
@@ -181,7 +185,8 @@ def test_symmetric_rules_equal_the_papers_formulas(seed: int, granularity: str, 
     groups = group_indices(NAMES, granularity)
     settled, _ = settle(s, r, strategy, groups)
     for found, a, b in zip(by_group(settled, groups), by_group(s, groups), by_group(r, groups)):
-        # One entry alone leaves opposite gradients no bisector but zero, which rounding divides by itself in the formula.
+        # One entry alone leaves opposite gradients no bisector but zero, which rounding divides by itself in the
+        # formula.
         expected = np.zeros(1) if strategy == "config" and len(a) == 1 and a @ b < 0 else rule(a, b)
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
 
@@ -317,7 +322,9 @@ def test_rules_equal_those_of_torchjd(seed: int, granularity: str) -> None:
             return torch.from_numpy(np.apply_along_axis(lambda u: u + nnls(root, -root @ u)[0], -1, U.numpy()))
 
     oracles = {
-        "projection": aggregation.DualProj(pref_vector=torch.tensor([1.0, 0.0], dtype=torch.float64), projector=Projector()),
+        "projection": aggregation.DualProj(
+            pref_vector=torch.tensor([1.0, 0.0], dtype=torch.float64), projector=Projector()
+        ),
         "pcgrad_symmetric": aggregation.PCGrad(),
         "upgrad": aggregation.UPGrad(projector=Projector()),
         "config": aggregation.ConFIG(),

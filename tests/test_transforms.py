@@ -14,8 +14,6 @@ from conftest import write_nifti
 from monai.data import MetaTensor
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
-from torch.nn import functional as F
-
 from scripts.errors import InputError
 from scripts.transforms import (
     FieldToNatived,
@@ -33,6 +31,7 @@ from scripts.transforms import (
     smooth_noise,
     turn_to,
 )
+from torch.nn import functional as F
 
 SHAPE = (12, 10, 3)
 
@@ -117,7 +116,9 @@ def test_a_label_lies_on_the_grid_of_its_image_to_a_tolerance(tmp_path: Path, st
     assert LoadCased().load_label(label, LoadCased().load(image), "image", tolerance=0.06).any()
 
 
-@pytest.mark.parametrize("order", [[[0, 1], [1, -1], [2, 1]], [[1, 1], [0, -1], [2, -1]]], ids=["rows turned over", "all else"])
+@pytest.mark.parametrize(
+    "order", [[[0, 1], [1, -1], [2, 1]], [[1, 1], [0, -1], [2, -1]]], ids=["rows turned over", "all else"]
+)
 def test_a_label_with_its_axes_in_another_order_is_turned(tmp_path: Path, stack: np.ndarray, order: list) -> None:
     """As dcm2niix turns the rows of DICOM over."""
     image = str(write_nifti(tmp_path / "image.nii.gz", stack, oblique_affine()))
@@ -142,7 +143,9 @@ def test_a_label_on_its_image_s_grid_stays_there_at_45_degrees() -> None:
 
 
 def test_an_affine_of_nan_is_no_grid() -> None:
-    image, label = (MetaTensor(torch.zeros(1, 4, 3, 2), affine=affine) for affine in (np.eye(4), np.diag([1, np.nan, 1, 1])))
+    image, label = (
+        MetaTensor(torch.zeros(1, 4, 3, 2), affine=affine) for affine in (np.eye(4), np.diag([1, np.nan, 1, 1]))
+    )
     with pytest.raises(InputError, match="affines up to nan mm apart"):
         check_same_grid(turn_to(label, image), "a", image, "b")
 
@@ -195,7 +198,9 @@ def test_resampling_to_a_spacing_and_the_field_back(stack: np.ndarray) -> None:
     torch.testing.assert_close(native, torch.tensor([2.0, -1.0]).view(2, 1, 1, 1).expand_as(native))
 
 
-@pytest.mark.parametrize(("pixels", "left"), [((1.5, 1.5), True), ((1.31, 1.72), True), ((1.5, 1.28), False), ((1.76, 1.5), False)])
+@pytest.mark.parametrize(
+    ("pixels", "left"), [((1.5, 1.5), True), ((1.31, 1.72), True), ((1.5, 1.28), False), ((1.76, 1.5), False)]
+)
 def test_pixels_near_the_spacing_stay_as_they_are(stack: np.ndarray, pixels: tuple[float, float], left: bool) -> None:
     affine = torch.diag(torch.tensor([*pixels, 8.0, 1.0], dtype=torch.float64))
     image = MetaTensor(torch.from_numpy(stack)[None].float(), affine=affine)
@@ -208,7 +213,9 @@ def test_pixels_near_the_spacing_stay_as_they_are(stack: np.ndarray, pixels: tup
 @pytest.mark.parametrize("pixels", [(1.25, 1.250001), (1.7249998, 1.7250003)])
 def test_images_whose_affines_differ_in_the_last_digits_stay_on_one_grid(pixels: tuple[float, float]) -> None:
     images = {
-        key: MetaTensor(torch.rand(1, 51, 51, 2), affine=torch.diag(torch.tensor([s, s, 8.0, 1.0], dtype=torch.float64)))
+        key: MetaTensor(
+            torch.rand(1, 51, 51, 2), affine=torch.diag(torch.tensor([s, s, 8.0, 1.0], dtype=torch.float64))
+        )
         for key, s in zip(("moving", "fixed"), pixels)
     }
     resized = ResizeToSpacingd(["moving", "fixed"], spacing=1.5)(images)
@@ -232,7 +239,9 @@ def test_resampling_keeps_a_ramp_where_it_is_and_blank_slices_blank() -> None:
 
 
 def test_refuses_a_spacing_that_leaves_nothing() -> None:
-    image = MetaTensor(torch.rand(1, 40, 36, 2), affine=torch.diag(torch.tensor([1.5, 1.5, 8.0, 1.0], dtype=torch.float64)))
+    image = MetaTensor(
+        torch.rand(1, 40, 36, 2), affine=torch.diag(torch.tensor([1.5, 1.5, 8.0, 1.0], dtype=torch.float64))
+    )
     with pytest.raises(InputError, match=r"--working_spacing 15: leaves 4 x 4 pixels"):
         ResizeToSpacingd(["fixed"], spacing=15)({"fixed": image})
 
@@ -284,7 +293,10 @@ def test_rotation_and_zoom_equal_scipy() -> None:
     center = (np.array(image.shape) - 1) / 2
     x, y = np.meshgrid(*map(np.arange, image.shape), indexing="ij")
     c, s = np.cos(angle) / zoom, np.sin(angle) / zoom
-    where = [s * (y - center[1]) + c * (x - center[0]) + center[0], c * (y - center[1]) - s * (x - center[0]) + center[1]]
+    where = [
+        s * (y - center[1]) + c * (x - center[0]) + center[0],
+        c * (y - center[1]) - s * (x - center[0]) + center[1],
+    ]
     np.testing.assert_allclose(found, map_coordinates(image, where, order=1, mode="nearest"), atol=1e-9)
 
 
@@ -370,9 +382,13 @@ def test_the_affine_is_the_header_s_whatever_its_voxel_sizes_say(tmp_path: Path)
 def test_a_label_in_the_order_of_m_and_ms_is_refused() -> None:
     x, y = np.meshgrid(np.arange(40), np.arange(40), indexing="ij")
     radius = np.hypot(x - 20, y - 24)
-    label = np.where(radius < 5, 3, np.where(radius < 8, 2, np.where(np.hypot(x - 20, y - 10) < 6, 1, 0)))[None, ..., None]
+    label = np.where(radius < 5, 3, np.where(radius < 8, 2, np.where(np.hypot(x - 20, y - 10) < 6, 1, 0)))[
+        None, ..., None
+    ]
     check_order(torch.from_numpy(label), "gt.nii.gz")
-    with pytest.raises(InputError, match=r"gt\.nii\.gz: has the myocardium \(2\) around 1 and not around 3, as M&Ms has"):
+    with pytest.raises(
+        InputError, match=r"gt\.nii\.gz: has the myocardium \(2\) around 1 and not around 3, as M&Ms has"
+    ):
         check_order(torch.from_numpy(np.array([0, 3, 2, 1])[label]), "gt.nii.gz")
     # Nor one that lacks the RV.
     with pytest.raises(InputError, match="around 1 and not around 3"):

@@ -10,7 +10,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-
 from scripts import writers
 from scripts.cines import Cine, CineRegistration
 from scripts.errors import InputError
@@ -24,12 +23,16 @@ from scripts.writers import DONE, WriteRegistration, write_nifti
 
 PHANTOM = Phantom.random((0, 1), size=(24, 22), slices=2, frames=3)
 TIMES = np.array([[10.0, 50, 100], [20, 55, 120]])
-CINE_FILES = {"moved.nii.gz", "quality.json"} | {f"fields/frame_{t:02d}{end}.nii.gz" for t in (1, 2, 3) for end in ("", "_inverse")}
+CINE_FILES = {"moved.nii.gz", "quality.json"} | {
+    f"fields/frame_{t:02d}{end}.nii.gz" for t in (1, 2, 3) for end in ("", "_inverse")
+}
 LABEL_FILES = {"labels.nii.gz", "function.json", "volumes.csv", "strain.csv"}
 PAIR_FILES = {"moved.nii.gz", "field.nii.gz", "field_inverse.nii.gz", "quality.json"}
 
 
-def register(label: bool = True, pair: bool = False, times: np.ndarray | None = TIMES, name: str = "heart") -> CineRegistration:
+def register(
+    label: bool = True, pair: bool = False, times: np.ndarray | None = TIMES, name: str = "heart"
+) -> CineRegistration:
     frames = (2,) if pair else (1, 2, 3)
     images = np.stack([PHANTOM.image(t) for t in frames], axis=-1)
     fields, inverses = (np.stack([PHANTOM.field(*(t, 1)[::way]) for t in frames]).astype(np.float32) for way in (1, -1))
@@ -121,7 +124,9 @@ def test_landmarks_and_the_report_are_written_where_there_are_some(cine: CineReg
     finally:
         cine.points = []
     with (folder / "points.csv").open() as file:
-        assert [{key: row[key] for key in row} for row in csv.DictReader(file)] == [{k: str(v) for k, v in rows[0].items()}]
+        assert [{key: row[key] for key in row} for row in csv.DictReader(file)] == [
+            {k: str(v) for k, v in rows[0].items()}
+        ]
     assert "1.5" in (folder / "report.html").read_text()
     assert files(folder) == CINE_FILES | LABEL_FILES | {"points.csv", "report.html"}
 
@@ -137,7 +142,9 @@ def test_neither_patient_nor_paths_are_in_the_figures(cine: CineRegistration, tm
         assert not any(header[key].item().strip(b"\0") for key in ("db_name", "aux_file", "intent_name", "data_type"))
 
 
-def test_a_failing_report_leaves_no_folder(cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_report_leaves_no_folder(
+    cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(path: Path, *args: object) -> None:
         path.write_text("half")
         raise OSError("disk full")
@@ -153,7 +160,9 @@ def test_a_failing_report_leaves_no_folder(cine: CineRegistration, tmp_path: Pat
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_rewriting_replaces_the_whole_folder(cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewriting_replaces_the_whole_folder(
+    cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write(tmp_path, cine)
     (folder / ".DS_Store").touch()  # as Finder leaves one where it has looked
     # What an interrupted run left behind.
@@ -172,7 +181,9 @@ def test_a_folder_that_holds_no_results_is_never_replaced(cine: CineRegistration
     """As where a folder of DICOM folders is the output folder as well."""
     (tmp_path / "heart").mkdir()
     (tmp_path / "heart" / "IM1.dcm").write_text("the only copy")
-    with pytest.raises(InputError, match=r"heart: is there and holds no results of an earlier run; give --output_dir another"):
+    with pytest.raises(
+        InputError, match=r"heart: is there and holds no results of an earlier run; give --output_dir another"
+    ):
         write(tmp_path, cine)
     assert files(tmp_path) == {"heart/IM1.dcm"}
     (tmp_path / "heart" / "IM1.dcm").unlink()
@@ -188,7 +199,9 @@ def test_what_lies_beside_results_is_never_deleted(cine: CineRegistration, tmp_p
     (tmp_path / "heart").mkdir()
     for name in (beside, "heart_4d.nii.gz"):
         (tmp_path / "heart" / name).write_text("the only copy")
-    with pytest.raises(InputError, match=r"heart: (is there and holds no results|holds heart_4d\.nii\.gz beside the results)"):
+    with pytest.raises(
+        InputError, match=r"heart: (is there and holds no results|holds heart_4d\.nii\.gz beside the results)"
+    ):
         write(tmp_path, cine)
     assert files(tmp_path) == {f"heart/{beside}", "heart/heart_4d.nii.gz"}
 
@@ -207,7 +220,9 @@ def test_a_file_among_fields_is_never_deleted_and_a_link_is_followed(cine: CineR
         write(tmp_path / "out", cine)
 
 
-def test_no_output_folder_writes_nothing(cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_output_folder_writes_nothing(
+    cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     data = {"registration": cine, "case": "heart"}
     assert WriteRegistration(None)(data) == data

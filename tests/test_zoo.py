@@ -19,7 +19,6 @@ import pytest
 import torch
 from conftest import ROOT, write_options
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
-
 from scripts.package import build_zip
 from scripts.phantom import Phantom
 
@@ -67,7 +66,9 @@ def test_metadata_has_the_required_keys() -> None:
         for entry in metadata["network_data_format"][part].values():
             assert_types(entry, FORMAT | {"is_patch_data": bool, "channel_def": dict})
             assert len(entry["channel_def"]) == entry["num_channels"]
-    pinned = dict(line.strip().split("==") for line in Path("requirements.txt").read_text().splitlines() if "==" in line)
+    pinned = dict(
+        line.strip().split("==") for line in Path("requirements.txt").read_text().splitlines() if "==" in line
+    )
     pinned = {name.lower(): version for name, version in pinned.items()}
     for name in ("monai", "numpy"):
         assert metadata[f"{name}_version"] == pinned[name]
@@ -119,7 +120,9 @@ def test_torchscript_gives_the_same_field(pair: torch.Tensor, expected: torch.Te
 
 def test_onnx_gives_the_same_field(pair: torch.Tensor, expected: torch.Tensor, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx_export(net_id="network_def", filepath=str(path), ckpt_file="models/model.pt", input_shape=[1, 2, 128, 128], **CONFIG)
+    onnx_export(
+        net_id="network_def", filepath=str(path), ckpt_file="models/model.pt", input_shape=[1, 2, 128, 128], **CONFIG
+    )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: pair.numpy()})
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-3)
@@ -128,7 +131,11 @@ def test_onnx_gives_the_same_field(pair: torch.Tensor, expected: torch.Tensor, t
 def run_python(*words: object, cwd: Path) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1"}
     result = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "monai.bundle", *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout + result.stderr
@@ -136,7 +143,9 @@ def run_python(*words: object, cwd: Path) -> str:
 
 def test_a_downloaded_bundle_registers(phantoms: Path, tmp_path: Path) -> None:
     build_zip(tmp_path / "served" / "gsmorph_v1.zip", "gsmorph")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served")))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path / "downloads").mkdir()
     try:
@@ -148,7 +157,13 @@ def test_a_downloaded_bundle_registers(phantoms: Path, tmp_path: Path) -> None:
     assert not bundle.is_symlink()
     assert json.loads((bundle / "metadata.json").read_text())["version"]
     ed, es = sorted((phantoms / "phantom001").glob("*_frame??.nii.gz"))
-    options = {"config_file": "configs/inference.yaml", "moving": es, "fixed": ed, "output_dir": tmp_path / "out", "device": "cpu"}
+    options = {
+        "config_file": "configs/inference.yaml",
+        "moving": es,
+        "fixed": ed,
+        "output_dir": tmp_path / "out",
+        "device": "cpu",
+    }
     run_python("run", *write_options(options), cwd=bundle)
     moved = nib.load(next((tmp_path / "out").rglob("moved.nii.gz"))).get_fdata()
     moving, fixed = (nib.load(path).get_fdata() for path in (es, ed))

@@ -1,4 +1,5 @@
-"""Short trainings in MONAI's trainer for test_handlers.py, in this process and in two; importable by a spawned process."""
+"""Short trainings in MONAI's trainer for test_handlers.py, in this process and in two; importable by a spawned
+process."""
 
 from __future__ import annotations
 
@@ -14,14 +15,13 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.engines import IterationEvents, SupervisedTrainer
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.profiler import ProfilerActivity, profile
-
 from scripts import handlers
 from scripts.handlers import GradientSurgeryHandler, NonFiniteLossHandler
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.networks import RegistrationUNet
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
 
 LEARNING_RATE = 0.1
 
@@ -147,7 +147,8 @@ def ddp_train(
     dtype: torch.dtype = torch.float64,
     **case: dict,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """One case in one of two processes, each with its own half of every batch; returns the trained parameters and the decisions."""
+    """One case in one of two processes, each with its own half of every batch; returns the trained parameters and the
+    decisions."""
     network = ddp_network(norm, unused, dtype)
     wrapped = DistributedDataParallel(network, **case.pop("ddp", {}))
     surgery = {"network": network if bare else wrapped, **case.pop("surgery", {})}
@@ -168,13 +169,16 @@ def count_exchanges(steps: int = 3) -> int:
 
 
 def skip_in_one_process(rank: int) -> tuple[list[dict[str, Tensor]], str]:
-    """Weights after each step, and the error, of a training without waits whose third loss is not finite in the second process alone."""
+    """Weights after each step, and the error, of a training without waits whose third loss is not finite in the second
+    process alone."""
     network, states, losses = make_unet(), [], iter([1.0, 1.0, float("nan") if rank else 1.0, 1.0, 1.0, 1.0])
     wrapped, similarity = DistributedDataParallel(network), WarpedSimilarity(nn.MSELoss())
 
     class Reader:
         def attach(self, engine: Engine) -> None:
-            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: states.append(copy.deepcopy(network.state_dict())))
+            engine.add_event_handler(
+                Events.ITERATION_COMPLETED, lambda _: states.append(copy.deepcopy(network.state_dict()))
+            )
 
     try:
         train(

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from test_report import PARAMETERS, register_phantom
-
 from scripts.report import write_report
+from test_report import PARAMETERS, register_phantom
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytestmark = pytest.mark.skipif(os.environ.get("BROWSER_TESTS") != "1", reason="BROWSER_TESTS=1 runs the tests in a browser")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("BROWSER_TESTS") != "1", reason="BROWSER_TESTS=1 runs the tests in a browser"
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,9 @@ def test_page_plays_without_errors(browser: Browser, report: Path, width: int, t
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url[:60]))
     page.goto(report.as_uri(), wait_until="load")
-    assert page.evaluate("[...document.images].length > 0 && [...document.images].every(image => image.naturalWidth > 0)")
+    assert page.evaluate(
+        "[...document.images].length > 0 && [...document.images].every(image => image.naturalWidth > 0)"
+    )
     # Nothing is wider than the window.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
