@@ -16,7 +16,7 @@ def positive(text: str) -> int:
         ArgumentTypeError: for anything else.
     """
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text} is no whole number from 1 on")
+        raise ArgumentTypeError(f"{text} must be a whole number, 1 or more")
     return int(text)
 
 

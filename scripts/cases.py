@@ -149,12 +149,12 @@ def end_diastole(folder: Path) -> int | None:
     """The frame of end diastole, counted from 1, by the `Info.cfg` of a folder; None without that file or its line ED.
 
     Raises:
-        InputError: for an ED that is no such number.
+        InputError: for an ED that is not such a number.
     """
     path = folder / "Info.cfg"
     ed = read_info(path).get("ED") if path.is_file() else None
     if ed and not re.fullmatch(r"[1-9]\d*", ed):
-        raise InputError(f"{path}: ED is {ed}, no frame counted from 1; mend or remove that line.")
+        raise InputError(f"{path}: ED is {ed}, which is not a frame (counted from 1); correct or remove that line.")
     return int(ed) if ed else None
 
 

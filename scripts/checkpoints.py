@@ -58,7 +58,7 @@ def load_weights(network: nn.Module, path: str | Path, device: str | torch.devic
 
 
 def require_checkpoint(path: str | Path | None) -> None:
-    """Stop where a checkpoint is no file.
+    """Stop where a checkpoint is not a file.
 
     Raises:
         InputError: naming it.
@@ -77,9 +77,7 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise InputError(
-            f"{path}: is no checkpoint that can be read ({type(error).__name__}); give another one."
-        ) from error
+        raise InputError(f"{path}: is not a readable checkpoint ({type(error).__name__}); give another one.") from error
 
 
 class BestWeights:

@@ -73,7 +73,7 @@ def run_cases(
         and summary.is_file()
         and not summary.read_text(encoding="utf-8", errors="replace").startswith("case,")
     ):
-        raise InputError(f"{summary}: is there and is no summary of an earlier run; give another --output_dir.")
+        raise InputError(f"{summary}: exists and is not the summary of an earlier run; give another --output_dir.")
     # Shared before looking at what is done, which changes while the other processes work.
     share, skipped = dataset.data[idist.get_rank() :: idist.get_world_size()], 0
     bar = tqdm(share, desc="cases", unit="case", disable=idist.get_rank() > 0)

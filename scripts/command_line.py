@@ -67,11 +67,11 @@ def check(argv: Sequence[str] | None = None) -> None:
         if read is None or read in ("null", "~"):
             # MONAI drops None, and takes the others for words.
             raise InputError(
-                f"--{name} {value}: would not be taken for nothing; leave --{name} out, or write --{name} '$None'"
+                f"--{name} {value}: MONAI would drop it or read it as text; leave --{name} out, or write --{name} '$None'"
             )
         # Fire reads false as a word, which would count as true.
         if str(read).lower() in ("true", "false") and not isinstance(read, bool):
-            raise InputError(f"--{name} {value}: is read as a word; write --{name} {str(read).capitalize()}")
+            raise InputError(f"--{name} {value}: would be read as text; write --{name} {str(read).capitalize()}")
         if isinstance(config.get(name), bool) and not isinstance(read, bool):
             raise InputError(f"--{name} {value}: is a switch; write --{name} True or --{name} False")
         # False is how a path is left out.
@@ -80,7 +80,7 @@ def check(argv: Sequence[str] | None = None) -> None:
 
 
 def check_counts(at_least: int = 1, **options: object) -> None:
-    """Stop where an option that counts something is no whole number from 1 on.
+    """Stop where an option that counts something is not a whole number of `at_least` or more.
 
     Args:
         at_least: the smallest number that the options may be.
@@ -92,12 +92,12 @@ def check_counts(at_least: int = 1, **options: object) -> None:
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
             raise InputError(
-                f"--{name} {value}: is no whole number from {at_least} on; give one, or leave --{name} out."
+                f"--{name} {value}: must be a whole number, {at_least} or more; give one, or leave --{name} out."
             )
 
 
 def check_rates(at_most: float = math.inf, **options: object) -> None:
-    """Stop where an option is no number above 0.
+    """Stop where an option is not a number above 0.
 
     Args:
         at_most: the largest number that the options may be.
@@ -109,18 +109,18 @@ def check_rates(at_most: float = math.inf, **options: object) -> None:
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= at_most:
             limit = "" if at_most == math.inf else f" and at most {at_most:g}"
-            raise InputError(f"--{name} {value}: is no number above 0{limit}; give one, or leave --{name} out.")
+            raise InputError(f"--{name} {value}: must be a number above 0{limit}; give one, or leave --{name} out.")
 
 
 def check_sizes(slice_size: object, crop_size: object) -> None:
-    """Stop where slices or crops are no two numbers of pixels, or crops are larger than slices.
+    """Stop where the size of slices or crops is not two numbers of pixels, or crops are larger than slices.
 
     Raises:
         InputError: naming the option and the cure.
     """
     for name, size in (("slice_size", slice_size), ("crop_size", crop_size)):
         if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-            raise InputError(f"--{name} {size}: is no size in pixels; give two numbers such as [128,128].")
+            raise InputError(f"--{name} {size}: must be two numbers of pixels, such as [128,128].")
     if any(crop > whole for crop, whole in zip(crop_size, slice_size)):
         raise InputError(
             f"--crop_size {crop_size}: is larger than --slice_size {slice_size}; give a smaller one, or larger slices."
@@ -165,7 +165,7 @@ def is_path(name: str) -> bool:
 
 
 def check_path(name: str, value: object) -> None:
-    """Stop at a value that is no path where one is meant, and at a file or folder whose name a config would change.
+    """Stop at a value that is not a path where one is meant, and at a file or folder whose name a config would change.
 
     Raises:
         InputError: naming the option and the cure.

@@ -86,10 +86,12 @@ def published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
         content = json.loads(path.read_text())
         splits = {name: content[name] for name in SPLITS}
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: needs the lists train, val and test ({error!r}); mend it or remove it.") from error
+        raise InputError(
+            f"{path}: needs the lists train, val and test ({error!r}); correct it or remove it."
+        ) from error
     for split, names in splits.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{path}: its {split} is no list of names of subjects; mend it or remove it.")
+            raise InputError(f"{path}: its {split} is not a list of subject names; correct it or remove it.")
     listed = [name for names in splits.values() for name in names]
     if twice := sorted({name for name in listed if listed.count(name) > 1}):
         raise InputError(
@@ -97,7 +99,7 @@ def published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
         )
     missing = sorted(set().union(*splits.values()) - set(folder_subjects(dataset_dir)))
     if missing:
-        raise InputError(f"{path}: names subjects without a folder: {', '.join(missing)}; mend it or add them.")
+        raise InputError(f"{path}: names subjects that have no folder: {', '.join(missing)}; correct it or add them.")
     return splits
 
 
@@ -166,7 +168,7 @@ def find_image(folder: Path, stem: str, required: bool = True) -> Path | None:
             return folder / f"{stem}{suffix}"
     if required:
         raise InputError(
-            f"{folder / stem}.nii.gz: no such file; Info.cfg names this frame, so add it or mend Info.cfg."
+            f"{folder / stem}.nii.gz: no such file; Info.cfg names this frame, so add it or correct Info.cfg."
         )
     return None
 
@@ -275,7 +277,7 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
         # MONAI's own reader would take a case for a path where a folder of its name lies beside the list.
         items = [dict(item) for item in json.loads(path.read_text()).get(section, [])]
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is no MONAI data list ({error}).") from error
+        raise InputError(f"{path}: is not a MONAI data list ({error}).") from error
     for number, item in enumerate(items, start=1):
         if "reference_frame" in item:
             item["reference"] = item.pop("reference_frame")
@@ -389,4 +391,4 @@ def check_files(items: Sequence[dict]) -> None:
     for item in items:
         for key in FILE_KEYS:
             if key in item and not Path(item[key]).exists():
-                raise InputError(f"{item[key]}: no such file ({key} of case {item['case']}); mend the path.")
+                raise InputError(f"{item[key]}: no such file ({key} of case {item['case']}); correct the path.")

@@ -57,8 +57,8 @@ def start_process_group(device: str | torch.device, hours: float | None = None) 
         torch.cuda.set_device(device)
     backend, timeout = "nccl" if device.type == "cuda" else "gloo", None if hours is None else timedelta(hours=hours)
     dist.init_process_group(backend, timeout=timeout)
-    # Ignite looks around here and now: it does so collectively, which must not wait for the first handler that only
-    # rank 0 has. Slurm is hidden from it: it would take Slurm's tasks, one a node, for torchrun's processes.
+    # Ignite sets up its collectives now, on all ranks: later only rank 0 would, with handlers of its own. SLURM_JOB_ID
+    # is hidden, or ignite would take Slurm's tasks, one a node, for torchrun's processes.
     slurm = os.environ.pop("SLURM_JOB_ID", None)
     idist.sync()
     if slurm is not None:

@@ -90,7 +90,7 @@ class Instance:
     rescale: tuple[float, float]
     """Slope and intercept of its intensities; the slope of an image whose least value is white is negative."""
     magnitude: bool = True
-    """Whether it is no other part of a complex image, such as its phase."""
+    """Whether it is not another part of a complex image, such as its phase."""
     frame_of_reference: str | None = None
     """Names the coordinates that `position` is in."""
     frame: int | None = None
@@ -202,7 +202,7 @@ def find_cine(folder: Path, instances: Sequence[Instance]) -> Stack:
 
 
 def magnitudes(stack: Sequence[Instance]) -> list[Instance]:
-    """The images that are no other part of a complex one."""
+    """The images that are not another part of a complex one."""
     return [one for one in stack if one.magnitude]
 
 
@@ -244,11 +244,11 @@ def split_singles(slices: Stack) -> tuple[Stack, list[Instance]]:
 
 
 def read_instances(folder: Path, path: Path) -> list[Instance]:
-    """The headers of the images in a file: none where it is no MR image, one of a classic file, all frames of an
+    """The headers of the images in a file: none where it is not an MR image, one of a classic file, all frames of an
     Enhanced one.
 
     Raises:
-        InputError: for a file that cannot be read, one named .dcm that is none, a spoiled header, an image that lacks
+        InputError: for a file that cannot be read, a .dcm file that is not DICOM, a spoiled header, an image that lacks
             its geometry, a classic file of several frames, or an Enhanced one that describes none.
     """
     from pydicom import uid
@@ -259,11 +259,11 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
         if hidden:
             return []
         raise InputError(
-            f"{folder}: {path.name} cannot be read: it is a broken link or lacks permission; mend it, {cure}"
+            f"{folder}: {path.name} cannot be read: it is a broken link or lacks permission; repair it, {cure}"
         )
     if not is_dicom(path):
         if path.suffix.lower() == ".dcm" and not hidden:
-            raise InputError(f"{folder}: {path.name} is no DICOM by its first bytes, be it cut off or empty; {cure}")
+            raise InputError(f"{folder}: {path.name} is not DICOM by its first bytes (cut off or empty?); {cure}")
         if not path.stat().st_size and not hidden:
             logging.getLogger("inference").warning(
                 f"{folder}: {path.name} is empty and left out; an image whose copy failed?"

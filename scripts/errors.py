@@ -1,4 +1,4 @@
-"""What a user can mend: one message that names the file and the cure."""
+"""What a user can correct: one message that names the file and the cure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """Input that cannot be worked with; the message names the file (or the option) and the cure."""
+    """Input that cannot be used; the message names the file (or the option) and the cure."""
 
 
 def first_cause(error: BaseException) -> BaseException:

@@ -106,8 +106,8 @@ def score_case(
 
 
 class MeanOverCases(Metric):
-    """Mean over the cases of a run of figures that a function takes from a case; NaN is left out, and the first figure
-    wins that has any.
+    """Mean over the cases of a run of figures that a function takes from a case. NaN is left out; the first figure with
+    any value is returned.
 
     Several processes gather their cases: the mean is that of one process, and a case that a sampler repeated counts
     once.

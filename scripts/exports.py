@@ -192,10 +192,10 @@ class ExportedNetwork(nn.Module):
             raise
         except Exception as error:
             raise InputError(
-                f"{path}: is no ONNX file that {runtime} can read ({type(error).__name__}); {MAKE}."
+                f"{path}: is not an ONNX file that {runtime} can read ({type(error).__name__}); {MAKE}."
             ) from error
         if checkpoint is not None and properties.get("weights") != hash_checkpoint(checkpoint):
-            raise InputError(f"{path}: was exported from other weights than {checkpoint}; {MAKE} anew.")
+            raise InputError(f"{path}: was exported from other weights than {checkpoint}; {MAKE} again.")
         self.smallest = int(properties.get("smallest", 1))
 
     def forward(self, pair: Tensor) -> Tensor:

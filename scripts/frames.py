@@ -83,7 +83,7 @@ class LoadCase(Transform):
         if not 1 <= item["reference"] <= cine.frames:
             given = f"{item['reference']} ({item['reference_basis']})"
             raise InputError(
-                f"{data['cine']}: has the frames 1 to {cine.frames}, no reference frame {given}; mend that number."
+                f"{data['cine']}: has the frames 1 to {cine.frames}, no reference frame {given}; correct that number."
             )
         images = torch.from_numpy(cine.image).movedim(-1, 0)
         item["moving"] = MetaTensor(
@@ -153,7 +153,7 @@ class AssembleRegistration(Transform):
         sector_origin: degrees, see `strain.measure_strain`; None finds the sectors by the RV.
 
     Raises:
-        InputError: for an origin that is no number, and when called with a field that holds NaN or Inf.
+        InputError: for an origin that is not a number, and when called with a field that holds NaN or Inf.
     """
 
     def __init__(self, sector_origin: float | None = None) -> None:
@@ -163,7 +163,7 @@ class AssembleRegistration(Transform):
             and math.isfinite(sector_origin)
         )
         if sector_origin is not None and not is_number:
-            raise InputError(f"--sector_origin {sector_origin}: is no number; give an angle in degrees.")
+            raise InputError(f"--sector_origin {sector_origin}: must be an angle in degrees.")
         self.sector_origin = sector_origin
 
     def __call__(self, data: Mapping) -> dict:

@@ -135,7 +135,7 @@ class GradientSurgeryHandler:
 
         if self.momentum and engine.amp and engine.scaler is not None and engine.scaler.is_enabled():
             raise InputError(
-                "GradientSurgeryHandler with momentum cannot average what a GradScaler scales anew; use fp32 or bf16."
+                "GradientSurgeryHandler with momentum cannot average gradients whose scale a GradScaler changes; use fp32 or bf16."
             )
 
     def announce(self, engine: Engine) -> None:
@@ -153,7 +153,7 @@ class GradientSurgeryHandler:
         self.forget()
 
     def forget(self) -> None:
-        """Start the sum of the smoothness gradients anew."""
+        """Reset the sum of the smoothness gradients."""
         self.smoothness_gradients = None
         self.reached = [False] * len(self.parameters)
 
@@ -262,12 +262,12 @@ class Validation(ValidationHandler):
         interval: epochs.
 
     Raises:
-        InputError: for an interval that is no whole number from 1 on.
+        InputError: for an interval that is not a whole number of 1 or more.
     """
 
     def __init__(self, validator: Evaluator, interval: int) -> None:
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise InputError(f"--val_interval {interval}: is no whole number of epochs from 1 on; give 1, 2, 3, ….")
+            raise InputError(f"--val_interval {interval}: must be a whole number of epochs: 1, 2, 3, ….")
         super().__init__(interval, validator, epoch_level=True)
 
     def attach(self, engine: Engine) -> None:

@@ -32,7 +32,7 @@ class FieldInferer(Inferer):
 
     Raises:
         InputError: for both ways without integration, since a displacement's negative is not its inverse, or in several
-            passes; for a number of passes that is none.
+            passes; for an invalid number of passes.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class FieldInferer(Inferer):
                 "both_ways needs one velocity: give integration and a single pass, or set both_ways to false."
             )
         if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
-            raise InputError(f"--passes {passes}: is no number of passes; give 1, 2, ….")
+            raise InputError(f"--passes {passes}: must be 1, 2, ….")
         self.inferer = inferer or SimpleInferer()
         self.integration = integration
         self.both_ways = both_ways

@@ -94,7 +94,7 @@ def check_right_angles(affine: Array, name: object) -> None:
     lengths = voxel_sizes(affine)
     if not (lengths > 0).all() or not np.isfinite(affine).all():
         raise InputError(
-            f"{name}: its voxels are {' x '.join(f'{n:g}' for n in lengths)} mm; write the file anew with their true size."
+            f"{name}: its voxels are {' x '.join(f'{n:g}' for n in lengths)} mm; write the file again with their true size."
         )
     axes = affine[:3, :3] / lengths
     cosine = np.abs(axes.T @ axes - np.eye(3)).max()
@@ -121,18 +121,18 @@ def check_one_place(path: str | Path) -> None:
         (qform, q_code), (sform, s_code) = image.get_qform(coded=True), image.get_sform(coded=True)
     except nib.spatialimages.HeaderDataError as error:
         raise InputError(
-            f"{path}: its header has no valid qform ({error}); write it anew, with nibabel for example."
+            f"{path}: its header has no valid qform ({error}); write it again, with nibabel for example."
         ) from error
     unit = image.header.get_xyzt_units()[0]
     if unit not in ("mm", "unknown"):
-        raise InputError(f"{path}: its header gives lengths in units of a {unit}; write it anew in mm.")
+        raise InputError(f"{path}: its header gives lengths in units of a {unit}; write it again in mm.")
     # nibabel takes sizes of 0 for 1 when it loads an image.
     header = image.file_map.get("header", image.file_map["image"])  # a file of its own beside .img
     with nib.openers.ImageOpener(header.filename) as file:
         pixdim = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
     if not s_code and not (pixdim > 0).all():
         sizes = " x ".join(f"{n:g}" for n in pixdim)
-        raise InputError(f"{path}: its header gives voxels of {sizes} mm; write it anew with their true size.")
+        raise InputError(f"{path}: its header gives voxels of {sizes} mm; write it again with their true size.")
     if not q_code and not s_code:
         logging.getLogger("inference").warning(
             f"{path}: its header says nowhere where it lies (neither qform nor sform), so that ITK, ANTs and 3D Slicer put it "
@@ -165,7 +165,7 @@ def read_field(path: str | Path) -> tuple[Array, Array]:
     """A field file as (3, X, Y, Z) in voxels of its own grid, and that grid's affine (voxel index to RAS in mm).
 
     Raises:
-        InputError: naming the file, for one that is no field of this kind.
+        InputError: naming the file, for one that is not a field of this kind.
     """
     try:
         image = nib.load(path)
@@ -182,7 +182,7 @@ def read_field(path: str | Path) -> tuple[Array, Array]:
             f"{path}: has intent code {int(image.header['intent_code'])}; a field in mm along LPS has {VECTOR} (vector)."
         )
     if not np.isfinite(displacement).all():
-        raise InputError(f"{path}: holds NaN or Inf; write the field anew.")
+        raise InputError(f"{path}: holds NaN or Inf; write the field again.")
     if image.shape[2] == 2 and image.header["descrip"].item().decode("latin-1") == ONE_SLICE:
         displacement = displacement[:, :, :1]
     return lps_to_voxels(displacement[..., 0, :], image.affine), image.affine
@@ -273,7 +273,7 @@ def read_points(path: str | Path) -> tuple[list[str], Array]:
         Names, and positions (N, 3) in mm along RAS.
 
     Raises:
-        InputError: naming the file, for one without those columns or with an entry that is no number.
+        InputError: naming the file, for one without those columns or with an entry that is not a number.
     """
     path = Path(path)
     if not path.is_file():
@@ -291,9 +291,9 @@ def read_points(path: str | Path) -> tuple[list[str], Array]:
     try:
         positions = np.array([[float(row[axis]) for axis in "xyz"] for row in rows]) * RAS_TO_LPS
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: holds an entry that is no number ({error}); mend it.") from error
+        raise InputError(f"{path}: holds an entry that is not a number ({error}); correct it.") from error
     if not np.isfinite(positions).all():
-        raise InputError(f"{path}: holds an entry that is no number (NaN or Inf); mend it.")
+        raise InputError(f"{path}: holds an entry that is not a number (NaN or Inf); correct it.")
     return [row.get("name") or str(number) for number, row in enumerate(rows, start=1)], positions
 
 
@@ -314,7 +314,7 @@ def check_in_image(path: str | Path, names: Sequence[str], points: Array, shape:
     if outside.any():
         name = names[int(outside.argmax())]
         raise InputError(
-            f"{path}: the point {name} lies outside the image; mend it, or give the image that it belongs to (x, y, z "
+            f"{path}: the point {name} lies outside the image; correct it, or give the image that it belongs to (x, y, z "
             "are mm along LPS)."
         )
 

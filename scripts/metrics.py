@@ -91,7 +91,7 @@ def volume_error(moved: np.ndarray, fixed: np.ndarray, moving: np.ndarray) -> fl
 
 
 def nan_mean(values: Sequence[float]) -> float:
-    """Mean of the values that are no NaN; NaN where there is none."""
+    """Mean of the values that are not NaN; NaN where there are none."""
     kept = [value for value in values if not np.isnan(value)]
     return float(np.mean(kept)) if kept else float("nan")
 

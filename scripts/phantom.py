@@ -529,7 +529,7 @@ def is_complete(root: Path, parameters: dict, files: Sequence[str]) -> bool:
 
 
 def refuse_other_files(root: Path) -> None:
-    """Stop where writing would replace what is no phantom.
+    """Stop where writing would replace what is not a phantom's.
 
     Raises:
         InputError: naming one such file.
@@ -542,7 +542,7 @@ def refuse_other_files(root: Path) -> None:
     )
     if others:
         raise InputError(
-            f"{others[0]}: is no phantom, and writing would replace the whole folder; give --root another one."
+            f"{others[0]}: is not a phantom's, and writing would replace the whole folder; give --root another one."
         )
 
 

@@ -107,7 +107,7 @@ def frame_times(file: nib.Nifti1Image) -> Array | None:
     if not 0 < step < 1000:
         if length not in (0, 1):
             logging.getLogger("inference").info(
-                f"{file.get_filename()}: a frame time of {length:g} {unit} is none, so times are left out"
+                f"{file.get_filename()}: a frame time of {length:g} {unit} is implausible, so times are left out"
             )
         return None
     return np.tile(step * np.arange(file.shape[3]), (file.shape[2], 1))

@@ -40,7 +40,7 @@ class RefiningInferer(FieldInferer):
         progress: see `FieldInferer`.
 
     Raises:
-        InputError: for a number of steps that is none, or a rate or a Gaussian without extent.
+        InputError: for an invalid number of steps, or a rate or a Gaussian without extent.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RefiningInferer(FieldInferer):
     ) -> None:
         super().__init__(inferer, integration, bf16=bf16, passes=passes, progress=progress)
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-            raise InputError(f"--refine_iterations {iterations}: is no number of steps; give 0, 1, 2, ….")
+            raise InputError(f"--refine_iterations {iterations}: must be 0, 1, 2, ….")
         if not learning_rate > 0 or not smoothing >= 0:
             raise InputError(
                 f"refinement: a learning rate is > 0 and a smoothing >= 0, got {learning_rate} and {smoothing}."

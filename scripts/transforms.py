@@ -134,7 +134,7 @@ def read_frame(path: str, frame: int) -> MetaTensor:
     file = nib.load(path)
     if file.ndim != 4 or not 0 <= frame < file.shape[3]:
         raise InputError(
-            f"{path}: has no frame {frame}, counted from 0, in the shape {file.shape}; mend its ED and ES in the table."
+            f"{path}: has no frame {frame}, counted from 0, in the shape {file.shape}; correct its ED and ES in the table."
         )
     return MetaTensor(
         torch.from_numpy(read_voxels(file, frame))[None], affine=file.affine, meta={"filename_or_obj": str(path)}
@@ -185,7 +185,7 @@ def root_cause(error: BaseException) -> str:
 
 
 def check_image(image: Tensor, path: str, is_label: bool = False) -> None:
-    """Stop at an image that is no stack of slices or holds NaN, Inf or, as a label, a fraction.
+    """Stop at an image that is not a stack of slices or holds NaN, Inf or, as a label, a fraction.
 
     Raises:
         InputError: naming the file.
@@ -198,7 +198,7 @@ def check_image(image: Tensor, path: str, is_label: bool = False) -> None:
     if not torch.isfinite(image).all():
         raise InputError(f"{path}: holds NaN or Inf; replace those voxels.")
     if is_label and not torch.equal(image, image.round()):
-        raise InputError(f"{path}: holds fractions, so it is no label image; labels are the integers {LABELS}.")
+        raise InputError(f"{path}: holds fractions, so it is not a label image; labels are the integers {LABELS}.")
 
 
 def check_structures(label: Tensor, path: str) -> None:
@@ -283,7 +283,7 @@ class ScaleSlicesd(MapTransform):
         clip_percentile: upper clip, in percent of the stack's voxels; 100 clips nothing.
 
     Raises:
-        InputError: naming the file, for an image that is constant in every slice; for a percentile that is none.
+        InputError: naming the file, for an image that is constant in every slice; for an invalid percentile.
     """
 
     def __init__(self, keys: Sequence[str], clip_percentile: float = 99.0) -> None:
@@ -293,9 +293,7 @@ class ScaleSlicesd(MapTransform):
             or not isinstance(clip_percentile, (int, float))
             or not 0 < clip_percentile <= 100
         ):
-            raise InputError(
-                f"--clip_percentile {clip_percentile}: is no percentage; give one above 0, 100 to clip nothing."
-            )
+            raise InputError(f"--clip_percentile {clip_percentile}: must be a percentage above 0; 100 clips nothing.")
         self.clip_percentile = clip_percentile
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict:
@@ -346,14 +344,14 @@ class ResizeToSpacingd(MapTransform):
             much.
 
     Raises:
-        InputError: for a spacing that is no length, or leaves next to nothing of an image.
+        InputError: for a spacing that is not a length, or that leaves next to nothing of an image.
     """
 
     def __init__(self, keys: Sequence[str], spacing: float | None = None, tolerance: float = 0.15) -> None:
         super().__init__(keys)
         if spacing is True or (spacing and not (isinstance(spacing, (int, float)) and spacing > 0)):
             raise InputError(
-                f"--working_spacing {spacing}: is no pixel size; give millimeters, or False for the images' own pixels."
+                f"--working_spacing {spacing}: must be a pixel size in mm, or False for the images' own pixels."
             )
         self.spacing = spacing or None
         self.tolerance = tolerance

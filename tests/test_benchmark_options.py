@@ -51,7 +51,7 @@ def test_what_counts_nothing_is_refused(module: object, name: str, value: str, c
     needed = ["--dataset_dir", "nowhere"] if module in (sensitivity, table) else []
     with pytest.raises(SystemExit):
         module.main([*needed, f"--{name}={value}"])
-    assert re.search(rf"argument --{name}: {value} is no whole number from 1 on$", capsys.readouterr().err.strip())
+    assert re.search(rf"argument --{name}: {value} must be a whole number, 1 or more$", capsys.readouterr().err.strip())
 
 
 def test_a_file_that_cannot_be_written_is_named_first(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -70,7 +70,7 @@ def test_info_cfg_in_a_dicom_folder_is_its_cine_s_whatever_lies_beside_it(subjec
 def test_an_ed_that_is_no_frame_is_refused_by_the_name_of_info_cfg(subject: Path) -> None:
     path = str(subject / "phantom001_4d.nii.gz")
     (subject / "Info.cfg").write_text("ED: 0\nES: 2\n")
-    with pytest.raises(InputError, match=r"Info\.cfg: ED is 0, no frame counted from 1"):
+    with pytest.raises(InputError, match=r"Info\.cfg: ED is 0, which is not a frame"):
         find_cases(cine=path)
     with pytest.raises(InputError, match=r"Info\.cfg: ED is 0"):
         LoadCase()(find_cases(dataset_dir=str(subject.parent))[0])
@@ -157,7 +157,7 @@ def test_a_folder_of_dicom_folders_gives_a_case_a_folder(tmp_path: Path) -> None
     (tmp_path / "a" / "Info.txt").write_text("no Info.cfg")
     items = find_cases(dataset_dir=str(tmp_path), reference_frame=3)
     assert [(item["case"], item["reference"]) for item in items] == [("a", 3), ("b", 3), ("bad", 3)]
-    with pytest.raises(InputError, match=r"bad: 1\.dcm is no DICOM by its first bytes"):
+    with pytest.raises(InputError, match=r"bad: 1\.dcm is not DICOM by its first bytes"):
         LoadCase()(items[-1])
 
 
@@ -238,7 +238,7 @@ def test_a_bad_info_cfg_beside_a_cine_spares_the_other_cases(copy: Path, tmp_pat
     (tmp_path / "all" / "bad" / "Info.cfg").write_text("ED: one\n")
     bad, good = find_cases(dataset_dir=str(tmp_path / "all"))
     assert (bad["case"], good["case"]) == ("bad", "good")
-    assert "ED is one, no frame" in str(bad["error"])
+    assert "ED is one, which is not a frame" in str(bad["error"])
     # The folder that the case is named after, and none above it.
     assert without_folders(str(bad["error"]), bad).startswith("bad/Info.cfg: ED is one")
     assert "error" not in good

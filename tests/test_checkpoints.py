@@ -36,7 +36,7 @@ def test_weights_load(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (None, "no such checkpoint"),
-        (b"no weights", "is no checkpoint that can be read"),
+        (b"no weights", "is not a readable checkpoint"),
         (nn.Linear(4, 4).state_dict(), "weights of another network"),
         (nn.Conv2d(1, 1, 1).state_dict(), "weights of another network"),
         ({f"layer{n}": torch.zeros(1) for n in range(200)}, "weights of another network"),

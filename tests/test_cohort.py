@@ -324,6 +324,6 @@ def test_what_cannot_be_written_is_not_computed(make: Make, monkeypatch: pytest.
 def test_a_table_of_the_user_s_is_no_summary(make: Make) -> None:
     study = make("a", "b")
     (study.folder / SUMMARY).write_text("patient,EF by the cardiologist\n")
-    with pytest.raises(InputError, match=r"summary\.csv: is there and is no summary of an earlier run"):
+    with pytest.raises(InputError, match=r"summary\.csv: exists and is not the summary of an earlier run"):
         study.run()
     assert study.written == []

@@ -32,11 +32,11 @@ RUN = ["python", "run", "--config_file", "configs/inference.yaml"]
         (["--points", "2024_01"], r"write it as --points \./2024_01"),
         (
             ["--integration", "null"],
-            r"--integration null: would not be taken for nothing; .*write --integration '\$None'",
+            r"--integration null: MONAI would drop it or read it as text; .*write --integration '\$None'",
         ),
         (["--integration", "None"], r"write --integration '\$None'"),
         (["--points", "None"], "leave --points out"),
-        (["--report", "false"], "--report false: is read as a word; write --report False"),
+        (["--report", "false"], "--report false: would be read as text; write --report False"),
         (["--output_dir", "False"], "--output_dir False: results need a folder; name one, or leave --output_dir out"),
         (["--output_dir", "false"], "--output_dir False: results need a folder"),
         (
@@ -92,7 +92,7 @@ def test_what_counts_nothing_is_refused(value: object) -> None:
     command_line.check_counts(batch_size=1, log_every=20)
     command_line.check_counts(at_least=0, seed=0)
     with pytest.raises(
-        InputError, match=f"^--log_every {value}: is no whole number from 1 on; give one, or leave --log_every out"
+        InputError, match=f"^--log_every {value}: must be a whole number, 1 or more; give one, or leave --log_every out"
     ):
         command_line.check_counts(batch_size=1, log_every=value)
 
@@ -103,7 +103,7 @@ def test_what_is_no_rate_is_refused(value: object) -> None:
     command_line.check_rates(learning_rate=1.5)
     with pytest.raises(
         InputError,
-        match=f"^--averaging {value}: is no number above 0 and at most 1; give one, or leave --averaging out",
+        match=f"^--averaging {value}: must be a number above 0 and at most 1; give one, or leave --averaging out",
     ):
         command_line.check_rates(averaging=value, at_most=1)
 
@@ -117,15 +117,15 @@ def test_each_training_checks_its_rates_first(files: list[str], name: str, monke
     config.update({"device": "cpu", name: "abc"})
     with pytest.raises(RuntimeError) as caught:
         config.get_parsed_content("initialize")
-    assert str(first_cause(caught.value)).startswith(f"--{name} abc: is no number above 0")
+    assert str(first_cause(caught.value)).startswith(f"--{name} abc: must be a number above 0")
 
 
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ({"crop_size": 32}, "--crop_size 32: is no size in pixels"),
-        ({"slice_size": [64]}, r"--slice_size \[64\]: is no size in pixels"),
-        ({"slice_size": [64, 0]}, "is no size in pixels"),
+        ({"crop_size": 32}, "--crop_size 32: must be two numbers of pixels"),
+        ({"slice_size": [64]}, r"--slice_size \[64\]: must be two numbers of pixels"),
+        ({"slice_size": [64, 0]}, "must be two numbers of pixels"),
         ({"slice_size": [100, 100]}, r"--crop_size \[128, 128\]: is larger than --slice_size \[100, 100\]"),
     ],
 )
@@ -155,7 +155,7 @@ def test_each_workflow_checks_its_counts_first(files: list[str], name: str, monk
     config.update({"device": "cpu", name: -1})
     with pytest.raises(RuntimeError) as caught:
         config.get_parsed_content("initialize")
-    assert str(first_cause(caught.value)).startswith(f"--{name} -1: is no whole number")
+    assert str(first_cause(caught.value)).startswith(f"--{name} -1: must be a whole number")
 
 
 def test_does_nothing_outside_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,12 +171,12 @@ def test_the_last_line_is_the_first_cause(capsys: pytest.CaptureFixture) -> None
             try:
                 raise OSError("low level")
             except OSError as error:
-                raise InputError("a.nii.gz: mend it") from error
+                raise InputError("a.nii.gz: correct it") from error
         except InputError as error:
             raise RuntimeError("Failed to evaluate") from error
     except RuntimeError as error:
         command_line.report_error(type(error), error, error.__traceback__)
-    assert capsys.readouterr().err == "error: a.nii.gz: mend it\n"
+    assert capsys.readouterr().err == "error: a.nii.gz: correct it\n"
     try:
         raise RuntimeError("wrapper") from ValueError("what went wrong")
     except RuntimeError as error:
@@ -195,7 +195,7 @@ def fail_in_one_process() -> None:
     assert os.environ["LOCAL_RANK"] == local_rank == str(torch.distributed.get_rank())
     try:
         if torch.distributed.get_rank() == 1:
-            raise InputError("b.nii.gz: mend it")
+            raise InputError("b.nii.gz: correct it")
         torch.distributed.all_reduce(torch.zeros(1))
     except Exception as error:
         command_line.report_error(type(error), error, error.__traceback__)
@@ -211,7 +211,7 @@ def test_one_process_that_fails_ends_all_with_its_reason(capfd: pytest.CaptureFi
         elastic_launch(config, fail_in_one_process)()
     rank, failure = caught.value.get_first_failure()
     assert rank == 1
-    assert failure.message["message"] == "InputError: b.nii.gz: mend it"
+    assert failure.message["message"] == "InputError: b.nii.gz: correct it"
     printed = capfd.readouterr().err
-    assert printed.count("error: b.nii.gz: mend it") == 1
+    assert printed.count("error: b.nii.gz: correct it") == 1
     assert "by peer" not in printed

@@ -214,7 +214,7 @@ def move_frame(root: Path) -> None:
     [
         (drop_column, ("opendataset.csv", "no column External code", "published with")),
         (drop_cines, ("opendataset.csv", "no <code>/<code>_sa.nii.gz", "unpack")),
-        (move_frame, ("_sa.nii.gz", "no frame 99", "(40, 36, 2, 4)", "mend its ED and ES")),
+        (move_frame, ("_sa.nii.gz", "no frame 99", "(40, 36, 2, 4)", "correct its ED and ES")),
     ],
 )
 def test_a_spoiled_mms_folder_is_named_with_its_cure(
@@ -279,11 +279,11 @@ def spoil_layout(root: Path) -> None:
     [
         (spoil_nothing, ("data", "no such folder", "--dataset_dir")),
         (spoil_info, ("Info.cfg", "no frame number for ES", "ES: 1")),
-        (spoil_frame, ("phantom001_frame01.nii.gz", "no such file", "mend Info.cfg")),
-        (spoil_splits, ("splits.json", "needs the lists train, val and test", "mend it")),
-        (spoil_bytes, ("splits.json", "needs the lists train, val and test", "mend it")),
-        (list_numbers, ("splits.json", "its train is no list of names", "mend it")),
-        (name_one, ("splits.json", "its train is no list of names", "mend it")),
+        (spoil_frame, ("phantom001_frame01.nii.gz", "no such file", "correct Info.cfg")),
+        (spoil_splits, ("splits.json", "needs the lists train, val and test", "correct it")),
+        (spoil_bytes, ("splits.json", "needs the lists train, val and test", "correct it")),
+        (list_numbers, ("splits.json", "its train is not a list of subject names", "correct it")),
+        (name_one, ("splits.json", "its train is not a list of subject names", "correct it")),
         (repeat_name, ("splits.json", "names subjects more than once: phantom001", "belongs to one of")),
         (spoil_names, ("splits.json", "nobody", "add them")),
         (empty_split, ("split 'train' is empty", "add subjects")),
@@ -301,7 +301,7 @@ def test_a_spoiled_folder_is_named_with_its_cure(copy: Path, spoil: callable, wo
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", ("is no MONAI data list",)),
+        ("{", ("is not a MONAI data list",)),
         ('{"test": [{"moving": "a.nii.gz"}]}', ("item 1 of 'test' has no 'fixed'", "add the path")),
         (
             '{"test": [{"moving": "a.nii.gz", "fixed": "b.nii.gz"}]}',

@@ -237,7 +237,7 @@ def test_no_image_vanishes_because_its_file_is_spoiled(
         assert "unequal numbers of phases" in error_of(tmp_path)
         assert f"{path.name} is empty and left out; an image whose copy failed?" in caplog.text
     else:
-        words = {None: "cannot be read: it is a broken link", 100: "is no DICOM by its first bytes"}
+        words = {None: "cannot be read: it is a broken link", 100: "is not DICOM by its first bytes"}
         assert f": {path.name} {words.get(size, 'cannot be read as DICOM')}" in error_of(tmp_path)
 
 

@@ -128,7 +128,7 @@ def test_files_and_runtimes_that_do_not_do_are_refused(
         ExportedNetwork(path, checkpoint=other)
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
-    with pytest.raises(InputError, match=r"broken\.onnx: is no ONNX file that onnxruntime can read .*make export"):
+    with pytest.raises(InputError, match=r"broken\.onnx: is not an ONNX file that onnxruntime can read .*make export"):
         ExportedNetwork(broken)
     with pytest.raises(InputError, match="--runtime tensorrt: give one of onnxruntime, openvino"):
         ExportedNetwork(path, "tensorrt")

@@ -113,7 +113,7 @@ def test_pairs_are_every_frame_and_the_reference_slice_by_slice(cine_path: Path,
 
 def test_a_sector_origin_that_is_no_number_is_refused() -> None:
     for origin in ("abc", float("nan"), float("inf"), True):
-        with pytest.raises(InputError, match=f"--sector_origin {origin}: is no number"):
+        with pytest.raises(InputError, match=f"--sector_origin {origin}: must be an angle"):
             AssembleRegistration(sector_origin=origin)
 
 

@@ -395,7 +395,7 @@ def test_momentum_is_resumed_from_its_state() -> None:
 def test_momentum_is_refused_beside_a_scaler_that_changes() -> None:
     network, scaler = make_unet(), torch.amp.GradScaler("cpu")
     trainer = SimpleNamespace(network=network, amp=True, scaler=scaler)
-    with pytest.raises(ValueError, match="cannot average what a GradScaler scales anew"):
+    with pytest.raises(ValueError, match="cannot average gradients whose scale"):
         GradientSurgeryHandler(network, SmoothnessLoss(), momentum=0.9).check(trainer)
     GradientSurgeryHandler(network, SmoothnessLoss()).check(trainer)
     trainer.scaler = None  # bf16 has none
@@ -513,7 +513,7 @@ def test_a_weight_for_a_strategy_without_one_is_refused() -> None:
 
 @pytest.mark.parametrize("interval", [0, -1, 2.5, True, None])
 def test_an_interval_that_counts_nothing_is_refused(interval: object) -> None:
-    with pytest.raises(InputError, match=f"--val_interval {interval}: is no whole number of epochs"):
+    with pytest.raises(InputError, match=f"--val_interval {interval}: must be a whole number of epochs"):
         Validation(SimpleNamespace(), interval)
 
 

@@ -108,7 +108,7 @@ def test_each_pass_brings_a_timid_network_closer() -> None:
 
 @pytest.mark.parametrize("passes", [0, -1, 1.5, True, "two"])
 def test_refuses_what_is_no_number_of_passes(passes: object) -> None:
-    with pytest.raises(InputError, match=f"--passes {passes}: is no number of passes"):
+    with pytest.raises(InputError, match=f"--passes {passes}: must be 1, 2"):
         FieldInferer(passes=passes)
     with pytest.raises(ValueError, match="a single pass"):
         FieldInferer(integration=Integration(), both_ways=True, passes=2)

@@ -341,7 +341,7 @@ def test_refuses_other_files(damage: str, tmp_path: Path) -> None:
         "image": r"has the shape \(12, 11, 3\); a displacement field is \(X, Y, Z, 1, 3\), mm along LPS",
         "two vectors": r"has the shape \(12, 11, 3, 1, 2\)",
         "intent": "has intent code 1006; a field in mm along LPS has 1007",
-        "nan": "holds NaN or Inf; write the field anew",
+        "nan": "holds NaN or Inf; write the field again",
     }.get(damage, "cannot be read as NIfTI .*; is the file complete?")
     with pytest.raises(InputError, match=f"^{re.escape(str(path))}: {message}"):
         read_field(path)
@@ -380,7 +380,7 @@ def test_points_beyond_the_image_are_refused(name: str) -> None:
     check_in_image("p.csv", list("abcde"), positions(corners.T, affine).T, shape, affine)
     for beyond in ([-0.6, 3, 0], [3, last[1] + 0.6, 0], [3, 3, last[2] + 0.6], [3, 3, -900]):
         points = positions(np.array([[3, 3, 0], beyond, beyond]).T, affine).T
-        with pytest.raises(InputError, match=r"^p\.csv: the point second lies outside the image; mend it"):
+        with pytest.raises(InputError, match=r"^p\.csv: the point second lies outside the image; correct it"):
             check_in_image("p.csv", ["first", "second", "third"], points, shape, affine)
 
 
@@ -427,10 +427,10 @@ def test_reads_points(begin: str, tmp_path: Path) -> None:
         (b"", "needs the columns x, y, z"),
         (b"x,y,z\n", "a row for each point"),
         (b"x,y,name\n1,2,3\n", "needs the columns x, y, z"),
-        (b"x,y,z\n1,2,three\n", "no number .*three.*; mend it"),
-        (b"x,y,z\n1,2,3\n1,2\n", "no number"),
-        (b"x,y,z\n1,nan,3\n", "no number"),
-        (b"x,y,z\n1,2,inf\n", "no number"),
+        (b"x,y,z\n1,2,three\n", "not a number .*three.*; correct it"),
+        (b"x,y,z\n1,2,3\n1,2\n", "not a number"),
+        (b"x,y,z\n1,nan,3\n", "not a number"),
+        (b"x,y,z\n1,2,inf\n", "not a number"),
         (b"\x1f\x8b\x08\x00\xff\xfe", "cannot be read as CSV"),
     ],
 )
@@ -496,7 +496,7 @@ def test_voxels_without_size_and_other_units_are_refused_and_no_place_is_called_
     image.header.set_xyzt_units("meter")
     nib.save(image, tmp_path / "a.nii.gz")
     with pytest.raises(
-        InputError, match=r"a\.nii\.gz: its header gives lengths in units of a meter; write it anew in mm"
+        InputError, match=r"a\.nii\.gz: its header gives lengths in units of a meter; write it again in mm"
     ):
         check_one_place(tmp_path / "a.nii.gz")
     image.header.set_xyzt_units("mm")

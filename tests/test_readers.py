@@ -83,7 +83,7 @@ def test_a_frame_time_that_is_none_is_logged(
             read_nifti_cine(write_cine(tmp_path / "a.nii.gz", array, step, unit))
         assert not caplog.records
         read_nifti_cine(write_cine(tmp_path / "a.nii.gz", array, 37.5, "sec"))
-    assert "a.nii.gz: a frame time of 37.5 sec is none, so times are left out" in caplog.text
+    assert "a.nii.gz: a frame time of 37.5 sec is implausible, so times are left out" in caplog.text
 
 
 def test_what_is_no_cine_is_named_with_its_cure(tmp_path: Path, array: np.ndarray) -> None:

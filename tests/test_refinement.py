@@ -51,7 +51,7 @@ def network() -> nn.Module:
 
 @pytest.mark.parametrize("iterations", [1.5, -3, "ten", True])
 def test_refuses_what_is_no_number_of_steps(iterations: object) -> None:
-    with pytest.raises(InputError, match=f"--refine_iterations {iterations}: is no number of steps"):
+    with pytest.raises(InputError, match=f"--refine_iterations {iterations}: must be 0, 1"):
         RefiningInferer(iterations=iterations)
 
 

@@ -248,7 +248,7 @@ def test_refuses_a_spacing_that_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("spacing", [True, -1.5, "wide", float("nan")])
 def test_refuses_what_is_no_pixel_size(spacing: object) -> None:
-    with pytest.raises(InputError, match=f"--working_spacing {spacing}: is no pixel size"):
+    with pytest.raises(InputError, match=f"--working_spacing {spacing}: must be a pixel size"):
         ResizeToSpacingd(["fixed"], spacing=spacing)
 
 
@@ -359,7 +359,7 @@ def test_prepare_batch_hands_labels_on_with_the_pair() -> None:
 
 @pytest.mark.parametrize("percentile", [0, -5, 101, "99", True])
 def test_a_percentile_that_is_none_is_refused(percentile: object) -> None:
-    with pytest.raises(InputError, match=f"--clip_percentile {percentile}: is no percentage"):
+    with pytest.raises(InputError, match=f"--clip_percentile {percentile}: must be a percentage"):
         ScaleSlicesd(["moving"], percentile)
 
 
