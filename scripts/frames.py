@@ -167,33 +167,14 @@ class AssembleRegistration(Transform):
         self.sector_origin = sector_origin
 
     def __call__(self, data: Mapping) -> dict:
-        moving, fixed = (torch.as_tensor(data[key]).cpu().float() for key in ("moving_image", "fixed_image"))
-        affine = data["fixed_image"].affine.cpu().double().numpy()
-        reference, label, times = int(data["reference"]), data.get("reference_label"), data.get("times")
-        fields = torch.as_tensor(data["pred"]).cpu().float().unflatten(-1, (-1, len(moving))).movedim(-1, 0).clone()
-        if not fields.isfinite().all():
-            raise InputError(f"{data['case']}: the network gives fields with NaN or Inf; check --checkpoint.")
-        if reference:
-            fields[reference - 1] = 0
+        reference, times = int(data["reference"]), data.get("times")
+        fields = frame_fields(data)
         inverses, errors = invert_stacks(fields)
-        moved = torch.empty(*moving.shape[1:], len(moving))
-        for t, (image, field) in enumerate(zip(moving, fields)):
-            # What no voxel was seen of is 0, as in ITK and ANTs.
-            moved[..., t] = warp_stack(image[None], field)[0] * seen(field)
-        reached = None
-        if "moving_native" in data:
-            moved = pull_native(data["moving_native"], fields[0], affine)
-            there = torch.ones_like(torch.as_tensor(data["moving_native"]))
-            places = [
-                pull_native(MetaTensor(there, meta=dict(data["moving_native"].meta)), u, affine) > 0.5
-                for u in (0 * fields[0], fields[0])
-            ]
-            reached = (places[0] & places[1])[..., 0].numpy()
         cine = Cine(
-            str(data["case"]),
-            moving.movedim(0, -1).numpy(),
-            affine,
-            None if times is None else torch.as_tensor(times).numpy(),
+            name=str(data["case"]),
+            image=torch.as_tensor(data["moving_image"]).cpu().float().movedim(0, -1).numpy(),
+            affine=fixed_affine(data),
+            times=None if times is None else torch.as_tensor(times).numpy(),
         )
         registration = CineRegistration(
             cine=cine,
@@ -201,29 +182,74 @@ class AssembleRegistration(Transform):
             reference_basis=str(data["reference_basis"]),
             fields=fields.numpy(),
             inverses=inverses.numpy(),
-            moved=moved.numpy(),
-            fixed=fixed[0].numpy(),
+            moved=move_frames(data, fields).numpy(),
+            fixed=torch.as_tensor(data["fixed_image"]).cpu().float()[0].numpy(),
         )
-        if label is not None:
-            label = torch.as_tensor(label).cpu().float()
-            carried = inverses if reference else fields
-            slices = label.movedim(-1, 0)
-            labels = torch.stack(
-                [warp_label(slices, field.movedim(-1, 0))[:, 0].movedim(0, -1) * seen(field) for field in carried],
-                dim=-1,
-            )
-            if "moving_label_native" in data:
-                labels = pull_native(data["moving_label_native"], fields[0], affine, is_label=True)
-            registration.label, registration.labels = (x.round().numpy().astype(np.uint8) for x in (label[0], labels))
-        registration.quality = assess(registration, errors.numpy(), reached)
+        if data.get("reference_label") is not None:
+            registration.label, registration.labels = carry_label(data, inverses if reference else fields)
+        registration.quality = assess(registration, errors.numpy(), seen_on_both(data, fields))
         if registration.labels is not None and reference:
             registration.function = measure_function(registration.labels, cine.spacing, cine.times, reference)
             registration.strain = measure_strain(
-                registration.fields, registration.label, affine, self.sector_origin, cine.times
+                registration.fields, registration.label, cine.affine, self.sector_origin, cine.times
             )
         if "points" in data:
             registration.points = carry_points(registration, data["points"])
         return {**data, "registration": registration}
+
+
+def fixed_affine(data: Mapping) -> np.ndarray:
+    """Voxel index of the fixed image to RAS in mm, (4, 4)."""
+    return data["fixed_image"].affine.cpu().double().numpy()
+
+
+def frame_fields(data: Mapping) -> torch.Tensor:
+    """The network's field (2, X, Y, Z * T), frames fastest, as (T, 2, X, Y, Z); the reference frame's is the identity.
+
+    Raises:
+        InputError: for NaN or Inf.
+    """
+    frames = len(data["moving_image"])
+    fields = torch.as_tensor(data["pred"]).cpu().float().unflatten(-1, (-1, frames)).movedim(-1, 0).clone()
+    if not fields.isfinite().all():
+        raise InputError(f"{data['case']}: the network gives fields with NaN or Inf; check --checkpoint.")
+    if data["reference"]:
+        fields[int(data["reference"]) - 1] = 0
+    return fields
+
+
+def move_frames(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
+    """The frames through their fields (T, 2, X, Y, Z), sampled once from what was read, (X, Y, Z, T).
+
+    What no voxel was seen of is 0, as in ITK and ANTs.
+    """
+    if "moving_native" in data:
+        return pull_native(data["moving_native"], fields[0], fixed_affine(data))
+    frames = torch.as_tensor(data["moving_image"]).cpu().float()
+    return torch.stack([warp_stack(frame[None], u)[0] * seen(u) for frame, u in zip(frames, fields)], dim=-1)
+
+
+def carry_label(data: Mapping, fields: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The reference label (X, Y, Z), and what each field (T, 2, X, Y, Z) makes of it, (X, Y, Z, T); both uint8."""
+    label = torch.as_tensor(data["reference_label"]).cpu().float()
+    if "moving_label_native" in data:
+        labels = pull_native(data["moving_label_native"], fields[0], fixed_affine(data), is_label=True)
+    else:
+        slices = label.movedim(-1, 0)
+        labels = torch.stack(
+            [warp_label(slices, u.movedim(-1, 0))[:, 0].movedim(0, -1) * seen(u) for u in fields], dim=-1
+        )
+    return tuple(x.round().numpy().astype(np.uint8) for x in (label[0], labels))
+
+
+def seen_on_both(data: Mapping, fields: torch.Tensor) -> np.ndarray | None:
+    """Where a moving image of another grid is seen, both before and after it is moved, (X, Y, Z); None is everywhere."""
+    if "moving_native" not in data:
+        return None
+    native = data["moving_native"]
+    everywhere = MetaTensor(torch.ones_like(torch.as_tensor(native)), meta=dict(native.meta))
+    before, after = (pull_native(everywhere, u, fixed_affine(data))[..., 0] > 0.5 for u in (0 * fields[0], fields[0]))
+    return (before & after).numpy()
 
 
 def seen(field: torch.Tensor) -> torch.Tensor:
