@@ -56,7 +56,6 @@ def run_cases(
         InputError: at the end, in one process of each node, with the names of the cases that failed and the first one's
             reason.
     """
-    logger, done, failed = logging.getLogger("inference"), [], {}
     # A failed case is reported by one line, not by the engine's traceback as well.
     evaluator.logger.setLevel(logging.CRITICAL)
     # Ignite would resume a run that failed, and so skip the next case; and it would keep the length of the first data
@@ -64,26 +63,22 @@ def run_cases(
     evaluator.interrupt_resume_enabled = False
     evaluator.state.epoch_length = 1
     # A single case was asked for by its files and options: what lies there may come from others.
-    overwrite = overwrite or len(dataset.data) == 1
+    single = len(dataset.data) == 1
     computed_by = {name: describe(getattr(evaluator, name)) for name in ("network", "inferer")}
-    check_writable(Path(output_dir))
     summary = Path(output_dir) / SUMMARY
-    if (
-        len(dataset.data) > 1
-        and summary.is_file()
-        and not summary.read_text(encoding="utf-8", errors="replace").startswith("case,")
-    ):
-        raise InputError(f"{summary}: exists and is not the summary of an earlier run; give another --output_dir.")
+    check_writable(Path(output_dir))
+    if not single:
+        check_summary(summary)
+    done, reasons = [], {}
     # Shared before looking at what is done, which changes while the other processes work.
-    share, skipped = dataset.data[idist.get_rank() :: idist.get_world_size()], 0
+    share = dataset.data[idist.get_rank() :: idist.get_world_size()]
     bar = tqdm(share, desc="cases", unit="case", disable=idist.get_rank() > 0)
     for item in bar:
         name = str(item["case"])
         bar.set_postfix_str(name)
         try:
             item = {**item, "fingerprint": fingerprint(item, {**(parameters or {}), **computed_by})}
-            if not overwrite and is_done(output_dir, item):
-                skipped += 1
+            if not (overwrite or single) and is_done(output_dir, item):
                 continue
             # Before it is computed, not after.
             check_place(Path(output_dir) / name)
@@ -92,32 +87,40 @@ def run_cases(
             done.append(name)
             tqdm.write(tell(Path(output_dir) / name))
         except Exception as error:
-            if len(dataset.data) == 1:
+            if single:
                 raise
             cause = first_cause(error)
             # Some errors have no words.
-            failed[name] = str(cause) or type(cause).__name__
-            tqdm.write(f"{name}: failed, {failed[name]}")
+            reasons[name] = str(cause) or type(cause).__name__
+            tqdm.write(f"{name}: failed, {reasons[name]}")
     # Of all processes, of which the first one speaks.
-    skipped = idist.all_reduce(skipped)
+    skipped = idist.all_reduce(len(share) - len(done) - len(reasons))
     if skipped:
-        logger.info(
-            f"{skipped} of {len(dataset.data)} cases were done already, of these files and options; --overwrite True "
-            "runs them again"
+        logging.getLogger("inference").info(
+            f"{skipped} of {len(dataset.data)} cases were done already with these files and options; "
+            "--overwrite True runs them again"
         )
-    rows = gather_rows(
-        [summarize_case(output_dir, item, failed.get(str(item["case"]))) for item in share], len(dataset.data)
-    )
-    if idist.get_rank() == 0 and len(dataset.data) > 1:
+    own = [summarize_case(output_dir, item, reasons.get(str(item["case"]))) for item in share]
+    rows = gather_rows(own, len(dataset.data))
+    if idist.get_rank() == 0 and not single:
         items = {str(item["case"]): item for item in dataset.data}
         write_csv(summary, [row | {"reason": without_folders(row["reason"], items[row["case"]])} for row in rows])
     idist.barrier()
     failed = {row["case"]: row["reason"] for row in rows if row["status"] == "failed"}
     if failed and is_first_of_node():
-        raise InputError(
-            f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {next(iter(failed.values()))}"
-        )
+        first = next(iter(failed.values()))
+        raise InputError(f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {first}")
     return done
+
+
+def check_summary(path: Path) -> None:
+    """Stop where the summary would replace another file.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").startswith("case,"):
+        raise InputError(f"{path}: exists and is not the summary of an earlier run; give another --output_dir.")
 
 
 def tell(folder: Path) -> str:
