@@ -18,6 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import CenterSpatialCrop
+from scripts.cache import source_code
 from scripts.classical import register_slices
 from scripts.cohort import fingerprint
 from scripts.datalists import select_pairs
@@ -81,6 +82,8 @@ WITHOUT_EFFECT = (
     *("resume", "log_every", "graph", "compile", "imports", "initialize", "run", "finalize"),
 )
 """Keys of a training's config that its result does not depend on."""
+CODE = tuple(f"scripts.{name}" for name in ("evaluation", "transforms", "inferers", "networks", "classical"))
+"""Modules that scores depend on, with all that these import."""
 WEIGHTS_TRIED = 7  # of a hypernetwork, over its range
 
 
@@ -154,26 +157,23 @@ class Study:
         return parser
 
     @cached_property
-    def preprocess(self) -> Callable[[dict], dict]:
-        """Of a pair of stacks."""
-        return self.parser(*SHARED).get_parsed_content("train::preprocessing")
-
-    @cached_property
     def postprocess(self) -> Callable[[dict], dict]:
         """Adds "scores" to a case with "pred"."""
         return self.parser(*SHARED).get_parsed_content("validate::postprocessing")
 
-    def cases(self, split: str) -> Iterator[dict]:
-        """The loaded pairs of a split; the first ones stay in memory for the next row."""
+    def cases(self, split: str, files: Sequence[str] = SHARED) -> Iterator[dict]:
+        """The loaded pairs of a split, preprocessed as the configs say; the first ones stay in memory for the next
+        row."""
+        preprocess = self.parser(*files).get_parsed_content("train::preprocessing")
         for number, item in enumerate(tqdm(self.items(split), desc=f"{split} pairs", unit="pair", leave=False)):
-            key = (split, item["case"])
-            case = self.kept.get(key) or self.preprocess(item)
+            key = (split, item["case"], *files)
+            case = self.kept.get(key) or preprocess(item)
             if number < 40:
                 self.kept[key] = case
             yield case
 
     @cached_property
-    def kept(self) -> dict[tuple[str, str], dict]:
+    def kept(self) -> dict[tuple[str, ...], dict]:
         """Loaded pairs."""
         return {}
 
@@ -229,10 +229,11 @@ def network_method(study: Study, parser: ConfigParser, weight: float | None = No
     return method
 
 
-def score(study: Study, method: Method, split: str) -> list[dict]:
-    """The figures of a method on every pair of a split: subject, direction, vendor and those of `COLUMNS`."""
+def score(study: Study, method: Method, split: str, files: Sequence[str] = SHARED) -> list[dict]:
+    """The figures of a method on every pair of a split, as `Study.cases` loads them: subject, direction, vendor and
+    those of `COLUMNS`."""
     rows = []
-    for case in study.cases(split):
+    for case in study.cases(split, files):
         field, seconds = method(torch.as_tensor(case["pair"]))
         figures = study.postprocess({**case, "pred": field})["scores"]["registered"]
         names = {"subject": case["subject"], "direction": case["direction"], "vendor": case.get("vendor", "")}
@@ -261,7 +262,7 @@ def settings_of(study: Study, name: str) -> dict:
 
 
 def check_settings(path: Path, settings: dict) -> None:
-    """Write settings where there are none; stop where there are others.
+    """Stop where other settings were written.
 
     Raises:
         InputError: naming the folder.
@@ -274,8 +275,26 @@ def check_settings(path: Path, settings: dict) -> None:
             f"{path.parent}: was made with other settings ({', '.join(different)}); remove that folder or give "
             "another --output_dir."
         )
+
+
+def keep_settings(path: Path, settings: dict) -> None:
+    """Write settings, or stop where others were written (`check_settings`)."""
+    check_settings(path, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
+
+
+def check_study(study: Study, names: Sequence[str]) -> None:
+    """Stop before anything is computed where a folder holds what is of other data or options.
+
+    Raises:
+        InputError: naming the folder.
+    """
+    if study.options.test_dataset_dir:
+        other = str(Path(study.options.test_dataset_dir).resolve())
+        keep_settings(study.output_dir / "settings.json", {"test_dataset_dir": other})
+    for name in dict.fromkeys(ROWS[name].trained_as or name for name in names if ROWS[name].kind == "learned"):
+        check_settings(study.training_dir(name) / "settings.json", settings_of(study, name))
 
 
 def epochs_done(folder: Path) -> int:
@@ -292,7 +311,7 @@ def train(study: Study, name: str) -> float:
         InputError: where the folder holds a training of other settings, or of more epochs.
     """
     folder = study.training_dir(name)
-    check_settings(folder / "settings.json", settings_of(study, name))
+    keep_settings(folder / "settings.json", settings_of(study, name))
     done, log = epochs_done(folder), folder / "seconds.json"
     if done > study.epochs:
         raise InputError(
@@ -394,6 +413,8 @@ class Prepared:
     method: Callable[[], Method]
     key: dict
     """What its scores depend on, beside the test pairs."""
+    files: Sequence[str] = SHARED
+    """Configs that preprocess the pairs."""
     training_seconds: float | None = None
     choice: dict | None = None
     """What `val` chose."""
@@ -417,7 +438,9 @@ def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
     parser = network_parser(study, name)
     weights = Path(parser.get_parsed_content("checkpoint")).read_bytes()
     key = {"weights": hashlib.sha256(weights).hexdigest(), "inferer": parser.config["validate"]["inferer"]}
-    return Prepared(lambda: network_method(study, parser), key, seconds, choice)
+    # What ships sees pixels of its own size.
+    files = ("train.yaml",) if row.kind == "shipped" else SHARED
+    return Prepared(lambda: network_method(study, parser), key, files, seconds, choice)
 
 
 def run_row(study: Study, name: str, executor: Executor | None) -> dict:
@@ -427,11 +450,13 @@ def run_row(study: Study, name: str, executor: Executor | None) -> dict:
         "rows", the scored pairs of the test split; "training_seconds" and "choice" as `Prepared` has them.
     """
     prepared = prepare(study, name, executor)
-    key = json.loads(json.dumps({**prepared.key, "test": study.prints("test"), "sizes": study.sizes}))
+    code = hashlib.sha256("".join(source_code(CODE)).encode()).hexdigest()
+    shared = {"test": study.prints("test"), "sizes": study.sizes, "files": prepared.files, "code": code}
+    key = json.loads(json.dumps({**prepared.key, **shared}))
     path = study.output_dir / "scores" / f"{name}.json"
     found = read_json(path)
     if found is None or found["key"] != key:
-        found = {"key": key, "rows": score(study, prepared.method(), "test")}
+        found = {"key": key, "rows": score(study, prepared.method(), "test", prepared.files)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)
     rows = [{column: np.nan if value is None else value for column, value in row.items()} for row in found["rows"]]

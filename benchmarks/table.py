@@ -20,7 +20,6 @@ method and direction) and table.png.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import platform
@@ -43,7 +42,20 @@ from tqdm import tqdm
 
 from benchmarks.comparison import COLUMNS, draw, format_table
 from benchmarks.options import positive
-from benchmarks.rows import ROOT, ROWS, SEARCHED, SHARED, Study, classical_method, clock, epochs_done, mean_of, run_row
+from benchmarks.rows import (
+    ROOT,
+    ROWS,
+    SEARCHED,
+    SHARED,
+    Study,
+    check_study,
+    classical_method,
+    clock,
+    epochs_done,
+    mean_of,
+    read_json,
+    run_row,
+)
 from benchmarks.step import processor
 
 OURS = "gsmorph"
@@ -139,7 +151,7 @@ def write(study: Study, results: dict[str, dict]) -> str:
         f"- subjects: {', '.join(f'{count} {split}' for split, count in counts.items())}; learned rows: {study.epochs} epochs",
         "- mean ± population standard deviation over subjects; p: Wilcoxon's signed-rank test of Dice against GSMorph, two-sided, "
         "adjusted by Holm over the rows",
-        *(f"- {titles[name]}: {json.dumps(r['choice'])} on `val`" for name, r in results.items() if r["choice"]),
+        *(describe_choice(study, name) for name, result in results.items() if result["choice"]),
         "\n" + format_table(scores, titles, training, OURS),
     ]
     study.output_dir.mkdir(parents=True, exist_ok=True)
@@ -148,6 +160,16 @@ def write(study: Study, results: dict[str, dict]) -> str:
         study.output_dir / "table.csv", [{"method": name, **row} for name, rows in scores.items() for row in rows]
     )
     return "\n".join(text)
+
+
+def describe_choice(study: Study, name: str) -> str:
+    """What was tried for a row and what `val` chose."""
+    choice = read_json(study.training_dir(name) / "choice.json")
+    words = lambda row: ", ".join(
+        f"{key} {row[key]:.2g}" if isinstance(row[key], float) else f"{key} {row[key]}" for key in choice["chosen"]
+    )
+    tried = "; ".join(f"{words(row)}: {row['dice']:.2f}" for row in choice["tried"])
+    return f"- {ROWS[name].title}: {words(choice['chosen'])}, by Dice on `val` ({tried})"
 
 
 def named(results: dict[str, dict]) -> tuple[dict[str, list[dict]], dict[str, str]]:
@@ -177,7 +199,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--subset", type=positive, help="subjects of each split; all by default")
     parser.add_argument("--epochs", type=positive, help="of each training; table.yaml's by default")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument(
+        "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="those alone are in the tables then"
+    )
     parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="processes for Demons and SyN")
     parser.add_argument("--device", default="cpu", help="of the networks")
     parser.add_argument("--seed", type=int, help="of trainings, not of the split; train.yaml's by default")
@@ -197,13 +221,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     """Run the rows that are left, write and print the tables; returns the results by row.
 
     Raises:
-        InputError: at the end, with the rows that failed and the first one's reason.
+        InputError: where a folder is of other data or options; at the end, with the rows that failed and the first
+            one's reason.
     """
     study = Study(parse(sys.argv[1:] if argv is None else argv))
     check_device(study.options.device)
     if study.options.device == "cpu":
         torch.set_num_threads(1)
     names, results, failed = study.options.rows, {}, {}
+    check_study(study, names)
     with quiet(), processes(study.options.jobs) as executor:
         hours = estimate_hours(study, names)
         parts = ", ".join(f"{ROWS[name].title} {value:.2g}" for name, value in hours.items() if value)

@@ -20,7 +20,6 @@ import argparse
 import importlib.util
 import json
 import platform
-import random
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
+from monai.utils import set_determinism
 from scripts.datasets import SliceDataset, batch_loader
 from scripts.devices import allow_tf32, check_device
 from scripts.errors import InputError, one_line
@@ -151,7 +151,7 @@ def make_torchjd_loop(parser: ConfigParser, batches: Iterable[dict]) -> Loop:
     similarity, smoothness = (parser.get_parsed_content(name) for name in ("train::loss", "smoothness"))
     device, parameters = torch.device(parser["device"]), list(network.parameters())
     aggregate = DualProj(pref_vector=torch.tensor([1.0, 0.0], device=device), projector=Projector())
-    check_rule(aggregate)
+    check_rule(aggregate, device)
 
     def loop() -> None:
         network.train()
@@ -170,14 +170,14 @@ def make_torchjd_loop(parser: ConfigParser, batches: Iterable[dict]) -> Loop:
     return loop
 
 
-def check_rule(aggregate: Callable[[Tensor], Tensor]) -> None:
+def check_rule(aggregate: Callable[[Tensor], Tensor], device: torch.device) -> None:
     """Stop where an aggregation of (2, n) is not the projection of `scripts.surgery`.
 
     Raises:
         InputError: naming the difference.
     """
     for seed in range(4):
-        s, r = torch.randn(2, 50, generator=torch.Generator().manual_seed(seed))
+        s, r = torch.randn(2, 50, generator=torch.Generator().manual_seed(seed)).to(device)
         error = float((aggregate(torch.stack([s, r])) - settle([s], [r])[0][0]).abs().max())
         if error > 1e-4:
             raise InputError(f"torchjd: its aggregation differs from the projection by {error:.1e}; nothing was timed.")
@@ -277,7 +277,12 @@ def measure_idle(loop: Loop) -> float:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         loop()
         torch.cuda.synchronize()
-    kernels = [event.time_range for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    # Annotations span the gaps between the kernels that they name.
+    kernels = [
+        event.time_range
+        for event in profiler.events()
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    ]
     return idle_percent([(kernel.start, kernel.end) for kernel in kernels])
 
 
@@ -420,8 +425,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     check_device(options.device)
     if options.device == "cpu":
         torch.set_num_threads(1)
+    # As `initialize` of train.yaml.
     allow_tf32()
-    random.seed(0)
+    set_determinism(seed=0)
     options.slices = options.slices or (512 if options.device.startswith("cuda") else 32)
     overrides = {"crop_size": [options.crop] * 2, "slice_size": [options.crop * 5 // 4] * 2}
     overrides |= {"batch_size": options.batch} if options.batch else {}

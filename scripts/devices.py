@@ -118,9 +118,9 @@ def allow_tf32(allowed: bool = True) -> None:
 
     It pays where tensor cores have it, from Ampere on; other devices compute in fp32 either way.
     """
-    precision = "tf32" if allowed else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = precision
-    torch.backends.cuda.matmul.fp32_precision = precision
+    # After the newer `fp32_precision` was set, reading these raises, here and in other packages.
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def check_bf16(device: str | torch.device, bf16: bool) -> None:

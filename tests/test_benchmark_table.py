@@ -124,12 +124,17 @@ def test_val_chooses_parameters_and_weight(smoke: tuple[Path, dict[str, dict], s
     assert weights["weight"].item() == pytest.approx(results["hypermorph"]["choice"]["weight"])
 
 
-def test_a_learned_row_is_what_evaluation_says(
-    smoke: tuple[Path, dict[str, dict], str], phantoms: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ["gsmorph", "shipped"])
+def test_a_row_of_a_network_is_what_evaluation_says(
+    smoke: tuple[Path, dict[str, dict], str], phantoms: Path, tmp_path: Path, name: str
 ) -> None:
+    """What ships resamples these large pixels, the other rows do not."""
     output, results, _ = smoke
-    configs = ["configs/train.yaml", "configs/table.yaml", "configs/evaluate.yaml", "configs/methods/gsmorph.yaml"]
-    checkpoint = output / "training" / "gsmorph" / "model.pt"
+    configs = ["configs/train.yaml", "configs/evaluate.yaml"]
+    checkpoint = rows.ROOT / "models" / "model.pt"
+    if name == "gsmorph":
+        configs += ["configs/table.yaml", "configs/methods/gsmorph.yaml"]
+        checkpoint = output / "training" / "gsmorph" / "model.pt"
     succeed(
         run_bundle(
             config_file=str(configs),
@@ -141,7 +146,7 @@ def test_a_learned_row_is_what_evaluation_says(
         )
     )
     summary = json.loads((tmp_path / "summary.json").read_text())
-    for row in results["gsmorph"]["rows"]:
+    for row in results[name]["rows"]:
         expected = (summary if row["direction"] == "ES_to_ED" else summary["ED_to_ES"])["registered"]
         for key in set(COLUMNS) - {"seconds"}:
             assert row[key] == pytest.approx(expected[key]["mean"], abs=1e-4), key
@@ -255,8 +260,21 @@ def test_another_data_set_of_the_same_names_is_not_taken_for_the_first(phantoms:
     assert first["initial"]["rows"][0]["dice"] != second["initial"]["rows"][0]["dice"]
     image = nib.load(train["moving"])
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1].copy(), image.affine), train["moving"])
+    before = (tmp_path / "out" / "table.md").read_text()
     with pytest.raises(table.InputError, match=r"gsmorph: was made with other settings \(train pairs\)"):
         run(copy, tmp_path / "out", *words)
+    # Nothing was run, and the table is still the first one.
+    assert (tmp_path / "out" / "table.md").read_text() == before
+
+
+def test_test_sets_of_one_name_do_not_share_a_folder(phantoms: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(phantoms, tmp_path / name / "test")
+    words = ["--rows", "initial", *SMOKE, "--test_dataset_dir"]
+    run(phantoms, tmp_path / "out", *words, str(tmp_path / "a" / "test"))
+    run(phantoms, tmp_path / "out", *words, str(tmp_path / "a" / "test"))
+    with pytest.raises(table.InputError, match=r"on_test: was made with other settings \(test_dataset_dir\)"):
+        run(phantoms, tmp_path / "out", *words, str(tmp_path / "b" / "test"))
 
 
 def test_a_folder_without_a_split_scores_no_subject_that_it_trained_on(phantoms: Path, tmp_path: Path) -> None:

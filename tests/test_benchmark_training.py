@@ -115,9 +115,10 @@ def test_a_part_goes_on_where_the_last_one_ended() -> None:
 
 
 def test_another_rule_is_not_timed() -> None:
-    training.check_rule(lambda rows: rows[0] - min(float(rows[0] @ rows[1]), 0) / (rows[1] @ rows[1]) * rows[1])
+    cpu = torch.device("cpu")
+    training.check_rule(lambda rows: rows[0] - min(float(rows[0] @ rows[1]), 0) / (rows[1] @ rows[1]) * rows[1], cpu)
     with pytest.raises(InputError, match="differs from the projection by"):
-        training.check_rule(lambda rows: rows.sum(0))
+        training.check_rule(lambda rows: rows.sum(0), cpu)
 
 
 def test_a_missing_checkout_and_too_few_slices_are_named(tmp_path: Path) -> None:

@@ -54,10 +54,13 @@ def test_switches_that_suit_the_device_pass(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tf32_is_switched_both_ways() -> None:
-    for allowed, precision in ((False, "ieee"), (True, "tf32")):
+    for allowed, precision in ((False, "highest"), (True, "high")):
         allow_tf32(allowed)
-        assert torch.backends.cudnn.conv.fp32_precision == precision
-        assert torch.backends.cuda.matmul.fp32_precision == precision
+        assert torch.backends.cudnn.allow_tf32 is allowed
+        assert torch.backends.cuda.matmul.allow_tf32 is allowed
+        assert torch.get_float32_matmul_precision() == precision
+        with torch.backends.cudnn.flags(benchmark=False):
+            pass
 
 
 def test_several_processes_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
