@@ -254,6 +254,11 @@ def read_json(path: Path) -> dict | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def with_nan(rows: Sequence[dict]) -> list[dict]:
+    """Rows as they were before they became JSON, which has no NaN."""
+    return [{key: np.nan if value is None else value for key, value in row.items()} for row in rows]
+
+
 def settings_of(study: Study, name: str) -> dict:
     """What a row's training depends on, but for the number of epochs."""
     config = load_configs(*SHARED, f"methods/{name}.yaml") | study.overrides
@@ -369,12 +374,17 @@ def choose_weight(study: Study, name: str) -> dict:
     return {"chosen": {"weight": chosen["weight"]}, "tried": tried}
 
 
-def search(study: Study, name: str, executor: Executor | None) -> dict:
-    """The parameters of a classical row that validate best; as `choose_weight`."""
-    tried = []
-    for parameters in SEARCHED[name]:
+def search(study: Study, name: str, executor: Executor | None, settings: dict) -> dict:
+    """The parameters of a classical row that validate best; as `choose_weight`. What was tried with these settings
+    before an interruption is not tried again."""
+    path, settings = study.training_dir(name) / "tried.json", json.loads(json.dumps(settings))
+    found = read_json(path) or {}
+    tried = with_nan(found["tried"]) if found.get("settings") == settings else []
+    for parameters in SEARCHED[name][len(tried) :]:
         figures = mean_of(score(study, classical_method(study, name, parameters, executor), "val"))
         tried.append({**parameters, **figures})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"tried": tried, "settings": settings})
     chosen = best(tried)
     return {"chosen": {key: chosen[key] for key in SEARCHED[name][0]}, "tried": tried}
 
@@ -427,7 +437,7 @@ def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
         return Prepared(lambda: initial_method, {})
     if row.kind == "classical":
         settings = {"searched": SEARCHED[name], "val": study.prints("val"), "sizes": study.sizes}
-        choice = choose(study, name, lambda: search(study, name, executor), settings)["chosen"]
+        choice = choose(study, name, lambda: search(study, name, executor, settings), settings)["chosen"]
         return Prepared(lambda: classical_method(study, name, choice, executor), {"parameters": choice}, choice=choice)
     seconds = choice = None
     if row.kind == "learned":
@@ -459,5 +469,4 @@ def run_row(study: Study, name: str, executor: Executor | None) -> dict:
         found = {"key": key, "rows": score(study, prepared.method(), "test", prepared.files)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)
-    rows = [{column: np.nan if value is None else value for column, value in row.items()} for row in found["rows"]]
-    return {"rows": rows, "training_seconds": prepared.training_seconds, "choice": prepared.choice}
+    return {"rows": with_nan(found["rows"]), "training_seconds": prepared.training_seconds, "choice": prepared.choice}

@@ -267,6 +267,28 @@ def test_another_data_set_of_the_same_names_is_not_taken_for_the_first(phantoms:
     assert (tmp_path / "out" / "table.md").read_text() == before
 
 
+def test_an_interrupted_search_goes_on(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--rows", "diffeomorphic_demons", *SMOKE, "--jobs", "1"]
+    straight, _ = run(phantoms, tmp_path / "straight", *words)
+    calls, score = [], rows.score
+
+    def counted(*arguments: object) -> list[dict]:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise RuntimeError("power cut")
+        return score(*arguments)
+
+    monkeypatch.setattr(rows, "score", counted)
+    with pytest.raises(table.InputError, match="power cut"):
+        run(phantoms, tmp_path / "resumed", *words)
+    resumed, _ = run(phantoms, tmp_path / "resumed", *words)
+    # Two of the candidates before and all others after the interruption, and the test pairs.
+    assert len(calls) == 3 + len(rows.SEARCHED["diffeomorphic_demons"]) - 2 + 1
+    name = "diffeomorphic_demons"
+    assert resumed[name]["choice"] == straight[name]["choice"]
+    assert [row["dice"] for row in resumed[name]["rows"]] == [row["dice"] for row in straight[name]["rows"]]
+
+
 def test_test_sets_of_one_name_do_not_share_a_folder(phantoms: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copytree(phantoms, tmp_path / name / "test")
