@@ -34,7 +34,7 @@ UNEVEN = 0.25
 """Part of the longest step between phases below which the shortest is called out."""
 LATE = 0.5
 """Part of a step between phases by which slices may begin apart without being called out."""
-TIME_TAGS = ("TriggerTime", "NominalCardiacTriggerDelayTime")
+TIME_TAGS = ("TriggerTime", "NominalCardiacTriggerDelayTime", "ActualCardiacTriggerDelayTime")
 """Milliseconds after the trigger; the first that all files of a stack have orders its phases. Instance numbers are no
 substitute: some exports count them through the slices, some through the phases, some at random."""
 GEOMETRY_TAGS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
@@ -560,9 +560,8 @@ def read_pixels(folder: Path, path: Path, frames: Sequence[Instance]) -> list[Ar
             meta = read_file(path, ["SOPClassUID"], stop_before_pixels=True).file_meta
             encoding = getattr(meta.get("TransferSyntaxUID"), "name", "unknown encoding")
             raise InputError(
-                f"{folder}: the pixels of {one.label} cannot be read ({encoding}); export it again, uncompressed, or "
-                "for a compressed "
-                "file run `pip install pylibjpeg[all]`."
+                f"{folder}: the pixels of {one.label} cannot be read ({encoding}); export it again, uncompressed, or run "
+                "`pip install python-gdcm` where that is missing."
             ) from error
         if pixels.shape != one.size:
             raise InputError(

@@ -32,6 +32,7 @@ from pydicom.uid import (  # noqa: E402
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLosslessSV1,
     MediaStorageDirectoryStorage,
     MRImageStorage,
     RLELossless,
@@ -301,7 +302,7 @@ def test_stops_without_pydicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "pip install pydicom" in error_of(tmp_path)
 
 
-def make_enhanced(images: Slice) -> pydicom.Dataset:
+def make_enhanced(images: Slice, time_tag: str = "NominalCardiacTriggerDelayTime") -> pydicom.Dataset:
     """One Enhanced file of the images of classic ones, which keep nothing but their pixels, places, times and
     rescaling."""
 
@@ -331,7 +332,7 @@ def make_enhanced(images: Slice) -> pydicom.Dataset:
     file.PerFrameFunctionalGroupsSequence = [
         group(
             PlanePositionSequence={"ImagePositionPatient": image.ImagePositionPatient},
-            CardiacSynchronizationSequence={"NominalCardiacTriggerDelayTime": image.TriggerTime},
+            CardiacSynchronizationSequence={time_tag: image.TriggerTime},
             PixelValueTransformationSequence={
                 "RescaleSlope": image.get("RescaleSlope", 1.0),
                 "RescaleIntercept": image.get("RescaleIntercept", 0.0),
@@ -342,15 +343,15 @@ def make_enhanced(images: Slice) -> pydicom.Dataset:
     return file
 
 
-@pytest.mark.parametrize("files", ["one", "one a slice", "compressed"])
+@pytest.mark.parametrize("files", ["one", "one a slice", "compressed", "actual times"])
 def test_enhanced_files_give_what_classic_ones_give(tmp_path: Path, files: str) -> None:
     stack = set_tags(make_stack(), lambda z, t: {"RescaleSlope": 0.5 + z, "RescaleIntercept": -10.0 * t})
     expected = read_dicom_cine(write(tmp_path / "classic", stack))
     images = [image for phases in stack for image in phases]
     random.Random(1).shuffle(images)
-    folder = write(
-        tmp_path / "enhanced", [[make_enhanced(group)] for group in (stack if files == "one a slice" else [images])]
-    )
+    tag = "ActualCardiacTriggerDelayTime" if files == "actual times" else "NominalCardiacTriggerDelayTime"
+    groups = stack if files == "one a slice" else [images]
+    folder = write(tmp_path / "enhanced", [[make_enhanced(group, tag)] for group in groups])
     if files == "compressed":
         (path,) = (path for path in folder.rglob("*") if path.is_file())
         file = pydicom.dcmread(path)
@@ -359,6 +360,30 @@ def test_enhanced_files_give_what_classic_ones_give(tmp_path: Path, files: str) 
     found = read_dicom_cine(folder)
     np.testing.assert_array_equal(found.image, expected.image)
     np.testing.assert_allclose(found.affine, expected.affine, atol=1e-9)
+    np.testing.assert_allclose(found.times, expected.times)
+
+
+def test_lossless_jpeg_gives_what_plain_pixels_give(tmp_path: Path) -> None:
+    """What archives make of a scanner's files; encoded by GDCM."""
+    import gdcm
+
+    expected = read_dicom_cine(write(tmp_path / "plain", make_stack()))
+    folder = write(tmp_path / "compressed", make_stack())
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(path))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        writer.SetFileName(str(path))
+        assert writer.Write()
+        assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == JPEGLosslessSV1
+    found = read_dicom_cine(folder)
+    np.testing.assert_array_equal(found.image, expected.image)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-6)
     np.testing.assert_allclose(found.times, expected.times)
 
 
@@ -685,7 +710,7 @@ def test_stops_without_trigger_times(tmp_path: Path, rule: Callable[[int, int], 
     }
     message = error_of(write(tmp_path, set_tags(set_tags(make_stack(), others), rule)))
     assert re.search(words, message)
-    assert "TriggerTime or NominalCardiacTriggerDelayTime" in message
+    assert "TriggerTime or NominalCardiacTriggerDelayTime or Actual" in message
     assert "export it again with them, or convert it to NIfTI" in message
 
 
