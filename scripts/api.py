@@ -34,13 +34,13 @@ def register_cine(cine: str | Path, **options: object) -> CineRegistration:
     Raises:
         InputError: naming file or option and the cure.
     """
-    return run_one(cine=str(cine), **options)
+    return run_one(cine=cine, **options)
 
 
 def register(moving: str | Path, fixed: str | Path, **options: object) -> CineRegistration:
     """Register a moving to a fixed stack of slices (3-D NIfTI files); T = 1 in the result. Options and errors as in
     `register_cine`."""
-    return run_one(moving=str(moving), fixed=str(fixed), **options)
+    return run_one(moving=moving, fixed=fixed, **options)
 
 
 def run_one(**options: object) -> CineRegistration:

@@ -187,7 +187,8 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
         cases += report_later(one_cine, at_place(stem_of(path) or path.name, path), path, reference_frame)
     if not cases:
         raise InputError(
-            f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files."
+            f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files; give "
+            "--dataset_dir a folder that does."
         )
     for together in slices_of_one([path for path, found in contents.items() if found == [path]]):
         logging.getLogger("inference").warning(

@@ -277,7 +277,7 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
         # MONAI's own reader would take a case for a path where a folder of its name lies beside the list.
         items = [dict(item) for item in json.loads(path.read_text()).get(section, [])]
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is not a MONAI data list ({error}).") from error
+        raise InputError(f"{path}: is not a MONAI data list ({error}); see the README for one.") from error
     for number, item in enumerate(items, start=1):
         if "reference_frame" in item:
             item["reference"] = item.pop("reference_frame")

@@ -125,3 +125,22 @@ def plain(value: object) -> object:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def unreadable(path: str | Path, error: Exception) -> InputError:
+    """What to say of a file that nibabel cannot read, with the cure that its name and first bytes suggest."""
+    path = Path(path)
+    if not path.is_file():
+        return InputError(f"{path}: no such file; correct the path.")
+    with path.open("rb") as file:
+        head = file.read(4)
+    name, cure = path.name.lower(), "is the file complete?"
+    if not name.endswith((".nii", ".nii.gz", ".hdr", ".img")):
+        cure = "convert it to .nii.gz."
+    elif name.endswith(".nii") and head[:2] == b"\x1f\x8b":
+        cure = "it is compressed: rename it to .nii.gz."
+    elif name.endswith(".gz") and {int.from_bytes(head, order) for order in ("little", "big")} & {348, 540}:
+        cure = "it is not compressed: rename it to .nii."
+    elif "Void" in str(error):
+        cure = "its voxels are colors: convert them to gray."
+    return InputError(f"{path}: cannot be read as NIfTI ({error}); {cure}")

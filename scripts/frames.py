@@ -193,6 +193,11 @@ class AssembleRegistration(Transform):
             registration.strain = measure_strain(
                 registration.fields, registration.label, cine.affine, self.sector_origin, cine.times
             )
+        if self.sector_origin is not None and not registration.strain:
+            logging.getLogger("inference").warning(
+                f"{cine.name}: has no strain that --sector_origin would divide; give --reference_label with the LV and its "
+                "myocardium."
+            )
         if "points" in data:
             registration.points = carry_points(registration, data["points"])
         return {**data, "registration": registration}

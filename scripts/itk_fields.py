@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from scripts import fields
 from scripts.errors import InputError
-from scripts.files import whole_file
+from scripts.files import unreadable, whole_file
 
 Array = NDArray[np.floating]
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -67,8 +67,9 @@ def write_field(path: str | Path, field: Array, affine: Array) -> None:
 
     Args:
         path: .nii.gz file.
-        field: (d, X, Y, Z), voxels of the fixed grid.
-        affine: of the fixed image, whose axes are at right angles.
+        field: (d, X, Y, Z), voxels of the fixed grid, channel i along array axis i, pull direction: moved(x) =
+            moving(x + u(x)). In the file: mm along LPS, the same direction.
+        affine: of the fixed image, voxel index to RAS in mm; its axes are at right angles.
 
     Raises:
         InputError: naming the file, for axes that are not.
@@ -162,7 +163,11 @@ def check_one_place(path: str | Path) -> None:
 
 
 def read_field(path: str | Path) -> tuple[Array, Array]:
-    """A field file as (3, X, Y, Z) in voxels of its own grid, and that grid's affine (voxel index to RAS in mm).
+    """A field file, mm along LPS, as an array in voxels of its own grid.
+
+    Returns:
+        The field (3, X, Y, Z), channel i along array axis i, pull direction: moved(x) = moving(x + u(x)); and its
+        grid's affine (voxel index to RAS in mm).
 
     Raises:
         InputError: naming the file, for one that is not a field of this kind.
@@ -171,7 +176,7 @@ def read_field(path: str | Path) -> tuple[Array, Array]:
         image = nib.load(path)
         displacement = np.asarray(image.dataobj, dtype=np.float64)
     except Exception as error:
-        raise InputError(f"{path}: cannot be read as NIfTI ({error}); is the file complete?") from error
+        raise unreadable(path, error) from error
     check_one_place(path)
     if displacement.ndim != 5 or displacement.shape[3:] != (1, 3):
         raise InputError(
@@ -196,7 +201,7 @@ def pull(
     Args:
         image: (X', Y', Z').
         image_affine: of the image, which may lie on another grid than the field.
-        field: (d, X, Y, Z), voxels of the field's grid.
+        field: (d, X, Y, Z), voxels of its own grid, channel i along array axis i.
         affine: of that grid.
         is_label: whether to take at each voxel the value that weighs most in the linear interpolation, instead of the
             interpolated one.
@@ -232,7 +237,8 @@ def move_points(points: Array, field: Array, affine: Array) -> Array:
 
     Args:
         points: (N, 3), mm along RAS, of the fixed image.
-        field: (d, X, Y, Z), voxels of the fixed grid; between voxels it is interpolated linearly.
+        field: (d, X, Y, Z), voxels of the fixed grid, channel i along array axis i, pull direction; between voxels it
+            is interpolated linearly.
         affine: of the fixed image.
 
     Returns:

@@ -21,11 +21,13 @@ THRESHOLDS = {
     "mse_of_a_slice_to_median": 5.0,
     "closure_ratio": 3.0,
     "moved_mm": 0.5,
+    "compressed_determinant": 0.02,
+    "unconverged_voxels_error": 0.011,  # a tenth above fields.INVERTED
+    "share_of_the_largest_mse_before": 0.25,
 }
-"""Beyond which a figure is called out. `moved_mm` is the largest displacement below which nothing has been
-registered."""
-COMPRESSED = 0.02
-"""Determinant below which area counts as compressed: at single points a cavity that empties may be."""
+"""Beyond which a figure is called out. Below `moved_mm`, the largest displacement, nothing has been registered; below
+`compressed_determinant` area counts as compressed, which at single points of a cavity that empties may be; frames whose
+error is below a share of the largest resemble the reference from the start."""
 
 
 def assess(registration: CineRegistration, inversion_errors: Array | None = None, reached: Array | None = None) -> dict:
@@ -99,7 +101,8 @@ def frame_figures(
     blank = (np.ptp(pair, axis=(1, 2)) == 0).any(axis=0)
     unconverged = np.zeros(len(u))
     if inversion_errors is not None:
-        unconverged = ((inversion_errors > 1.1 * fields.INVERTED) & in_view(v).movedim(0, -1).numpy()).sum(axis=(0, 1))
+        missed = inversion_errors > THRESHOLDS["unconverged_voxels_error"]
+        unconverged = (missed & in_view(v).movedim(0, -1).numpy()).sum(axis=(0, 1))
 
     def figures(part: slice) -> dict:
         inside = [error[part][~error[part].isnan()].numpy() for error in inverse]
@@ -108,7 +111,9 @@ def frame_figures(
         return {
             "folding_percent": 100.0 * float((determinant[part] <= 0).double().mean()),
             "compressed_percent": 100.0
-            * float(((determinant[part] > 0) & (determinant[part] < COMPRESSED)).double().mean()),
+            * float(
+                ((determinant[part] > 0) & (determinant[part] < THRESHOLDS["compressed_determinant"])).double().mean()
+            ),
             "jacobian_min": float(determinant[part].min()),
             "jacobian_max": float(determinant[part].max()),
             "inverse_error_mm_p95": float(np.max([np.percentile(error, 95) for error in inside])),
@@ -207,7 +212,7 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
     )
     still = [f for f in others if f["largest_displacement_mm"] < limit["moved_mm"]]
     # Frames that resemble the reference from the start have nothing to gain.
-    apart = 0.25 * max((f["mse_before"] for f in others), default=0.0)
+    apart = limit["share_of_the_largest_mse_before"] * max((f["mse_before"] for f in others), default=0.0)
     seen = [f for f in others if f["blank_slices"] < len(f["slices"])]
     worse = [
         f for f in seen if f["mse_before"] > apart and f["mse_after"] > limit["mse_after_to_before"] * f["mse_before"]

@@ -12,7 +12,7 @@ from scripts.cines import Array, Cine
 from scripts.datalists import stem_of
 from scripts.dicom import read_dicom_cine
 from scripts.errors import InputError
-from scripts.files import is_dicom, read_voxels
+from scripts.files import is_dicom, read_voxels, unreadable
 from scripts.itk_fields import check_one_place
 
 CLEARLY_THICKER = 1.5
@@ -48,7 +48,7 @@ def read_nifti_cine(path: str | Path) -> Cine:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{path}: cannot be read as NIfTI ({error}); is the file complete?") from error
+        raise unreadable(path, error) from error
     if not isinstance(file, nib.Nifti1Pair):
         raise InputError(f"{path}: is {type(file).__name__.removesuffix('Image')}, no NIfTI; convert it to .nii.gz.")
     # Some writers add axes of length 1.
@@ -106,8 +106,9 @@ def frame_times(file: nib.Nifti1Image) -> Array | None:
     # A header that was never filled in says one second.
     if not 0 < step < 1000:
         if length not in (0, 1):
-            logging.getLogger("inference").info(
-                f"{file.get_filename()}: a frame time of {length:g} {unit} is implausible, so times are left out"
+            logging.getLogger("inference").warning(
+                f"{file.get_filename()}: a frame time of {length:g} {unit} is implausible, so times are left out; correct "
+                "the header with nibabel's set_zooms and set_xyzt_units('mm', 'msec')"
             )
         return None
     return np.tile(step * np.arange(file.shape[3]), (file.shape[2], 1))

@@ -19,7 +19,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy.ndimage import binary_dilation
 from scripts.errors import InputError
 from scripts.fields import resize_field
-from scripts.files import is_dicom, read_voxels
+from scripts.files import is_dicom, read_voxels, unreadable
 from scripts.itk_fields import pull
 from torch import Tensor
 from torch.nn import functional as F
@@ -95,7 +95,7 @@ class LoadCased(MapTransform):
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{path}: cannot be read as NIfTI ({root_cause(error)}); is the file complete?") from error
+            raise unreadable(path, root_cause(error)) from error
         check_image(image, path, is_label)
         return image
 
@@ -208,12 +208,15 @@ def check_structures(label: Tensor, path: str) -> None:
         InputError: naming the file.
     """
     if not 0 <= label.min() <= label.max() <= max(LABELS.values()):
-        raise InputError(f"{path}: holds {label.min():g} to {label.max():g}; labels are {LABELS} and 0 elsewhere.")
+        names = ", ".join(f"{value} {name.upper()}" for name, value in LABELS.items())
+        raise InputError(
+            f"{path}: holds {label.min():g} to {label.max():g}; give them these values: {names}, and 0 elsewhere."
+        )
 
 
 def check_order(label: Tensor, path: str) -> None:
     """Stop at a label map (1, X, Y, Z) in which the myocardium encloses 1 instead of 3, as in M&Ms' order (1 LV, 2
-    myocardium, 3 RV).
+    myocardium, 3 RV), or 1 encloses 2, as where the LV alone was labeled (1 myocardium, 2 cavity).
 
     Raises:
         InputError: naming the file.
@@ -221,12 +224,16 @@ def check_order(label: Tensor, path: str) -> None:
     cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)[..., None]
     values = torch.as_tensor(label)[0].cpu().numpy()
     enclosed = {}
-    for value in (LABELS["rv"], LABELS["lv"]):
+    for value, around in ((1, 2), (3, 2), (2, 1)):
         mask = values == value
         rim = values[binary_dilation(mask, cross) & ~mask]
-        enclosed[value] = (rim == LABELS["myo"]).mean() if len(rim) else np.nan
+        enclosed[value] = (rim == around).mean() if len(rim) else np.nan
+    if enclosed[2] > 0.8:
+        raise InputError(
+            f"{path}: has 1 around 2; make the myocardium 2 and the cavity of the LV 3, for here 1 is the RV."
+        )
     # NaN where there is no 3.
-    if enclosed[LABELS["rv"]] > 0.8 and not enclosed[LABELS["lv"]] >= 0.5:
+    if enclosed[1] > 0.8 and not enclosed[3] >= 0.5:
         raise InputError(
             f"{path}: has the myocardium (2) around 1 and not around 3, as M&Ms has; exchange both, for here 1 is the "
             "RV and 3 the LV."

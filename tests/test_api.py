@@ -66,6 +66,9 @@ def test_errors_are_the_workflow_s(phantoms: Path, monkeypatch: pytest.MonkeyPat
         register_cine(ed, referense_frame=3)
     with pytest.raises(InputError, match="--points: takes the path of a file or folder, got list"):
         register(ed, ed, points=[[0.0, 0.0, 0.0]])
+    for call in (lambda: register(np.zeros((4, 4, 4)), ed), lambda: register_cine(np.zeros((4, 4, 4, 2)))):
+        with pytest.raises(InputError, match=r"--(moving|cine): takes the path of a file or folder, got ndarray"):
+            call()
     with pytest.raises(InputError, match="--output_dir False: results need a folder"):
         register(ed, ed, output_dir=False)
     monkeypatch.setattr(api, "ROOT", Path("x#y"))

@@ -503,7 +503,7 @@ def test_batch_norm_sees_the_whole_batch_on_cuda_devices(device: str) -> None:
             ("shifted.nii.gz and", "have affines up to", "--resample_moving True"),
         ),
         (INFERENCE, {"moving": "NAN", "fixed": "FIXED"}, ("nan.nii.gz: holds NaN or Inf",)),
-        (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "moving_label": "FIXED"}, ("labels are",)),
+        (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "moving_label": "FIXED"}, ("give them these values",)),
         (TRAIN, {"dataset_dir": "EMPTY", "graph": True}, ("--graph True: needs a CUDA device, not cpu",)),
         (TRAIN, {"dataset_dir": "EMPTY"}, ("split 'train' is empty; add subjects to it",)),
         (

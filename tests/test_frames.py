@@ -117,6 +117,15 @@ def test_a_sector_origin_that_is_no_number_is_refused() -> None:
             AssembleRegistration(sector_origin=origin)
 
 
+def test_a_sector_origin_that_nothing_needs_is_called_out(
+    item: dict, exact: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    assemble(item, exact, sector_origin=30.0)
+    assert "--sector_origin" not in caplog.text
+    assemble({key: value for key, value in item.items() if key != "reference_label"}, exact, sector_origin=30.0)
+    assert "heart: has no strain that --sector_origin would divide; give --reference_label" in caplog.text
+
+
 def test_a_label_without_structures_or_a_frame_zero_is_refused(cine_path: Path, tmp_path: Path) -> None:
     label = nib.load(cine_path.with_name("label.nii.gz"))
     empty = write_nifti(tmp_path / "empty.nii.gz", np.zeros(label.shape, np.uint8), label.affine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -94,6 +95,12 @@ def test_what_is_no_cine_is_named_with_its_cure(tmp_path: Path, array: np.ndarra
     write_nifti(tmp_path / "one.nii.gz", array[..., :1])
     write_nifti(tmp_path / "vectors.nii.gz", np.stack([array] * 3, axis=-1))
     nib.save(nib.Nifti1Image(array * np.complex64(1j), np.eye(4)), tmp_path / "complex.nii.gz")
+    colors = np.zeros(array.shape, [(channel, np.uint8) for channel in "RGB"])
+    nib.save(nib.Nifti1Image(colors, np.eye(4)), tmp_path / "colors.nii.gz")
+    whole = (tmp_path / "complex.nii.gz").read_bytes()
+    (tmp_path / "packed.nii").write_bytes(whole)
+    (tmp_path / "unpacked.nii.gz").write_bytes(gzip.decompress(whole))
+    (tmp_path / "volume.nrrd").write_bytes(b"NRRD0004")
     (tmp_path / "IM1").write_bytes(bytes(128) + b"DICM")
     for name, value in (("nan", np.nan), ("inf", np.inf)):
         bad = array.astype(np.float32)
@@ -103,6 +110,10 @@ def test_what_is_no_cine_is_named_with_its_cure(tmp_path: Path, array: np.ndarra
         "missing.nii.gz": "no such file",
         "cut.nii.gz": "is the file complete?",
         "text.nii": "cannot be read as NIfTI",
+        "colors.nii.gz": "its voxels are colors: convert them to gray.",
+        "packed.nii": "it is compressed: rename it to .nii.gz.",
+        "unpacked.nii.gz": "it is not compressed: rename it to .nii.",
+        "volume.nrrd": "convert it to .nii.gz.",
         "stack.nii.gz": "--moving and --fixed",
         "one.nii.gz": "two frames or more",
         "vectors.nii.gz": "has the shape (7, 6, 3, 5, 3); a cine is (X, Y, Z, T)",

@@ -96,7 +96,7 @@ def test_a_label_belongs_to_its_image_and_holds_integers(tmp_path: Path, stack: 
     for name, label, words in (
         ("fraction", np.full(SHAPE, 0.5, np.float32), "holds fractions"),
         ("shape", np.zeros((12, 10, 2), np.uint8), "different shapes"),
-        ("structures", np.full(SHAPE, 257, np.int16), "holds 257 to 257; labels are"),
+        ("structures", np.full(SHAPE, 257, np.int16), "holds 257 to 257; give them these values: 1 RV, 2 MYO, 3 LV"),
     ):
         path = str(write_nifti(tmp_path / f"{name}.nii.gz", label))
         with pytest.raises(InputError, match=words) as caught:
@@ -393,6 +393,10 @@ def test_a_label_in_the_order_of_m_and_ms_is_refused() -> None:
     # Nor one that lacks the RV.
     with pytest.raises(InputError, match="around 1 and not around 3"):
         check_order(torch.from_numpy(np.array([0, 0, 2, 1])[label]), "gt.nii.gz")
+    with pytest.raises(
+        InputError, match=r"gt\.nii\.gz: has 1 around 2; make the myocardium 2 and the cavity of the LV 3"
+    ):
+        check_order(torch.from_numpy(np.array([0, 0, 1, 2])[label]), "gt.nii.gz")
     # A label that lacks a structure says nothing else about the order.
     for missing in (1, 2, 3):
         check_order(torch.from_numpy(np.where(label == missing, 0, label)), "gt.nii.gz")
