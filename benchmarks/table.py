@@ -1,9 +1,8 @@
 """Every row of the published comparison on the same pairs: trained, searched and chosen on one data set, tested on it
 or another.
 
-    python -m benchmarks.table --dataset_dir DIR [--test_dataset_dir DIR] [--subset N] [--epochs N] [--rows NAME ...]
-    [--jobs N]
-        [--seed N] [--output_dir output/table]
+    python -m benchmarks.table --dataset_dir DIR [--test_dataset_dir DIR] [--subset N] [--epochs N]
+        [--rows NAME ...] [--jobs N] [--seed N] [--output_dir output/table]
 
 A data set is a folder in ACDC's layout or in that of M&Ms. Networks train on its `train` split by train.yaml,
 table.yaml and a method of configs/methods/, so that only the method differs; `val` chooses their best weights, the

@@ -111,8 +111,7 @@ def cine_case(
             if (named := re.search(r"_frame(\d+)(_gt)?\.nii", Path(file).name)) and int(named[1]) != item["reference"]:
                 logging.getLogger("inference").warning(
                     f"{file}: is of frame {int(named[1])} by its name, and is taken for that of the reference frame "
-                    f"{item['reference']} "
-                    f"({item['reference_basis']}): is --reference_frame right?"
+                    f"{item['reference']} ({item['reference_basis']}): is --reference_frame right?"
                 )
             item[key] = str(file)
     # What is wrong with the files themselves, `LoadCase` finds when their turn comes.
@@ -193,8 +192,7 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     for together in slices_of_one([path for path, found in contents.items() if found == [path]]):
         logging.getLogger("inference").warning(
             f"{root}: {', '.join(path.name for path in together)} look like slices of one cine and are registered "
-            "apart; where they "
-            f"are, give --cine {root} or a folder of them."
+            f"apart; where they are, give --cine {root} or a folder of them."
         )
     taken = {*subjects, *files, *(path for path, found in contents.items() if found)}
     if root not in taken and (left := [path.name for path in entries if path not in taken]):

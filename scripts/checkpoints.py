@@ -197,8 +197,7 @@ class ResumeHandler(CheckpointLoader):
             if name in options and saved != options[name]:
                 raise InputError(
                     f"{self.load_path}: was trained with the optimizer's {name} {saved}, and now it is "
-                    f"{options[name]}; resume with "
-                    "its own, or start from its weights with --initial_weights."
+                    f"{options[name]}; resume with its own, or start from its weights with --initial_weights."
                 )
         saved, now = engine.state.epoch_length, len(engine.state.dataloader or engine.data_loader)
         if saved and saved != now:

@@ -125,8 +125,8 @@ def check_summary(path: Path) -> None:
 
 def tell(folder: Path) -> str:
     """One line on a case that was written to a folder: where to look, and whether to trust it."""
-    place = next((path for path in (folder / "report.html", folder) if path.exists()), folder)
-    path = folder / DONE
+    report, path = folder / "report.html", folder / DONE
+    place = report if report.is_file() else folder
     quality = json.loads(path.read_text()) if path.is_file() else {}
     word = "trustworthy" if quality.get("trustworthy") else "look closely"
     return f"{place}: {word}. {' '.join(quality.get('verdict', []))}".rstrip()

@@ -125,8 +125,7 @@ def batch_loader(dataset: Dataset, batch_size: int, shared_seed: int | None = No
         if batch_size % sampler.num_replicas or not len(sampler):
             raise InputError(
                 f"--batch_size {batch_size}: {sampler.num_replicas} processes cannot share it and the {len(dataset)} "
-                "slices evenly; "
-                f"give a multiple of {sampler.num_replicas}, or start as many processes as divide it."
+                f"slices evenly; give a multiple of {sampler.num_replicas}, or start as many processes as divide it."
             )
         batch_size //= sampler.num_replicas
     batches = BatchSampler(sampler, min(batch_size, max(len(sampler), 1)), drop_last=True)

@@ -433,8 +433,7 @@ def read_stack(folder: Path, slices: Stack) -> Cine:
     if np.ptp(first) > LATE * np.median(steps):
         logging.getLogger("inference").warning(
             f"{what}: its slices begin {first.min():.3g} to {first.max():.3g} ms after the trigger, with phases "
-            f"{np.median(steps):.3g} ms "
-            "apart; where a slice lacks its first phase, its frames are a phase late."
+            f"{np.median(steps):.3g} ms apart; where a slice lacks its first phase, its frames are a phase late."
         )
     return Cine(folder.resolve().name, pixels, affine, times)
 
@@ -517,8 +516,7 @@ def stack_affine(what: str, slices: Stack, axes: Array) -> Array:
     if shift > first.spacing.min() / 2:
         raise InputError(
             f"{what}: its images are shifted against each other in plane (by {shift:.1f} mm); keep the files of one "
-            "stack only, or bring "
-            "them onto one grid."
+            "stack only, or bring them onto one grid."
         )
     if len(gaps) and first.pitch is not None and gaps.mean() > 1.5 * first.pitch:
         logging.getLogger("inference").warning(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from scripts.errors import InputError
+from scripts.errors import InputError, first_cause
 
 FIRST_TAGS = tuple(
     bytes([group, 0, element, 0]) for group, element in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22))
@@ -143,4 +143,6 @@ def unreadable(path: str | Path, error: Exception) -> InputError:
         cure = "it is not compressed: rename it to .nii."
     elif "Void" in str(error):
         cure = "its voxels are colors: convert them to gray."
-    return InputError(f"{path}: cannot be read as NIfTI ({error}); {cure}")
+    cause = first_cause(error)
+    reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+    return InputError(f"{path}: cannot be read as NIfTI ({reason}); {cure}")

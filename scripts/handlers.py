@@ -124,8 +124,8 @@ class GradientSurgeryHandler:
             if getattr(network, "static_graph", False):
                 raise ValueError(
                     "GradientSurgeryHandler cannot work with DistributedDataParallel(static_graph=True): its reducer "
-                    "counts one backward "
-                    "pass a step, surgery makes two, and the gradients would be wrong in silence. Use static_graph=False."
+                    "counts one backward pass a step, surgery makes two, and the gradients would be wrong in "
+                    "silence. Use static_graph=False."
                 )
             kinds = {kind.__name__ for module in network.modules() for kind in type(module).__mro__}
             if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
@@ -334,8 +334,8 @@ class NonFiniteLossHandler:
             when = "" if self.waits else f"{max(engine.state.iteration - self.every, 0) + 1} to "
             raise FloatingPointError(
                 f"the loss or the field is not finite at step {when}{engine.state.iteration} (epoch "
-                f"{engine.state.epoch}); the weights of "
-                "the last checkpoint are intact. Lower learning_rate, or check the images for NaN."
+                f"{engine.state.epoch}); the weights of the last checkpoint are intact. Lower learning_rate, or "
+                "check the images for NaN."
             )
 
 

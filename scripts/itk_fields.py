@@ -102,8 +102,7 @@ def check_right_angles(affine: Array, name: object) -> None:
     if cosine > RIGHT_ANGLE:
         raise InputError(
             f"{name}: its axes are off right angles by {np.rad2deg(np.arcsin(min(cosine, 1))):.2g} degrees, and ITK "
-            "takes no field on such "
-            "a grid; resample the image onto one with right angles."
+            "takes no field on such a grid; resample the image onto one with right angles."
         )
 
 
@@ -147,8 +146,7 @@ def check_one_place(path: str | Path) -> None:
         listed, other = (" x ".join(f"{n:.4g}" for n in lengths) for lengths in (pixdim, sizes))
         raise InputError(
             f"{path}: its header gives voxels of {listed} mm and its sform such of {other} mm, and ITK and ANTs may "
-            "take others than are "
-            f"taken here; where the sform is right, {cure}"
+            f"take others than are taken here; where the sform is right, {cure}"
         )
     if not (q_code and s_code):
         return
@@ -157,8 +155,7 @@ def check_one_place(path: str | Path) -> None:
     if gap > SAME_PLACE:
         raise InputError(
             f"{path}: its qform and its sform put it up to {gap:.3g} mm apart, and ITK and ANTs may take another one "
-            "than is taken here; "
-            f"where the sform is right, {cure}"
+            f"than is taken here; where the sform is right, {cure}"
         )
 
 

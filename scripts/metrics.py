@@ -14,19 +14,17 @@ from torch import Tensor
 
 DEFINITIONS = {
     "protocol": "per subject over the stack, structures on whole slices, mse and folding on the central crop; mean "
-    "and population standard "
-    "deviation over subjects",
+    "and population standard deviation over subjects",
     "dice": "mean over the structures that both labels hold, in percent; one that either lacks is left out",
     "dice_rv": "Dice of the right ventricle, label 1, in percent",
     "dice_myo": "Dice of the left ventricular myocardium, label 2, in percent",
     "dice_lv": "Dice of the left ventricular cavity, label 3, in percent",
     "hd95_mm": "mean over structures of MONAI's 95th percentile Hausdorff distance (larger of both directions), true "
-    "spacing; a structure "
-    "of which the warp leaves nothing has a Dice of 0 and no distance",
+    "spacing; a structure of which the warp leaves nothing has a Dice of 0 and no distance",
     "hd95_voxel": "mean over structures of the 95th percentile of both directed surface distances pooled, unit spacing, as hd95_mm",
     "volume_error_rv": "RV volume of the moved label less the fixed one's, in percent of the larger of the moving and "
-    "fixed one's: from ED "
-    "to ES, by how many points the ejection fraction of the moved label is too small (unregistered: that fraction itself)",
+    "fixed one's: from ED to ES, by how many points the ejection fraction of the moved label is too small "
+    "(unregistered: that fraction itself)",
     "volume_error_lv": "the same of the LV cavity",
     "mse": "mean squared difference of moved and fixed image, each slice scaled min-max to [0, 1] over the crop, times 100",
     "folding_percent": "share of pixels with det(I + grad u) <= 0, central differences, in percent",

@@ -235,7 +235,7 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
     if cycle.get("closure_ratio", 0) > limit["closure_ratio"]:
         sentences.append(
             f"The last frame does not lead back to the first (a step of {cycle['closure_mm']:.1f} mm against "
-            f"{cycle['step_mm_max']:.1f} mm "
-            "at most elsewhere): the cine covers a part of the cycle, or the registration drifts."
+            f"{cycle['step_mm_max']:.1f} mm at most elsewhere): the cine covers a part of the cycle, or the "
+            "registration drifts."
         )
     return sentences

@@ -92,9 +92,8 @@ def check_slices_last(path: str | Path) -> None:
         order = [[2, 1], [0, 1], [1, 1]] if axis == 0 else [[0, 1], [2, 1], [1, 1]]
         listed = " x ".join(f"{length:.3g}" for length in spacing)
         raise InputError(
-            f"{path}: its slices lie along axis {axis + 1} of its three (voxels of {listed} mm); reorder it to (X, Y, "
-            "Z), for example by "
-            f"`nibabel.load({Path(path).name!r}).as_reoriented({order})` written to a new file."
+            f"{path}: its slices lie along axis {axis + 1} of its three (voxels of {listed} mm); reorder it to (X, "
+            f"Y, Z), for example by `nibabel.load({Path(path).name!r}).as_reoriented({order})` written to a new file."
         )
 
 

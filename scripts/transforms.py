@@ -95,7 +95,7 @@ class LoadCased(MapTransform):
         except InputError:
             raise
         except Exception as error:
-            raise unreadable(path, root_cause(error)) from error
+            raise unreadable(path, error) from error
         check_image(image, path, is_label)
         return image
 
@@ -177,13 +177,6 @@ def resample(image: MetaTensor, reference: MetaTensor, is_label: bool) -> MetaTe
     )
 
 
-def root_cause(error: BaseException) -> str:
-    """The first error in a chain, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-
-
 def check_image(image: Tensor, path: str, is_label: bool = False) -> None:
     """Stop at an image that is not a stack of slices or holds NaN, Inf or, as a label, a fraction.
 
@@ -224,16 +217,17 @@ def check_order(label: Tensor, path: str) -> None:
     cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)[..., None]
     values = torch.as_tensor(label)[0].cpu().numpy()
     enclosed = {}
-    for value, around in ((1, 2), (3, 2), (2, 1)):
+    rv, myo, lv = (LABELS[name] for name in ("rv", "myo", "lv"))
+    for value, around in ((rv, myo), (lv, myo), (myo, rv)):
         mask = values == value
         rim = values[binary_dilation(mask, cross) & ~mask]
         enclosed[value] = (rim == around).mean() if len(rim) else np.nan
-    if enclosed[2] > 0.8:
+    if enclosed[myo] > 0.8:
         raise InputError(
             f"{path}: has 1 around 2; make the myocardium 2 and the cavity of the LV 3, for here 1 is the RV."
         )
     # NaN where there is no 3.
-    if enclosed[1] > 0.8 and not enclosed[3] >= 0.5:
+    if enclosed[rv] > 0.8 and not enclosed[lv] >= 0.5:
         raise InputError(
             f"{path}: has the myocardium (2) around 1 and not around 3, as M&Ms has; exchange both, for here 1 is the "
             "RV and 3 the LV."
@@ -312,8 +306,8 @@ class ScaleSlicesd(MapTransform):
             if not item[key].any():
                 raise InputError(
                     f"{name}: the {key} image is constant in every slice, at least below the "
-                    f"{self.clip_percentile:g}th percentile; give "
-                    "another image, another --reference_frame, or --clip_percentile 100."
+                    f"{self.clip_percentile:g}th percentile; give another image, another --reference_frame, or "
+                    "--clip_percentile 100."
                 )
         return item
 
