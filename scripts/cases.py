@@ -194,6 +194,11 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
             f"{root}: {', '.join(path.name for path in together)} look like slices of one cine and are registered "
             f"apart; where they are, give --cine {root} or a folder of them."
         )
+    for path, found in contents.items():
+        if found and found != [path] and holds_dicom(path):
+            logging.getLogger("inference").info(
+                f"{path}: cines are its 4-D NIfTI files ({len(found)}); its DICOM files are left out"
+            )
     taken = {*subjects, *files, *(path for path, found in contents.items() if found)}
     if root not in taken and (left := [path.name for path in entries if path not in taken]):
         more = f" and {len(left) - 9} more" if len(left) > 9 else ""

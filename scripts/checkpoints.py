@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import textwrap
 from pathlib import Path
@@ -65,6 +66,18 @@ def require_checkpoint(path: str | Path | None) -> None:
     """
     if not path or not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint; train first, or give the path of one.")
+
+
+def hash_checkpoint(path: str | Path | None) -> str:
+    """SHA-256 of a checkpoint; empty for None.
+
+    Raises:
+        InputError: naming the file, for one that is not there.
+    """
+    if path is None:
+        return ""
+    require_checkpoint(path)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict:

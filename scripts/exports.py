@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import hashlib
 import io
 import logging
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from scripts.checkpoints import load_weights, require_checkpoint
+from scripts.checkpoints import hash_checkpoint, load_weights
 from scripts.errors import InputError, one_line
 from scripts.files import whole_file
 from scripts.networks import PaddedNetwork, fold_batch_norm
@@ -146,18 +145,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def hash_checkpoint(path: str | Path | None) -> str:
-    """SHA-256 of a checkpoint; empty for None.
-
-    Raises:
-        InputError: naming the file, for one that is not there.
-    """
-    if path is None:
-        return ""
-    require_checkpoint(path)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 class ExportedNetwork(nn.Module):

@@ -15,6 +15,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 
+def in_parts(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """A function of a batch whose items do not depend on each other, by halves where a device's memory does not hold
+    the whole.
+
+    Raises:
+        torch.OutOfMemoryError: for a single item that it does not hold.
+    """
+    with contextlib.suppress(torch.OutOfMemoryError if len(batch) > 1 else ()):
+        return function(batch)
+    # Here, where no traceback holds tensors any longer.
+    return torch.cat([in_parts(function, half) for half in batch.tensor_split(2)])
+
+
 class FieldInferer(Inferer):
     """Displacement field of a pair: the network's output in full precision, integrated where it is a velocity.
 
@@ -62,12 +75,13 @@ class FieldInferer(Inferer):
         """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) both ways; voxels of the fixed grid,
         pull convention.
 
-        In a stack, a slice that is constant in either image gets the identity.
+        In a stack, a slice that is constant in either image gets the identity; slices that exceed a device's memory
+        together are taken half at a time.
         """
         stack = inputs.ndim == 5
         total = inputs.shape[-1] if stack else len(inputs)
 
-        def to_field(pair: Tensor) -> Tensor:
+        def cascade(pair: Tensor) -> Tensor:
             def estimate(pair, last):
                 return self.integrate(self.estimate(pair, lambda x: network(x, *args, **kwargs), last))
 
@@ -75,6 +89,10 @@ class FieldInferer(Inferer):
             for number in range(2, self.passes + 1):
                 moved = warp(full_precision(pair[:, :1]), field)
                 field = compose(field, estimate(torch.cat([moved, pair[:, 1:]], dim=1), number == self.passes))
+            return field
+
+        def to_field(pair: Tensor) -> Tensor:
+            field = in_parts(cascade, pair) if stack else cascade(pair)
             bar.update(len(pair))
             return field * vary(pair).all(dim=1).view(-1, *[1] * (pair.ndim - 1)) if stack else field
 

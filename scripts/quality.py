@@ -28,6 +28,8 @@ THRESHOLDS = {
 """Beyond which a figure is called out. Below `moved_mm`, the largest displacement, nothing has been registered; below
 `compressed_determinant` area counts as compressed, which at single points of a cavity that empties may be; frames whose
 error is below a share of the largest resemble the reference from the start."""
+OF_A_CYCLE = ("closure_ratio", "share_of_the_largest_mse_before")
+"""Thresholds that a pair has no use for."""
 
 
 def assess(registration: CineRegistration, inversion_errors: Array | None = None, reached: Array | None = None) -> dict:
@@ -42,7 +44,7 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
 
     Returns:
         "frames": a dict a frame (`frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of
-        sentences; "trustworthy", whether no threshold was crossed; "thresholds".
+        sentences; "trustworthy", whether no threshold was crossed; "thresholds", those that were used.
     """
     frames = []
     for t in range(len(registration.fields)):
@@ -54,7 +56,7 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
         "verdict": verdict
         or ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."],
         "trustworthy": not verdict,
-        "thresholds": THRESHOLDS,
+        "thresholds": {name: limit for name, limit in THRESHOLDS.items() if cycle or name not in OF_A_CYCLE},
         "reference_frame": registration.reference,
         "reference_basis": registration.reference_basis,
         "cycle": cycle,

@@ -125,7 +125,7 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
         field=figure_uri(draw_field(r, view)) if many or r.reference is None else None,
         volume_chart=figure_uri(draw_curves(r, volumes, "volume, mL")) if volumes else None,
         strain_chart=figure_uri(draw_curves(r, strains, "global strain, %")) if strains else None,
-        quality=frame_table(r.quality.get("frames") or []),
+        quality=frame_table(r.quality.get("frames") or [], numbered=r.reference is not None),
         cycle=name_values(flatten(r.quality.get("cycle") or {})),
         thresholds=name_values(flatten(r.quality.get("thresholds") or {})),
         parameters=parameters,
@@ -412,14 +412,15 @@ def function_tables(values: Mapping[str, Any], strains: Mapping[str, NDArray]) -
     }
 
 
-def frame_table(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns and cells of the quality of each frame; a cell is its text and whether to look at it."""
+def frame_table(rows: list[Mapping[str, Any]], numbered: bool = True) -> dict[str, Any]:
+    """Columns and cells of the quality of each frame; a cell is its text and whether to look at it. A pair's one row has
+    no number."""
     suspect = {
         "folding_percent": lambda value, row: value > 0,
         "jacobian_min": lambda value, row: value <= 0,
         "mse_after": lambda value, row: value > row.get("mse_before", math.inf) + 1e-6,
     }
-    rows = [flatten(row) for row in rows]
+    rows = [{key: value for key, value in flatten(row).items() if numbered or key != "frame"} for row in rows]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     for row in rows:
         row["cells"] = [

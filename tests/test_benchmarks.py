@@ -99,11 +99,16 @@ def test_strain_of_registered_phantoms_is_printed_beside_the_exact_one(
     strain.main(["--subjects", "1", "--size", "96", "--frames", "4", "--json", str(path)])
     assert str(ROOT) not in path.read_text()
     (row,) = json.loads(path.read_text())["rows"]
-    assert row["radial"] > 0.2
-    assert row["circumferential"] < -0.1
+    assert row["radial_global"] > 0.2
+    assert row["circumferential_global"] < -0.1
+    lines = capsys.readouterr().out.splitlines()
     for name in ("radial", "circumferential"):
-        assert 0 < row[f"{name}_error_global"] < row[f"{name}_error_worst_sector"]
-        assert row[f"{name}_error_global"] < 0.1
-    assert 0 < row["lv_ef_error"] < 10
-    printed = capsys.readouterr().out
-    assert f"{row['lv_ef_error']:.4f}" in printed
+        for part in ("global", "worst_sector"):
+            errors = [row[f"{name}_{part}_{kind}"] for kind in ("exact", "registered")]
+            assert 0 < errors[0] < 0.02
+            assert errors[0] < errors[1] < 0.15
+            (line,) = (line for line in lines if line.startswith(f"{name} {part.replace('_', ' ')}"))
+            assert all(f"{error:.4f}" in line for error in errors)
+        assert row[f"{name}_global_registered"] < row[f"{name}_worst_sector_registered"]
+    assert 0 < row["lv_ef_percent_registered"] < 10
+    assert f"{row['lv_ef_percent_registered']:.4f}" in lines[-1]

@@ -170,9 +170,12 @@ def test_a_folder_of_several_kinds_loses_no_case(copy: Path, caplog: pytest.LogC
     (copy / "scan" / "deep" / "IM0").write_bytes(bytes(128) + b"DICM")
     (copy / "bad").mkdir()
     (copy / "bad" / "1.DCM").touch()
+    # A converter's output beside its input.
+    shutil.copy(copy / "scan" / "deep" / "IM0", copy / "files")
     with caplog.at_level("INFO", logger="inference"):
         names = [item["case"] for item in find_cases(dataset_dir=str(copy))]
     assert names == ["phantom001", "phantom004", "phantom005", "phantom002", "bad", "phantom003", "scan"]
+    assert f"{copy / 'files'}: cines are its 4-D NIfTI files (1); its DICOM files are left out" in caplog.text
     assert caplog.text.endswith("left out, for they hold no case: phantom.json, splits.json\n")
 
 

@@ -42,6 +42,31 @@ def test_a_stack_is_its_slices() -> None:
     torch.testing.assert_close(found[0].movedim(-1, 0), each)
 
 
+@pytest.mark.parametrize("fits", [1, 2, 5])
+def test_slices_that_exceed_the_memory_together_are_taken_in_parts(fits: int) -> None:
+    stack, sizes = torch.rand(1, 2, 12, 10, 7), []
+
+    def network(pair: torch.Tensor) -> torch.Tensor:
+        if len(pair) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(pair))
+        return Shear()(pair)
+
+    inferer = FieldInferer(SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=7), Integration(5))
+    torch.testing.assert_close(inferer(stack, network), inferer(stack, Shear()))
+    assert sum(sizes) == 7
+    assert max(sizes) <= fits
+
+
+def test_a_slice_that_exceeds_the_memory_alone_says_so() -> None:
+    def network(pair: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    inferer = FieldInferer(SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=7))
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        inferer(torch.rand(1, 2, 12, 10, 7), network)
+
+
 def test_a_slice_that_is_blank_in_either_image_gets_the_identity() -> None:
     stack = torch.rand(1, 2, 12, 10, 4)
     stack[:, 0, ..., 1] = 0.5

@@ -258,6 +258,7 @@ def test_pair_alternates_between_fixed_and_moved(registered: CineRegistration, t
     assert "fixed and moved image in turn" in page.text
     assert len(page.pictures()) == 2 * 3 * 2 + 2 * 3 + 2
     assert not {"function", "curves"} & page.ids
+    assert "Frame" not in page.text
     before, after = (np.asarray(page.pictures()[i].convert("L"), float) for i in (1, 7))
     fixed = np.asarray(page.pictures()[6].convert("L"), float)
     assert np.abs(after - fixed).mean() < np.abs(before - fixed).mean()
