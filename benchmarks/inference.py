@@ -15,13 +15,12 @@ Beside it a whole case is timed once from file to files, as a user runs it: a ci
 function, strain, everything written, the report too; a real one where it is given, else a phantom of ten slices and
 twenty frames.
 
-ours        the network and settings of configs/inference.yaml, its velocities integrated, by 1, 5 or 10 slices a
-forward pass; in
-            PyTorch (contiguous, channels_last, bf16), or exported (torchscript, onnxruntime, openvino)
-demons      DiffeomorphicDemonsRegistrationFilter, sigma 1, three levels by factors 4, 2, 1 in
-MultiResolutionPDEDeformableRegistration symmetric   SymmetricForcesDemonsRegistrationFilter, the same way (the Fast one
-is not wrapped for Python) syn         SyNImageRegistrationMethod on cross-correlation of radius 4, a level at a time;
-slow, on demand
+- ours: the network and settings of configs/inference.yaml, its velocities integrated, by 1, 5 or 10 slices a forward
+  pass; in PyTorch (contiguous, channels_last, bf16), or exported (torchscript, onnxruntime, openvino)
+- demons: DiffeomorphicDemonsRegistrationFilter, sigma 1, three levels by factors 4, 2, 1 in
+  MultiResolutionPDEDeformableRegistration
+- symmetric: SymmetricForcesDemonsRegistrationFilter, the same way (the Fast one is not wrapped for Python)
+- syn: SyNImageRegistrationMethod on cross-correlation of radius 4, a level at a time; slow, on demand
 """
 
 from __future__ import annotations

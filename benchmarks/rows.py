@@ -187,7 +187,7 @@ def clock(device: str) -> float:
     """CPU seconds of this process, or seconds of the clock once a GPU is done."""
     if device == "cpu":
         return time.process_time()
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

@@ -227,11 +227,11 @@ def time_rounds(
         shuffle(names)
         for name in names:
             if on_gpu:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
             start = clock()
             steps[name]()
             if on_gpu:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
             seconds[name].append(clock() - start)
     return seconds
 

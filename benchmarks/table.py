@@ -71,10 +71,12 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def processes(jobs: int) -> Iterator[Executor | None]:
-    """Processes for ITK, started when the first slice needs one; None for a single job."""
-    if jobs == 1:
-        limit_itk_to_one_thread()
+def processes(jobs: int, names: Sequence[str]) -> Iterator[Executor | None]:
+    """Processes for ITK, started when the first slice needs one; None for a single job, or where no row needs ITK."""
+    classical = any(ROWS[name].kind == "classical" for name in names)
+    if jobs == 1 or not classical:
+        if classical:
+            limit_itk_to_one_thread()
         yield None
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=limit_itk_to_one_thread) as executor:
@@ -140,7 +142,9 @@ def write(study: Study, results: dict[str, dict]) -> str:
     scores, titles = named(results)
     training = {name: r["training_seconds"] for name, r in results.items() if r["training_seconds"] is not None}
     counts = {split: len({item["subject"] for item in study.items(split)}) for split in ("train", "val", "test")}
-    versions = {"torch": torch.__version__, "itk": version("itk"), "python": platform.python_version()}
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    if any(ROWS[name].kind == "classical" for name in results):
+        versions["itk"] = version("itk")
     device = study.options.device
     text = [
         "# The comparison\n",
@@ -229,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         torch.set_num_threads(1)
     names, results, failed = study.options.rows, {}, {}
     check_study(study, names)
-    with quiet(), processes(study.options.jobs) as executor:
+    with quiet(), processes(study.options.jobs, names) as executor:
         hours = estimate_hours(study, names)
         parts = ", ".join(f"{ROWS[name].title} {value:.2g}" for name, value in hours.items() if value)
         print(f"about {sum(hours.values()):.2g} CPU hours are left{': ' * bool(parts)}{parts}", flush=True)

@@ -54,7 +54,6 @@ def start_process_group(device: str | torch.device, hours: float | None = None) 
                 f"--device {device}: each process has a device of its own; leave --device out, or give cpu."
             )
         check_device(device)
-        torch.cuda.set_device(device)
     backend, timeout = "nccl" if device.type == "cuda" else "gloo", None if hours is None else timedelta(hours=hours)
     dist.init_process_group(backend, timeout=timeout)
     # Ignite sets up its collectives now, on all ranks: later only rank 0 would, with handlers of its own. SLURM_JOB_ID
@@ -79,7 +78,7 @@ def gather_rows(rows: Sequence, count: int) -> list:
 
 
 def check_device(device: str | torch.device) -> None:
-    """Stop where a device is not there.
+    """Stop where a device is not there; a CUDA device becomes the current one, on which torch puts what names none.
 
     Raises:
         InputError: naming the device and those that are there.
@@ -89,6 +88,8 @@ def check_device(device: str | torch.device) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device}: no such device here; use one of {', '.join(there)}.") from error
+    if torch.device(device).type == "cuda" and torch.device(device).index is not None:
+        torch.cuda.set_device(device)
 
 
 def check_switches(device: str | torch.device, amp: bool = False, graph: bool = False, compile: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from monai.engines import SupervisedTrainer
@@ -56,7 +57,9 @@ class GraphTrainer(SupervisedTrainer):
         for name, given in refused.items():
             if given:
                 raise InputError(f"--graph True: a step with {name} is not recorded; leave one of them out.")
-        self.record = record or record_cuda_graph
+        # One for all: what a backward pass meets on a stream, a later one waits for there.
+        self.stream = torch.cuda.Stream(self.state.device) if self.state.device.type == "cuda" else None
+        self.record = record or partial(record_cuda_graph, stream=self.stream)
         self.augment_and_load, self.prepare_batch = self.prepare_batch, lambda *_, **__: self.batch
         # Copies of its own: MONAI's Warp keeps a grid of the last shape it met, and whoever shares it would free the
         # one that the graph reads.
@@ -75,11 +78,13 @@ class GraphTrainer(SupervisedTrainer):
         self.fill(batch)
 
         def step() -> None:
-            self.output = super(GraphTrainer, self)._iteration(engine, batchdata)
+            output = super(GraphTrainer, self)._iteration(engine, batchdata)
+            # An output that kept its autograd graph would tie the step that is recorded to an earlier one.
+            self.output = {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.items()}
 
         if self.warm < WARM_UP:
             make_capturable(self.optimizer, engine.state.device)
-            on_side_stream(step, engine.state.device)
+            on_side_stream(step, self.stream)
             self.warm += 1
         else:
             self.replay = self.replay or self.record(step)
@@ -127,29 +132,39 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
 
 
-def on_side_stream(step: Step, device: torch.device) -> None:
-    """Run a step on another CUDA stream than the current one, as the recording does; on a CPU just run it."""
-    if device.type != "cuda":
+def on_side_stream(step: Step, stream: torch.cuda.Stream | None) -> None:
+    """Run a step on a CUDA stream of its own, as the recording does; without one, on a CPU, just run it."""
+    if stream is None:
         step()
         return
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         step()
-    torch.cuda.current_stream().wait_stream(stream)
+    current.wait_stream(stream)
 
 
-def record_cuda_graph(step: Step) -> Step:
+def record_cuda_graph(step: Step, stream: torch.cuda.Stream | None = None) -> Step:
     """Record a step, which does nothing yet; returns what replays it.
+
+    Args:
+        step: what to record.
+        stream: on which, of the step's device; None takes one of the current device.
 
     Raises:
         InputError: where the step waits for the device or copies from the host.
     """
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             step()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        # The end of a recording that failed has an error of its own, which hides the first one.
+        cause: BaseException = error
+        while cause.__context__ is not None:
+            cause = cause.__context__
+        if not isinstance(cause, RuntimeError):
+            raise cause from None
+        reason = str(cause).strip().splitlines()[0]
         raise InputError(f"--graph True: this step cannot be recorded ({reason}); leave graph out.") from error
     return graph.replay

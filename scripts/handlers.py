@@ -41,9 +41,9 @@ class GradientSurgeryHandler:
     (both gradients are averaged over the ranks, then settled).
 
     After each iteration `engine.state.output` holds "smoothness", "conflict_ratio" and "cosine" as scalar tensors
-    beside the trainer's "loss" (values under accumulation: those of the last settlement). After each epoch
-    `engine.state.metrics` holds the epoch's means: `similarity`, `smoothness`, `conflict_ratio`, `cosine` and
-    `ill_posed` (number of groups left alone by the guard).
+    beside the trainer's "loss" (values under accumulation: those of the last settlement, 0 before the first). After
+    each epoch `engine.state.metrics` holds the epoch's means: `similarity` and `smoothness` over its iterations,
+    `conflict_ratio`, `cosine` and `ill_posed` (number of groups left alone by the guard) over its settlements.
 
     Args:
         network: the network to train, bare or wrapped as the trainer's is.
@@ -147,9 +147,12 @@ class GradientSurgeryHandler:
         )
 
     def start_epoch(self, engine: Engine) -> None:
+        if self.sums is None:
+            # Losses, conflicts, and how many there were of each.
+            self.sums = self.parameters[0].new_zeros(7, dtype=torch.float32)
+            self.conflicts = self.sums.new_zeros(3)
         # In place: a step that was recorded as a CUDA graph adds to this very tensor.
-        self.sums = self.parameters[0].new_zeros(6, dtype=torch.float32) if self.sums is None else self.sums.zero_()
-        self.conflicts = self.sums.new_zeros(3)
+        self.sums.zero_()
         self.forget()
 
     def forget(self) -> None:
@@ -212,8 +215,8 @@ class GradientSurgeryHandler:
     @torch.no_grad()
     def operate(self, engine: Engine) -> None:
         """Replace the similarity gradients in `.grad` by the settled ones, where the optimizer is about to step."""
-        output = engine.state.output
-        if self.is_last_of_accumulation(engine):
+        output, settles = engine.state.output, self.is_last_of_accumulation(engine)
+        if settles:
             if self.exchange is not None:
                 self.exchange.wait()
             similarity = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
@@ -234,7 +237,8 @@ class GradientSurgeryHandler:
             self.forget()
             self.conflicts = torch.stack([conflicts.ratio, conflicts.cosine, (~conflicts.well_posed).sum()]).float()
         losses = torch.stack([output[CommonKeys.LOSS].detach(), output["smoothness"]]).float()
-        self.sums += torch.cat([losses, self.conflicts, losses.new_ones(1)])
+        counts = [losses.new_ones(1), losses.new_full((1,), float(settles))]
+        self.sums += torch.cat([losses, self.conflicts * float(settles), *counts])
         output["conflict_ratio"], output["cosine"] = self.conflicts[0], self.conflicts[1]
 
     def state_dict(self) -> dict:
@@ -250,8 +254,9 @@ class GradientSurgeryHandler:
 
     def report(self, engine: Engine) -> None:
         """The epoch's means into `engine.state.metrics`: the only place that waits for the device."""
-        values = self.sums.tolist()
-        engine.state.metrics.update({name: value / values[-1] for name, value in zip(self.records, values)})
+        *values, iterations, settlements = self.sums.tolist()
+        counts = [iterations] * 2 + [max(settlements, 1.0)] * 3
+        engine.state.metrics.update({name: v / n for name, v, n in zip(self.records, values, counts)})
 
 
 class Validation(ValidationHandler):

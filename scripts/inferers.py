@@ -37,15 +37,17 @@ class FieldInferer(Inferer):
             whole slice.
         integration: `fields.Integration` (or MONAI's `DVF2DDF`) for a stationary velocity field, None for a
             displacement.
-        bf16: whether the network's convolutions run in bfloat16 (autocast); coordinates and integration never do.
-        both_ways: whether to append the fields of the way back, fixed to moving: those of the negative velocity.
+        bf16: whether the network's convolutions run in bfloat16 (autocast), the last of which smooths the velocity;
+            coordinates and integration never do.
+        both_ways: whether to append, for a batch of slices, the fields of the way back, fixed to moving: those of the
+            negative velocity.
         passes: how often the network registers; from the second pass on it sees the moving image as moved so far, and
             what it finds is composed with that (a recursive cascade of shared weights, Zhao et al., ICCV 2019).
         progress: whether a stack draws a progress bar.
 
     Raises:
-        InputError: for both ways without integration, since a displacement's negative is not its inverse, or in several
-            passes; for an invalid number of passes.
+        InputError: for both ways without integration, since a displacement's negative is not its inverse, in several
+            passes, or of a stack; for an invalid number of passes.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class FieldInferer(Inferer):
         progress: bool = False,
     ) -> None:
         super().__init__()
-        if both_ways and (integration is None or passes != 1):
+        if both_ways and (integration is None or passes != 1 or not isinstance(inferer, (SimpleInferer, type(None)))):
             raise InputError(
-                "both_ways needs one velocity: give integration and a single pass, or set both_ways to false."
+                "both_ways needs one velocity of a batch: give integration, a single pass and no other inferer, or set "
+                "both_ways to false."
             )
         if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
             raise InputError(f"--passes {passes}: must be 1, 2, ….")
@@ -72,8 +75,8 @@ class FieldInferer(Inferer):
         self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-        """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) both ways; voxels of the fixed grid,
-        pull convention.
+        """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) of a batch both ways; voxels of the
+        fixed grid, pull convention.
 
         In a stack, a slice that is constant in either image gets the identity; slices that exceed a device's memory
         together are taken half at a time.

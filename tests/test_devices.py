@@ -27,6 +27,15 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(device: str) ->
         check_device(device)
 
 
+def test_a_cuda_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for device in ("cpu", "cuda", "cuda:1"):
+        check_device(device)
+    assert chosen == ["cuda:1"]
+
+
 @pytest.mark.parametrize(
     ("device", "switches", "words"),
     [

@@ -19,7 +19,7 @@ from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.networks.blocks import DVF2DDF
 from scripts.errors import InputError
-from scripts.graphs import WARM_UP, GraphTrainer
+from scripts.graphs import WARM_UP, GraphTrainer, record_cuda_graph
 from scripts.handlers import NonFiniteLossHandler, WeightAveraging, running_mean
 from scripts.inferers import FieldInferer
 from scripts.losses import WarpedSimilarity
@@ -201,6 +201,50 @@ def test_what_cannot_be_recorded_is_refused(options: dict, words: str, request: 
     batches = [make_pairs(2, (size, size)) for size in options.pop("sizes", (16,))]
     with pytest.raises(InputError, match=f"^--graph True: .*{words}"):
         train(network, batches, trainer_class=graph_trainer, optimizer=optimizer, **options)
+
+
+def test_an_output_does_not_keep_its_autograd_graph() -> None:
+    network = make_unet()
+    _, trainer = train(
+        network,
+        [make_pairs(2, (16, 16))],
+        trainer_class=partial(GraphTrainer, graph=True, record=Replay()),
+        optimizer=torch.optim.AdamW(network.parameters(), lr=1e-2),
+    )
+    assert trainer.warm == 1
+    assert not any(value.requires_grad for value in trainer.state.output.values())
+
+
+class BrokenCapture:
+    """Stands for `torch.cuda.graph`, whose end raises an error of its own where the recording failed."""
+
+    def __init__(self, graph: object, stream: object = None) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (RuntimeError("Cannot copy from CPU\nmore"), InputError, r"cannot be recorded \(Cannot copy from CPU\); leave"),
+        (FloatingPointError("not finite"), FloatingPointError, "^not finite$"),
+    ],
+)
+def test_a_recording_that_fails_says_why(
+    error: Exception, kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step() -> None:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", BrokenCapture)
+    with pytest.raises(kind, match=words):
+        record_cuda_graph(step)
 
 
 def test_without_graph_it_is_the_plain_trainer() -> None:

@@ -630,6 +630,21 @@ def test_records_equal_those_by_hand() -> None:
     assert {name: trainer.state.metrics[name] for name in RECORDS} == pytest.approx(means, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize("steps", [2, 4])
+def test_means_under_accumulation_are_of_its_settlements(steps: int) -> None:
+    # Weights that stay make each settlement that of its own batches alone.
+    network, batches = make_unet(), list(make_pairs(6 * 2, (16, 16)).split(2))
+    still = torch.optim.SGD(network.parameters(), lr=0.0)
+    each = [records_by_hand(network, batch) for batch in batches]
+    parts = [torch.cat(batches[first : first + steps]) for first in range(0, 6, steps)]
+    settled = [records_by_hand(network, part) for part in parts]
+    _, trainer = train(network, batches, optimizer=still, accumulation_steps=steps, max_epochs=2)
+    expected = {name: np.mean([row[name] for row in (each if name in RECORDS[:2] else settled)]) for name in RECORDS}
+    assert expected["ill_posed"] > 0
+    assert expected["conflict_ratio"] > 0
+    assert {name: trainer.state.metrics[name] for name in RECORDS} == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
 def test_records_reach_stats_handler_and_progress_bar(capsys: pytest.CaptureFixture) -> None:
     names = ("smoothness", "conflict_ratio", "cosine")
     stats = StatsHandler(name="surgery", output_transform=lambda output: {name: output[name] for name in names})

@@ -95,6 +95,8 @@ def test_both_ways_appends_the_inverse_fields() -> None:
     assert compose(there, back).abs().max() < 0.02
     with pytest.raises(ValueError, match="needs one velocity"):
         FieldInferer(both_ways=True)
+    with pytest.raises(InputError, match="one velocity of a batch"):
+        FieldInferer(SliceInferer(roi_size=(-1, -1), spatial_dim=2), Integration(), both_ways=True)
 
 
 def test_a_second_pass_sees_what_the_first_has_moved_and_composes_the_fields() -> None:
