@@ -41,6 +41,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, ResizeWithPadOrCropd
 from scripts.api import register_cine
 from scripts.checkpoints import load_weights
+from scripts.cines import LABELS
 from scripts.classical import METHODS, limit_itk_to_one_thread
 from scripts.datalists import select_pairs
 from scripts.devices import check_bf16, check_device
@@ -51,7 +52,7 @@ from scripts.inferers import FieldInferer
 from scripts.metrics import dice_percent, folding_percent, mse_hundredfold, nan_mean
 from scripts.networks import PaddedNetwork
 from scripts.phantom import Phantom, write_phantom_dataset
-from scripts.transforms import LABELS, LoadCased, ScaleSlicesd, scale_slices
+from scripts.transforms import LoadCased, ScaleSlicesd, scale_slices
 from torch import Tensor, nn
 from tqdm import tqdm
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scripts.api import ROOT, register_cine
+from scripts.cines import LABELS
 from scripts.devices import check_device
 from scripts.errors import one_line
 from scripts.function import measure_function
 from scripts.phantom import Phantom, write_phantom_dataset
 from scripts.strain import measure_strain, sector_map
-from scripts.transforms import LABELS
 from tqdm import tqdm
 
 from benchmarks.options import positive, shown, writable

@@ -12,6 +12,9 @@ from scipy.ndimage import gaussian_filter
 
 Array = NDArray[np.floating]
 
+LABELS = {"rv": 1, "myo": 2, "lv": 3}
+"""Values in a label map: right ventricle, left ventricular myocardium and cavity, as in ACDC."""
+
 
 @dataclass(frozen=True)
 class Cine:

@@ -14,11 +14,12 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.data import MetaTensor
 from monai.transforms import CenterSpatialCrop, Transform
+from scripts.cines import LABELS
 from scripts.devices import gather_rows
 from scripts.fields import warp
 from scripts.files import write_csv, write_json
 from scripts.metrics import DEFINITIONS, folding_percent, mse_hundredfold, overlap, summarize, volume_error
-from scripts.transforms import LABELS, scale_slices
+from scripts.transforms import scale_slices
 
 CAVITIES = {f"volume_error_{name}": LABELS[name] for name in ("rv", "lv")}
 FIGURES = ("dice", "dice_rv", "dice_myo", "dice_lv", "hd95_mm", "hd95_voxel", *CAVITIES, "mse", "folding_percent")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
-from scripts.cines import Cine, CineRegistration, largest_cavity
+from scripts.cines import LABELS, Cine, CineRegistration, largest_cavity
 from scripts.errors import InputError
 from scripts.evaluation import warp_stack
 from scripts.fields import balance_inverse, in_view, warp_label
@@ -30,7 +30,7 @@ from scripts.itk_fields import (
 from scripts.quality import assess
 from scripts.readers import check_slices_last, read_cine, shape_of
 from scripts.strain import measure_strain
-from scripts.transforms import AFFINE_TOLERANCE_MM, LABELS, LoadCased, check_order
+from scripts.transforms import AFFINE_TOLERANCE_MM, LoadCased, check_order
 from tqdm import tqdm
 
 CONVERTED_MM = 0.1

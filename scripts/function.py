@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scripts.cines import LABELS
 
 Array = NDArray[np.floating]
 
-STRUCTURES = {"rv": 1, "myo": 2, "lv": 3}
 MUSCLE_DENSITY = 1.05  # g/mL
 DEFINITIONS = {
     "reference_frame": "frame whose label was drawn; the labels of the others are that one, moved by the registration",
@@ -52,7 +52,7 @@ def volumes(labels: NDArray, spacing: Sequence[float]) -> dict[str, Array]:
     if labels.ndim != 4:
         raise ValueError(f"labels of a cine have the axes (X, Y, Z, T), got shape {labels.shape}.")
     voxel = float(np.prod(spacing)) / 1000
-    counts = {name: (labels == value).sum(axis=(0, 1, 2)) for name, value in STRUCTURES.items()}
+    counts = {name: (labels == value).sum(axis=(0, 1, 2)) for name, value in LABELS.items()}
     return {name: count * voxel for name, count in counts.items() if count.any()}
 
 
@@ -68,7 +68,7 @@ def volume_rows(labels: NDArray, spacing: Sequence[float], times: Array | None =
         `myo_ml`, each where any frame holds the structure.
     """
     curves = volumes(labels, spacing)
-    means = frame_times(times)
+    means = mean_times(times)
     rows = []
     for t in range(labels.shape[-1]):
         time = {} if means is None else {"time_ms": float(means[t])}
@@ -101,7 +101,7 @@ def measure_function(
     leading = curves.get("lv", curves.get("rv"))
     if leading is None:
         return {}
-    ed, es, means = int(leading.argmax()), int(leading.argmin()), frame_times(times)
+    ed, es, means = int(leading.argmax()), int(leading.argmin()), mean_times(times)
     beats = len(leading) > 1
     result: dict[str, object] = {} if reference is None else {"reference_frame": int(reference)}
     for name, frame in {"ed": ed, "es": es}.items() if beats else [("ed", ed)]:
@@ -123,6 +123,6 @@ def measure_function(
     return {**result, "definitions": {name: DEFINITIONS[name] for name in result}, "caveat": CAVEAT}
 
 
-def frame_times(times: Array | None) -> Array | None:
+def mean_times(times: Array | None) -> Array | None:
     """Milliseconds of each frame (T,), the mean over slices, from times (Z, T) or (T,); None from None."""
     return None if times is None else np.atleast_2d(np.asarray(times, dtype=float)).mean(axis=0)

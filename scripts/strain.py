@@ -17,10 +17,11 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
+from scripts.cines import LABELS
 
 Array = NDArray[np.floating]
 
-RV, MYOCARDIUM, LV = 1, 2, 3
+RV, MYOCARDIUM, LV = (LABELS[name] for name in ("rv", "myo", "lv"))
 SECTORS = ("anteroseptal", "inferoseptal", "inferior", "inferolateral", "anterolateral", "anterior")
 APEX = np.array([-1.0, 1.0, -1.0])  # from base to apex in RAS: left, anterior, inferior
 ANTERIOR = np.array([0.0, 1.0, 1.0])  # what an upright heart's "anterior" wall faces in RAS: anterior and superior

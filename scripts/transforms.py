@@ -17,6 +17,7 @@ from monai.transforms.utils import scale_affine
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy.ndimage import binary_dilation
+from scripts.cines import LABELS
 from scripts.errors import InputError
 from scripts.fields import resize_field
 from scripts.files import is_dicom, read_voxels, unreadable
@@ -24,7 +25,6 @@ from scripts.itk_fields import pull
 from torch import Tensor
 from torch.nn import functional as F
 
-LABELS = {"rv": 1, "myo": 2, "lv": 3}
 AFFINE_TOLERANCE_MM = 1e-3
 SMALLEST = 8
 """Pixels along an axis that are left of a resampled image at least."""
