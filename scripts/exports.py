@@ -25,7 +25,7 @@ from monai.bundle import ConfigParser
 from scripts.checkpoints import hash_checkpoint, load_weights
 from scripts.errors import InputError, one_line
 from scripts.files import whole_file
-from scripts.networks import PaddedNetwork, fold_batch_norm
+from scripts.networks import PaddedNetwork, fold_batch_norm, group_means
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,17 +62,13 @@ class ElementwiseGroupNorm(nn.Module):
         count = central[0, 0].numel()
         # Unlike a mean of squares, runtimes compute a norm without writing the squares down.
         length = torch.linalg.vector_norm(central, dim=spatial)
-        mean, square = self.of_groups(central.mean(spatial)), self.of_groups(length * length / count)
+        mean = group_means(central.mean(spatial), self.groups)
+        square = group_means(length * length / count, self.groups)
         scale = torch.rsqrt(square - mean * mean + self.eps) * self.weight
         shift = self.bias - mean * scale
         for _ in spatial:
             scale, shift = scale.unsqueeze(-1), shift.unsqueeze(-1)
         return x * scale + shift
-
-    def of_groups(self, means: Tensor) -> Tensor:
-        """(B, C) means of channels -> (B, C) means of their groups."""
-        per_group = len(self.weight) // self.groups
-        return means.unflatten(1, (self.groups, per_group)).mean(2).repeat_interleave(per_group, dim=1)
 
 
 def spread_group_norm(network: nn.Module) -> nn.Module:

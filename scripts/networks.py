@@ -30,6 +30,12 @@ class ConvBlock(nn.Sequential):
         )
 
 
+def group_means(means: Tensor, groups: int) -> Tensor:
+    """(B, C) means of channels -> (B, C) means of their groups."""
+    per_group = means.shape[1] // groups
+    return means.unflatten(1, (groups, per_group)).mean(2).repeat_interleave(per_group, dim=1)
+
+
 class CentralGroupNorm(nn.GroupNorm):
     """`nn.GroupNorm` by the mean and variance of the central `window` voxels along each axis.
 
@@ -56,17 +62,13 @@ class CentralGroupNorm(nn.GroupNorm):
         for axis in spatial:
             kept = min(x.shape[axis], self.window)
             central = central.narrow(axis, (x.shape[axis] - kept) // 2, kept)
-        mean, square = self.of_groups(central.mean(spatial)), self.of_groups(central.square().mean(spatial))
+        mean = group_means(central.mean(spatial), self.num_groups)
+        square = group_means(central.square().mean(spatial), self.num_groups)
         scale = torch.rsqrt(square - mean.square() + self.eps) * self.weight
         shift = self.bias - mean * scale
         for _ in spatial:
             scale, shift = scale.unsqueeze(-1), shift.unsqueeze(-1)
         return torch.addcmul(shift, x, scale)
-
-    def of_groups(self, means: Tensor) -> Tensor:
-        """(B, C) means of channels -> (B, C) means of their groups."""
-        per_group = self.num_channels // self.num_groups
-        return means.unflatten(1, (self.num_groups, per_group)).mean(2).repeat_interleave(per_group, dim=1)
 
 
 def set_norm_window(module: nn.Module, window: int) -> None:
