@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from scripts.cines import CineRegistration
 from scripts.command_line import check_path
@@ -60,6 +61,7 @@ def run_one(**options: object) -> CineRegistration:
         **{"output_dir": None}
         | {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
     )
+    threads = torch.get_num_threads()
     try:
         workflow.initialize()
         workflow.parser.get_parsed_content("check_source")
@@ -71,4 +73,7 @@ def run_one(**options: object) -> CineRegistration:
     except Exception as error:
         # MONAI and ignite chain their own errors after the first one.
         raise first_cause(error) from None
+    finally:
+        # The workflow may have found fewer to be faster; what comes after decides for itself.
+        torch.set_num_threads(threads)
     return evaluator.state.output[0]["registration"]

@@ -17,7 +17,7 @@ from monai.engines import SupervisedEvaluator
 from scripts.datalists import FILE_KEYS
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError, first_cause
-from scripts.files import parts_of, write_csv
+from scripts.files import clear_leftovers, parts_of, write_csv
 from scripts.strain import summarize_strain
 from scripts.writers import DONE, check_place, check_writable
 from torch import nn
@@ -67,6 +67,7 @@ def run_cases(
     computed_by = {name: describe(getattr(evaluator, name)) for name in ("network", "inferer")}
     summary = Path(output_dir) / SUMMARY
     check_writable(Path(output_dir))
+    clear_leftovers(Path(output_dir))
     if not single:
         check_summary(summary)
     done, reasons = [], {}
@@ -144,10 +145,14 @@ def without_folders(reason: str, item: Mapping) -> str:
 
 
 def is_done(output_dir: str | Path, item: Mapping) -> bool:
-    """Whether a case's folder is there with all that is written, of the same fingerprint."""
-    path = Path(output_dir) / str(item["case"]) / DONE
+    """Whether a case's folder is there with images, fields and quality, of the same fingerprint."""
+    folder = Path(output_dir) / str(item["case"])
+    if not (folder / "moved.nii.gz").is_file() or not any(
+        (folder / name).exists() for name in ("fields", "field.nii.gz")
+    ):
+        return False
     try:
-        return json.loads(path.read_text())["fingerprint"] == item["fingerprint"]
+        return json.loads((folder / DONE).read_text())["fingerprint"] == item["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # not there, or cut off as on a full disk
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import statistics
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import zip_longest
@@ -13,6 +15,7 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from scripts.errors import InputError
+from torch.nn import functional as F
 
 
 def default_device() -> str:
@@ -90,6 +93,31 @@ def check_device(device: str | torch.device) -> None:
         raise InputError(f"--device {device}: no such device here; use one of {', '.join(there)}.") from error
     if torch.device(device).type == "cuda" and torch.device(device).index is not None:
         torch.cuda.set_device(device)
+
+
+def fit_threads(device: str | torch.device) -> None:
+    """On a CPU, take one thread where several are slower, as on a machine with other work: they wait for each other.
+
+    A number in the environment, as torchrun sets one, stands.
+    """
+    several = torch.get_num_threads()
+    if several == 1 or torch.device(device).type != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        return
+    images, kernel = torch.rand(5, 32, 64, 64), torch.rand(32, 32, 3, 3)
+    seconds: dict[int, list[float]] = {several: [], 1: []}
+    for _ in range(1 + 5):
+        for threads, times in seconds.items():
+            torch.set_num_threads(threads)
+            start = time.perf_counter()
+            F.conv2d(images, kernel).relu_()
+            times.append(time.perf_counter() - start)
+    # The first of each starts threads.
+    alone, together = (statistics.median(seconds[threads][1:]) for threads in (1, several))
+    torch.set_num_threads(1 if alone < together else several)
+    if alone < together:
+        logging.getLogger("inference").info(
+            f"other programs keep the CPU busy, where one thread is faster than {several}; OMP_NUM_THREADS={several} takes all."
+        )
 
 
 def check_switches(device: str | torch.device, amp: bool = False, graph: bool = False, compile: bool = False) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
+import gzip
 import json
 import os
+import re
+import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -71,10 +76,71 @@ def read_voxels(file: nib.Nifti1Pair, frame: int | None = None) -> np.ndarray:
 
     Raises:
         InputError: for complex numbers, of which fp32 would keep the real part.
+        OSError, EOFError, zlib.error: for a file that is damaged.
     """
+    check_whole(file.get_filename())
     if file.get_data_dtype().kind == "c":
         raise InputError(f"{file.get_filename()}: holds complex numbers; write their magnitude to a new file.")
     return np.asarray(file.dataobj if frame is None else file.dataobj[..., frame], dtype=np.float32)
+
+
+def check_whole(path: str | Path) -> None:
+    """Read a compressed file to its end, where its checksum is; who reads voxels stops before.
+
+    Raises:
+        OSError, EOFError, zlib.error: for a file that is damaged.
+    """
+    if str(path).endswith(".gz"):
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+
+
+def own_name(path: Path, kind: str) -> Path:
+    """A path beside another one that no other process takes, with the same endings, by which libraries know formats."""
+    return path.with_name(f".{kind}_{socket.gethostname()}_{os.getpid()}_{path.name}")
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed processes of this machine left in a folder under the names of `own_name`."""
+    name = re.compile(rf"\.(part|old)_{re.escape(socket.gethostname())}_(?P<process>\d+)_.+")
+    for path in folder.iterdir():
+        if (found := name.fullmatch(path.name)) and not is_running(int(found["process"])):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this machine is there; elsewhere than on POSIX all are, for nobody can ask."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # It is someone else's.
+    return True
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Put a folder in the place of another one; where several processes do so, one of theirs stays, whole."""
+    old = own_name(final, "old")
+    while True:
+        # Removing takes time, renaming none: an interruption leaves the old folder or the new one, never half of one.
+        with suppress(FileNotFoundError):
+            os.replace(final, old)
+        try:
+            os.replace(new, final)
+            return
+        except OSError as error:
+            # Another process was faster.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -82,11 +148,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary path to write to, which is put in the place of `path` at the end, or removed where something fails
     before.
 
-    Folders that are missing are made. The temporary name has the same endings, by which libraries know formats.
+    Folders that are missing are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part_{path.name}")
+    part = own_name(path, "part")
     try:
         yield part
         os.replace(part, path)

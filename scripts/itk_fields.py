@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from scripts import fields
 from scripts.errors import InputError
-from scripts.files import unreadable, whole_file
+from scripts.files import check_whole, unreadable, whole_file
 
 Array = NDArray[np.floating]
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -171,6 +171,7 @@ def read_field(path: str | Path) -> tuple[Array, Array]:
     """
     try:
         image = nib.load(path)
+        check_whole(path)
         displacement = np.asarray(image.dataobj, dtype=np.float64)
     except Exception as error:
         raise unreadable(path, error) from error

@@ -17,7 +17,7 @@ from monai.transforms import Transform
 from numpy.typing import NDArray
 from scripts.cines import Cine, CineRegistration
 from scripts.errors import InputError
-from scripts.files import whole_file, write_csv, write_json
+from scripts.files import own_name, replace_folder, whole_file, write_csv, write_json
 from scripts.function import volume_rows
 from scripts.itk_fields import write_field
 from scripts.report import write_report
@@ -54,7 +54,8 @@ class WriteRegistration(Transform):
         parameters: shown in the report.
 
     Raises:
-        InputError: for a case's folder that holds something else than results, such as the case itself.
+        InputError: for a case's folder that holds something else than results, such as the case itself, or that cannot
+            be written, as on a full disk.
     """
 
     def __init__(
@@ -72,23 +73,21 @@ class WriteRegistration(Transform):
             registration.quality["fingerprint"] = data["fingerprint"]
         final = (self.output_dir / registration.cine.name).resolve()  # a link leads to where the results are
         check_place(final)
-        partial = final.with_name(f".part_{final.name}")
+        partial = own_name(final, "part")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         try:
+            partial.mkdir(parents=True)
             write_case(partial, registration)
             if self.report:
                 write_report(partial / "report.html", registration, self.parameters)
-        except BaseException:
+            replace_folder(partial, final)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"{final}: cannot be written ({reason}); free space, or give another --output_dir."
+            ) from error
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
-            raise
-        # Removing takes time, renaming none: an interruption leaves the old folder or the new one, never half of one.
-        old = final.with_name(f".old_{final.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            os.replace(final, old)
-        os.replace(partial, final)
-        shutil.rmtree(old, ignore_errors=True)
         return dict(data)
 
 
@@ -114,7 +113,7 @@ def check_place(folder: Path) -> None:
         InputError: for a folder that is something else, such as the case itself, or cannot be written to.
     """
     check_writable(folder.parent)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_result(folder)):
+    if folder.is_file() or (folder.is_dir() and any(folder.glob("*")) and not is_result(folder)):
         raise InputError(
             f"{folder}: is there and holds no results of an earlier run; give --output_dir another folder."
         )
@@ -127,8 +126,9 @@ def check_place(folder: Path) -> None:
 
 
 def is_result(folder: Path) -> bool:
-    """Whether a folder is one that inference wrote, be it without its last file."""
-    return (folder / DONE).is_file() or {"moved.nii.gz"} <= {path.name for path in folder.iterdir()} <= RESULTS
+    """Whether a folder is one that inference wrote, be it without some of its files."""
+    names = {path.name for path in folder.glob("*")}
+    return (folder / DONE).is_file() or (names <= RESULTS and bool(names & {"moved.nii.gz", "report.html"}))
 
 
 def versions() -> dict[str, str]:

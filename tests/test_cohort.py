@@ -46,6 +46,8 @@ class Study:
             raise OSError(f"{item['case']}: disk full")
         (self.folder / item["case"]).mkdir(exist_ok=True)
         (self.folder / item["case"] / DONE).write_text(json.dumps({"fingerprint": item["fingerprint"]}))
+        for name in ("moved.nii.gz", "field.nii.gz"):
+            (self.folder / item["case"] / name).touch()
         self.written.append(item["case"])
         return item
 
@@ -127,6 +129,9 @@ def test_what_changed_is_run_again(make: Make, tmp_path: Path) -> None:
     # What an older version left has no fingerprint.
     (study.folder / "b" / DONE).write_text("{}")
     assert study.run(parameters={"steps": 15}) == ["b"]
+    for name in ("moved.nii.gz", "field.nii.gz"):
+        (study.folder / "b" / name).unlink()
+        assert study.run(parameters={"steps": 15}) == ["b"]
 
 
 def test_a_fingerprint_is_of_contents_not_of_names(tmp_path: Path) -> None:

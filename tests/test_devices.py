@@ -5,12 +5,14 @@ from __future__ import annotations
 import ignite.distributed as idist
 import pytest
 import torch
+from scripts import devices
 from scripts.devices import (
     allow_tf32,
     check_bf16,
     check_device,
     check_switches,
     default_device,
+    fit_threads,
     gather_rows,
     start_process_group,
 )
@@ -60,6 +62,41 @@ def test_switches_that_suit_the_device_pass(monkeypatch: pytest.MonkeyPatch) -> 
     check_switches("cpu", compile=True)
     check_switches("cuda:0", graph=True)
     check_switches("cuda:0", amp=True, compile=True)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_one_thread_is_taken_where_several_are_slower(
+    busy: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    now, threads = 0.0, [2]
+
+    def clock() -> float:
+        # Called before and after; a step takes longer on two threads of a busy machine.
+        nonlocal now
+        now += 0.5 if threads[0] == 1 else 5.0 if busy else 0.3
+        return now
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: threads.__setitem__(0, number))
+    monkeypatch.setattr(devices.time, "perf_counter", clock)
+    with caplog.at_level("INFO", logger="inference"):
+        fit_threads("cpu")
+    assert threads == [1 if busy else 2]
+    assert ("one thread is faster than 2" in caplog.text) == busy
+
+
+@pytest.mark.parametrize(("device", "given"), [("cuda:0", None), ("cpu", "2")])
+def test_threads_that_were_chosen_or_do_not_count_stay(
+    device: str, given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", pytest.fail)
+    fit_threads(device)
 
 
 def test_tf32_is_switched_both_ways() -> None:

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scripts.errors import InputError
-from scripts.files import files_below, is_dicom, parts_of, plain, whole_file, write_csv, write_json, write_text
+from scripts.files import (
+    clear_leftovers,
+    files_below,
+    is_dicom,
+    own_name,
+    parts_of,
+    plain,
+    read_voxels,
+    replace_folder,
+    whole_file,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
@@ -38,6 +56,60 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path: Path, error: BaseExceptio
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = own_name(tmp_path / "a.txt", "part")
+    there = {kind: own_name(tmp_path / "case", kind) for kind in ("part", "old")}
+    dead = [path.with_name(path.name.replace(str(os.getpid()), str(gone.pid))) for path in (here, *there.values())]
+    dead[0].touch()
+    for path in dead[1:]:
+        (path / "fields").mkdir(parents=True)
+    elsewhere = tmp_path / dead[0].name.replace(socket.gethostname(), "elsewhere")
+    kept = [here, there["part"], elsewhere, tmp_path / ".part_of_mine", tmp_path / "case"]
+    for path in kept:
+        path.touch()
+    clear_leftovers(tmp_path)
+    assert set(tmp_path.iterdir()) == set(kept)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_folder_takes_the_place_of_another_whoever_was_faster(
+    taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, final = tmp_path / "new", tmp_path / "case"
+    for path in (new, final):
+        path.mkdir()
+        (path / path.name).touch()
+    replace, calls = os.replace, []
+
+    def interfere(source: Path, target: Path) -> None:
+        calls.append(target)
+        if taken and calls == [own_name(final, "old"), final]:
+            final.mkdir()
+            (final / "another's").touch()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interfere)
+    replace_folder(new, final)
+    assert [path.name for path in final.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [final]
+    assert len(calls) == (4 if taken else 2)
+
+
+def test_damage_that_voxels_do_not_show_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    image = nib.Nifti1Image(np.random.default_rng(0).integers(0, 999, (9, 8, 7), dtype=np.int16), np.eye(4))
+    nib.save(image, path)
+    whole = path.read_bytes()
+    np.testing.assert_array_equal(read_voxels(nib.load(path)), image.get_fdata())
+    damaged = bytearray(whole)
+    damaged[-6] ^= 1  # of the checksum
+    path.write_bytes(damaged)
+    with pytest.raises(OSError, match="CRC"):
+        read_voxels(nib.load(path))
 
 
 def test_json_holds_plain_types_and_null_for_nan(tmp_path: Path) -> None:

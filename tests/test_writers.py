@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +15,7 @@ import pytest
 from scripts import writers
 from scripts.cines import Cine, CineRegistration
 from scripts.errors import InputError
-from scripts.files import plain
+from scripts.files import own_name, plain
 from scripts.function import measure_function
 from scripts.itk_fields import read_field
 from scripts.phantom import Phantom
@@ -150,12 +152,16 @@ def test_a_failing_report_leaves_no_folder(
         raise OSError("disk full")
 
     monkeypatch.setattr(writers, "write_report", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(
+        InputError, match=r"heart: cannot be written \(disk full\); free space, or give another --output_dir"
+    ):
         write(tmp_path, cine, report=True)
     assert not list(tmp_path.iterdir())
     # Nor does it touch what was there.
     before = {path: path.read_bytes() for path in write(tmp_path, cine).rglob("*") if path.is_file()}
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(
+        InputError, match=r"heart: cannot be written \(disk full\); free space, or give another --output_dir"
+    ):
         write(tmp_path, cine, report=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -165,15 +171,23 @@ def test_rewriting_replaces_the_whole_folder(
 ) -> None:
     folder = write(tmp_path, cine)
     (folder / ".DS_Store").touch()  # as Finder leaves one where it has looked
-    # What an interrupted run left behind.
-    for name in (".part_heart", ".old_heart"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / DONE).touch()
     removed, rmtree = [], shutil.rmtree
-    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: (removed.append(path.name), rmtree(path, **options)))
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: (removed.append(path), rmtree(path, **options)))
     assert files(write(tmp_path, register(label=False))) == CINE_FILES
     # A folder is renamed, not emptied, so that an interruption leaves no half.
-    assert set(removed) == {".part_heart", ".old_heart"}
+    assert set(removed) == {own_name(folder, "part"), own_name(folder, "old")}
+    assert [path.name for path in tmp_path.iterdir()] == ["heart"]
+
+
+def write_often(folder: str, times: int) -> None:
+    for _ in range(times):
+        write(Path(folder), register(label=False))
+
+
+def test_processes_that_write_one_case_leave_one_whole_folder(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as executor:
+        list(executor.map(write_often, [str(tmp_path)] * 3, [15] * 3))
+    assert files(tmp_path / "heart") == CINE_FILES
     assert [path.name for path in tmp_path.iterdir()] == ["heart"]
 
 
@@ -188,9 +202,10 @@ def test_a_folder_that_holds_no_results_is_never_replaced(cine: CineRegistration
     assert files(tmp_path) == {"heart/IM1.dcm"}
     (tmp_path / "heart" / "IM1.dcm").unlink()
     assert files(write(tmp_path, register(label=False))) == CINE_FILES
-    # Results that lack their last file are results.
-    (tmp_path / "heart" / DONE).unlink()
-    assert files(write(tmp_path, register(label=False))) == CINE_FILES
+    # Results that lack some of their files are results.
+    for missing in (DONE, "moved.nii.gz"):
+        (tmp_path / "heart" / missing).unlink()
+        assert files(write(tmp_path, register(label=False))) == CINE_FILES
 
 
 @pytest.mark.parametrize("beside", ["moved.nii.gz", DONE])
