@@ -368,6 +368,21 @@ def test_options_of_the_method(phantoms: Path, tmp_path: Path) -> None:
     assert "backbone.down.0.0.conv.bias" in weights
 
 
+def test_training_with_labels_as_the_shipped_weights_had_it(phantoms: Path, tmp_path: Path) -> None:
+    configs = [TRAIN, "configs/labeled.yaml"]
+    settings = ConfigParser.load_config_files([str(ROOT / name) for name in configs])
+    assert settings["labels"]
+    options = {"dataset_dir": phantoms, "output_dir": tmp_path / "out", **SMALL}
+    result = succeed(run_bundle(config_file=str(configs), **options))
+    assert "gradient surgery: projection, 1 groups of" in result.stdout + result.stderr
+    shipped, trained = (
+        torch.load(path, weights_only=True) for path in (ROOT / "models" / "model.pt", tmp_path / "out" / "model.pt")
+    )
+    assert {name: value.shape for name, value in trained.items()} == {
+        name: value.shape for name, value in shipped.items()
+    }
+
+
 def test_a_monai_backbone_and_a_data_list(phantoms: Path, tmp_path: Path) -> None:
     override = {
         "network_def#backbone": {

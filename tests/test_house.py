@@ -25,7 +25,7 @@ OPTIONAL = (
     "PIL",
     "contourpy",
 )
-CONFIGS = ("train", "evaluate", "inference", "demo", "multi_gpu_train", "finetune", "table")
+CONFIGS = ("train", "evaluate", "inference", "demo", "multi_gpu_train", "finetune", "labeled", "table")
 CONFIGS += tuple(f"methods/{path.stem}" for path in sorted((ROOT / "configs" / "methods").glob("*.yaml")))
 
 
