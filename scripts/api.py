@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from scripts.cines import CineRegistration
 from scripts.command_line import check_path
+from scripts.devices import settings_kept
 from scripts.errors import InputError, first_cause
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +44,7 @@ def register(moving: str | Path, fixed: str | Path, **options: object) -> CineRe
     return run_one(moving=moving, fixed=fixed, **options)
 
 
+@settings_kept()
 def run_one(**options: object) -> CineRegistration:
     """The registration of the one case that the options give."""
     unknown = set(options) - set(ConfigParser.load_config_file(str(CONFIG)))
@@ -61,7 +62,6 @@ def run_one(**options: object) -> CineRegistration:
         **{"output_dir": None}
         | {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
     )
-    threads = torch.get_num_threads()
     try:
         workflow.initialize()
         workflow.parser.get_parsed_content("check_source")
@@ -73,7 +73,4 @@ def run_one(**options: object) -> CineRegistration:
     except Exception as error:
         # MONAI and ignite chain their own errors after the first one.
         raise first_cause(error) from None
-    finally:
-        # The workflow may have found fewer to be faster; what comes after decides for itself.
-        torch.set_num_threads(threads)
     return evaluator.state.output[0]["registration"]

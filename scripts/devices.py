@@ -7,7 +7,8 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import zip_longest
 
@@ -118,6 +119,19 @@ def fit_threads(device: str | torch.device) -> None:
         logging.getLogger("inference").info(
             f"other programs keep the CPU busy, where one thread is faster than {several}; OMP_NUM_THREADS={several} takes all."
         )
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Torch's number of threads and its current CUDA device are afterwards what they were before."""
+    threads = torch.get_num_threads()
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if torch.cuda.is_initialized():
+            torch.cuda.set_device(device)
 
 
 def check_switches(device: str | torch.device, amp: bool = False, graph: bool = False, compile: bool = False) -> None:

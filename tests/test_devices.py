@@ -99,6 +99,29 @@ def test_threads_that_were_chosen_or_do_not_count_stay(
     fit_threads(device)
 
 
+@pytest.mark.parametrize("initialized", [False, True])
+def test_a_library_call_leaves_threads_and_device_as_they_were(
+    initialized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = {"threads": 4, "device": 2 if initialized else 0, "initialized": initialized}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now["threads"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: now.update(threads=number))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: now["initialized"])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: now["device"])
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: now.update(device=device, initialized=True))
+    before = dict(now)
+
+    @devices.settings_kept()
+    def call() -> None:
+        torch.set_num_threads(1)
+        torch.cuda.set_device(1)
+        raise InputError("stopped")
+
+    with pytest.raises(InputError, match="stopped"):
+        call()
+    assert now == before | {"initialized": True}
+
+
 def test_tf32_is_switched_both_ways() -> None:
     for allowed, precision in ((False, "highest"), (True, "high")):
         allow_tf32(allowed)
