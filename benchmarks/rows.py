@@ -114,9 +114,9 @@ class Study:
         return [item for item in found if item["subject"] in kept]
 
     def prints(self, split: str) -> list[str]:
-        """The cases of a split, each with a hash of its files: another data set may have the same names."""
+        """See `rows.prints`; of a split."""
         if split not in self.printed:
-            self.printed[split] = [f"{item['case']} {fingerprint(item, {})}" for item in self.items(split)]
+            self.printed[split] = prints(self.items(split))
         return self.printed[split]
 
     @cached_property
@@ -176,6 +176,11 @@ class Study:
     def kept(self) -> dict[tuple[str, ...], dict]:
         """Loaded pairs."""
         return {}
+
+
+def prints(items: Sequence[dict]) -> list[str]:
+    """Cases, each with a hash of its files: another data set may have the same names."""
+    return [f"{item['case']} {fingerprint(item, {})}" for item in items]
 
 
 def load_configs(*files: str) -> dict:

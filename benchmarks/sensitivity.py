@@ -29,7 +29,6 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from scripts.api import ROOT
-from scripts.cohort import fingerprint
 from scripts.datalists import select_pairs
 from scripts.devices import check_device
 from scripts.errors import InputError, one_line
@@ -37,6 +36,7 @@ from scripts.files import write_csv, write_json
 from tqdm import tqdm
 
 from benchmarks.options import positive
+from benchmarks.rows import prints
 from benchmarks.step import processor
 
 FIGURES = ("dice", "folding_percent", "hd95_voxel", "mse")
@@ -299,11 +299,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     output_dir.mkdir(parents=True, exist_ok=True)
     settings = {key: getattr(options, key) for key in ("epochs", "device", "config")}
     settings["dataset"] = Path(options.dataset_dir).resolve().name
-    # Another data set, or another split, may go by the same name.
-    settings["data"] = {
-        split: [f"{item['case']} {fingerprint(item, {})}" for item in select_pairs(options.dataset_dir, None, split)]
-        for split in ("train", "val")
-    }
+    settings["data"] = {split: prints(select_pairs(options.dataset_dir, None, split)) for split in ("train", "val")}
     paths = {run: output_dir / f"{run.name}.json" for run in plan()}
     left = [run for run, path in paths.items() if load(path, settings) is None]
     print(f"{len(paths) - len(left)} of {len(paths)} runs are finished", flush=True)

@@ -134,13 +134,16 @@ def replace_folder(new: Path, final: Path) -> None:
             os.replace(final, old)
         try:
             os.replace(new, final)
-            return
-        except OSError as error:
-            # Another process was faster.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        except BaseException as error:
+            if getattr(error, "errno", None) not in (errno.ENOTEMPTY, errno.EEXIST):
+                with suppress(OSError):
+                    os.replace(old, final)
                 raise
-        finally:
+            # Another process was faster.
             shutil.rmtree(old, ignore_errors=True)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+            return
 
 
 @contextmanager

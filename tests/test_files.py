@@ -99,6 +99,27 @@ def test_a_folder_takes_the_place_of_another_whoever_was_faster(
     assert len(calls) == (4 if taken else 2)
 
 
+@pytest.mark.parametrize("error", [OSError("no permission"), KeyboardInterrupt()])
+def test_an_interrupted_replacement_leaves_the_old_folder(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, final, replace = tmp_path / "new", tmp_path / "case", os.replace
+    for path in (new, final):
+        path.mkdir()
+        (path / path.name).touch()
+
+    def fail(source: Path, target: Path) -> None:
+        if source == new:
+            raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(type(error)):
+        replace_folder(new, final)
+    assert [path.name for path in final.iterdir()] == ["case"]
+    assert set(tmp_path.iterdir()) == {new, final}
+
+
 def test_damage_that_voxels_do_not_show_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     image = nib.Nifti1Image(np.random.default_rng(0).integers(0, 999, (9, 8, 7), dtype=np.int16), np.eye(4))
