@@ -34,6 +34,8 @@ help:
 	$(PY) -m pip install --disable-pip-version-check -q antspyx==0.6.3 || echo "ANTs could not be installed: its tests skip"
 	@touch $@ .venv/.runtime
 
+# One thread: several wait for each other where a core is busy (docs/performance.md).
+demo: export OMP_NUM_THREADS = 1
 demo: .venv/.runtime
 	$(PY) -m scripts.phantom --root demo/phantoms
 	$(BUNDLE) --config_file "['configs/train.yaml','configs/demo.yaml']"
