@@ -26,7 +26,6 @@ twenty frames.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 import tempfile
@@ -48,6 +47,7 @@ from scripts.devices import check_bf16, check_device
 from scripts.errors import one_line
 from scripts.exports import ExportedNetwork, export_onnx, export_torchscript
 from scripts.fields import warp
+from scripts.files import write_json
 from scripts.inferers import FieldInferer
 from scripts.metrics import dice_percent, folding_percent, mse_hundredfold, nan_mean
 from scripts.networks import PaddedNetwork
@@ -359,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "whole_case": case,
     }
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
     return result
 
 

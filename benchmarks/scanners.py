@@ -33,6 +33,7 @@ from monai.transforms import (
 from scripts.api import ROOT
 from scripts.devices import check_device
 from scripts.errors import one_line
+from scripts.files import write_json
 from scripts.transforms import ResizeToSpacingd
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -148,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
             f"{row['images']:<22}{'as shipped' if row['working_spacing'] else 'none':<18}{row['direction']:<12}{cells}"
         )
     if options.json:
-        options.json.write_text(json.dumps({"split": options.split, "rows": rows}, indent=1) + "\n")
+        write_json(options.json, {"split": options.split, "rows": rows})
     return rows
 
 

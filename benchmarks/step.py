@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import json
 import platform
 import random
 import sys
@@ -29,6 +28,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from scripts.devices import check_device
 from scripts.errors import InputError, one_line
+from scripts.files import write_json
 from scripts.handlers import GradientSurgeryHandler
 from scripts.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.networks import PyramidNetwork, RegistrationUNet
@@ -350,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "seconds": seconds,
     }
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
     return result
 
 

@@ -11,7 +11,6 @@ with that of the phantom's own.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from scripts.api import ROOT, register_cine
 from scripts.cines import LABELS
 from scripts.devices import check_device
 from scripts.errors import one_line
+from scripts.files import write_json
 from scripts.function import measure_function
 from scripts.phantom import Phantom, write_phantom_dataset
 from scripts.strain import measure_strain, sector_map
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     print_table(rows)
     result = {"options": shown(options), "rows": rows}
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
     return result
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import platform
 import sys
 import tempfile
@@ -34,8 +33,9 @@ from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
 from monai.utils import set_determinism
 from scripts.datasets import SliceDataset, batch_loader
-from scripts.devices import allow_tf32, check_device
+from scripts.devices import allow_tf32, check_device, time_kernels
 from scripts.errors import InputError, one_line
+from scripts.files import write_json
 from scripts.graphs import WARM_UP
 from scripts.phantom import write_phantom_dataset
 from scripts.surgery import settle
@@ -428,6 +428,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     # As `initialize` of train.yaml.
     allow_tf32()
     set_determinism(seed=0)
+    time_kernels()
     options.slices = options.slices or (512 if options.device.startswith("cuda") else 32)
     overrides = {"crop_size": [options.crop] * 2, "slice_size": [options.crop * 5 // 4] * 2}
     overrides |= {"batch_size": options.batch} if options.batch else {}
@@ -522,7 +523,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "seconds": seconds,
     }
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.json, result)
     return result
 
 

@@ -25,8 +25,8 @@ def register_cine(cine: str | Path, **options: object) -> CineRegistration:
 
     Args:
         cine: a 4-D NIfTI file, or a folder of DICOM files that holds one stack.
-        options: any top-level key of `configs/inference.yaml`, such as `reference_frame`, `reference_label`, `points`,
-            `device`, or `output_dir`, without which nothing is written.
+        options: any top-level key of `configs/inference.yaml` but `bundle_root`, such as `reference_frame`,
+            `reference_label`, `points`, `device`, or `output_dir`, without which nothing is written.
 
     Returns:
         What the workflow would write: fields in voxels of the reference frame, inverses, moved images, labels,
@@ -47,7 +47,7 @@ def register(moving: str | Path, fixed: str | Path, **options: object) -> CineRe
 @settings_kept()
 def run_one(**options: object) -> CineRegistration:
     """The registration of the one case that the options give."""
-    unknown = set(options) - set(ConfigParser.load_config_file(str(CONFIG)))
+    unknown = set(options) - (set(ConfigParser.load_config_file(str(CONFIG))) - {"bundle_root"})
     if unknown:
         raise InputError(f"{', '.join(sorted(unknown))}: no such option; they are the top-level keys of {CONFIG.name}.")
     for name, value in {"bundle_root": ROOT, **options}.items():

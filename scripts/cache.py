@@ -12,7 +12,6 @@ import inspect
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 from scripts.datalists import FILE_KEYS
 from scripts.errors import InputError
-from scripts.files import parts_of
+from scripts.files import clear_leftovers, parts_of, whole_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -50,11 +49,10 @@ def prepare_items(
         progress: whether to show a progress bar.
         unit: what the bar counts.
     """
-    folder, key = writable(cache_dir), ""
-    if folder is not None and data:
-        key = preparation_key(settings, prepare)
+    folder = writable(cache_dir)
+    key, code = ("", "") if folder is None else preparation_key(settings, prepare)
     for item in tqdm(data, desc=f"reading {unit}s", disable=not progress, unit=unit):
-        yield prepare(item) if folder is None else read_or_make(folder, item, prepare, key)
+        yield prepare(item) if folder is None else read_or_make(folder, item, prepare, key, code)
 
 
 def writable(cache_dir: str | Path | None) -> Path | None:
@@ -67,19 +65,20 @@ def writable(cache_dir: str | Path | None) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError("no permission to write")
+        clear_leftovers(folder)
     except OSError as error:
         logging.getLogger("cache").warning(f"--cache_dir {folder}: prepared slices are not kept there ({error}).")
         return None
     return folder
 
 
-def preparation_key(settings: Sequence[object], prepare: Callable[[dict], Prepared]) -> str:
-    """A hash of transforms and values, of the source code that they and `prepare` run, and of MONAI's version."""
+def preparation_key(settings: Sequence[object], prepare: Callable[[dict], Prepared]) -> tuple[str, str]:
+    """Hashes of transforms and values, and of the source code that they and `prepare` run with MONAI's version."""
     flat = [
         part for value in settings for part in (value.flatten().transforms if isinstance(value, Compose) else [value])
     ]
     code = source_code({prepare.__module__, *(type(value).__module__ for value in flat)})
-    return pickle_hashing([flat, code, monai.__version__]).decode()
+    return pickle_hashing(flat).decode(), pickle_hashing([code, monai.__version__]).decode()
 
 
 def source_code(modules: Iterable[str]) -> list[str]:
@@ -94,9 +93,9 @@ def source_code(modules: Iterable[str]) -> list[str]:
     return [found[name] for name in sorted(found)]
 
 
-def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], key: str) -> Prepared:
+def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], key: str, code: str) -> Prepared:
     """One item from its file in the cache; made and written, the whole file or none, where that is not there, cut off
-    or stale.
+    or of other sources or code.
 
     Raises:
         InputError: where it cannot be written, as on a full disk.
@@ -104,28 +103,23 @@ def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], 
     values = sorted((name, str(value)) for name, value in item.items())
     path = folder / f"{pickle_hashing([values, key]).decode()[:32]}.pt"
     # Hashed: paths may tell who a patient is.
-    sources = pickle_hashing(identify(item)).decode()
+    made_of = pickle_hashing([identify(item), code]).decode()
     try:
         content = torch.load(path, weights_only=True)
-        if content["sources"] == sources:
+        if content["made_of"] == made_of:
             return content["prepared"]
     except Exception:
         pass  # a damaged file fails in as many ways as it has bytes
+    # With a cold cache each process prepares every item: waiting for the first one would outlast the group's timeout on
+    # a large data set.
     prepared = prepare(item)
-    # A name of its own: with a cold cache each process prepares every item. Waiting for the first one would outlast the
-    # group's timeout on a large data set.
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".part_", delete=False) as file:
-        try:
-            torch.save({"sources": sources, "prepared": prepared}, file)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException as error:
-            os.unlink(file.name)
-            if not isinstance(error, (OSError, RuntimeError)):
-                raise
-            raise InputError(
-                f"--cache_dir {folder}: cannot be written ({error}); give another folder, or False for none."
-            ) from error
+    try:
+        with whole_file(path) as part:
+            torch.save({"made_of": made_of, "prepared": prepared}, part)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"--cache_dir {folder}: cannot be written ({error}); give another folder, or False for none."
+        ) from error
     return prepared
 
 

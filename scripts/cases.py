@@ -13,9 +13,9 @@ from pathlib import Path
 from scripts.datalists import acdc_pairs, check_files, find_image, json_pairs, read_info, stem_of
 from scripts.dicom import slices_of_one
 from scripts.errors import InputError
-from scripts.files import files_below, is_dicom
+from scripts.files import files_below, is_dicom, plain_path
 from scripts.readers import shape_of
-from scripts.writers import is_result
+from scripts.results import is_result
 
 LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$")
 """Of a NIfTI file that is no cine, by its stem: ACDC's and M&Ms' `_gt`, UK Biobank's `seg_`, ITK-SNAP's and 3D Slicer's
@@ -115,7 +115,7 @@ def cine_case(
                 )
             item[key] = str(file)
     # What is wrong with the files themselves, `LoadCase` finds when their turn comes.
-    item["case"] = item["subject"] = stem_of(path) if path.is_file() else path.resolve().name
+    item["case"] = item["subject"] = stem_of(path) if path.is_file() else plain_path(path).name
     if not item["case"]:
         raise InputError(f"{path}: has no name that its results could go by; rename it.")
     check_files([item])
@@ -136,7 +136,7 @@ def is_alone(path: Path) -> bool:
     """Whether the `Info.cfg` beside a cine is that cine's: it is named as the folder, a folder itself, or the only cine
     there."""
     others = [other for other in cine_files(path.parent) if other != path] if path.is_file() else []
-    if not others or stem_of(path) == path.resolve().parent.name:
+    if not others or stem_of(path) == plain_path(path).parent.name:
         return True
     logging.getLogger("inference").warning(
         f"{path.parent / 'Info.cfg'}: lies beside several cines, so its ED is not taken for {path.name}'s; give --reference_frame."
@@ -221,7 +221,7 @@ def looks_like_dicom(path: Path) -> bool:
 
 def cine_files(folder: Path) -> list[Path]:
     """The NIfTI files of a folder that have four axes, are no labels by their name and are not hidden, sorted."""
-    files = sorted(path for path in (*folder.glob("*.nii"), *folder.glob("*.nii.gz")) if not path.name.startswith("."))
+    files = [path for path in sorted(folder.glob("[!.]*")) if path.name.lower().endswith((".nii", ".nii.gz"))]
     return [path for path in files if is_cine(path) and not LABEL_NAME.search(stem_of(path))]
 
 
@@ -300,17 +300,18 @@ def unique_names(items: Sequence[dict]) -> list[dict]:
     """
 
     def parent(item):
-        return Path(item.get("cine") or item.get("moving") or "").resolve().parent.name
+        return plain_path(item.get("cine") or item.get("moving") or "").parent.name
 
+    # Without capitals, which some file systems do not tell apart.
     folders: dict[str, list[str]] = {}
     for item in items:
-        folders.setdefault(item["case"], []).append(parent(item))
+        folders.setdefault(item["case"].casefold(), []).append(parent(item).casefold())
     renamed: dict[str, dict] = {}
     for item in items:
-        name, among = item["case"], folders[item["case"]]
+        name, among = item["case"], folders[item["case"].casefold()]
         if len(among) > 1 and len(set(among)) == len(among):
             name = f"{parent(item)}_{name}"
         names = (name if number == 1 else f"{name}_{number}" for number in count(1))
-        name = next(name for name in names if name not in renamed)
-        renamed[name] = {**item, "case": name}
+        name = next(name for name in names if name.casefold() not in renamed)
+        renamed[name.casefold()] = {**item, "case": name}
     return list(renamed.values())

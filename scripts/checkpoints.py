@@ -93,6 +93,25 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         raise InputError(f"{path}: is not a readable checkpoint ({type(error).__name__}); give another one.") from error
 
 
+def check_unused(output_dir: str | Path, resume: str | Path | None, overwrite: bool = False) -> None:
+    """Stop where a training would remove what another one left.
+
+    Args:
+        output_dir: folder of the training.
+        resume: checkpoint that it goes on from.
+        overwrite: whether the other one may go.
+
+    Raises:
+        InputError: for a folder with a checkpoint that the training does not go on from.
+    """
+    left = sorted(Path(output_dir).glob("last_checkpoint_epoch=*.pt"))
+    if left and not overwrite and not resume:
+        raise InputError(
+            f"{left[-1]}: is of an earlier training, which this one would replace; go on from it by --resume, give another "
+            "--output_dir, or --overwrite True."
+        )
+
+
 class BestWeights:
     """Writes a network's weights, a flat state_dict, when an evaluator's key metric is better than ever; a resumed
     training knows it.
@@ -122,7 +141,9 @@ class BestWeights:
         return {"score": self.score}
 
     def load_state_dict(self, state: dict) -> None:
-        self.score = state["score"]
+        # In a folder without those weights their score is no bar, or it might never get any.
+        if self.path.is_file():
+            self.score = state["score"]
 
 
 def of_trainer(engine: Engine) -> dict:

@@ -18,8 +18,8 @@ from scripts.datalists import FILE_KEYS
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError, first_cause
 from scripts.files import clear_leftovers, parts_of, write_csv
+from scripts.results import DONE, check_place, check_writable
 from scripts.strain import summarize_strain
-from scripts.writers import DONE, check_place, check_writable
 from torch import nn
 from tqdm import tqdm
 
@@ -103,14 +103,21 @@ def run_cases(
         )
     own = [summarize_case(output_dir, item, reasons.get(str(item["case"]))) for item in share]
     rows = gather_rows(own, len(dataset.data))
+    complaints = []
     if idist.get_rank() == 0 and not single:
         items = {str(item["case"]): item for item in dataset.data}
-        write_csv(summary, [row | {"reason": without_folders(row["reason"], items[row["case"]])} for row in rows])
+        try:
+            write_csv(summary, [row | {"reason": without_folders(row["reason"], items[row["case"]])} for row in rows])
+        except OSError as error:
+            reason = error.strerror or error
+            complaints.append(f"{summary}: cannot be written ({reason}); free space and run the same command again.")
     idist.barrier()
     failed = {row["case"]: row["reason"] for row in rows if row["status"] == "failed"}
     if failed and is_first_of_node():
         first = next(iter(failed.values()))
-        raise InputError(f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {first}")
+        complaints.append(f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {first}")
+    if complaints:
+        raise InputError(" ".join(complaints))
     return done
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 
@@ -90,7 +91,7 @@ def check_counts(at_least: int = 1, **options: object) -> None:
         InputError: naming the option and the cure.
     """
     for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
             raise InputError(
                 f"--{name} {value}: must be a whole number, {at_least} or more; give one, or leave --{name} out."
             )

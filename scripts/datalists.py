@@ -282,7 +282,7 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
         if "reference_frame" in item:
             item["reference"] = item.pop("reference_frame")
         for key in set(item) - set(LIST_KEYS):
-            if close := difflib.get_close_matches(str(key), LIST_KEYS, n=1, cutoff=0.8):
+            if close := difflib.get_close_matches(str(key), (*LIST_KEYS, "reference_frame"), n=1, cutoff=0.8):
                 raise InputError(
                     f"{path}: item {number} of '{section}' has the key {key!r}; did you mean {close[0]!r}?"
                 )
@@ -318,7 +318,7 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
 
 def stem_of(path: str | Path) -> str:
     """File name without _4d and the endings of NIfTI files."""
-    return re.sub(r"(_4d)?(\.(nii|img|hdr)(\.gz)?)?$", "", Path(path).name)
+    return re.sub(r"(_4d)?(\.(nii|img|hdr)(\.gz)?)?$", "", Path(path).name, flags=re.IGNORECASE)
 
 
 def select_pairs(

@@ -123,13 +123,15 @@ def fit_threads(device: str | torch.device) -> None:
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """Torch's number of threads and its current CUDA device are afterwards what they were before."""
+    """Torch's number of threads, its current CUDA device and the use of TF32 are afterwards what they were before."""
     threads = torch.get_num_threads()
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
         if torch.cuda.is_initialized():
             torch.cuda.set_device(device)
 
@@ -164,6 +166,16 @@ def allow_tf32(allowed: bool = True) -> None:
     # After the newer `fp32_precision` was set, reading these raises, here and in other packages.
     torch.backends.cudnn.allow_tf32 = allowed
     torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def time_kernels() -> None:
+    """Let cuDNN take for each shape the kernel that is fastest there, also one that adds in any order; after MONAI's
+    `set_determinism`, which lets it not.
+
+    On CUDA devices the gradient of sampling adds in any order whatever cuDNN does.
+    """
+    torch.backends.cudnn.deterministic = False
+    torch.backends.cudnn.benchmark = True
 
 
 def check_bf16(device: str | torch.device, bf16: bool) -> None:

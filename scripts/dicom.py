@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scripts.cines import Array, Cine
 from scripts.errors import InputError
-from scripts.files import files_below, is_dicom
+from scripts.files import files_below, is_dicom, plain_path
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -336,6 +336,10 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
         InputError: where that lacks its geometry.
     """
     geometry = {tag: numbers(header, tag, count) for tag, count in GEOMETRY_TAGS.items()}
+    if (axes := geometry["ImageOrientationPatient"]) is not None:
+        # Rounded cosines are not of length 1.
+        lengths = np.linalg.norm(axes.reshape(2, 3), axis=1, keepdims=True)
+        geometry["ImageOrientationPatient"] = axes.reshape(2, 3) / lengths if lengths.all() else None
     missing = ", ".join(tag for tag, value in geometry.items() if value is None)
     if missing:
         raise InputError(f"{folder}: {label} has no valid {missing}; export it again or move it out of the folder.")
@@ -359,7 +363,7 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
         series=str(header.get("SeriesInstanceUID")),
         size=(int(geometry["Columns"][0]), int(geometry["Rows"][0])),
         spacing=geometry["PixelSpacing"][::-1],
-        axes=geometry["ImageOrientationPatient"].reshape(2, 3),
+        axes=geometry["ImageOrientationPatient"],
         position=geometry["ImagePositionPatient"],
         gap=pitch or thickness,
         pitch=pitch if pitch and pitch >= (thickness or 0) else None,
@@ -435,7 +439,7 @@ def read_stack(folder: Path, slices: Stack) -> Cine:
             f"{what}: its slices begin {first.min():.3g} to {first.max():.3g} ms after the trigger, with phases "
             f"{np.median(steps):.3g} ms apart; where a slice lacks its first phase, its frames are a phase late."
         )
-    return Cine(folder.resolve().name, pixels, affine, times)
+    return Cine(plain_path(folder).name, pixels, affine, times)
 
 
 def check_phases(what: str, slices: Stack) -> None:

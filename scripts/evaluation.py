@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import CenterSpatialCrop, Transform
 from scripts.cines import LABELS
 from scripts.devices import gather_rows
-from scripts.fields import warp
+from scripts.fields import warp_stack
 from scripts.files import write_csv, write_json
 from scripts.metrics import DEFINITIONS, folding_percent, mse_hundredfold, overlap, summarize, volume_error
 from scripts.transforms import scale_slices
@@ -24,11 +24,6 @@ from scripts.transforms import scale_slices
 CAVITIES = {f"volume_error_{name}": LABELS[name] for name in ("rv", "lv")}
 FIGURES = ("dice", "dice_rv", "dice_myo", "dice_lv", "hd95_mm", "hd95_voxel", *CAVITIES, "mse", "folding_percent")
 STAGES = ("initial", "registered")
-
-
-def warp_stack(image: torch.Tensor, field: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
-    """A stack (C, X, Y, Z) pulled slice by slice through in-plane fields (2, X, Y, Z), voxels of the fixed grid."""
-    return warp(torch.as_tensor(image).movedim(-1, 0).to(field), field.movedim(-1, 0), mode).movedim(0, -1)
 
 
 class ScoreRegistrationd(Transform):
@@ -40,11 +35,15 @@ class ScoreRegistrationd(Transform):
     Args:
         crop_size: in-plane size of that crop, in pixels.
         field: key of the in-plane field (2, X, Y, Z), voxels.
+        stages: those of `STAGES` that are scored.
     """
 
-    def __init__(self, crop_size: Sequence[int] = (128, 128), field: str = "pred") -> None:
+    def __init__(
+        self, crop_size: Sequence[int] = (128, 128), field: str = "pred", stages: Sequence[str] = STAGES
+    ) -> None:
         self.crop_size = crop_size
         self.field = field
+        self.stages = stages
 
     def __call__(self, data: Mapping) -> dict:
         item = dict(data)
@@ -56,6 +55,7 @@ class ScoreRegistrationd(Transform):
             moving_label=data.get("moving_label"),
             fixed_label=data.get("fixed_label"),
             crop_size=self.crop_size,
+            stages=self.stages,
         )
         return item
 
@@ -67,8 +67,9 @@ def score_case(
     moving_label: torch.Tensor | None,
     fixed_label: torch.Tensor | None,
     crop_size: Sequence[int],
+    stages: Sequence[str] = STAGES,
 ) -> dict[str, dict[str, float]]:
-    """The figures of one case before and after registration.
+    """The figures of one case before ("initial") and after registration ("registered").
 
     Args:
         field: in-plane displacement (2, X, Y, Z), voxels of the fixed grid, pull convention.
@@ -77,6 +78,7 @@ def score_case(
         moving_label: label map of the moving image, or None.
         fixed_label: label map of the fixed image, or None.
         crop_size: in-plane size of the central crop whose images and folding are scored.
+        stages: those of `STAGES` that are scored.
     """
     region = CenterSpatialCrop(crop_size).compute_slices(fixed.shape[1:3])
     inside = (slice(None), *region)
@@ -89,7 +91,7 @@ def score_case(
     labels = [torch.as_tensor(label).cpu() for label in (moving_label, fixed_label) if label is not None]
     present = {name: value for name, value in LABELS.items() if all((label == value).any() for label in labels)}
     scores = {}
-    for stage in STAGES:
+    for stage in stages:
         u = torch.zeros_like(field) if stage == "initial" else field
         row = dict.fromkeys(FIGURES, float("nan"))
         if len(labels) == 2:

@@ -64,7 +64,7 @@ class ElementwiseGroupNorm(nn.Module):
         length = torch.linalg.vector_norm(central, dim=spatial)
         mean = group_means(central.mean(spatial), self.groups)
         square = group_means(length * length / count, self.groups)
-        scale = torch.rsqrt(square - mean * mean + self.eps) * self.weight
+        scale = torch.rsqrt((square - mean * mean).clamp(min=0.0) + self.eps) * self.weight
         shift = self.bias - mean * scale
         for _ in spatial:
             scale, shift = scale.unsqueeze(-1), shift.unsqueeze(-1)
@@ -137,7 +137,8 @@ def quiet() -> Iterator[None]:
     """Without the exporter's progress and its notes on packages that are not needed."""
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(logging.NOTSET)
@@ -280,11 +281,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     for name, (export, load) in forms.items():
         print(f"writing {folder / name} …", flush=True)
         path = export(network, folder / name)
-        differences[name] = largest_difference(network, load(path), stride)
-        print(f"{path}: at most {differences[name]:.1e} px from the network in PyTorch")
-        if not differences[name] < TOLERANCE:
-            path.unlink()
-            raise InputError(f"{path}: removed, since that is more than {TOLERANCE} px.")
+        try:
+            differences[name] = largest_difference(network, load(path), stride)
+            print(f"{path}: at most {differences[name]:.1e} px from the network in PyTorch")
+            if not differences[name] < TOLERANCE:
+                raise InputError(f"{path}: removed, since that is more than {TOLERANCE} px.")
+        except BaseException:
+            path.unlink()  # No export stays that was not compared.
+            raise
     return differences
 
 

@@ -27,6 +27,11 @@ def warp(image: Tensor, field: Tensor, mode: str = "bilinear", padding_mode: str
     return Warp(mode=mode, padding_mode=padding_mode)(image.to(field.dtype), field)
 
 
+def warp_stack(image: Tensor, field: Tensor, mode: str = "bilinear") -> Tensor:
+    """A stack (C, X, Y, Z) pulled slice by slice through in-plane fields (2, X, Y, Z), voxels of the fixed grid."""
+    return warp(torch.as_tensor(image).movedim(-1, 0).to(field), field.movedim(-1, 0), mode).movedim(0, -1)
+
+
 class LinearWarp(nn.Module):
     """MONAI's `Warp`, linear with a repeated border, which never waits for a GPU: that one's list of indices is copied
     to it each time."""

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from scripts.evaluation import warp_stack
-from scripts.fields import jacobian_determinant
+from scripts.fields import jacobian_determinant, warp_stack
 
 
 class PairFigure:

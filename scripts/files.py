@@ -38,6 +38,12 @@ def is_dicom(path: str | Path) -> bool:
     return head.startswith(FIRST_TAGS) and (explicit or (head[4] % 2 == 0 and head[5:8] == bytes(3)))
 
 
+def plain_path(path: str | Path) -> Path:
+    """The absolute path, without "." and "..", whose names are those that were given: a link may lead from a pseudonym
+    to a patient's name."""
+    return Path(os.path.abspath(path))
+
+
 def files_below(folder: str | Path) -> list[Path]:
     """All files in a folder and below it, sorted, broken links among them. Links to folders are followed; each folder
     counts once.
@@ -90,20 +96,27 @@ def check_whole(path: str | Path) -> None:
     Raises:
         OSError, EOFError, zlib.error: for a file that is damaged.
     """
-    if str(path).endswith(".gz"):
+    if str(path).lower().endswith(".gz"):
         with gzip.open(path) as file:
             while file.read(1 << 20):
                 pass
 
 
+def this_machine() -> str:
+    """This machine, or the container whose numbers its processes have: several may share the machine's name."""
+    with suppress(OSError):
+        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    return socket.gethostname()
+
+
 def own_name(path: Path, kind: str) -> Path:
     """A path beside another one that no other process takes, with the same endings, by which libraries know formats."""
-    return path.with_name(f".{kind}_{socket.gethostname()}_{os.getpid()}_{path.name}")
+    return path.with_name(f".{kind}_{this_machine()}_{os.getpid()}_{path.name}")
 
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what killed processes of this machine left in a folder under the names of `own_name`."""
-    name = re.compile(rf"\.(part|old)_{re.escape(socket.gethostname())}_(?P<process>\d+)_.+")
+    name = re.compile(rf"\.(part|old)_{re.escape(this_machine())}_(?P<process>\d+)_.+")
     for path in folder.iterdir():
         if (found := name.fullmatch(path.name)) and not is_running(int(found["process"])):
             if path.is_dir():

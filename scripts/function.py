@@ -34,8 +34,7 @@ DEFINITIONS = {
 CAVEAT = (
     "Motion is measured in-plane alone: the descent of the base is not seen. Slices that the base leaves in systole "
     "keep their label, so that end-systolic volumes tend to be too large, stroke volumes and ejection fractions too "
-    "small: little in the left ventricle, grossly in the right one, whose base leaves the basal slices (by 22 points "
-    "on average on ten held-out subjects of ACDC)."
+    "small: little in the left ventricle, grossly in the right one, whose base leaves the basal slices."
 )
 
 

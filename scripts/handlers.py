@@ -424,12 +424,15 @@ class TrainingProgress:
 
     def __init__(self, every: int = 1) -> None:
         self.every = every
+        self.shown: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
-        bar = ProgressBar(desc="epoch", bar_format=BAR)
-        bar.attach(engine, event_name=Events.ITERATION_COMPLETED(every=self.every), output_transform=self.figures)
+        # In this order, so that an iteration's figures are there when the bar moves.
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self.read)
+        ProgressBar(desc="epoch", bar_format=BAR).attach(engine, output_transform=lambda _: self.shown)
 
-    @staticmethod
-    def figures(output: dict) -> dict[str, str]:
+    def read(self, engine: Engine) -> None:
+        """The figures of this iteration."""
         keys = {"similarity": CommonKeys.LOSS, "smoothness": "smoothness", "conflicts": "conflict_ratio"}
-        return {name: f"{output[key].item():.3g}" for name, key in keys.items() if key in output}
+        output = engine.state.output
+        self.shown = {name: f"{output[key].item():.3g}" for name, key in keys.items() if key in output}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from monai.inferers import Inferer, SimpleInferer
@@ -65,7 +66,7 @@ class FieldInferer(Inferer):
                 "both_ways needs one velocity of a batch: give integration, a single pass and no other inferer, or set "
                 "both_ways to false."
             )
-        if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
+        if isinstance(passes, bool) or not isinstance(passes, Integral) or passes < 1:
             raise InputError(f"--passes {passes}: must be 1, 2, ….")
         self.inferer = inferer or SimpleInferer()
         self.integration = integration

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from monai.metrics import compute_hausdorff_distance
-from scipy.ndimage import binary_erosion, distance_transform_edt, generate_binary_structure
+from monai.metrics.utils import get_mask_edges, get_surface_distance
 from scripts.fields import jacobian_determinant
 from torch import Tensor
 
@@ -38,18 +38,13 @@ def dice_percent(moved: np.ndarray, fixed: np.ndarray) -> float:
     return 200.0 * np.logical_and(moved, fixed).sum() / total if total else float("nan")
 
 
-def surface(mask: np.ndarray) -> np.ndarray:
-    """Voxels of a mask with a face on the background; the border of the array counts as background."""
-    return mask & ~binary_erosion(mask, generate_binary_structure(mask.ndim, 1))
-
-
 def hd95_voxel(moved: np.ndarray, fixed: np.ndarray) -> float:
     """95th percentile of the directed surface distances of both masks pooled, in voxels (unit spacing); NaN where one
     is empty."""
     if not moved.any() or not fixed.any():
         return float("nan")
-    a, b = surface(moved), surface(fixed)
-    return float(np.percentile(np.concatenate([distance_transform_edt(~b)[a], distance_transform_edt(~a)[b]]), 95))
+    a, b = get_mask_edges(moved, fixed)
+    return float(np.percentile(np.concatenate([get_surface_distance(a, b), get_surface_distance(b, a)]), 95))
 
 
 def hd95_mm(moved: np.ndarray, fixed: np.ndarray, spacing: Sequence[float]) -> float:

@@ -64,7 +64,8 @@ class CentralGroupNorm(nn.GroupNorm):
             central = central.narrow(axis, (x.shape[axis] - kept) // 2, kept)
         mean = group_means(central.mean(spatial), self.num_groups)
         square = group_means(central.square().mean(spatial), self.num_groups)
-        scale = torch.rsqrt(square - mean.square() + self.eps) * self.weight
+        # Rounding can make the difference negative.
+        scale = torch.rsqrt((square - mean.square()).clamp(min=0.0) + self.eps) * self.weight
         shift = self.bias - mean * scale
         for _ in spatial:
             scale, shift = scale.unsqueeze(-1), shift.unsqueeze(-1)

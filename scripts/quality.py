@@ -7,29 +7,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scripts import fields
-from scripts.cines import CineRegistration
+from scripts.cines import LABELS, CineRegistration
 from scripts.fields import compose, in_view, jacobian_determinant
 
 Array = NDArray[np.floating]
 
 THRESHOLDS = {
     "folding_percent": 0.1,
-    "compressed_percent": 0.1,
+    "compressed_percent": 2.0,
+    "compressed_percent_unlabeled": 15.0,
     "inverse_error_mm_p95": 0.1,
     "mse_after_to_before": 0.9,
-    "mse_of_a_slice": 0.3,
+    "mse_after": 0.3,
     "mse_of_a_slice_to_median": 5.0,
     "closure_ratio": 3.0,
+    "jump_ratio": 3.0,
     "moved_mm": 0.5,
     "compressed_determinant": 0.02,
     "unconverged_voxels_error": 0.011,  # a tenth above fields.INVERTED
     "share_of_the_largest_mse_before": 0.25,
 }
 """Beyond which a figure is called out. Below `moved_mm`, the largest displacement, nothing has been registered; below
-`compressed_determinant` area counts as compressed, which at single points of a cavity that empties may be; frames whose
-error is below a share of the largest resemble the reference from the start."""
-OF_A_CYCLE = ("closure_ratio", "share_of_the_largest_mse_before")
+`compressed_determinant` area counts as compressed, which a cavity that empties may be, and it takes more of it where no
+label tells the cavities; `mse_after` is that of a frame or slice; frames whose error is below a share of the largest
+resemble the reference from the start."""
+OF_A_CYCLE = ("closure_ratio", "jump_ratio", "share_of_the_largest_mse_before")
 """Thresholds that a pair has no use for."""
+CAVITIES = (LABELS["rv"], LABELS["lv"])
+MOVING = 0.25  # of the largest displacement, above which a region moves
 
 
 def assess(registration: CineRegistration, inversion_errors: Array | None = None, reached: Array | None = None) -> dict:
@@ -51,12 +56,15 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
         errors = None if inversion_errors is None else inversion_errors[t]
         frames.append(frame_figures(registration, t, errors, reached))
     cycle = cycle_figures(registration) if registration.reference and len(frames) > 2 else {}
-    verdict = judge(frames, cycle, registration.reference)
+    labeled = registration.labels is not None
+    verdict = judge(frames, cycle, registration.reference, labeled)
+    unused = () if cycle else OF_A_CYCLE
+    unused += (name_of_compression(not labeled),)
     return {
         "verdict": verdict
         or ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."],
         "trustworthy": not verdict,
-        "thresholds": {name: limit for name, limit in THRESHOLDS.items() if cycle or name not in OF_A_CYCLE},
+        "thresholds": {name: limit for name, limit in THRESHOLDS.items() if name not in unused},
         "reference_frame": registration.reference,
         "reference_basis": registration.reference_basis,
         "cycle": cycle,
@@ -69,6 +77,9 @@ def frame_figures(
 ) -> dict:
     """Folded and compressed area in percent, extremes of the Jacobian determinant, inverse errors in mm, and the
     relative squared error, of a frame.
+
+    Folded area is a share of the slices, compressed area one of what moves (by more than a quarter of the frame's
+    largest displacement), labeled cavities apart.
 
     The squared error is what the best gain (0 or more) and offset of a slice leave of its intensities, in units of the
     fixed image's standard deviation, where x + u(x) stays in view: images of two scanners, or of two gains, may fit.
@@ -98,7 +109,12 @@ def frame_figures(
         for i in (registration.cine.image, registration.moved)
     ]
     squares = [misfit(image, fixed, seen) / scale for image in images]
-    length = fields.length(u * spacing).flatten(1)
+    length = fields.length(u * spacing)
+    tissue = length > MOVING * length.max()
+    if registration.labels is not None:
+        label = registration.label if registration.reference else registration.labels[..., t]
+        tissue &= torch.from_numpy(~np.isin(label, CAVITIES)).movedim(-1, 0)
+    compressed = tissue & (determinant > 0) & (determinant < THRESHOLDS["compressed_determinant"])
     pair = np.stack([registration.cine.image[..., t], registration.fixed])
     blank = (np.ptp(pair, axis=(1, 2)) == 0).any(axis=0)
     unconverged = np.zeros(len(u))
@@ -112,10 +128,7 @@ def frame_figures(
         inside = [error if len(error) else np.full(1, np.nan) for error in inside]
         return {
             "folding_percent": 100.0 * float((determinant[part] <= 0).double().mean()),
-            "compressed_percent": 100.0
-            * float(
-                ((determinant[part] > 0) & (determinant[part] < THRESHOLDS["compressed_determinant"])).double().mean()
-            ),
+            "compressed_percent": 100.0 * int(compressed[part].sum()) / max(int(tissue[part].sum()), 1),
             "jacobian_min": float(determinant[part].min()),
             "jacobian_max": float(determinant[part].max()),
             "inverse_error_mm_p95": float(np.max([np.percentile(error, 95) for error in inside])),
@@ -153,32 +166,41 @@ def cycle_figures(registration: CineRegistration) -> dict:
     """How the fields behave over the cycle, in mm over the moving region: step from frame to frame, roughness in time,
     and closure.
 
-    The heartbeat is periodic, so the step from the last frame to the first should be like the others; its ratio to the
-    largest of them is `closure_ratio`. Cines of a part of the cycle do not close.
+    Roughness is the second difference in time; where it is largest, at `jump_frame`, its ratio to the mean step is
+    `jump_ratio`: a frame out of order leaps there and back. The heartbeat is periodic, so the step from the last frame
+    to the first should be like the others; its ratio to the largest of them is `closure_ratio`. Cines of a part of the
+    cycle do not close.
     """
     spacing = np.array(registration.cine.spacing[:2])
     amplitude = np.zeros(registration.fields.shape[2:])
     for u in registration.fields:
         amplitude = np.maximum(amplitude, np.hypot(u[0] * spacing[0], u[1] * spacing[1]))
-    moving = amplitude > max(0.25 * float(amplitude.max()), 1e-6)
+    moving = amplitude > max(MOVING * float(amplitude.max()), 1e-6)
     if not moving.any():
         return {}
     track = registration.fields[:, :, moving] * spacing[:, None]
     steps = np.linalg.norm(np.roll(track, -1, axis=0) - track, axis=1).mean(axis=1)
     bend = np.roll(track, -1, axis=0) - 2 * track + np.roll(track, 1, axis=0)
-    others = steps[:-1]
+    others, roughness = steps[:-1], np.linalg.norm(bend[1:-1], axis=1).mean(axis=1)
     return {
         "step_mm_mean": float(others.mean()),
         "step_mm_max": float(others.max()),
-        "temporal_roughness_mm": float(np.linalg.norm(bend[1:-1], axis=1).mean()),
+        "temporal_roughness_mm": float(roughness.mean()),
+        "jump_ratio": float(roughness.max() / max(others.mean(), 1e-6)),
+        "jump_frame": int(roughness.argmax()) + 2,
         "closure_mm": float(steps[-1]),
         "closure_ratio": float(steps[-1] / max(others.max(), 1e-6)),
     }
 
 
-def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
+def name_of_compression(labeled: bool) -> str:
+    """The threshold of compressed area."""
+    return "compressed_percent" if labeled else "compressed_percent_unlabeled"
+
+
+def judge(frames: list[dict], cycle: dict, reference: int | None, labeled: bool = False) -> list[str]:
     """A sentence for each threshold that is crossed, with the frames of a cine; none where all is well."""
-    limit = THRESHOLDS
+    limit, compression = THRESHOLDS, THRESHOLDS[name_of_compression(labeled)]
     others = [f for f in frames if f["frame"] != reference]
     sentences = []
 
@@ -194,8 +216,8 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
     points = [f for f in others if f not in folds and f["folding_percent"] > 0]
     call_out(points, f"The field folds at single points, in {limit['folding_percent']} % of the area or less")
     call_out(
-        [f for f in others if f["compressed_percent"] > limit["compressed_percent"]],
-        f"Tissue is compressed to less than a fiftieth in more than {limit['compressed_percent']} % of the area",
+        [f for f in others if f["compressed_percent"] > compression],
+        f"Tissue is compressed to less than a fiftieth in more than {compression:g} % of what moves",
     )
     blank = sorted({row["slice"] for f in others for row in f["slices"] if row["blank_slices"]})
     numbers = ", ".join(map(str, blank))
@@ -223,8 +245,14 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
         sentences.append(f"Nothing moves by more than {limit['moved_mm']} mm: were the images registered already?")
     else:
         call_out(worse, "The images hardly fit better than before")
-    typical = np.median([row["mse_after"] for f in others for row in f["slices"]]) if others else 0.0
-    high = max(limit["mse_of_a_slice"], limit["mse_of_a_slice_to_median"] * float(typical))
+    typical = float(np.median([row["mse_after"] for f in others for row in f["slices"]])) if others else 0.0
+    high = limit["mse_after"]
+    if typical > high:
+        # All of them are bad, so that none stands out.
+        high = np.inf
+        bad = [f for f in others if f["mse_after"] > limit["mse_after"] and f not in worse]
+        call_out(bad, f"The images do not fit: more than {100 * limit['mse_after']:g} % of their contrast differs")
+    high = max(high, limit["mse_of_a_slice_to_median"] * typical)
     misfits = {
         f["frame"]: [row["slice"] for row in f["slices"] if row["mse_after"] > high and not row["blank_slices"]]
         for f in others
@@ -234,6 +262,10 @@ def judge(frames: list[dict], cycle: dict, reference: int | None) -> list[str]:
         [f for f in others if misfits[f["frame"]]],
         f"The images hardly fit in a slice, far worse than in most others: {numbers}",
     )
+    if cycle.get("jump_ratio", 0) > limit["jump_ratio"]:
+        sentences.append(
+            f"Frame {cycle['jump_frame']} does not lie between its neighbors in motion: are the frames in order of time?"
+        )
     if cycle.get("closure_ratio", 0) > limit["closure_ratio"]:
         sentences.append(
             f"The last frame does not lead back to the first (a step of {cycle['closure_mm']:.1f} mm against "

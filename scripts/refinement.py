@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from monai.inferers import Inferer
@@ -56,7 +57,7 @@ class RefiningInferer(FieldInferer):
         progress: bool = False,
     ) -> None:
         super().__init__(inferer, integration, bf16=bf16, passes=passes, progress=progress)
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations < 0:
             raise InputError(f"--refine_iterations {iterations}: must be 0, 1, 2, ….")
         if not learning_rate > 0 or not smoothing >= 0:
             raise InputError(

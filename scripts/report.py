@@ -23,6 +23,7 @@ from scripts.cines import CineRegistration
 from scripts.fields import jacobian_determinant
 from scripts.figures import color_wheel
 from scripts.files import write_text
+from scripts.strain import summarize_strain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,6 +106,7 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
     volumes = function.volumes(r.labels, cine.spacing) if labeled and r.labels is not None and many else {}
     volumes = {name: volumes[name.lower()] for name in ("LV", "RV") if name.lower() in volumes}
     strains = strain_curves(r.strain, cine.frames) if labeled and many else {}
+    peaks = summarize_strain(r.strain) if strains else {}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
@@ -114,7 +116,7 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
         registration=r,
         verdict=r.quality.get("verdict") or [],
         trustworthy=r.quality.get("trustworthy"),
-        **function_tables(r.function if labeled else {}, strains),
+        **function_tables(r.function if labeled else {}, peaks),
         **make_players(r, view),
         sheet=make_sheet(r, view),
         outlines={
@@ -125,6 +127,7 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
         field=figure_uri(draw_field(r, view)) if many or r.reference is None else None,
         volume_chart=figure_uri(draw_curves(r, volumes, "volume, mL")) if volumes else None,
         strain_chart=figure_uri(draw_curves(r, strains, "global strain, %")) if strains else None,
+        has_peaks=bool(peaks),
         quality=frame_table(r.quality.get("frames") or [], numbered=r.reference is not None),
         cycle=name_values(flatten(r.quality.get("cycle") or {})),
         thresholds=name_values(flatten(r.quality.get("thresholds") or {})),
@@ -393,14 +396,14 @@ def strain_curves(rows: Iterable[Mapping[str, Any]], frames: int) -> dict[str, N
     return curves
 
 
-def function_tables(values: Mapping[str, Any], strains: Mapping[str, NDArray]) -> dict[str, Any]:
+def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict[str, Any]:
     """The ventricles side by side, what is not of one ventricle, what the figures mean, and what to beware of."""
     figures = flatten({key: value for key, value in values.items() if key not in ("definitions", "caveat")})
     sides = [side for side in ("lv", "rv") if any(f"{side}_{key}" in figures for key in MEASURES)]
     rows = [[figures.pop(f"{side}_{key}", None) for side in sides] for key in MEASURES]
-    for name, pick in (("circumferential", np.nanmin), ("radial", np.nanmax)):
-        if name in strains:
-            figures[f"peak_global_{name}_strain_percent"] = float(pick(strains[name]))
+    for name in ("circumferential", "radial"):
+        if peaks:
+            figures[f"peak_global_{name}_strain_percent"] = 100 * peaks[f"peak_{name}"]
     return {
         "ventricles": [side.upper() for side in sides],
         "measures": [

@@ -28,9 +28,13 @@ ANTERIOR = np.array([0.0, 1.0, 1.0])  # what an upright heart's "anterior" wall 
 DEFINITIONS = {
     "strain": "engineering strain sqrt(e' F' F e) - 1 with F = I + grad u in-plane, a ratio relative to the reference frame",
     "average": "mean over the myocardium's voxels (label 2) of the reference, in slices with an LV cavity",
-    "peak_circumferential": "the most negative global circumferential strain of the cycle",
-    "peak_radial": "the largest global radial strain of the cycle",
+    "peak_circumferential": "the most negative global circumferential strain of the cycle; none where the reference is "
+    "not near end diastole",
+    "peak_radial": "the largest global radial strain of the cycle; none either",
 }
+NEAR_END_DIASTOLE = 0.25
+"""Of the range of global circumferential strain: a wall that gets longer than the reference's by more was not at end
+diastole there."""
 
 
 def measure_strain(
@@ -93,11 +97,14 @@ def measure_strain(
 
 def summarize_strain(rows: list[dict]) -> dict[str, object]:
     """Global peak strains (ratios) with their frames (from 1) and `DEFINITIONS`, from rows of `measure_strain`; {} from
-    no rows."""
+    no rows, and where the reference is not near end diastole, from which peaks are counted."""
     cycle = [row for row in rows if row["region"] == "global"]
     if not cycle:
         return {}
     shortest, thickest = min(cycle, key=lambda row: row["circumferential"]), max(cycle, key=lambda row: row["radial"])
+    longest = max(row["circumferential"] for row in cycle)
+    if longest > NEAR_END_DIASTOLE * (longest - shortest["circumferential"]):
+        return {}
     return {
         "peak_circumferential": shortest["circumferential"],
         "peak_circumferential_frame": shortest["frame"],

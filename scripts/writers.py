@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,23 +19,7 @@ from scripts.files import own_name, replace_folder, whole_file, write_csv, write
 from scripts.function import volume_rows
 from scripts.itk_fields import write_field
 from scripts.report import write_report
-
-DONE = "quality.json"
-RESULTS = {
-    DONE,
-    "report.html",
-    "moved.nii.gz",
-    "fields",
-    "labels.nii.gz",
-    "function.json",
-    "volumes.csv",
-    "strain.csv",
-    "points.csv",
-}
-RESULTS |= {"field.nii.gz", "field_inverse.nii.gz", "moved_label.nii.gz", ".DS_Store"}
-"""All that `WriteRegistration`, and a Mac that shows it, may leave in the folder of a case."""
-FIELD_FILE = r"frame_\d+(_inverse)?\.nii\.gz|\.DS_Store"
-"""What they may leave in its `fields`."""
+from scripts.results import DONE, check_place
 
 
 class WriteRegistration(Transform):
@@ -89,46 +71,6 @@ class WriteRegistration(Transform):
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return dict(data)
-
-
-def check_writable(folder: Path) -> None:
-    """Make a folder where it is missing.
-
-    Raises:
-        InputError: for one that cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --output_dir.") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: cannot be written to; give another --output_dir.")
-
-
-def check_place(folder: Path) -> None:
-    """Make sure that the results of a case can go to a folder, which is not there, is empty, or holds results and
-    nothing else.
-
-    Raises:
-        InputError: for a folder that is something else, such as the case itself, or cannot be written to.
-    """
-    check_writable(folder.parent)
-    if folder.is_file() or (folder.is_dir() and any(folder.glob("*")) and not is_result(folder)):
-        raise InputError(
-            f"{folder}: is there and holds no results of an earlier run; give --output_dir another folder."
-        )
-    others = {path.name for path in folder.glob("*")} - RESULTS
-    others |= {f"fields/{path.name}" for path in folder.glob("fields/*") if not re.fullmatch(FIELD_FILE, path.name)}
-    if others:
-        raise InputError(
-            f"{folder}: holds {min(others)} beside the results of an earlier run; move it, or give another --output_dir."
-        )
-
-
-def is_result(folder: Path) -> bool:
-    """Whether a folder is one that inference wrote, be it without some of its files."""
-    names = {path.name for path in folder.glob("*")}
-    return (folder / DONE).is_file() or (names <= RESULTS and bool(names & {"moved.nii.gz", "report.html"}))
 
 
 def versions() -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import scripts.apply_field
 from conftest import last_line, run_bundle, succeed, write_nifti
 from scipy.spatial.transform import Rotation
 from scripts.apply_field import apply_field
@@ -38,6 +40,19 @@ def files(tmp_path: Path) -> dict[str, Path]:
         "moving_label": write_nifti(tmp_path / "label.nii.gz", rng.integers(0, 4, OTHER_SHAPE).astype(np.uint8), OTHER),
         "points": points,
     }
+
+
+def test_a_place_that_cannot_be_written_is_named(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"field": files["field"], "points": files["points"]}
+    with pytest.raises(InputError, match=r"label\.nii\.gz: cannot be made \(File exists\); give another --output_dir"):
+        apply_field(**options, output_dir=files["moving_label"])
+
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scripts.apply_field, "write_csv", fill)
+    with pytest.raises(InputError, match=r"points\.csv: cannot be written \(No space left on device\); free space"):
+        apply_field(**options, output_dir=files["field"].parent / "out")
 
 
 def expected(path: Path, is_label: bool = False) -> np.ndarray:

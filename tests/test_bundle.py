@@ -108,7 +108,9 @@ def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoints(
 ) -> None:
     folder = Path(shutil.copytree(trained[0], tmp_path / "out"))
     before = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
-    result = run_bundle(config_file=TRAIN, dataset_dir=phantoms, output_dir=folder, **SMALL | {"learning_rate": 1e30})
+    options = {"config_file": TRAIN, "dataset_dir": phantoms, "output_dir": folder, **SMALL | {"learning_rate": 1e30}}
+    assert "last_checkpoint_epoch=2.pt: is of an earlier training" in last_line(run_bundle(**options))
+    result = run_bundle(**options, overwrite=True)
     assert "not finite at step 2 (epoch 1)" in last_line(result)
     assert "learning_rate" in last_line(result)
     assert {path.name: path.read_bytes() for path in folder.glob("*.pt")} == before
@@ -448,7 +450,8 @@ def test_each_process_draws_its_own_augmentation(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         parser = ConfigParser({"seed": 0, "imports": ["$import torch", "$import monai"]})
         parser["rank"] = ConfigParser.load_config_file("configs/multi_gpu_train.yaml")["rank"]
-        parser["start"] = ConfigParser.load_config_file("configs/train.yaml")["initialize"][-1]
+        initialize = ConfigParser.load_config_file("configs/train.yaml")["initialize"]
+        (parser["start"],) = [line for line in initialize if "set_determinism" in line]
         parser.get_parsed_content("start")
         draws.append((float(torch.rand(())), random.random()))
     set_determinism(None)

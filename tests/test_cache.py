@@ -106,6 +106,20 @@ def test_another_preprocessing_has_files_of_its_own(files: list[dict], tmp_path:
     assert values(files, maker, cache, settings(99.0, [8, 8])) == first
 
 
+def test_changed_code_makes_anew_in_the_same_place(
+    files: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker, cache = Maker(), tmp_path / "cache"
+    settings = (ScaleSlicesd(["moving"]),)
+    assert values(files, maker, cache, settings) == [1, 2, 3]
+    before = set(cache.iterdir())
+    source = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + "\n# changed")
+    assert values(files, maker, cache, settings) == [4, 5, 6]
+    assert values(files, maker, cache, settings) == [4, 5, 6]
+    assert set(cache.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("changed", "counts"),
     [
@@ -145,8 +159,8 @@ def test_a_damaged_file_is_made_anew(files: list[dict], tmp_path: Path, damage: 
 def test_a_write_that_fails_leaves_nothing_and_names_the_cure(
     files: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fill(content: dict, file: object) -> None:
-        file.write(b"half")
+    def fill(content: dict, file: Path) -> None:
+        file.write_bytes(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", fill)

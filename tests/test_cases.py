@@ -14,8 +14,11 @@ import pytest
 from conftest import write_nifti
 from scripts.cases import find_cases, inference_cases, unique_names
 from scripts.cohort import without_folders
+from scripts.dicom import read_dicom_cine
 from scripts.errors import InputError
 from scripts.frames import LoadCase
+from test_dicom import make_stack
+from test_dicom import write as write_dicom
 
 
 @pytest.fixture
@@ -334,11 +337,42 @@ def test_names_differ(subject: Path) -> None:
     assert [item["number"] for item in renamed] == list(range(6))
     assert len({item["case"] for item in renamed}) == 6
     assert [item["case"] for item in renamed][:3] == ["a", "b", "a_2"]
+    # Some file systems take these for one.
+    assert [item["case"] for item in unique_names([{"case": "Heart"}, {"case": "heart"}])] == ["Heart", "heart_2"]
     (subject / "list.json").write_text(json.dumps({"test": [{"cine": "phantom001_4d.nii.gz"}] * 2}))
     assert [item["case"] for item in inference_cases(data_list=str(subject / "list.json"))] == [
         "phantom001",
         "phantom001_2",
     ]
+
+
+def test_links_under_pseudonyms_lead_to_no_name(copy: Path, tmp_path: Path) -> None:
+    anonymous = tmp_path / "anonymous"
+    for number in (1, 2):
+        file = copy / f"DOE_{number}" / "sa.nii.gz"
+        file.parent.mkdir()
+        shutil.move(copy / f"phantom00{number}" / f"phantom00{number}_4d.nii.gz", file)
+        (anonymous / f"case{number}").mkdir(parents=True)
+        (anonymous / f"case{number}" / "sa.nii.gz").symlink_to(file)
+    folder = write_dicom(copy / "DOE_3", make_stack())
+    (anonymous / "case3").symlink_to(folder)
+    cases = inference_cases(dataset_dir=str(anonymous))
+    assert [item["case"] for item in cases] == ["case1_sa", "case2_sa", "case3"]
+    assert find_cases(cine=str(anonymous / "case3"))[0]["case"] == "case3"
+    assert read_dicom_cine(anonymous / "case3").name == "case3"
+    assert not any("DOE" in str(value) for item in cases for value in item.values())
+
+
+def test_endings_may_be_capitals(copy: Path, tmp_path: Path) -> None:
+    file = tmp_path / "upper" / "HEART_4D.NII.GZ"
+    file.parent.mkdir()
+    shutil.copy(copy / "phantom001" / "phantom001_4d.nii.gz", file)
+    assert [(item["case"], item["cine"]) for item in find_cases(dataset_dir=str(file.parent))] == [("HEART", str(file))]
+    content = bytearray(file.read_bytes())
+    content[-6] ^= 1  # in the checksum
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"HEART_4D\.NII\.GZ: cannot be read"):
+        LoadCase()(find_cases(cine=str(file))[0])
 
 
 def test_a_subject_is_its_files_not_its_info_cfg_alone(copy: Path) -> None:

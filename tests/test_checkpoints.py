@@ -9,7 +9,14 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from scripts import checkpoints
-from scripts.checkpoints import BestWeights, LastCheckpoint, RandomState, ResumeHandler, load_weights
+from scripts.checkpoints import (
+    BestWeights,
+    LastCheckpoint,
+    RandomState,
+    ResumeHandler,
+    check_unused,
+    load_weights,
+)
 from scripts.errors import InputError
 from torch import nn
 
@@ -141,6 +148,7 @@ def test_best_weights_survive_a_resumption(tmp_path: Path) -> None:
     network = nn.Linear(1, 1, bias=False)
 
     def run(handler: BestWeights, score: float) -> float:
+        """A run with that score as weight; the weight that is kept."""
         with torch.no_grad():
             network.weight.fill_(score)
         engine = Engine(lambda *_: None)
@@ -148,7 +156,7 @@ def test_best_weights_survive_a_resumption(tmp_path: Path) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: e.state.metrics.update(score=score))
         handler.attach(engine)
         engine.run([0])
-        return torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item()
+        return torch.load(handler.path, weights_only=True)["weight"].item()
 
     first = BestWeights(tmp_path / "model.pt", network)
     assert [run(first, score) for score in (1.0, 3.0, 2.0)] == [1.0, 3.0, 3.0]
@@ -156,6 +164,23 @@ def test_best_weights_survive_a_resumption(tmp_path: Path) -> None:
     resumed.load_state_dict(first.state_dict())
     assert [run(resumed, score) for score in (2.5, 4.0)] == [3.0, 4.0]
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+    # In another folder, which never saw those weights, the first ones are the best.
+    elsewhere = BestWeights(tmp_path / "elsewhere" / "model.pt", network)
+    elsewhere.load_state_dict(first.state_dict())
+    assert run(elsewhere, 2.5) == 2.5
+
+
+def test_a_training_does_not_replace_another_one_unasked(tmp_path: Path) -> None:
+    check_unused(tmp_path / "new", None)
+    (tmp_path / "model.pt").touch()  # as fine-tuned weights that evaluation is to score
+    check_unused(tmp_path, None)
+    (tmp_path / "last_checkpoint_epoch=3.pt").touch()
+    with pytest.raises(
+        InputError, match=r"last_checkpoint_epoch=3\.pt: is of an earlier training.*--resume.*--overwrite"
+    ):
+        check_unused(tmp_path, None)
+    check_unused(tmp_path, tmp_path / "last_checkpoint_epoch=3.pt")
+    check_unused(tmp_path, None, overwrite=True)
 
 
 def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

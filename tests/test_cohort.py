@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import logging
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from conftest import ROOT
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
+from scripts import cohort
 from scripts.cohort import COLUMNS, SUMMARY, describe, fingerprint, run_cases, summarize_case, without_folders
 from scripts.errors import InputError, first_cause
 from scripts.inferers import FieldInferer
-from scripts.writers import DONE
+from scripts.results import DONE
 
 
 class Study:
@@ -227,6 +229,16 @@ def test_nothing_to_do_is_no_failure(make: Make) -> None:
 def read_summary(folder: Path) -> list[dict]:
     with (folder / SUMMARY).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_summary_that_cannot_be_written_hides_no_failure(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cohort, "write_csv", fill)
+    study = make("b", "bad", "a")
+    with pytest.raises(InputError, match=r"summary\.csv: cannot be written \(No space.* 1 of 3 cases failed: bad;"):
+        study.run()
 
 
 def test_the_summary_has_done_and_failed_cases_in_order(make: Make) -> None:

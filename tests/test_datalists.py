@@ -314,6 +314,10 @@ def test_a_spoiled_folder_is_named_with_its_cure(copy: Path, spoil: callable, wo
             ("has the key 'moving_lable'", "mean 'moving_label'?"),
         ),
         (
+            '{"test": [{"cine": "a_4d.nii.gz", "refrence_frame": 3}]}',
+            ("has the key 'refrence_frame'", "mean 'reference_frame'?"),
+        ),
+        (
             '{"test": [{"cine": "a_4d.nii.gz", "subject": ["a"]}]}',
             ("item 1 of 'test' has the subject ['a']", "give a name"),
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ignite.distributed as idist
 import pytest
 import torch
+from monai.utils import set_determinism
 from scripts import devices
 from scripts.devices import (
     allow_tf32,
@@ -15,6 +16,7 @@ from scripts.devices import (
     fit_threads,
     gather_rows,
     start_process_group,
+    time_kernels,
 )
 from scripts.errors import InputError
 
@@ -130,6 +132,26 @@ def test_tf32_is_switched_both_ways() -> None:
         assert torch.get_float32_matmul_precision() == precision
         with torch.backends.cudnn.flags(benchmark=False):
             pass
+
+
+def test_a_call_from_python_leaves_tf32_as_it_was() -> None:
+    with devices.settings_kept():
+        allow_tf32(True)
+        before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        with devices.settings_kept():
+            allow_tf32(False)
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+def test_kernels_are_timed_whatever_determinism_asks() -> None:
+    try:
+        set_determinism(seed=0)
+        time_kernels()
+        assert torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.deterministic
+    finally:
+        set_determinism(None)
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_several_processes_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

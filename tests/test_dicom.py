@@ -546,6 +546,16 @@ def test_stops_at_files_without_geometry(tmp_path: Path, tag: str) -> None:
     assert f"IM000 (series 0) has no valid {tag}; export it again" in message
 
 
+def test_rounded_directions_are_taken_at_their_length(tmp_path: Path) -> None:
+    rounded = AXES.round(3)
+    assert np.abs(np.linalg.norm(rounded, axis=1) - 1).max() > 1e-4
+    stack = set_tags(make_stack(), lambda *_: {"ImageOrientationPatient": rounded.ravel().tolist()})
+    cine = read_dicom_cine(write(tmp_path / "rounded", stack))
+    np.testing.assert_allclose(cine.affine, read_dicom_cine(write(tmp_path / "exact", make_stack())).affine, atol=0.05)
+    message = error_of(write(tmp_path / "none", [[make_image(CORNER, ImageOrientationPatient=[0.0] * 6)]]))
+    assert "IM000 (series 0) has no valid ImageOrientationPatient" in message
+
+
 def test_stops_at_slices_of_unequal_numbers_of_phases(tmp_path: Path) -> None:
     stack = make_stack()
     stack[1].pop()

@@ -23,6 +23,7 @@ from scripts.files import (
     plain,
     read_voxels,
     replace_folder,
+    this_machine,
     whole_file,
     write_csv,
     write_json,
@@ -63,12 +64,13 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not
     gone.wait()
     here = own_name(tmp_path / "a.txt", "part")
     there = {kind: own_name(tmp_path / "case", kind) for kind in ("part", "old")}
-    dead = [path.with_name(path.name.replace(str(os.getpid()), str(gone.pid))) for path in (here, *there.values())]
+    dead = [path.with_name(path.name.replace(f"_{os.getpid()}_", f"_{gone.pid}_")) for path in (here, *there.values())]
     dead[0].touch()
     for path in dead[1:]:
         (path / "fields").mkdir(parents=True)
-    elsewhere = tmp_path / dead[0].name.replace(socket.gethostname(), "elsewhere")
-    kept = [here, there["part"], elsewhere, tmp_path / ".part_of_mine", tmp_path / "case"]
+    # Of another machine, and of a container that has this machine's name and other processes.
+    others = [tmp_path / dead[0].name.replace(this_machine(), name) for name in ("elsewhere", socket.gethostname())]
+    kept = [here, there["part"], *others, tmp_path / ".part_of_mine", tmp_path / "case"]
     for path in kept:
         path.touch()
     clear_leftovers(tmp_path)

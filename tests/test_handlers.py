@@ -659,6 +659,16 @@ def test_records_reach_stats_handler_and_progress_bar(capsys: pytest.CaptureFixt
     assert f"conflicts={trainer.state.output['conflict_ratio'].item():.3g}" in printed.err
 
 
+def test_the_bar_moves_where_figures_are_read_more_seldom(capsys: pytest.CaptureFixture) -> None:
+    train(make_unet(), list(make_pairs(3, (16, 16)).split(1)), handlers=[TrainingProgress(every=2)])
+    drawn = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    # Figures are drawn as they come, then the bar moves.
+    with_figures = [(line.split("/3")[0][-1], "similarity=" in line) for line in drawn if "/3" in line]
+    assert with_figures.index(("1", False)) < with_figures.index(("2", True))
+    train(make_unet(), list(make_pairs(3, (16, 16)).split(1)), handlers=[TrainingProgress(every=20)])
+    assert "2/3" in capsys.readouterr().err
+
+
 class Spoiled(nn.Module):
     """A network whose third field in training is NaN."""
 

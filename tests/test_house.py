@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,7 @@ OPTIONAL = (
     "PIL",
     "contourpy",
 )
-CONFIGS = ("train", "evaluate", "inference", "demo", "multi_gpu_train", "finetune", "labeled", "table")
-CONFIGS += tuple(f"methods/{path.stem}" for path in sorted((ROOT / "configs" / "methods").glob("*.yaml")))
+CONFIGS = sorted(str(path.relative_to(ROOT / "configs"))[:-5] for path in (ROOT / "configs").rglob("*.yaml"))
 
 
 def imported(path: Path, top_level_only: bool = False) -> set[str]:
@@ -54,6 +54,27 @@ def test_pure_modules_know_no_engine_file_format_or_config(module: str) -> None:
         "scripts.handlers",
     ):
         assert not any(name == foreign or name.startswith(f"{foreign}.") for name in names)
+
+
+def arrows() -> dict[str, set[str]]:
+    """The modules of `scripts` that each of them imports."""
+    names = {path.stem: imported(path) for path in (ROOT / "scripts").glob("*.py")}
+    return {module: {name[8:] for name in found if name.startswith("scripts.")} for module, found in names.items()}
+
+
+def test_no_arrow_comes_back() -> None:
+    TopologicalSorter(arrows()).prepare()  # raises a CycleError that names the modules
+
+
+@pytest.mark.parametrize("start", ["cases", "frames", "datasets", "networks", "inferers", "surgery"])
+def test_what_reads_and_computes_knows_neither_scores_nor_reports(start: str) -> None:
+    reached, left = set(), [start]
+    while left:
+        module = left.pop()
+        if module not in reached:
+            reached.add(module)
+            left += arrows()[module]
+    assert not reached & {"registration", "writers", "report", "figures", "evaluation", "quality", "strain", "function"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)

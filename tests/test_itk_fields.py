@@ -17,7 +17,7 @@ from conftest import write_nifti
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 from scripts.errors import InputError
-from scripts.evaluation import warp_stack
+from scripts.fields import warp_stack
 from scripts.itk_fields import (
     STEP_MM,
     check_in_image,

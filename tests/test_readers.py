@@ -80,11 +80,14 @@ def test_a_frame_time_that_is_none_is_logged(
     tmp_path: Path, array: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="inference"):
-        for step, unit in ((1.0, "sec"), (37.5, "msec")):
+        for step, unit in ((1.0, "sec"), (37.5, "msec"), (1.0, "msec"), (3.0, "msec")):
             read_nifti_cine(write_cine(tmp_path / "a.nii.gz", array, step, unit))
         assert not caplog.records
         read_nifti_cine(write_cine(tmp_path / "a.nii.gz", array, 37.5, "sec"))
     assert "a.nii.gz: a frame time of 37.5 sec is implausible, so times are left out" in caplog.text
+    # Seconds under the wrong unit.
+    assert read_nifti_cine(write_cine(tmp_path / "a.nii.gz", array, 0.0375, "msec")).times is None
+    assert "a frame time of 0.0375 msec is implausible" in caplog.text
 
 
 def test_what_is_no_cine_is_named_with_its_cure(tmp_path: Path, array: np.ndarray) -> None:

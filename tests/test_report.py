@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from scripts import report
 from scripts.cines import Cine, CineRegistration
-from scripts.evaluation import warp_stack
+from scripts.fields import warp_stack
 from scripts.function import measure_function
 from scripts.phantom import Phantom
 from scripts.quality import assess

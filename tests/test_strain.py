@@ -264,12 +264,19 @@ def test_a_wall_voxel_on_the_center_is_left_out():
 
 
 def test_summary():
-    rows = measure_strain(linear(np.eye(2), np.diag([0.6, 1.1]), 0.95 * np.eye(2), 1.4 * np.eye(2)), heart(), STRAIGHT)
+    rows = measure_strain(linear(np.eye(2), np.diag([0.6, 1.1]), 0.95 * np.eye(2), 1.03 * np.eye(2)), heart(), STRAIGHT)
     summary = summarize_strain(rows)
-    assert summary["peak_radial"] == pytest.approx(0.4)
+    assert summary["peak_radial"] == pytest.approx(0.03)
     assert (summary["peak_radial_frame"], summary["peak_circumferential_frame"]) == (4, 2)
     assert summary["peak_circumferential"] == min(row["circumferential"] for row in rows if row["region"] == "global")
     assert set(summary["definitions"]) >= {"peak_radial", "peak_circumferential"}
+
+
+@pytest.mark.parametrize("stretched", [1.2, 1.4])
+def test_there_are_no_peaks_from_a_reference_that_is_not_end_diastole(stretched: float) -> None:
+    """As where the label is of end systole: the wall gets longer than there by more than it gets shorter."""
+    rows = measure_strain(linear(np.eye(2), 0.95 * np.eye(2), stretched * np.eye(2)), heart(), STRAIGHT)
+    assert summarize_strain(rows) == {}
 
 
 def test_shapes_that_do_not_fit_are_refused():

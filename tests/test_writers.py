@@ -20,8 +20,9 @@ from scripts.function import measure_function
 from scripts.itk_fields import read_field
 from scripts.phantom import Phantom
 from scripts.quality import assess
+from scripts.results import DONE
 from scripts.strain import measure_strain
-from scripts.writers import DONE, WriteRegistration, write_nifti
+from scripts.writers import WriteRegistration, write_nifti
 
 PHANTOM = Phantom.random((0, 1), size=(24, 22), slices=2, frames=3)
 TIMES = np.array([[10.0, 50, 100], [20, 55, 120]])
