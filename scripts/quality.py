@@ -14,7 +14,7 @@ Array = NDArray[np.floating]
 
 THRESHOLDS = {
     "folding_percent": 0.1,
-    "compressed_percent": 2.0,
+    "compressed_percent": 5.0,
     "compressed_percent_unlabeled": 15.0,
     "inverse_error_mm_p95": 0.1,
     "mse_after_to_before": 0.9,
