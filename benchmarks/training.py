@@ -395,8 +395,59 @@ def make_step_loop(parser: ConfigParser, batch: dict, steps: int) -> Loop:
     return as_loop(make_training(parser, [{"pair": pair}] * steps))
 
 
-def main(argv: Sequence[str] | None = None) -> dict:
-    """Measure, print the tables, write the JSON; returns what it writes."""
+def find_makers(
+    options: argparse.Namespace,
+    new: Callable[..., ConfigParser],
+    dataset: SliceDataset,
+    batch: int,
+    steps: int,
+    folder: Path,
+) -> dict[str, Callable[[], Loop]]:
+    """What makes each loop that the options ask for, by its name.
+
+    Args:
+        options: of the command line.
+        new: makes a configuration, with overrides.
+        dataset: slices that all loops take.
+        batch: pairs of slices a step.
+        steps: of a round.
+        folder: for temporary files.
+    """
+    endless = lambda: Part(batch_loader(dataset, batch), steps)
+
+    def make_augmentation_loop() -> Loop:
+        prepare, batches = new().get_parsed_content("train::trainer::prepare_batch"), endless()
+        device = torch.device(options.device)
+        return lambda: [prepare(batch, device) for batch in batches]
+
+    def make_loader_loop() -> Loop:
+        batches = endless()
+        return lambda: list(batches)
+
+    make_step = lambda **more: make_step_loop(new(**more), next(iter(endless())), steps)
+    makers: dict[str, Callable[[], Loop]] = {
+        TRAINING: lambda: as_loop(make_training(new(), endless())),
+        STEP: make_step,
+        LOADER: make_loader_loop,
+        AUGMENTATION: make_augmentation_loop,
+    }
+    if options.device.startswith("cuda"):
+        makers[GRAPH] = lambda: as_loop(make_training(new(graph=True), endless()))
+        makers[STEP_GRAPH] = lambda: make_step(graph=True)
+        reduce = {"compile": True, "train::trainer::compile_kwargs": {"mode": "reduce-overhead"}}
+        makers[STEP_COMPILED] = lambda: make_step(**reduce)
+    if "torchjd" not in options.without:
+        makers[TORCHJD] = lambda: make_torchjd_loop(new(), endless())
+    if options.reference:
+        size = new().get_parsed_content("crop_size")
+        low = [(old - crop) // 2 for old, crop in zip(dataset.pairs.shape[2:], size)]
+        crops = dataset.pairs[..., low[0] : low[0] + size[0], low[1] : low[1] + size[1]]
+        makers[REFERENCE] = lambda: make_reference_loop(options.reference, crops, folder, options.device)
+    return makers
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--dataset_dir", help="data set in ACDC's layout, whose train split is taken; default: phantoms"
@@ -421,7 +472,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--reference", help="checkout of the authors' repository, timed beside")
     parser.add_argument("--json", type=writable, help="file to write all figures to")
     options = parser.parse_args(argv)
+    options.slices = options.slices or (512 if options.device.startswith("cuda") else 32)
+    return options
 
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Measure, print the tables, write the JSON; returns what it writes."""
+    options = parse(argv)
     check_device(options.device)
     if options.device == "cpu":
         torch.set_num_threads(1)
@@ -429,7 +486,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
     allow_tf32()
     set_determinism(seed=0)
     time_kernels()
-    options.slices = options.slices or (512 if options.device.startswith("cuda") else 32)
     overrides = {"crop_size": [options.crop] * 2, "slice_size": [options.crop * 5 // 4] * 2}
     overrides |= {"batch_size": options.batch} if options.batch else {}
     new = lambda **more: read_config(options.network, options.device, **overrides, **more)
@@ -445,36 +501,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
                 f"--batch {batch}: the data set has {len(dataset)} slices; give at most as many, or a larger data set."
             )
         steps = max(options.slices // batch, 1)
-        endless = lambda: Part(batch_loader(dataset, batch), steps)
-
-        def make_augmentation_loop() -> Loop:
-            prepare, batches = new().get_parsed_content("train::trainer::prepare_batch"), endless()
-            device = torch.device(options.device)
-            return lambda: [prepare(batch, device) for batch in batches]
-
-        def make_loader_loop() -> Loop:
-            batches = endless()
-            return lambda: list(batches)
-
-        make_step = lambda **more: make_step_loop(new(**more), next(iter(endless())), steps)
-        makers: dict[str, Callable[[], Loop]] = {
-            TRAINING: lambda: as_loop(make_training(new(), endless())),
-            STEP: make_step,
-            LOADER: make_loader_loop,
-            AUGMENTATION: make_augmentation_loop,
-        }
-        if options.device.startswith("cuda"):
-            makers[GRAPH] = lambda: as_loop(make_training(new(graph=True), endless()))
-            makers[STEP_GRAPH] = lambda: make_step(graph=True)
-            reduce = {"compile": True, "train::trainer::compile_kwargs": {"mode": "reduce-overhead"}}
-            makers[STEP_COMPILED] = lambda: make_step(**reduce)
-        if "torchjd" not in options.without:
-            makers[TORCHJD] = lambda: make_torchjd_loop(new(), endless())
-        if options.reference:
-            size = new().get_parsed_content("crop_size")
-            low = [(old - crop) // 2 for old, crop in zip(dataset.pairs.shape[2:], size)]
-            crops = dataset.pairs[..., low[0] : low[0] + size[0], low[1] : low[1] + size[1]]
-            makers[REFERENCE] = lambda: make_reference_loop(options.reference, crops, folder, options.device)
+        makers = find_makers(options, new, dataset, batch, steps, folder)
         loops, peaks, skipped = {}, {}, {}
         for name, make in makers.items():
             try:

@@ -25,7 +25,7 @@ from monai.bundle import ConfigParser
 from scripts.checkpoints import hash_checkpoint, load_weights
 from scripts.errors import InputError, one_line
 from scripts.files import whole_file
-from scripts.networks import PaddedNetwork, fold_batch_norm, group_means
+from scripts.networks import PaddedNetwork, fold_batch_norm, replace_group_norms, scale_and_shift
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,22 +62,9 @@ class ElementwiseGroupNorm(nn.Module):
         count = central[0, 0].numel()
         # Unlike a mean of squares, runtimes compute a norm without writing the squares down.
         length = torch.linalg.vector_norm(central, dim=spatial)
-        mean = group_means(central.mean(spatial), self.groups)
-        square = group_means(length * length / count, self.groups)
-        scale = torch.rsqrt((square - mean * mean).clamp(min=0.0) + self.eps) * self.weight
-        shift = self.bias - mean * scale
-        for _ in spatial:
-            scale, shift = scale.unsqueeze(-1), shift.unsqueeze(-1)
+        mean, square = central.mean(spatial), length * length / count
+        scale, shift = scale_and_shift(mean, square, self.groups, self.weight, self.bias, self.eps, len(spatial))
         return x * scale + shift
-
-
-def spread_group_norm(network: nn.Module) -> nn.Module:
-    """The network with each GroupNorm in elementwise form; changed in place."""
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.GroupNorm):
-                setattr(module, name, ElementwiseGroupNorm(child))
-    return network
 
 
 def export_torchscript(network: nn.Module, path: str | Path) -> Path:
@@ -110,7 +97,8 @@ def export_onnx(
         raise InputError("onnx: is not installed; pip install onnx onnxscript") from error
 
     stride = getattr(network, "stride", 1)
-    backbone = spread_group_norm(fold_batch_norm(getattr(network, "backbone", network))).cpu()
+    backbone = fold_batch_norm(getattr(network, "backbone", network)).cpu()
+    replace_group_norms(backbone, ElementwiseGroupNorm)
     sizes = [stride * torch.export.Dim(name, min=2, max=4096 // stride) for name in ("rows", "columns")]
     example = torch.rand(3, 2, 4 * stride, 6 * stride)
     with whole_file(path) as part:

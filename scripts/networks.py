@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from monai.networks.blocks import Convolution
@@ -30,10 +31,21 @@ class ConvBlock(nn.Sequential):
         )
 
 
-def group_means(means: Tensor, groups: int) -> Tensor:
-    """(B, C) means of channels -> (B, C) means of their groups."""
-    per_group = means.shape[1] // groups
-    return means.unflatten(1, (groups, per_group)).mean(2).repeat_interleave(per_group, dim=1)
+def scale_and_shift(
+    mean: Tensor, square: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, axes: int
+) -> tuple[Tensor, Tensor]:
+    """By what a group norm multiplies and moves each channel, (B, C, *1), from the channels' means and mean squares (B,
+    C)."""
+    per_group = mean.shape[1] // groups
+    mean, square = [x.unflatten(1, (groups, per_group)).mean(2) for x in (mean, square)]
+    # Rounding can make the difference negative.
+    scale = torch.rsqrt((square - mean.square()).clamp(min=0.0) + eps)
+    mean, scale = [x.repeat_interleave(per_group, dim=1) for x in (mean, scale)]
+    scale = scale * weight
+    shift = bias - mean * scale
+    for _ in range(axes):
+        scale, shift = scale.unsqueeze(-1), shift.unsqueeze(-1)
+    return scale, shift
 
 
 class CentralGroupNorm(nn.GroupNorm):
@@ -62,25 +74,25 @@ class CentralGroupNorm(nn.GroupNorm):
         for axis in spatial:
             kept = min(x.shape[axis], self.window)
             central = central.narrow(axis, (x.shape[axis] - kept) // 2, kept)
-        mean = group_means(central.mean(spatial), self.num_groups)
-        square = group_means(central.square().mean(spatial), self.num_groups)
-        # Rounding can make the difference negative.
-        scale = torch.rsqrt((square - mean.square()).clamp(min=0.0) + self.eps) * self.weight
-        shift = self.bias - mean * scale
-        for _ in spatial:
-            scale, shift = scale.unsqueeze(-1), shift.unsqueeze(-1)
+        mean, square = central.mean(spatial), central.square().mean(spatial)
+        scale, shift = scale_and_shift(mean, square, self.num_groups, self.weight, self.bias, self.eps, len(spatial))
         return torch.addcmul(shift, x, scale)
 
 
-def set_norm_window(module: nn.Module, window: int) -> None:
-    """Give each `nn.GroupNorm` in a module the central window that its statistics come from; changed in place."""
+def central_norm(norm: nn.GroupNorm, window: int) -> CentralGroupNorm:
+    """A group norm with the central window that its statistics come from."""
+    central = CentralGroupNorm(norm.num_groups, norm.num_channels, window, norm.eps)
+    central.load_state_dict(norm.state_dict())
+    return central
+
+
+def replace_group_norms(module: nn.Module, make: Callable[[nn.GroupNorm], nn.Module]) -> None:
+    """Put what `make` makes of each `nn.GroupNorm` in a module in its place; changed in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.GroupNorm):
-            central = CentralGroupNorm(child.num_groups, child.num_channels, window, child.eps)
-            central.load_state_dict(child.state_dict())
-            setattr(module, name, central)
+            setattr(module, name, make(child))
         else:
-            set_norm_window(child, window)
+            replace_group_norms(child, make)
 
 
 class RegistrationUNet(nn.Module):
@@ -298,7 +310,7 @@ class PyramidNetwork(nn.Module):
         if norm_window is not None:
             for level, (encoder, estimator) in enumerate(zip(self.encoders, reversed(self.estimators)), start=1):
                 for block in (encoder, estimator):
-                    set_norm_window(block, norm_window // 2**level)
+                    replace_group_norms(block, partial(central_norm, window=norm_window // 2**level))
 
     def forward(self, pair: Tensor) -> Tensor:
         """(B, 2, *spatial), spatial sizes divisible by 2 ** levels -> (B, d, *spatial) velocity, voxels."""
