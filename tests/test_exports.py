@@ -146,6 +146,15 @@ def test_an_export_that_differs_is_removed(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match=r"model\.ts: removed"):
         exports.main(["--output_dir", str(tmp_path)])
     assert not list(tmp_path.iterdir())
+
+    def fail(*_: object) -> float:
+        raise InputError("--runtime onnxruntime: is not installed")
+
+    # Nor one that nobody could compare.
+    monkeypatch.setattr(exports, "largest_difference", fail)
+    with pytest.raises(InputError, match="is not installed"):
+        exports.main(["--output_dir", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="--opset 11: give one of 18, 19, 20"):
         exports.export_onnx(nn.Identity(), tmp_path / "model.onnx", opset=11)
     with pytest.raises(InputError, match=r"absent\.pt: no such checkpoint"):
