@@ -13,7 +13,7 @@ from scripts.cines import Cine
 from scripts.errors import InputError
 from scripts.files import write_csv
 from scripts.itk_fields import check_in_image, check_one_place, move_points, pull, read_field, read_points, to_lps
-from scripts.results import DONE, check_writable
+from scripts.results import DONE, check_writable, refused
 from scripts.transforms import LoadCased, check_meets, check_same_grid
 from scripts.writers import write_nifti
 
@@ -76,17 +76,13 @@ def apply_field(
         moved = to_lps(move_points(positions, voxels, affine))
         rows = [{"name": name, "x": x, "y": y, "z": z} for name, (x, y, z) in zip(names, moved)]
     check_writable(folder)
-    try:
+    with refused(folder):
         for name, array in outputs.items():
+            write_nifti(folder / name, array, Cine("", array[..., None], affine))
             written.append(folder / name)
-            write_nifti(written[-1], array, Cine("", array[..., None], affine))
         if rows:
+            write_csv(folder / "points.csv", rows)
             written.append(folder / "points.csv")
-            write_csv(written[-1], rows)
-    except OSError as error:
-        raise InputError(
-            f"{written[-1]}: cannot be written ({error.strerror or error}); free space, or give another --output_dir."
-        ) from error
     logging.getLogger("inference").info("wrote %s", ", ".join(map(str, written)))
     return written
 

@@ -17,7 +17,7 @@ from scripts.files import files_below, is_dicom, plain_path
 from scripts.readers import shape_of
 from scripts.results import is_result
 
-LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$")
+LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$", re.IGNORECASE)
 """Of a NIfTI file that is no cine, by its stem: ACDC's and M&Ms' `_gt`, UK Biobank's `seg_`, ITK-SNAP's and 3D Slicer's
 habits."""
 

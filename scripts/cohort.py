@@ -18,7 +18,7 @@ from scripts.datalists import FILE_KEYS
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError, first_cause
 from scripts.files import clear_leftovers, parts_of, write_csv
-from scripts.results import DONE, check_place, check_writable
+from scripts.results import DONE, check_place, check_writable, refused
 from scripts.strain import summarize_strain
 from torch import nn
 from tqdm import tqdm
@@ -107,10 +107,12 @@ def run_cases(
     if idist.get_rank() == 0 and not single:
         items = {str(item["case"]): item for item in dataset.data}
         try:
-            write_csv(summary, [row | {"reason": without_folders(row["reason"], items[row["case"]])} for row in rows])
-        except OSError as error:
-            reason = error.strerror or error
-            complaints.append(f"{summary}: cannot be written ({reason}); free space and run the same command again.")
+            with refused(summary, "free space and run the same command again."):
+                write_csv(
+                    summary, [row | {"reason": without_folders(row["reason"], items[row["case"]])} for row in rows]
+                )
+        except InputError as error:
+            complaints.append(str(error))  # with the failures, which it must not hide
     idist.barrier()
     failed = {row["case"]: row["reason"] for row in rows if row["status"] == "failed"}
     if failed and is_first_of_node():

@@ -56,15 +56,16 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
         errors = None if inversion_errors is None else inversion_errors[t]
         frames.append(frame_figures(registration, t, errors, reached))
     cycle = cycle_figures(registration) if registration.reference and len(frames) > 2 else {}
-    labeled = registration.labels is not None
-    verdict = judge(frames, cycle, registration.reference, labeled)
-    unused = () if cycle else OF_A_CYCLE
-    unused += (name_of_compression(not labeled),)
+    limits = dict(THRESHOLDS)
+    unlabeled = limits.pop("compressed_percent_unlabeled")
+    if registration.labels is None:
+        limits["compressed_percent"] = unlabeled
+    verdict = judge(frames, cycle, registration.reference, limits)
     return {
         "verdict": verdict
         or ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."],
         "trustworthy": not verdict,
-        "thresholds": {name: limit for name, limit in THRESHOLDS.items() if name not in unused},
+        "thresholds": {name: limit for name, limit in limits.items() if cycle or name not in OF_A_CYCLE},
         "reference_frame": registration.reference,
         "reference_basis": registration.reference_basis,
         "cycle": cycle,
@@ -193,14 +194,8 @@ def cycle_figures(registration: CineRegistration) -> dict:
     }
 
 
-def name_of_compression(labeled: bool) -> str:
-    """The threshold of compressed area."""
-    return "compressed_percent" if labeled else "compressed_percent_unlabeled"
-
-
-def judge(frames: list[dict], cycle: dict, reference: int | None, labeled: bool = False) -> list[str]:
+def judge(frames: list[dict], cycle: dict, reference: int | None, limit: dict[str, float]) -> list[str]:
     """A sentence for each threshold that is crossed, with the frames of a cine; none where all is well."""
-    limit, compression = THRESHOLDS, THRESHOLDS[name_of_compression(labeled)]
     others = [f for f in frames if f["frame"] != reference]
     sentences = []
 
@@ -216,8 +211,8 @@ def judge(frames: list[dict], cycle: dict, reference: int | None, labeled: bool 
     points = [f for f in others if f not in folds and f["folding_percent"] > 0]
     call_out(points, f"The field folds at single points, in {limit['folding_percent']} % of the area or less")
     call_out(
-        [f for f in others if f["compressed_percent"] > compression],
-        f"Tissue is compressed to less than a fiftieth in more than {compression:g} % of what moves",
+        [f for f in others if f["compressed_percent"] > limit["compressed_percent"]],
+        f"Tissue is compressed to less than a fiftieth in more than {limit['compressed_percent']:g} % of what moves",
     )
     blank = sorted({row["slice"] for f in others for row in f["slices"] if row["blank_slices"]})
     numbers = ", ".join(map(str, blank))
@@ -246,22 +241,21 @@ def judge(frames: list[dict], cycle: dict, reference: int | None, labeled: bool 
     else:
         call_out(worse, "The images hardly fit better than before")
     typical = float(np.median([row["mse_after"] for f in others for row in f["slices"]])) if others else 0.0
-    high = limit["mse_after"]
-    if typical > high:
+    if typical > limit["mse_after"]:
         # All of them are bad, so that none stands out.
-        high = np.inf
         bad = [f for f in others if f["mse_after"] > limit["mse_after"] and f not in worse]
         call_out(bad, f"The images do not fit: more than {100 * limit['mse_after']:g} % of their contrast differs")
-    high = max(high, limit["mse_of_a_slice_to_median"] * typical)
-    misfits = {
-        f["frame"]: [row["slice"] for row in f["slices"] if row["mse_after"] > high and not row["blank_slices"]]
-        for f in others
-    }
-    numbers = ", ".join(map(str, sorted(set().union(*misfits.values()))))
-    call_out(
-        [f for f in others if misfits[f["frame"]]],
-        f"The images hardly fit in a slice, far worse than in most others: {numbers}",
-    )
+    else:
+        high = max(limit["mse_after"], limit["mse_of_a_slice_to_median"] * typical)
+        misfits = {
+            f["frame"]: [row["slice"] for row in f["slices"] if row["mse_after"] > high and not row["blank_slices"]]
+            for f in others
+        }
+        numbers = ", ".join(map(str, sorted(set().union(*misfits.values()))))
+        call_out(
+            [f for f in others if misfits[f["frame"]]],
+            f"The images hardly fit in a slice, far worse than in most others: {numbers}",
+        )
     if cycle.get("jump_ratio", 0) > limit["jump_ratio"]:
         sentences.append(
             f"Frame {cycle['jump_frame']} does not lie between its neighbors in motion: are the frames in order of time?"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.errors import InputError
@@ -38,6 +40,15 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --output_dir.") from error
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder}: cannot be written to; give another --output_dir.")
+
+
+@contextmanager
+def refused(path: Path, cure: str = "free space, or give another --output_dir.") -> Iterator[None]:
+    """Errors of writing to a path, as on a full disk, as an `InputError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {cure}") from error
 
 
 def check_place(folder: Path) -> None:

@@ -14,12 +14,11 @@ import torch
 from monai.transforms import Transform
 from numpy.typing import NDArray
 from scripts.cines import Cine, CineRegistration
-from scripts.errors import InputError
 from scripts.files import own_name, replace_folder, whole_file, write_csv, write_json
 from scripts.function import volume_rows
 from scripts.itk_fields import write_field
 from scripts.report import write_report
-from scripts.results import DONE, check_place
+from scripts.results import DONE, check_place, refused
 
 
 class WriteRegistration(Transform):
@@ -58,16 +57,12 @@ class WriteRegistration(Transform):
         partial = own_name(final, "part")
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
-            write_case(partial, registration)
-            if self.report:
-                write_report(partial / "report.html", registration, self.parameters)
-            replace_folder(partial, final)
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(
-                f"{final}: cannot be written ({reason}); free space, or give another --output_dir."
-            ) from error
+            with refused(final):
+                partial.mkdir(parents=True)
+                write_case(partial, registration)
+                if self.report:
+                    write_report(partial / "report.html", registration, self.parameters)
+                replace_folder(partial, final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return dict(data)

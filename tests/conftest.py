@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch.distributed as dist
+from phantom_cases import prepare_cine, write_cine, write_pair
 from scripts.phantom import write_phantom_dataset
 
 # torch.compile looks at all backends that are installed, OpenVINO's too, whose telemetry forks to tell of it.
@@ -66,6 +67,21 @@ def mms(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(f"{number},{code},Philips,B,2,{int(info['ED']) - 1},{int(info['ES']) - 1},50,NOR,F,170,70")
     (root / "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv").write_text("\n".join(lines) + "\n")
     return root
+
+
+@pytest.fixture(scope="module")
+def cine_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cine(tmp_path_factory.mktemp("cine"))
+
+
+@pytest.fixture(scope="module")
+def item(cine_path: Path) -> dict:
+    return prepare_cine(cine_path)
+
+
+@pytest.fixture
+def pair_paths(tmp_path: Path) -> dict[str, str]:
+    return write_pair(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def test_a_place_that_cannot_be_written_is_named(files: dict[str, Path], monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(scripts.apply_field, "write_csv", fill)
-    with pytest.raises(InputError, match=r"points\.csv: cannot be written \(No space left on device\); free space"):
+    with pytest.raises(InputError, match=r"out: cannot be written \(No space left on device\); free space"):
         apply_field(**options, output_dir=files["field"].parent / "out")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -10,63 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_nifti
-from monai.data import DataLoader, Dataset, decollate_batch
-from monai.transforms import Compose, CopyItemsd
+from phantom_cases import T, Z, prepare
 from scripts.cases import find_cases
 from scripts.dicom import read_dicom_cine
 from scripts.errors import InputError
-from scripts.frames import LoadCase, PairFrames
-from scripts.phantom import Phantom
-from scripts.phantom import write_nifti as write_phantom
-from scripts.transforms import ScaleSlicesd
+from scripts.frames import LoadCase
 from test_dicom import make_stack
 from test_dicom import write as write_dicom
-
-PHANTOM = Phantom.random((0, 1), size=(48, 44), slices=3, frames=5)
-T, Z = 5, 3
-LPS = np.diag([-1.0, -1.0, 1.0])
-
-
-def prepare(item: Mapping, resample_moving: bool = False) -> dict:
-    """What the network is handed of a case, as the workflow makes it."""
-    names = ["moving", "fixed"]
-    copies = CopyItemsd(names, names=["moving_image", "fixed_image"])
-    transforms = Compose([LoadCase(resample_moving), copies, ScaleSlicesd(names), PairFrames()])
-    (batch,) = DataLoader(Dataset([dict(item)], transforms), batch_size=1)
-    return decollate_batch(batch)[0]
-
-
-def write_cine(folder: Path) -> Path:
-    """The phantom as a cine, its first frame's label beside it."""
-    path = folder / "heart_4d.nii.gz"
-    cine = np.stack([PHANTOM.image(t).round() for t in range(1, T + 1)], axis=-1).astype(np.int16)
-    write_phantom(path, cine, PHANTOM)
-    write_phantom(path.with_name("label.nii.gz"), PHANTOM.label(1), PHANTOM)
-    return path
-
-
-def prepare_cine(path: Path) -> dict:
-    label = path.with_name("label.nii.gz")
-    return prepare(find_cases(cine=str(path), reference_frame=1, reference_label=str(label))[0])
-
-
-def write_pair(folder: Path) -> dict[str, str]:
-    """The phantom's third and first frame, and the label of the third."""
-    paths = {}
-    for name, array in (("moving", PHANTOM.image(3)), ("fixed", PHANTOM.image(1)), ("moving_label", PHANTOM.label(3))):
-        paths[name] = str(folder / f"{name}.nii.gz")
-        write_phantom(Path(paths[name]), array.astype(np.float32), PHANTOM)
-    return paths
-
-
-@pytest.fixture(scope="module")
-def cine_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cine(tmp_path_factory.mktemp("cine"))
-
-
-@pytest.fixture(scope="module")
-def item(cine_path: Path) -> dict:
-    return prepare_cine(cine_path)
 
 
 def scale(stack: np.ndarray, clip: float) -> np.ndarray:
@@ -173,11 +122,6 @@ def test_a_label_of_1_alone_is_called_out(cine_path: Path, tmp_path: Path, caplo
         )
         LoadCase()({"cine": str(cine_path), "case": "a", "reference": 1, "reference_label": str(path)})
         assert ("holds 1 alone, so that figures are the RV's" in caplog.text) == (name == "rv")
-
-
-@pytest.fixture
-def pair_paths(tmp_path: Path) -> dict[str, str]:
-    return write_pair(tmp_path)
 
 
 def test_a_moving_image_that_lies_apart_from_the_fixed_one_is_refused(tmp_path: Path) -> None:

@@ -81,8 +81,10 @@ def test_a_good_field_earns_no_sentence(reference: int | None) -> None:
     ]
     assert bool(found["cycle"]) == bool(reference)
     unused = set() if reference else {"closure_ratio", "jump_ratio", "share_of_the_largest_mse_before"}
-    unused |= {"compressed_percent"}  # there is no label
-    assert found["thresholds"] == {name: limit for name, limit in THRESHOLDS.items() if name not in unused}
+    # There is no label.
+    limits = THRESHOLDS | {"compressed_percent": THRESHOLDS["compressed_percent_unlabeled"]}
+    unused |= {"compressed_percent_unlabeled"}
+    assert found["thresholds"] == {name: limit for name, limit in limits.items() if name not in unused}
 
 
 def test_the_phantoms_exact_motion_earns_no_sentence() -> None:

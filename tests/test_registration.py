@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_nifti
+from phantom_cases import PHANTOM, T, Z, prepare
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scripts.cines import CineRegistration
 from scripts.errors import InputError
 from scripts.fields import balance_inverse, invert
 from scripts.frames import LoadCase
 from scripts.registration import AssembleRegistration, invert_stacks
-from test_frames import PHANTOM, T, Z, prepare, prepare_cine, write_cine, write_pair
 
 LPS = np.diag([-1.0, -1.0, 1.0])
 
@@ -27,21 +27,6 @@ def assemble(item: Mapping, fields: np.ndarray, **options: object) -> CineRegist
     fastest."""
     pred = np.moveaxis(fields, 0, -1).reshape(*fields.shape[1:4], -1)
     return AssembleRegistration(**options)({**item, "pred": torch.from_numpy(pred).float()})["registration"]
-
-
-@pytest.fixture(scope="module")
-def cine_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cine(tmp_path_factory.mktemp("cine"))
-
-
-@pytest.fixture(scope="module")
-def item(cine_path: Path) -> dict:
-    return prepare_cine(cine_path)
-
-
-@pytest.fixture
-def pair_paths(tmp_path: Path) -> dict[str, str]:
-    return write_pair(tmp_path)
 
 
 @pytest.fixture(scope="module")

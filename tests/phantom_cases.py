@@ -1,0 +1,50 @@
+"""A phantom as the cases that inference is asked to register, for conftest.py, test_frames.py and test_registration.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from monai.data import DataLoader, Dataset, decollate_batch
+from monai.transforms import Compose, CopyItemsd
+from scripts.cases import find_cases
+from scripts.frames import LoadCase, PairFrames
+from scripts.phantom import Phantom
+from scripts.phantom import write_nifti as write_phantom
+from scripts.transforms import ScaleSlicesd
+
+PHANTOM = Phantom.random((0, 1), size=(48, 44), slices=3, frames=5)
+T, Z = 5, 3
+
+
+def prepare(item: Mapping, resample_moving: bool = False) -> dict:
+    """What the network is handed of a case, as the workflow makes it."""
+    names = ["moving", "fixed"]
+    copies = CopyItemsd(names, names=["moving_image", "fixed_image"])
+    transforms = Compose([LoadCase(resample_moving), copies, ScaleSlicesd(names), PairFrames()])
+    (batch,) = DataLoader(Dataset([dict(item)], transforms), batch_size=1)
+    return decollate_batch(batch)[0]
+
+
+def write_cine(folder: Path) -> Path:
+    """The phantom as a cine, its first frame's label beside it."""
+    path = folder / "heart_4d.nii.gz"
+    cine = np.stack([PHANTOM.image(t).round() for t in range(1, T + 1)], axis=-1).astype(np.int16)
+    write_phantom(path, cine, PHANTOM)
+    write_phantom(path.with_name("label.nii.gz"), PHANTOM.label(1), PHANTOM)
+    return path
+
+
+def prepare_cine(path: Path) -> dict:
+    label = path.with_name("label.nii.gz")
+    return prepare(find_cases(cine=str(path), reference_frame=1, reference_label=str(label))[0])
+
+
+def write_pair(folder: Path) -> dict[str, str]:
+    """The phantom's third and first frame, and the label of the third."""
+    paths = {}
+    for name, array in (("moving", PHANTOM.image(3)), ("fixed", PHANTOM.image(1)), ("moving_label", PHANTOM.label(3))):
+        paths[name] = str(folder / f"{name}.nii.gz")
+        write_phantom(Path(paths[name]), array.astype(np.float32), PHANTOM)
+    return paths
