@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isnan
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,6 +40,10 @@ from benchmarks.options import positive
 from benchmarks.rows import prints
 from benchmarks.step import processor
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
 FIGURES = ("dice", "folding_percent", "hd95_voxel", "mse")
 FOLDABLE = {
     "integration": None,
@@ -52,6 +57,10 @@ MOMENTA = (0.9, 0.95)
 WEIGHTS = (0.01, 0.1, 0.0, 0.03, 0.001, 0.003)
 CROWDED = 76.0
 """Dice in percent above which most points lie; the figure shows them in an inset, too."""
+COLORS = dict(zip(RATES, ("tab:blue", "tab:green", "tab:red")))
+MARKERS = dict(zip(BATCHES, "os"))
+MOMENTUM_MARKERS = dict(zip(MOMENTA, "PX"))
+GRAY, PURPLE = "0.6", "tab:purple"
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,22 @@ def collect(results: Sequence[dict], output_dir: Path) -> None:
         write_csv(output_dir / "sensitivity.csv", rows)
 
 
+# --- the figure
+
+
+@dataclass
+class Panels:
+    """Both halves of the figure, each with an inset of where most runs lie, and what they show."""
+
+    surgery: tuple[Axes, Axes]
+    sums: tuple[Axes, Axes]
+    by_run: dict[Run, dict]
+
+    def point(self, run: Run, kind: str = "mean") -> tuple[float, float]:
+        """Folding and Dice of a run's running mean of the weights, or of its last ones."""
+        return self.by_run[run][kind]["folding_percent"], self.by_run[run][kind]["dice"]
+
+
 def draw(results: Sequence[dict], path: Path) -> None:
     """Dice against folding: surgery over rate, batch and averaging, beside the curve of the weighted sums.
 
@@ -163,85 +188,18 @@ def draw(results: Sequence[dict], path: Path) -> None:
         path: PNG to write.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     figure = Figure(figsize=(11.5, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    crowd, left_crowd = right.inset_axes([0.49, 0.1, 0.49, 0.6]), left.inset_axes([0.4, 0.06, 0.58, 0.3])
-    by_run = {Run(**result["run"]): result for result in results}
-    point = lambda run, kind="mean": (by_run[run][kind]["folding_percent"], by_run[run][kind]["dice"])
-    label = lambda axes, text, at, offset, **style: axes.annotate(
-        text, at, xytext=offset, textcoords="offset points", fontsize=9, annotation_clip=True, **style
-    )
-    sums = sorted((run for run in by_run if run == Run("weighted_sum", run.weight)), key=lambda run: run.weight)
-    for axes in (left, left_crowd, right, crowd):
-        axes.plot(*zip(*map(point, sums)), color="0.6", marker="o", markersize=5, zorder=1, label="weighted sum over λ")
-    for run in sums:
-        label(crowd, f"λ {run.weight:g}", point(run), (6, -11), color="0.35")
-        if run.weight == max(WEIGHTS):
-            label(right, f"λ {run.weight:g}", point(run), (-8, -3), color="0.35", ha="right")
-    colors = dict(zip(RATES, ("tab:blue", "tab:green", "tab:red")))
-    markers = dict(zip(BATCHES, ("o", "s")))
-    surgery = [run for run in by_run if run.strategy == "projection" and run.seed == 0 and not run.momentum]
-    for run in surgery:
-        style = {
-            "color": colors[run.learning_rate],
-            "marker": markers[run.batch_size],
-            "markersize": 9,
-            "linestyle": "none",
-        }
-        (x, y), (x0, y0) = point(run), point(run, "last")
-        for axes in (left, left_crowd):
-            axes.plot([x0, x], [y0, y], color=style["color"], linewidth=0.8, alpha=0.6, zorder=2)
-            axes.plot(x0, y0, **style, markerfacecolor="white", zorder=3)
-            axes.plot(x, y, **style, zorder=4)
-    if Run() in by_run:
-        for axes in (left, left_crowd, right, crowd):
-            axes.plot(*point(Run()), marker="o", markersize=17, color="none", markeredgecolor="black", zorder=5)
-        for axes in (right, crowd):
-            axes.plot(*point(Run()), marker="o", markersize=9, color=colors[1e-3], zorder=4)
-        label(right, "projection (GSMorph)", point(Run()), (-14, 2), ha="right")
-    for run, name, marker, height in (
-        (Run("pcgrad_symmetric"), "PCGrad, UPGrad", "^", 4),
-        (Run("config"), "ConFIG", "v", -10),
-    ):
-        if run in by_run:
-            right.plot(*point(run), marker=marker, markersize=9, color="tab:purple", zorder=4, clip_on=False)
-            label(right, name, point(run), (9, height))
-    for run in by_run:
-        first = replace(run, seed=0)
-        if run.seed and first in by_run:
-            color = colors[1e-3] if run.strategy == "projection" else "0.6"
-            crowd.plot(*zip(point(first), point(run)), color=color, linestyle=":", zorder=2)
-            crowd.plot(*point(run), marker="x", markersize=8, color=color, zorder=3)
-            label(crowd, f"seed {run.seed}", point(run), (-14, -15), color="0.35")
-    for run in (Run("weighted_sum", 0.01, rate) for rate in RATES if rate != 1e-3):
-        if run in by_run and Run("weighted_sum", 0.01) in by_run:
-            crowd.plot(
-                *zip(point(Run("weighted_sum", 0.01)), point(run)),
-                color=colors[run.learning_rate],
-                linewidth=0.8,
-                zorder=2,
-            )
-            crowd.plot(*point(run), marker="o", markersize=6, color=colors[run.learning_rate], zorder=3)
-    averaged = {
-        run: marker for run, marker in zip((Run(momentum=momentum) for momentum in MOMENTA), "PX") if run in by_run
-    }
-    for run, marker in averaged.items():
-        for axes in (left, left_crowd):
-            axes.plot(*point(run), marker=marker, markersize=8, color="tab:purple", zorder=4)
-    for axes, inset, kinds in ((left, left_crowd, ("mean", "last")), (right, crowd, ("mean",))):
-        runs = [
-            run for run in by_run if (run.strategy == "projection" if axes is left else run.batch_size == BATCHES[0])
-        ]
-        near = [at for run in runs for kind in kinds if (at := point(run, kind))[1] > CROWDED]
-        if near:
-            (x0, y0), (x1, y1) = np.min(near, axis=0), np.max(near, axis=0)
-            inset.set_xlim(max(x0 - 0.2, 0), x1 + 0.2)
-            inset.set_ylim(y0 - 0.9, y1 + 0.9)
-            axes.indicate_inset_zoom(inset)
-        inset.tick_params(labelsize=8)
-        inset.grid(alpha=0.3)
+    insets = left.inset_axes([0.4, 0.06, 0.58, 0.3]), right.inset_axes([0.49, 0.1, 0.49, 0.6])
+    panels = Panels((left, insets[0]), (right, insets[1]), {Run(**result["run"]): result for result in results})
+    draw_sums(panels)
+    draw_surgery(panels)
+    draw_defaults(panels)
+    draw_rivals(panels)
+    draw_repetitions(panels)
+    enlarge(panels, panels.surgery, [run for run in panels.by_run if run.strategy == "projection"], ("mean", "last"))
+    enlarge(panels, panels.sums, [run for run in panels.by_run if run.batch_size == BATCHES[0]], ("mean",))
     left.set_title("surgery over rate, batch and averaging")
     right.set_title("weighted sums over λ, and other strategies without λ")
     left.set_ylabel("Dice, % (val)")
@@ -250,28 +208,119 @@ def draw(results: Sequence[dict], path: Path) -> None:
         axes.set_xlabel("folding, % of pixels (0.01 and below linear)")
         axes.grid(alpha=0.3)
     # Room for the names of the points.
-    left.set_xlim(0, 5 * max(x for run in by_run for x, _ in (point(run), point(run, "last"))) + 1e-3)
+    widest = max(panels.point(run, kind)[0] for run in panels.by_run for kind in ("mean", "last"))
+    left.set_xlim(0, 5 * widest + 1e-3)
+    figure.legend(handles=legend(panels), fontsize=9, loc="outside lower center", ncols=5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def annotate(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
+    """Name a point; a name outside the axes is left out."""
+    axes.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=9, annotation_clip=True, **style)
+
+
+def draw_sums(panels: Panels) -> None:
+    """The curve of the weighted sums over λ, everywhere; each λ is named in the inset beside it."""
+    sums = sorted((run for run in panels.by_run if run == Run("weighted_sum", run.weight)), key=lambda run: run.weight)
+    for axes in (*panels.surgery, *panels.sums):
+        axes.plot(*zip(*map(panels.point, sums)), color=GRAY, marker="o", markersize=5, zorder=1)
+    for run in sums:
+        annotate(panels.sums[1], f"λ {run.weight:g}", panels.point(run), (6, -11), color="0.35")
+        if run.weight == max(WEIGHTS):
+            annotate(panels.sums[0], f"λ {run.weight:g}", panels.point(run), (-8, -3), color="0.35", ha="right")
+
+
+def draw_surgery(panels: Panels) -> None:
+    """Surgery over rate and batch, of the running mean (filled) and of the last weights, and with momentum."""
+    for run in filter(plain_surgery, panels.by_run):
+        style = {"color": COLORS[run.learning_rate], "marker": MARKERS[run.batch_size], "markersize": 9}
+        (x, y), (x0, y0) = panels.point(run), panels.point(run, "last")
+        for axes in panels.surgery:
+            axes.plot([x0, x], [y0, y], color=style["color"], linewidth=0.8, alpha=0.6, zorder=2)
+            axes.plot(x0, y0, **style, markerfacecolor="white", zorder=3)
+            axes.plot(x, y, **style, zorder=4)
+    for momentum, marker in MOMENTUM_MARKERS.items():
+        if (run := Run(momentum=momentum)) in panels.by_run:
+            for axes in panels.surgery:
+                axes.plot(*panels.point(run), marker=marker, markersize=8, color=PURPLE, zorder=4)
+
+
+def plain_surgery(run: Run) -> bool:
+    """Whether a run differs from the defaults in rate and batch alone."""
+    return run == Run(learning_rate=run.learning_rate, batch_size=run.batch_size)
+
+
+def draw_defaults(panels: Panels) -> None:
+    """The run that train.yaml gives, ringed everywhere."""
+    if Run() not in panels.by_run:
+        return
+    for axes in (*panels.surgery, *panels.sums):
+        axes.plot(*panels.point(Run()), marker="o", markersize=17, color="none", markeredgecolor="black", zorder=5)
+    for axes in panels.sums:
+        axes.plot(*panels.point(Run()), marker="o", markersize=9, color=COLORS[1e-3], zorder=4)
+    annotate(panels.sums[0], "projection (GSMorph)", panels.point(Run()), (-14, 2), ha="right")
+
+
+def draw_rivals(panels: Panels) -> None:
+    """The other strategies that have no λ."""
+    axes = panels.sums[0]
+    for strategy, name, marker, height in (
+        ("pcgrad_symmetric", "PCGrad, UPGrad", "^", 4),
+        ("config", "ConFIG", "v", -10),
+    ):
+        if (run := Run(strategy)) in panels.by_run:
+            axes.plot(*panels.point(run), marker=marker, markersize=9, color=PURPLE, zorder=4, clip_on=False)
+            annotate(axes, name, panels.point(run), (9, height))
+
+
+def draw_repetitions(panels: Panels) -> None:
+    """In the sums' inset: other seeds, and the sum of the most runs at other rates, each joined to its first run."""
+    axes, center = panels.sums[1], Run("weighted_sum", 0.01)
+    for run in panels.by_run:
+        first = replace(run, seed=0)
+        if run.seed and first in panels.by_run:
+            color = COLORS[1e-3] if run.strategy == "projection" else GRAY
+            axes.plot(*zip(panels.point(first), panels.point(run)), color=color, linestyle=":", zorder=2)
+            axes.plot(*panels.point(run), marker="x", markersize=8, color=color, zorder=3)
+            annotate(axes, f"seed {run.seed}", panels.point(run), (-14, -15), color="0.35")
+        elif run != center and run == replace(center, learning_rate=run.learning_rate) and center in panels.by_run:
+            color = COLORS[run.learning_rate]
+            axes.plot(*zip(panels.point(center), panels.point(run)), color=color, linewidth=0.8, zorder=2)
+            axes.plot(*panels.point(run), marker="o", markersize=6, color=color, zorder=3)
+
+
+def enlarge(panels: Panels, half: tuple[Axes, Axes], runs: Sequence[Run], kinds: Sequence[str]) -> None:
+    """Set a half's inset to where most of these runs lie."""
+    axes, inset = half
+    near = [at for run in runs for kind in kinds if (at := panels.point(run, kind))[1] > CROWDED]
+    if near:
+        (x0, y0), (x1, y1) = np.min(near, axis=0), np.max(near, axis=0)
+        inset.set_xlim(max(x0 - 0.2, 0), x1 + 0.2)
+        inset.set_ylim(y0 - 0.9, y1 + 0.9)
+        axes.indicate_inset_zoom(inset)
+    inset.tick_params(labelsize=8)
+    inset.grid(alpha=0.3)
+
+
+def legend(panels: Panels) -> list[Line2D]:
+    """A line for each rate, batch, momentum and kind of weights that is drawn."""
+    from matplotlib.lines import Line2D
+
+    surgery = [run for run in panels.by_run if plain_surgery(run)]
+    rates, batches = ({getattr(run, key) for run in surgery} for key in ("learning_rate", "batch_size"))
+    momenta = [momentum for momentum in MOMENTUM_MARKERS if Run(momentum=momentum) in panels.by_run]
     handle = lambda label, **style: Line2D([], [], linestyle="none", markersize=8, label=label, **style)
-    rates_drawn, batches_drawn = ({getattr(run, key) for run in surgery} for key in ("learning_rate", "batch_size"))
-    legend = [
-        handle(f"rate {rate:g}", color=color, marker="D") for rate, color in colors.items() if rate in rates_drawn
-    ]
-    legend += [
-        handle(f"batch {batch}", color="0.3", marker=marker)
-        for batch, marker in markers.items()
-        if batch in batches_drawn
-    ]
-    legend += [
+    return [
+        *(handle(f"rate {rate:g}", color=color, marker="D") for rate, color in COLORS.items() if rate in rates),
+        *(handle(f"batch {n}", color="0.3", marker=marker) for n, marker in MARKERS.items() if n in batches),
         handle("running mean of the weights", color="0.3", marker="D"),
         handle("last weights", color="0.3", marker="D", markerfacecolor="white"),
         handle("defaults", color="none", markeredgecolor="black", marker="o"),
-        *(handle(f"momentum {run.momentum:g}", color="tab:purple", marker=marker) for run, marker in averaged.items()),
-        handle("another seed", color="0.6", marker="x"),
-        Line2D([], [], color="0.6", marker="o", label="weighted sum over λ"),
+        *(handle(f"momentum {n:g}", color=PURPLE, marker=MOMENTUM_MARKERS[n]) for n in momenta),
+        handle("another seed", color=GRAY, marker="x"),
+        Line2D([], [], color=GRAY, marker="o", label="weighted sum over λ"),
     ]
-    figure.legend(handles=legend, fontsize=9, loc="outside lower center", ncols=5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict]:
