@@ -55,6 +55,12 @@ def apply_field(
         raise InputError(
             f"{folder}: holds the results of a registration, which would be mixed with others; give another --output_dir."
         )
+    others = [name for name, wanted in (*((n, p) for n, (p, _) in given.items()), ("points.csv", points)) if not wanted]
+    if stale := [name for name in others if (folder / name).is_file()]:
+        raise InputError(
+            f"{folder}: holds {stale[0]} of an earlier call, which may be of another field; give all that is to be moved in "
+            "one call, or another --output_dir."
+        )
     voxels, affine = read_field(field)
     outputs = {}
     for name, (path, is_label) in given.items():

@@ -14,6 +14,8 @@ Array = NDArray[np.floating]
 
 LABELS = {"rv": 1, "myo": 2, "lv": 3}
 """Values in a label map: right ventricle, left ventricular myocardium and cavity, as in ACDC."""
+ESTIMATED = "the frame with the largest estimated cavity: the most bright voxels in the beating region"
+"""Basis of a reference frame that `largest_cavity` chose."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,15 @@ def largest_cavity(image: Array) -> int:
         image: (X, Y, Z, T). The beating region is where intensities vary most over time; bright is above Otsu's
             threshold in it.
     """
-    smooth = gaussian_filter(np.asarray(image, dtype=np.float64), (1.5, 1.5, 0, 0))
+    smooth = smooth_slices(image)
     spread = gaussian_filter(smooth.std(axis=-1), (3, 3, 0))
-    beating = spread > 0.5 * spread.max(axis=(0, 1), keepdims=True)
-    values = smooth[beating]
+    values = smooth[spread > 0.5 * spread.max(axis=(0, 1), keepdims=True)]
     return int((values > otsu_threshold(values)).sum(axis=0).argmax()) + 1
+
+
+def smooth_slices(image: Array) -> Array:
+    """(X, Y, Z, T) under a small Gaussian in each slice."""
+    return gaussian_filter(np.asarray(image, dtype=np.float64), (1.5, 1.5, 0, 0))
 
 
 def otsu_threshold(values: Array) -> float:

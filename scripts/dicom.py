@@ -37,6 +37,8 @@ LATE = 0.5
 TIME_TAGS = ("TriggerTime", "NominalCardiacTriggerDelayTime", "ActualCardiacTriggerDelayTime")
 """Milliseconds after the trigger; the first that all files of a stack have orders its phases. Instance numbers are no
 substitute: some exports count them through the slices, some through the phases, some at random."""
+FRAME_CONTENT_TAGS = ("StackID", "DimensionIndexValues")
+"""What an image of an Enhanced file has, and a classic file that was converted from one: such need no TriggerTime."""
 GEOMETRY_TAGS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 """What every image must have, and how many numbers each is."""
 GAP_TAGS = ("SpacingBetweenSlices", "SliceThickness")
@@ -58,7 +60,7 @@ HEADER_TAGS = (
     "NumberOfFrames",
     *FRAME_GROUPS,
 )
-HEADER_TAGS += (*VALUE_TAGS, *KIND_TAGS, *GEOMETRY_TAGS, *GAP_TAGS, *TIME_TAGS, *RESCALE_TAGS)
+HEADER_TAGS += (*VALUE_TAGS, *KIND_TAGS, *GEOMETRY_TAGS, *GAP_TAGS, *TIME_TAGS, *FRAME_CONTENT_TAGS, *RESCALE_TAGS)
 PIXEL_TAGS = ("Rows", "Columns", "NumberOfFrames", *VALUE_TAGS, "BitsAllocated", "HighBit", "PixelData")
 PIXEL_TAGS += ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
@@ -356,6 +358,9 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
         slope, intercept = -slope, slope * white + intercept
     values = {tag: header.get(tag) or () for tag in KIND_TAGS}
     values = {tag: {value} if isinstance(value, str) else set(value) for tag, value in values.items()}
+    times = {tag: float(value[0]) for tag in TIME_TAGS if (value := numbers(header, tag)) is not None}
+    if TIME_TAGS[0] not in times and frame is None and not any(tag in header for tag in FRAME_CONTENT_TAGS):
+        times = {}  # A classic file that lost its TriggerTime may have lost more.
     return Instance(
         path=path,
         label=label,
@@ -367,7 +372,7 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
         position=geometry["ImagePositionPatient"],
         gap=pitch or thickness,
         pitch=pitch if pitch and pitch >= (thickness or 0) else None,
-        times={tag: float(value[0]) for tag in TIME_TAGS if (value := numbers(header, tag)) is not None},
+        times=times,
         rescale=(slope, intercept),
         magnitude=not any(values[tag] & others for tag, others in KIND_TAGS.items()),
         frame_of_reference=str(header.get("FrameOfReferenceUID") or "") or None,

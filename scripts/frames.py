@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
-from scripts.cines import LABELS, largest_cavity
+from scripts.cines import ESTIMATED, LABELS, largest_cavity
 from scripts.errors import InputError
 from scripts.itk_fields import check_in_image, check_one_place, check_right_angles, read_points
 from scripts.readers import check_slices_last, read_cine, shape_of
@@ -59,9 +59,7 @@ class LoadCase(Transform):
         item = {**data, "reference_basis": data.get("reference_basis", "given")}
         if "reference" not in data:
             item["reference"] = largest_cavity(cine.image)
-            item["reference_basis"] = (
-                "the frame with the largest estimated cavity: the most bright voxels in the beating region"
-            )
+            item["reference_basis"] = ESTIMATED
         if not 1 <= item["reference"] <= cine.frames:
             given = f"{item['reference']} ({item['reference_basis']})"
             raise InputError(

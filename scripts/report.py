@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy import ndimage
 from scripts import function
-from scripts.cines import CineRegistration
+from scripts.cines import ESTIMATED, CineRegistration, smooth_slices
 from scripts.fields import jacobian_determinant
 from scripts.figures import color_wheel
 from scripts.files import write_text
+from scripts.orientation import as_displayed, edge_letters
 from scripts.strain import summarize_strain
 
 if TYPE_CHECKING:
@@ -52,14 +53,29 @@ NAMES = {
     "largest_displacement_mm": "Largest shift, mm",
     "mse_before": "Error before",
     "mse_after": "Error after",
+    "step_mm_mean": "Step from frame to frame (mean), mm",
+    "step_mm_max": "Step from frame to frame (largest), mm",
+    "temporal_roughness_mm": "Step out of line (mean), mm",
+    "jump_ratio": "Step out of line (largest), of the mean step",
+    "jump_frame": "Where that is, frame",
+    "closure_mm": "Step from the last frame to the first, mm",
+    "closure_ratio": "Step from the last frame to the first, of the largest",
+    "compressed_percent": "Compressed, %",
+    "compressed_determinant": "Called compressed: Jacobian determinant under",
+    "moved_mm": "Called still: largest shift under, mm",
+    "mse_after_to_before": "Error after, of the error before",
+    "mse_of_a_slice_to_median": "Error after in a slice, of the median slice",
+    "share_of_the_largest_mse_before": "Called alike from the start: error before, of the largest",
+    "unconverged_voxels_error": "Called not inverted: error over, voxels",
 }
 """Keys that do not explain themselves."""
 UNITS = {"ml": "mL", "g": "g", "percent": "%", "mm": "mm", "ms": "ms"}
-ACRONYMS = ("lv", "rv", "ed", "es", "mse")
+ACRONYMS = ("lv", "rv", "ed", "es", "mse", "edv", "esv", "sv", "ef")
 TILE = 320  # pixels, the side of a picture of the cine
 TILES = 165  # of that size in a page; more are smaller
 SHEET_TILE = 170  # pixels, the side of a picture where all slices are shown
-MARGIN = 12.0  # mm around the heart
+MARGIN = 12.0  # mm around a labeled heart
+HEART = 150.0  # mm, the side of what is shown without a label
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,7 @@ class View:
     """What is shown of a cine."""
 
     frame: int
-    """The one with the largest mean displacement, counted from 0."""
+    """End systole, or where there is none the frame with the largest mean displacement; counted from 0."""
     slices: list[tuple[int, str]]
     """Index and title, up to three."""
     box: tuple[slice, slice]
@@ -76,6 +92,8 @@ class View:
     """Of the crop, in mm."""
     window: tuple[float, float]
     """Intensities shown black and white."""
+    letters: tuple[str, str, str, str]
+    """Beyond the left, right, upper and lower edge, `orientation.edge_letters`."""
 
 
 def write_report(path: str | Path, registration: CineRegistration, parameters: Mapping[str, str]) -> Path:
@@ -101,7 +119,8 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
     """The page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    r, cine, view = registration, registration.cine, choose_view(registration)
+    r = as_displayed(registration)
+    cine, view = r.cine, choose_view(r)
     labeled, many = r.label is not None and bool(np.any(r.label)), cine.frames > 1
     volumes = function.volumes(r.labels, cine.spacing) if labeled and r.labels is not None and many else {}
     volumes = {name: volumes[name.lower()] for name in ("LV", "RV") if name.lower() in volumes}
@@ -114,6 +133,8 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
     return environment.get_template("report.html.jinja").render(
         cine=cine,
         registration=r,
+        oriented=any(view.letters),
+        estimated=r.reference_basis == ESTIMATED,
         verdict=r.quality.get("verdict") or [],
         trustworthy=r.quality.get("trustworthy"),
         **function_tables(r.function if labeled else {}, peaks),
@@ -146,17 +167,17 @@ def name_frame(registration: CineRegistration, frame: int) -> str:
 
 
 def choose_view(registration: CineRegistration) -> View:
-    """Frame, slices and crop: around the label in all frames, otherwise around the motion."""
+    """Frame, slices and crop: around the label in all frames, otherwise around what beats."""
     r, cine = registration, registration.cine
     spacing = cine.spacing[:2]
     length = np.stack([np.hypot(u[0] * spacing[0], u[1] * spacing[1]) for u in r.fields])
-    heart, named = r.label > 0 if r.label is not None else np.zeros(cine.image.shape[:3], bool), True
-    if heart.any():
-        heart = heart if r.labels is None else heart | (r.labels > 0).any(axis=-1)
+    named = r.label is not None and bool((r.label > 0).any())
+    if named:
+        heart = (r.label > 0) if r.labels is None else (r.label > 0) | (r.labels > 0).any(axis=-1)
     else:
-        largest, named = length.max(axis=0), False
-        heart = largest > 0.3 * largest.max()
-    z = np.flatnonzero(heart.any(axis=(0, 1))) if heart.any() else np.arange(heart.shape[2])
+        heart = np.zeros(cine.image.shape[:3], bool)
+        heart[beating_box(np.concatenate([cine.image, r.fixed[..., None]], axis=-1), spacing)] = True
+    z = np.flatnonzero(heart.any(axis=(0, 1)))
     picks = [int(z[i]) for i in sorted({int((2 * k + 1) * len(z) / 6) for k in range(3)})]
     area = heart.sum(axis=(0, 1))
     if area[picks[0]] < area[picks[-1]] and named:
@@ -165,18 +186,36 @@ def choose_view(registration: CineRegistration) -> View:
     bounds = []
     for axis, step in enumerate(spacing):
         inside = np.flatnonzero(heart.any(axis=(1 - axis, 2)))
-        first, last = (inside[0], inside[-1]) if len(inside) else (0, heart.shape[axis] - 1)
-        margin = math.ceil(MARGIN / step)
-        bounds.append(slice(int(max(first - margin, 0)), int(min(last + margin + 1, heart.shape[axis]))))
+        margin = math.ceil(MARGIN / step) if named else 0
+        bounds.append(slice(int(max(inside[0] - margin, 0)), int(min(inside[-1] + margin + 1, heart.shape[axis]))))
     box = (bounds[0], bounds[1])
     window = np.percentile(r.fixed[(*box, picks)], (0.5, 99.5))
+    most = int(length[(slice(None), *box)].mean(axis=(1, 2, 3)).argmax())
+    es = r.function.get("es_frame")
     return View(
-        frame=int(length[(slice(None), *box)].mean(axis=(1, 2, 3)).argmax()),
+        frame=most if es in (None, r.reference) else es - 1,
         slices=[(i, f"{place}slice {i + 1} of {heart.shape[2]}") for i, place in zip(picks, places)],
         box=box,
         extent=tuple((b.stop - b.start) * step for b, step in zip(box, spacing)),
         window=(float(window[0]), float(max(window[1], window[0] + 1e-6))),
+        letters=edge_letters(cine.affine),
     )
+
+
+def beating_box(image: NDArray, spacing: Sequence[float]) -> tuple[slice, slice]:
+    """A window of `HEART` mm, or what the image has of it, around what varies most over time in the mean of all slices.
+
+    Args:
+        image: (X, Y, Z, T).
+        spacing: pixel size in mm, (2,).
+    """
+    spread = ndimage.gaussian_filter(smooth_slices(image).std(axis=-1).mean(axis=-1), [MARGIN / s for s in spacing])
+    parts, count = ndimage.label(spread > 0.5 * spread.max())
+    # A heart is larger than a vessel or a bowel that varies as much.
+    largest = parts == 1 + np.bincount(parts.flat)[1:].argmax() if count else np.ones_like(parts)
+    center, halves = ndimage.center_of_mass(spread * largest + 1e-9), [HEART / s / 2 for s in spacing]
+    starts = [min(max(round(c - h), 0), max(n - round(2 * h), 0)) for c, h, n in zip(center, halves, parts.shape)]
+    return slice(starts[0], starts[0] + round(2 * halves[0])), slice(starts[1], starts[1] + round(2 * halves[1]))
 
 
 # --- the looping cine
@@ -204,7 +243,7 @@ def make_players(registration: CineRegistration, view: View) -> dict[str, Any]:
 
     def draw_stack(images: NDArray, labels: NDArray | None, z: int) -> list[str]:
         outlines = [None if labels is None else labels[(*view.box, z, t % labels.shape[-1])] for t in range(len(names))]
-        return [draw_tile(images[(*view.box, z, t)], outline, view, side) for t, outline in enumerate(outlines)]
+        return [draw_tile(images[(*view.box, z, t)], outline, view, side, True) for t, outline in enumerate(outlines)]
 
     players = {kind: [(title, draw_stack(*row, z)) for z, title in view.slices] for kind, row in rows.items()}
     pace = {"start": (r.reference or 1) - 1, "interval": 800 if r.reference is None else r.cine.frame_time or 60}
@@ -212,8 +251,8 @@ def make_players(registration: CineRegistration, view: View) -> dict[str, Any]:
 
 
 def make_sheet(registration: CineRegistration, view: View) -> list[tuple[str, list[str]]]:
-    """Every slice of the reference and of the frame that moves most, or of a pair's images, with outlines: titles and
-    pictures."""
+    """Every slice of the reference and of the frame that is shown beside it, or of a pair's images, with outlines:
+    titles and pictures."""
     r = registration
     if r.reference is None:
         rows = [("fixed image", r.fixed, r.labels, 0), ("moving image", r.cine.image[..., 0], r.label, None)]
@@ -231,13 +270,14 @@ def make_sheet(registration: CineRegistration, view: View) -> list[tuple[str, li
     return sheet
 
 
-def draw_tile(image: NDArray, label: NDArray | None, view: View, side: float = TILE) -> str:
-    """A cropped slice (X, Y), first axis to the right, with the outlines of its structures, as data URI.
+def draw_tile(image: NDArray, label: NDArray | None, view: View, side: float, letters: bool = False) -> str:
+    """A cropped slice (X, Y), first axis to the right, with the outlines of its structures and the letters of its
+    edges, as data URI.
 
     Its proportions are those in mm, its area that of a square whose side is given in pixels.
     """
     from contourpy import contour_generator
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     low, high = view.window
     gray = (255 * np.clip((image.T - low) / (high - low), 0, 1)).astype(np.uint8)
@@ -250,9 +290,16 @@ def draw_tile(image: NDArray, label: NDArray | None, view: View, side: float = T
             if not (label == values[0]).any():
                 continue
             # Smoothed a little: the steps between voxels are no anatomy.
-            mask = gaussian_filter(np.pad(np.isin(label.T, values), 1).astype(float), 0.7)
+            mask = ndimage.gaussian_filter(np.pad(np.isin(label.T, values), 1).astype(float), 0.7)
             for line in contour_generator(z=mask).lines(0.5):
                 draw.line([tuple(point) for point in (line - 0.5) * scale], fill=color, width=4, joint="curve")
+    if letters:
+        style = {"fill": "white", "stroke_fill": "black", "stroke_width": 2, "font": ImageFont.load_default(26)}
+        (width, height), near = tile.size, 6
+        places = {"lm": (near, height / 2), "rm": (width - near, height / 2)}
+        places |= {"mt": (width / 2, near), "mb": (width / 2, height - near)}
+        for (anchor, place), text in zip(places.items(), view.letters):
+            ImageDraw.Draw(tile).text(place, text, anchor=anchor, **style)
     buffer = io.BytesIO()
     tile.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=75, subsampling=0, optimize=True)
     return data_uri("jpeg", buffer)
@@ -296,7 +343,7 @@ def show(axis: Axes, picture: NDArray, view: View, **options: Any) -> Any:
 
 
 def draw_differences(registration: CineRegistration, view: View) -> Figure:
-    """Reference, the frame with the largest motion, and their difference before and after registration on one scale."""
+    """Reference, the frame shown beside it, and their difference before and after registration on one scale."""
     r, (x, y), picks = registration, view.box, [z for z, _ in view.slices]
     fixed, moving, moved = (image[x, y] for image in (r.fixed, r.cine.image[..., view.frame], r.moved[..., view.frame]))
     spread = float(np.percentile(np.abs(moving - fixed)[..., picks], 99.5)) or 1.0
@@ -317,8 +364,8 @@ def draw_differences(registration: CineRegistration, view: View) -> Figure:
 
 
 def draw_field(registration: CineRegistration, view: View) -> Figure:
-    """Deformed grid, displacement as colors, and the Jacobian determinant with folds marked, of the frame with the
-    largest motion."""
+    """Deformed grid, displacement as colors, and the Jacobian determinant with folds marked, of the frame shown beside
+    the reference."""
     r, picks = registration, [z for z, _ in view.slices]
     spacing = np.array(r.cine.spacing[:2])
     fields = r.fields[view.frame][..., picks]

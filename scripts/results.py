@@ -16,6 +16,7 @@ RESULTS = {
     "report.html",
     "moved.nii.gz",
     "fields",
+    "times.csv",
     "labels.nii.gz",
     "function.json",
     "volumes.csv",

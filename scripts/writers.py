@@ -24,10 +24,10 @@ from scripts.results import DONE, check_place, refused
 class WriteRegistration(Transform):
     """Writes the "registration" of a case to `<output_dir>/<case>/`, under another name until all is there.
 
-    A cine leaves `moved.nii.gz` (4-D), `fields/frame_NN.nii.gz` and `fields/frame_NN_inverse.nii.gz`, and with a label
-    `labels.nii.gz`, `function.json`, `volumes.csv` and `strain.csv`; a pair leaves `moved.nii.gz`, `field.nii.gz`,
-    `field_inverse.nii.gz` and `moved_label.nii.gz`. Both leave `quality.json`, `report.html` and, with landmarks,
-    `points.csv`.
+    A cine leaves `moved.nii.gz` (4-D), `fields/frame_NN.nii.gz` and `fields/frame_NN_inverse.nii.gz`, `times.csv`
+    where its times are known, and with a label `labels.nii.gz`, `function.json`, `volumes.csv` and `strain.csv`; a pair
+    leaves `moved.nii.gz`, `field.nii.gz`, `field_inverse.nii.gz` and `moved_label.nii.gz`. Both leave `quality.json`,
+    `report.html` and, with landmarks, `points.csv`.
 
     Args:
         output_dir: folder of the cases; None writes nothing.
@@ -93,6 +93,7 @@ def write_case(folder: Path, registration: CineRegistration) -> None:
         for t in range(cine.frames):
             write_field(folder / "fields" / f"frame_{t + 1:02d}.nii.gz", registration.fields[t], affine)
             write_field(folder / "fields" / f"frame_{t + 1:02d}_inverse.nii.gz", registration.inverses[t], affine)
+        write_csv(folder / "times.csv", time_rows(cine))
         if registration.labels is not None:
             write_nifti(folder / "labels.nii.gz", registration.labels, cine)
             if registration.function:
@@ -101,6 +102,20 @@ def write_case(folder: Path, registration: CineRegistration) -> None:
             write_csv(folder / "strain.csv", registration.strain)
     write_csv(folder / "points.csv", registration.points)
     write_json(folder / DONE, registration.quality)
+
+
+def time_rows(cine: Cine) -> list[dict]:
+    """Milliseconds after the trigger, a dict a slice and frame, both counted from 1; none where they are not known.
+
+    Slices are scanned in turn, so that those of one frame differ by some milliseconds.
+    """
+    if cine.times is None:
+        return []
+    return [
+        {"slice": z, "frame": t, "time_ms": float(time)}
+        for z, times in enumerate(cine.times, start=1)
+        for t, time in enumerate(times, start=1)
+    ]
 
 
 def write_nifti(path: Path, array: NDArray, cine: Cine) -> None:

@@ -202,3 +202,15 @@ def test_results_of_a_registration_are_not_mixed_with_others(files: dict[str, Pa
     with pytest.raises(InputError, match="case: holds the results of a registration, which would be mixed with others"):
         apply_field(files["field"], moving=files["moving"], output_dir=folder, resample_moving=True)
     assert [path.name for path in folder.iterdir()] == ["quality.json"]
+
+
+def test_what_an_earlier_call_left_is_not_mixed_with_others(files: dict[str, Path], tmp_path: Path) -> None:
+    apply_field(files["field"], moving=files["moving"], output_dir=tmp_path / "out", resample_moving=True)
+    apply_field(files["field"], moving=files["moving"], output_dir=tmp_path / "out", resample_moving=True)
+    with pytest.raises(
+        InputError, match=r"out: holds moved\.nii\.gz of an earlier call, which may be of another field"
+    ):
+        apply_field(
+            files["field"], moving_label=files["moving_label"], output_dir=tmp_path / "out", resample_moving=True
+        )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["moved.nii.gz"]

@@ -154,7 +154,7 @@ def frames(phantoms: Path, subject: str = "phantom001") -> dict[str, Path]:
 
 
 PAIR_FILES = {"moved.nii.gz", "field.nii.gz", "field_inverse.nii.gz", "quality.json", "report.html"}
-CINE_FILES = {"moved.nii.gz", "quality.json"} | {
+CINE_FILES = {"moved.nii.gz", "times.csv", "quality.json"} | {
     f"fields/frame_{t:02d}{end}.nii.gz" for t in range(1, 5) for end in ("", "_inverse")
 }
 LABEL_FILES = {"labels.nii.gz", "function.json", "volumes.csv", "strain.csv"}

@@ -251,8 +251,8 @@ def test_intensities_are_rescaled_file_by_file(tmp_path: Path) -> None:
 
 
 def test_trigger_delays_of_converted_multi_frame_files_are_times(tmp_path: Path) -> None:
-    stack = set_tags(make_stack(), lambda z, t: {"TriggerTime": None, "NominalCardiacTriggerDelayTime": 20.0 * t})
-    cine = read_dicom_cine(write(tmp_path, stack))
+    rule = lambda z, t: {"TriggerTime": None, "NominalCardiacTriggerDelayTime": 20.0 * t, "StackID": "1"}
+    cine = read_dicom_cine(write(tmp_path, set_tags(make_stack(), rule)))
     np.testing.assert_allclose(cine.times, [[0, 20, 40, 60]] * SLICES)
 
 
@@ -706,10 +706,14 @@ def test_shifts_below_half_a_pixel_leave_right_angles(tmp_path: Path) -> None:
             lambda z, t: {"TriggerTime": None} if (z, t) == (1, 2) else {},
             r"1 of them, such as IM\d+ \(series 0\), have no trigger",
         ),
+        (
+            lambda z, t: {"NominalCardiacTriggerDelayTime": 9.0 * t} | ({"TriggerTime": None} if z == t == 1 else {}),
+            r"1 of them, such as IM\d+ \(series 0\), have no trigger",
+        ),
         (lambda z, t: {"TriggerTime": 0.0}, "its trigger times do not differ"),
         (lambda z, t: {"TriggerTime": 0.0} if z == 2 else {}, "its trigger times do not differ"),
     ],
-    ids=["none", "one lacks it", "zeros", "zeros in a slice"],
+    ids=["none", "one lacks it", "one lost it", "zeros", "zeros in a slice"],
 )
 def test_stops_without_trigger_times(tmp_path: Path, rule: Callable[[int, int], dict], words: str) -> None:
     """Whatever else might tell the order of the phases."""

@@ -6,9 +6,11 @@ import base64
 import io
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -267,8 +269,8 @@ def test_pair_alternates_between_fixed_and_moved(registered: CineRegistration, t
 def test_outlines_lie_on_the_borders() -> None:
     label = np.zeros((20, 16), np.uint8)
     label[5:15, 4:10] = 3
-    view = report.View(0, [(0, "slice")], (slice(0, 20), slice(0, 16)), (40.0, 16.0), (0.0, 1.0))
-    uri = report.draw_tile(np.zeros((20, 16), np.float32), label, view)
+    view = report.View(0, [(0, "slice")], (slice(0, 20), slice(0, 16)), (40.0, 16.0), (0.0, 1.0), ("",) * 4)
+    uri = report.draw_tile(np.zeros((20, 16), np.float32), label, view, report.TILE)
     drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("L")).T > 60
     # First axis to the right, in proportions of mm, with the area of the square.
     assert drawn.shape[0] / drawn.shape[1] == pytest.approx(40 / 16, rel=0.01)
@@ -286,8 +288,8 @@ def test_outlines_have_the_colors_of_the_legend(present: tuple[int, ...]) -> Non
     for value, part in ((2, slice(3, 17)), (3, slice(6, 14)), (1, slice(9, 11))):
         if value in present:
             label[part, part] = value
-    view = report.View(0, [(0, "slice")], (slice(0, 20), slice(0, 20)), (20.0, 20.0), (0.0, 1.0))
-    uri = report.draw_tile(np.zeros((20, 20), np.float32), label, view)
+    view = report.View(0, [(0, "slice")], (slice(0, 20), slice(0, 20)), (20.0, 20.0), (0.0, 1.0), ("",) * 4)
+    uri = report.draw_tile(np.zeros((20, 20), np.float32), label, view, report.TILE)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"), int)
     for values, color in report.OUTLINES.values():
         wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
@@ -350,3 +352,57 @@ def test_a_large_cine_fits(frames: int, tmp_path: Path) -> None:
     path = write_report(tmp_path / "report.html", CineRegistration(cine, 1, "given", fields, fields, image), {})
     assert path.stat().st_size < 15e6
     assert len(Page(path).pictures()) == 2 * 3 * frames + 12 + 2
+
+
+def turn(registration: CineRegistration, orientation: list[list[int]], axes: np.ndarray) -> CineRegistration:
+    """The same slices on a grid whose axes point elsewhere in the body, and which are stored another way."""
+    affine = registration.cine.affine.copy()
+    affine[:3, :3] = axes * registration.cine.spacing
+    stored = lambda image: None if image is None else nib.apply_orientation(image, orientation)
+    field = lambda u: stored(u.transpose(2, 3, 4, 0, 1)[..., np.argsort([row[0] for row in orientation[:2]])])
+    back = lambda u: (field(u) * [row[1] for row in sorted(orientation[:2])]).transpose(3, 4, 0, 1, 2)
+    cine = replace(
+        registration.cine,
+        image=stored(registration.cine.image),
+        affine=affine @ nib.orientations.inv_ornt_aff(orientation, registration.cine.image.shape[:3]),
+    )
+    images = {name: stored(getattr(registration, name)) for name in ("moved", "label", "labels", "fixed")}
+    fields = {name: back(getattr(registration, name)) for name in ("fields", "inverses")}
+    return replace(registration, cine=cine, **images, **fields)
+
+
+def test_slices_stored_another_way_are_shown_alike(registered: CineRegistration) -> None:
+    """Letters stand at the edges, and each picture is the same to the bit."""
+    axes = np.linalg.qr([[-0.75, 0.1, 0.6], [-0.6, -0.5, -0.6], [0.28, -0.85, 0.4]])[0]
+    axes *= np.sign(np.diag(axes.T @ [[-0.75, 0.1, 0.6], [-0.6, -0.5, -0.6], [0.28, -0.85, 0.4]]))
+    plain = turn(registered, [[0, 1], [1, 1], [2, 1]], axes)
+    pages = [report.render_page(r, PARAMETERS) for r in (plain, turn(registered, [[1, -1], [0, 1], [2, 1]], axes))]
+    assert "the patient's left to the right" in pages[0]
+    assert re.findall(r"data:image/jpeg[^\"]+", pages[0]) == re.findall(r"data:image/jpeg[^\"]+", pages[1])
+    assert re.findall(r"data:image/jpeg[^\"]+", pages[0]) != re.findall(
+        r"data:image/jpeg[^\"]+", report.render_page(registered, PARAMETERS)
+    )
+
+
+def test_end_systole_is_shown_beside_the_reference(registered: CineRegistration) -> None:
+    view = report.choose_view(registered)
+    assert view.frame == registered.function["es_frame"] - 1
+    other = replace(registered, function={**registered.function, "es_frame": 2})
+    assert report.choose_view(other).frame == 1
+
+
+def test_an_estimated_reference_is_called_an_estimate(registered: CineRegistration) -> None:
+    words = "The reference, frame 1, is an estimate"
+    assert words not in report.render_page(registered, PARAMETERS)
+    assert words in report.render_page(replace(registered, reference_basis=report.ESTIMATED), PARAMETERS)
+
+
+def test_a_heart_in_a_corner_fills_the_view_without_a_label() -> None:
+    """A vessel that beats more, but is small, does not draw the view away."""
+    image = np.zeros((200, 180, 3, 6), np.float32)
+    for t in range(6):
+        image[130 - 2 * t : 170 + 2 * t, 120 - 2 * t : 160 + 2 * t, :, t] = 1.0
+        image[20:25, 20:25, :, t] = 4.0 * (t % 2)
+    x, y = report.beating_box(image, (1.5, 1.5))
+    assert (x.stop - x.start, y.stop - y.start) == (100, 100)
+    assert x.start <= 120 and x.stop >= 180 and y.start <= 110 and y.stop >= 170

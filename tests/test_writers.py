@@ -26,7 +26,7 @@ from scripts.writers import WriteRegistration, write_nifti
 
 PHANTOM = Phantom.random((0, 1), size=(24, 22), slices=2, frames=3)
 TIMES = np.array([[10.0, 50, 100], [20, 55, 120]])
-CINE_FILES = {"moved.nii.gz", "quality.json"} | {
+CINE_FILES = {"moved.nii.gz", "times.csv", "quality.json"} | {
     f"fields/frame_{t:02d}{end}.nii.gz" for t in (1, 2, 3) for end in ("", "_inverse")
 }
 LABEL_FILES = {"labels.nii.gz", "function.json", "volumes.csv", "strain.csv"}
@@ -248,3 +248,15 @@ def test_no_output_folder_writes_nothing(
 def test_a_stack_is_written_in_mm_without_time(cine: CineRegistration, tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz", np.ones((24, 22, 2), np.uint8), cine.cine)
     assert nib.load(tmp_path / "a.nii.gz").header.get_xyzt_units() == ("mm", "unknown")
+
+
+def test_the_times_of_slices_and_frames_are_kept(tmp_path: Path) -> None:
+    WriteRegistration(tmp_path, report=False)({"registration": register(label=False)})
+    with (tmp_path / "heart" / "times.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["slice", "frame", "time_ms"]
+    assert {(int(row["slice"]), int(row["frame"])): float(row["time_ms"]) for row in rows} == {
+        (z + 1, t + 1): time for (z, t), time in np.ndenumerate(TIMES)
+    }
+    WriteRegistration(tmp_path, report=False)({"registration": register(label=False, times=None)})
+    assert not (tmp_path / "heart" / "times.csv").exists()
