@@ -405,4 +405,5 @@ def test_a_heart_in_a_corner_fills_the_view_without_a_label() -> None:
         image[20:25, 20:25, :, t] = 4.0 * (t % 2)
     x, y = report.beating_box(image, (1.5, 1.5))
     assert (x.stop - x.start, y.stop - y.start) == (100, 100)
-    assert x.start <= 120 and x.stop >= 180 and y.start <= 110 and y.stop >= 170
+    assert x.start <= 120 < 180 <= x.stop
+    assert y.start <= 110 < 170 <= y.stop
