@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
-from scripts.devices import check_device
+from scripts.devices import check_bf16, check_device
 from scripts.errors import InputError, one_line
 from scripts.files import write_json
 from scripts.handlers import GradientSurgeryHandler
@@ -323,12 +323,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
     skipped = {}
     for name in options.variants:
         try:
+            check_bf16(options.device, name == "bf16")
             steps |= {f"{kind}, {name}": new(kind == "surgery", **FORMATS[name]) for kind in ("plain", "surgery")}
         except Exception as failure:
-            if name != "compile":
+            if name not in ("compile", "bf16"):
                 raise
             skipped[name] = str(failure).strip().splitlines()[0]
-            print(f"compile: skipped, {skipped[name]}")
+            print(f"{name}: skipped, {skipped[name]}")
     if options.reference:
         steps[REFERENCE] = make_reference_step(options.reference, pair)
     time_rounds(steps, 2, options.device)

@@ -104,7 +104,6 @@ def estimate_hours(study: Study, names: Sequence[str]) -> dict[str, float]:
         if ROWS[name].kind == "classical" and not (folder / "choice.json").is_file():
             pair = torch.as_tensor(next(study.cases("val"))["pair"])[..., :1]
             register = classical_method(study, name, SEARCHED[name][-1], None)
-            register(pair)  # ITK's first call takes longer
             _, seconds = register(pair)
             hours[name] = seconds * (slices["val"] * len(SEARCHED[name]) + slices["test"]) / 3600
         elif ROWS[name].kind == "learned" and not ROWS[name].trained_as:

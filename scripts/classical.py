@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,8 +118,16 @@ METHODS: dict[str, Callable[..., Array]] = {
 }
 
 
+@cache
+def warm_up(name: str) -> None:
+    """A method's first call in a process loads its templates, for twenty seconds and more."""
+    METHODS[name](*np.random.default_rng(0).random((2, 32, 32), dtype=np.float32), iterations=1)
+
+
 def register(name: str, parameters: dict, pair: Array) -> tuple[Array, float]:
-    """The field (2, X, Y) of a pair of slices (2, X, Y) by one of `METHODS`, and the CPU seconds it took."""
+    """The field (2, X, Y) of a pair of slices (2, X, Y) by one of `METHODS`, and the CPU seconds it took,
+    without the first call's of a process."""
+    warm_up(name)
     start = time.process_time()
     field = METHODS[name](*pair, **parameters)
     return field, time.process_time() - start

@@ -136,14 +136,16 @@ def settings_kept() -> Iterator[None]:
             torch.cuda.set_device(device)
 
 
-def check_switches(device: str | torch.device, amp: bool = False, graph: bool = False, compile: bool = False) -> None:
+def check_switches(
+    device: str | torch.device, amp: bool = False, graph: bool = False, compile: bool = False, tf32: bool = False
+) -> None:
     """Stop where a switch of speed could do nothing on this device, or not what it says.
 
     Raises:
         InputError: naming the switch and the cure.
     """
     on_cuda = torch.device(device).type == "cuda"
-    for name, given in (("amp", amp), ("graph", graph)):
+    for name, given in (("amp", amp), ("graph", graph), ("tf32", tf32)):
         if given and not on_cuda:
             raise InputError(
                 f"--{name} True: needs a CUDA device, not {device}; leave it out, or give --device cuda:0."

@@ -27,6 +27,18 @@ def unwrap(network: nn.Module) -> nn.Module:
     return getattr(network, "_orig_mod", network)
 
 
+def prepare_to_compile(network: nn.Module) -> None:
+    """Make what `torch.compile` wraps fit for two gradients of one forward pass: both are wrong, or an error, without.
+
+    Activations in place lose gradients on a CPU (inductor, torch 2.13), and a graph whose buffers the first gradient
+    gives away has none for the second.
+    """
+    for module in network.modules():
+        if isinstance(getattr(module, "inplace", None), bool):
+            module.inplace = False
+    torch._functorch.config.donated_buffer = False
+
+
 class GradientSurgeryHandler:
     """Settles the gradients of similarity and smoothness in MONAI's `SupervisedTrainer`, before the optimizer steps.
 
@@ -118,7 +130,7 @@ class GradientSurgeryHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.report)
 
     def check(self, engine: Engine) -> None:
-        """Refuse a trainer whose gradients could not be right."""
+        """Refuse a trainer whose gradients could not be right, and see to those of a compiled one."""
         # MONAI attaches handlers before its trainer has a network: hence once more on STARTED.
         for network in (unwrap(self.network), unwrap(getattr(engine, "network", self.network))):
             if getattr(network, "static_graph", False):
@@ -133,6 +145,8 @@ class GradientSurgeryHandler:
                     "GradientSurgeryHandler needs whole gradient tensors: use DistributedDataParallel, not sharding."
                 )
 
+        if hasattr(getattr(engine, "network", None), "_orig_mod"):
+            prepare_to_compile(engine.network)
         if self.momentum and engine.amp and engine.scaler is not None and engine.scaler.is_enabled():
             raise InputError(
                 "GradientSurgeryHandler with momentum cannot average gradients whose scale a GradScaler changes; use fp32 or bf16."

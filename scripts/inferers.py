@@ -38,7 +38,7 @@ class FieldInferer(Inferer):
             whole slice.
         integration: `fields.Integration` (or MONAI's `DVF2DDF`) for a stationary velocity field, None for a
             displacement.
-        bf16: whether the network's convolutions run in bfloat16 (autocast), the last of which smooths the velocity;
+        bf16: whether the network's convolutions run in bfloat16 (autocast), among them those that smooth;
             coordinates and integration never do.
         both_ways: whether to append, for a batch of slices, the fields of the way back, fixed to moving: those of the
             negative velocity.

@@ -274,7 +274,8 @@ class PyramidNetwork(nn.Module):
             takes all.
         integration_steps: squarings of the velocity before it warps features inside the network; 0 warps by the
             velocity itself.
-        smoothing: standard deviation of a Gaussian over the velocity, in pixels of the finest level (half resolution).
+        smoothing: standard deviation of a Gaussian in pixels of the finest level (half resolution), over the velocity
+            that comes from the coarser levels and over each correction there, hence over the whole.
         flow_std: standard deviation of the initial weights that give the velocity; small, so that training starts near
             the identity.
         antisymmetric: whether each correction is half the difference of what the block says of both directions, so that
@@ -331,11 +332,15 @@ class PyramidNetwork(nn.Module):
                 moving, fixed = features, torch.cat([fixed, moving])
             share = estimator.share_of_fixed(fixed)
             grid = sampler_grid(velocity)
+            # At the finest level before a correction is judged by what is left, not after the last one.
+            finest = level == len(self.estimators) - 1
+            if finest:
+                velocity = self.smooth(velocity).to(pair.dtype)
             for _ in range(self.corrections):
                 there = torch.cat([velocity, -velocity]) if self.antisymmetric else velocity
                 points = grid + integrate_in_sampler(to_sampler(there), grid, self.integration_steps)
-                velocity = velocity + estimator(pull(moving, points), share, there, self.antisymmetric)
-        velocity = self.smooth(velocity)
+                correction = estimator(pull(moving, points), share, there, self.antisymmetric)
+                velocity = velocity + (self.smooth(correction) if finest else correction)
         return 2.0 * F.interpolate(velocity, size=pair.shape[2:], mode=self.mode, align_corners=False)
 
 

@@ -77,6 +77,19 @@ def test_wrong_surgery_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         step.main(TINY)
 
 
+def test_bf16_is_skipped_aloud_where_it_would_be_imitated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse(device: str, bf16: bool) -> None:
+        if bf16:
+            raise InputError("cpu has no bfloat16 arithmetic")
+
+    monkeypatch.setattr(step, "check_bf16", refuse)
+    result = step.main([*TINY, "--variants", "channels_last", "bf16"])
+    assert "bf16: skipped, cpu has no bfloat16 arithmetic" in capsys.readouterr().out
+    assert not [name for name in result["steps"] if "bf16" in name]
+
+
 @pytest.mark.parametrize("module", [step, training, inference, strain, sensitivity, table])
 def test_a_device_that_is_not_there_is_named_before_anything_runs(module: ModuleType, tmp_path: Path) -> None:
     words = {sensitivity: ["--dataset_dir", str(tmp_path)], table: ["--dataset_dir", str(tmp_path)]}.get(module, [])

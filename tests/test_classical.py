@@ -47,3 +47,18 @@ def test_a_missing_itk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "itk", None)
     with pytest.raises(InputError, match="itk: is not installed; pip install itk"):
         limit_itk_to_one_thread()
+
+
+def test_seconds_are_without_the_first_call_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, now = [], [0.0]
+
+    def slow_at_first(moving: np.ndarray, fixed: np.ndarray, **parameters: object) -> np.ndarray:
+        now[0] += 0.5 if calls else 30.0
+        calls.append(parameters)
+        return np.zeros((2, *moving.shape), np.float32)
+
+    monkeypatch.setitem(METHODS, "a new one", slow_at_first)
+    monkeypatch.setattr("scripts.classical.time.process_time", lambda: now[0])
+    _, seconds = register_slices("a new one", {"iterations": 9}, np.zeros((3, 2, 8, 8), np.float32))
+    assert seconds == 1.5
+    assert [call["iterations"] for call in calls] == [1, 9, 9, 9]

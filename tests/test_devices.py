@@ -45,6 +45,7 @@ def test_a_cuda_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) 
     [
         ("cpu", {"amp": True}, "--amp True: needs a CUDA device, not cpu; leave it out"),
         ("cpu", {"graph": True}, "--graph True: needs a CUDA device, not cpu; leave it out"),
+        ("cpu", {"tf32": True}, "--tf32 True: needs a CUDA device, not cpu; leave it out"),
         ("cuda:0", {"graph": True, "amp": True}, "a step with amp is not recorded; give one of --graph and --amp"),
         ("cuda:0", {"graph": True, "compile": True}, "a step with compile is not recorded"),
         ("cpu", {"compile": True}, "--compile True: there is no C++ compiler nothing"),
@@ -62,7 +63,7 @@ def test_switches_that_suit_the_device_pass(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CXX", "sh")
     check_switches("cpu")
     check_switches("cpu", compile=True)
-    check_switches("cuda:0", graph=True)
+    check_switches("cuda:0", graph=True, tf32=True)
     check_switches("cuda:0", amp=True, compile=True)
 
 

@@ -564,14 +564,22 @@ def test_parameters_reached_by_one_loss_only(surgery: dict) -> None:
     assert_close(found, by_hand)
 
 
-def test_compiled_network_equals_eager() -> None:
+@pytest.mark.parametrize(
+    "network",
+    [
+        RegistrationUNet(features=(2, 2), flow_std=0.2, norm="instance"),
+        # Three levels of the shipped network: with activations in place, the coarser two got no gradient.
+        PyramidNetwork(2, (4, 4, 4), 4, 1, ("group", {"num_groups": 2}), None, 0, 0.7, 0.2, False),
+    ],
+    ids=["unet", "pyramid"],
+)
+def test_compiled_network_equals_eager(network: nn.Module) -> None:
     torch_cpp = pytest.importorskip("torch._inductor.cpp_builder")
     try:
         torch_cpp.get_cpp_compiler()
     except Exception as error:
         pytest.skip(f"torch.compile finds no C++ compiler: {error}")
-    network = RegistrationUNet(features=(2, 2), flow_std=0.2, norm="instance").double()
-    pairs = make_pairs(1, (8, 8))
+    network, pairs = network.double(), make_pairs(1, (16, 16))
     by_hand = project(*both_gradients(network, [pairs]))
     compiled = copy.deepcopy(network)
     (found,), trainer = train(compiled, [pairs], compile=True)

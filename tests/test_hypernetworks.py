@@ -87,7 +87,7 @@ def test_trained_it_gives_smoother_fields_for_larger_weights(network: HyperNetwo
     network.weights = (1e-3, 1.0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     torch.manual_seed(0)
-    for _ in range(40):
+    for _ in range(80):
         optimizer.zero_grad()
         field = network(images)
         (similarity(field, images) + DrawnWeight(network, smoothness)(field)).backward()

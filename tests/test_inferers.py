@@ -146,7 +146,7 @@ def test_bfloat16_is_the_convolutions_alone() -> None:
     network = PyramidNetwork(features=(8, 8), hidden=8, flow_std=0.2).eval()
     seen: dict[str, torch.dtype] = {}
     network.encoders[0].register_forward_hook(lambda *call: seen.update(features=call[2].dtype))
-    network.smooth.register_forward_hook(lambda *call: seen.update(velocity=call[1][0].dtype))
+    network.register_forward_hook(lambda *call: seen.update(velocity=call[2].dtype))
     pair = torch.nn.functional.interpolate(torch.rand(2, 2, 6, 6), size=(32, 32), mode="bilinear")
     integration = Integration()
     with torch.inference_mode():
