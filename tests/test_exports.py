@@ -4,6 +4,7 @@ cannot."""
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import subprocess
@@ -104,9 +105,12 @@ def test_every_form_gives_the_same_field_in_any_size(
             torch.testing.assert_close(other(pair), expected, atol=1e-3, rtol=0)
 
 
-def test_the_workflow_writes_the_same_field(small: Path, exported: Path, phantoms: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", [{}, {"runtime": "onnxruntime"}], ids=["the fastest", "onnxruntime"])
+def test_the_workflow_writes_the_same_field(
+    runtime: dict[str, str], small: Path, exported: Path, phantoms: Path, tmp_path: Path
+) -> None:
     succeed(infer(small, phantoms, output_dir=tmp_path / "torch"))
-    succeed(infer(small, phantoms, ONNX, onnx=exported / "model.onnx", output_dir=tmp_path / "onnx"))
+    succeed(infer(small, phantoms, ONNX, onnx=exported / "model.onnx", output_dir=tmp_path / "onnx", **runtime))
     one, other = (nib.load(next((tmp_path / form).rglob("field.nii.gz"))) for form in ("torch", "onnx"))
     assert np.abs(one.get_fdata()).max() > 1
     np.testing.assert_allclose(other.get_fdata(), one.get_fdata(), atol=1e-3 * one.header.get_zooms()[0])
@@ -191,3 +195,13 @@ def test_openvino_tells_nobody(tmp_path: Path) -> None:
     code = "import sys; from scripts.exports import run_openvino\ntry: run_openvino('none.onnx', 1)\nexcept Exception: pass\n"
     code += "assert 'openvino' in sys.modules and sys.modules['openvino_telemetry'] is None"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(("there", "expected"), [(True, "openvino"), (False, "onnxruntime")])
+def test_the_faster_runtime_is_taken_where_it_is_installed(
+    there: bool, expected: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if there and name == "openvino" else None)
+    with caplog.at_level("INFO", logger="inference"):
+        assert exports.fastest_runtime() == expected
+    assert f"run by {expected}" in caplog.text
