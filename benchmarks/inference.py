@@ -26,12 +26,10 @@ twenty frames.
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +54,9 @@ from scripts.transforms import LoadCased, ScaleSlicesd, scale_slices
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.options import command, positive, shown, writable
-from benchmarks.step import processor, quartiles, time_rounds
+from benchmarks.options import positive, writable
+from benchmarks.setting import processor, setting
+from benchmarks.step import quartiles, time_rounds
 
 Method = Callable[[Tensor], Tensor]
 """Pairs (S, 2, X, Y) of moving and fixed slices -> fields (S, 2, X, Y) in pixels, channel i along array axis i, pull
@@ -344,14 +343,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
         print(
             f"a whole case of {size}, from file to files: {case['seconds']:.1f} s by the clock, {case['cpu_seconds']:.1f} s of CPU"
         )
+    others = [name for name in ("itk", "onnxruntime", "openvino") if name in sys.modules]
     result = {
-        "command": command("benchmarks.inference", sys.argv[1:] if argv is None else argv),
-        "options": shown(options),
+        **setting("benchmarks.inference", sys.argv[1:] if argv is None else argv, options, hardware, others),
         "data": source,
         "slices": len(pairs),
-        "hardware": hardware,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()}
-        | {name: version(name) for name in ("itk", "onnxruntime", "openvino") if name in sys.modules},
         "baseline": OURS,
         "not_timed": failed,
         "methods": table,

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import io
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks.options import writable
+from benchmarks.setting import processor, setting
 
 SCORED_MM = 192.0
 """Length of the square whose folding is scored: that of 128 pixels of 1.5 mm."""
@@ -149,7 +151,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
             f"{row['images']:<22}{'as shipped' if row['working_spacing'] else 'none':<18}{row['direction']:<12}{cells}"
         )
     if options.json:
-        write_json(options.json, {"split": options.split, "rows": rows})
+        words = sys.argv[1:] if argv is None else argv
+        write_json(
+            options.json, {**setting("benchmarks.scanners", words, options, processor(options.device)), "rows": rows}
+        )
     return rows
 
 

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from benchmarks.options import positive
 from benchmarks.rows import prints
-from benchmarks.step import processor
+from benchmarks.setting import processor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

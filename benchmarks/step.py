@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import platform
 import random
 import sys
 import time
@@ -35,7 +34,8 @@ from scripts.networks import PyramidNetwork, RegistrationUNet
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.options import command, positive, shown, writable
+from benchmarks.options import positive, writable
+from benchmarks.setting import processor, setting
 
 NETWORKS = {"unet": lambda: RegistrationUNet(conv_bias=True), "pyramid": PyramidNetwork}
 WEIGHT = 0.01  # of the smoothness in the plain step
@@ -277,23 +277,6 @@ def format_table(table: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def processor(device: str) -> str:
-    """The name of the hardware that is measured."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    names = [
-        line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
 def main(argv: Sequence[str] | None = None) -> dict:
     """Measure, print the table, write the JSON; returns what it writes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
@@ -341,10 +324,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     )
     print(format_table(table))
     result = {
-        "command": command("benchmarks.step", sys.argv[1:] if argv is None else argv),
-        "options": shown(options),
-        "hardware": hardware,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        **setting("benchmarks.step", sys.argv[1:] if argv is None else argv, options, hardware),
         "float64_error": error,
         "skipped": skipped,
         "steps": table,

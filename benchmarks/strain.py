@@ -11,6 +11,7 @@ with that of the phantom's own.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ from scripts.phantom import Phantom, write_phantom_dataset
 from scripts.strain import measure_strain, sector_map
 from tqdm import tqdm
 
-from benchmarks.options import positive, shown, writable
+from benchmarks.options import positive, writable
+from benchmarks.setting import processor, setting
 
 AXES = {"radial": 0.0, "circumferential": np.pi / 2}
 """Directions of strain, by their angle from the radius."""
@@ -139,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
                 compare(phantom, cine, label, **settings, **({"working_spacing": False} if options.native else {}))
             )
     print_table(rows)
-    result = {"options": shown(options), "rows": rows}
+    words = sys.argv[1:] if argv is None else argv
+    result = {**setting("benchmarks.strain", words, options, processor(options.device)), "rows": rows}
     if options.json:
         write_json(options.json, result)
     return result

@@ -23,7 +23,6 @@ import logging
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -42,7 +41,6 @@ from tqdm import tqdm
 from benchmarks.comparison import COLUMNS, draw, format_table
 from benchmarks.options import positive
 from benchmarks.rows import (
-    ROOT,
     ROWS,
     SEARCHED,
     SHARED,
@@ -55,7 +53,7 @@ from benchmarks.rows import (
     read_json,
     run_row,
 )
-from benchmarks.step import processor
+from benchmarks.setting import commit, processor
 
 OURS = "gsmorph"
 
@@ -127,13 +125,6 @@ def step_seconds(study: Study, name: str, repetitions: int = 2) -> float:
         torch.autograd.grad(similarity(field, pair), parameters, retain_graph=True)
         torch.autograd.grad(smoothness(field), parameters)
     return (clock(device) - start) / repetitions
-
-
-def commit() -> str:
-    """Of the checkout, marked where files differ from it."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    found = subprocess.run(words, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 def write(study: Study, results: dict[str, dict]) -> str:

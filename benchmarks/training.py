@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import platform
 import sys
 import tempfile
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +46,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.options import command, positive, shown, writable
-from benchmarks.step import import_reference, make_reference, processor, quartiles, time_rounds
+from benchmarks.options import positive, writable
+from benchmarks.setting import processor, setting
+from benchmarks.step import import_reference, make_reference, quartiles, time_rounds
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = {
@@ -534,12 +533,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     print(f"{format_table(table)}\n\n{format_table(preparation)}\n\n{format_table(counts)}")
     if batches:
         print(f"\n{format_table(batches)}")
+    others = () if "torchjd" in options.without else ("torchjd",)
     result = {
-        "command": command("benchmarks.training", sys.argv[1:] if argv is None else argv),
-        "options": shown(options),
-        "hardware": hardware,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()}
-        | ({} if "torchjd" in options.without else {"torchjd": version("torchjd")}),
+        **setting("benchmarks.training", sys.argv[1:] if argv is None else argv, options, hardware, others),
         "batch": batch,
         "epoch_slices": len(dataset),
         "loops": table,

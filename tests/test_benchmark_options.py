@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import inference, options, sensitivity, step, strain, table, training
+from benchmarks.setting import setting
 
 
 def test_commands_are_shown_without_this_machine() -> None:
@@ -60,3 +61,15 @@ def test_a_file_that_cannot_be_written_is_named_first(tmp_path: Path, capsys: py
             step.main(["--json", str(path)])
         assert capsys.readouterr().err.strip().endswith(f"argument --json: {path} cannot be written: {reason}")
     assert options.writable(str(tmp_path / "x.json")) == tmp_path / "x.json"
+
+
+def test_a_result_says_how_it_was_measured_and_not_where(tmp_path: Path) -> None:
+    words = ["--dataset_dir", str(tmp_path), "--rounds", "3"]
+    parsed = Namespace(dataset_dir=str(tmp_path), rounds=3)
+    found = setting("benchmarks.step", words, parsed, "one thread", ["numpy"])
+    assert found["command"] == "python -m benchmarks.step --dataset_dir PATH --rounds 3"
+    assert found["options"] == {"rounds": 3}
+    assert found["hardware"] == "one thread"
+    assert set(found["versions"]) == {"torch", "python", "numpy", "commit"}
+    assert re.fullmatch(r"[0-9a-f]{10}(-dirty)?|unknown", found["versions"]["commit"])
+    assert str(tmp_path) not in str(found)
