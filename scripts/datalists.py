@@ -179,9 +179,18 @@ def mms_table(dataset_dir: str | Path) -> Path | None:
 
     That layout is `211230_M&Ms_Dataset_information_diagnosis_opendataset.csv` beside the folders Training/Labeled,
     Training/Unlabeled, Validation and Testing of `<code>/<code>_sa.nii.gz` (a 4-D cine) and
-    `<code>/<code>_sa_gt.nii.gz` (its labels, at ED and ES).
+    `<code>/<code>_sa_gt.nii.gz` (its labels, at ED and ES). A table of another name is known by its column `External
+    code`.
     """
-    return next((path for path in sorted(Path(dataset_dir).glob(MMS_TABLE)) if not path.name.startswith(".")), None)
+    tables = [path for path in sorted(Path(dataset_dir).glob("*.csv")) if not path.name.startswith(".")]
+    named = [path for path in tables if path.match(MMS_TABLE)]
+    return next(iter(named), None) or next((path for path in tables if has_codes(path)), None)
+
+
+def has_codes(path: Path) -> bool:
+    """Whether the first line of a table names the column of M&Ms' subjects."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return "External code" in file.readline().strip().split(",")
 
 
 def mms_subjects(dataset_dir: str | Path) -> dict[str, dict]:

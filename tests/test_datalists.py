@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import datalists
 from scripts.datalists import (
     acdc_pairs,
     acdc_subjects,
@@ -192,6 +193,16 @@ def test_a_frame_without_labels_is_called_out(mms: Path, tmp_path: Path, caplog:
     assert (
         f"{item['moving_label']}: holds no structure in frame {item['moving_frame'] + 1}, counted from 0" in caplog.text
     )
+
+
+def test_an_mms_table_of_another_name_is_known_by_its_column(mms: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(mms, tmp_path / "mms"))
+    (root / "another.csv").write_text("code,ED\n")
+    next(root.glob("*opendataset.csv")).rename(root / "information.csv")
+    (root / "notes.csv").write_text("External codes\n")
+    assert datalists.mms_table(root) == root / "information.csv"
+    strip = lambda items: [{k: v for k, v in item.items() if k in ("subject", "moving_frame")} for item in items]
+    assert strip(select_pairs(str(root), None, "train")) == strip(select_pairs(str(mms), None, "train"))
 
 
 def drop_column(root: Path) -> None:
