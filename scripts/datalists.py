@@ -189,8 +189,8 @@ def mms_table(dataset_dir: str | Path) -> Path | None:
 
 def has_codes(path: Path) -> bool:
     """Whether the first line of a table names the column of M&Ms' subjects."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return "External code" in file.readline().strip().split(",")
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        return "External code" in next(csv.reader(file), [])
 
 
 def mms_subjects(dataset_dir: str | Path) -> dict[str, dict]:

@@ -209,7 +209,8 @@ def beating_box(image: NDArray, spacing: Sequence[float]) -> tuple[slice, slice]
         image: (X, Y, Z, T).
         spacing: pixel size in mm, (2,).
     """
-    spread = ndimage.gaussian_filter(smooth_slices(image).std(axis=-1).mean(axis=-1), [MARGIN / s for s in spacing])
+    sigma = [HEART / 12 / s for s in spacing]  # that of a wall and its motion
+    spread = ndimage.gaussian_filter(smooth_slices(image).std(axis=-1).mean(axis=-1), sigma)
     parts, count = ndimage.label(spread > 0.5 * spread.max())
     # A heart is larger than a vessel or a bowel that varies as much.
     largest = parts == 1 + np.bincount(parts.flat)[1:].argmax() if count else np.ones_like(parts)

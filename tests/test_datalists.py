@@ -198,7 +198,9 @@ def test_a_frame_without_labels_is_called_out(mms: Path, tmp_path: Path, caplog:
 def test_an_mms_table_of_another_name_is_known_by_its_column(mms: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(mms, tmp_path / "mms"))
     (root / "another.csv").write_text("code,ED\n")
-    next(root.glob("*opendataset.csv")).rename(root / "information.csv")
+    table = next(root.glob("*opendataset.csv"))
+    (root / "information.csv").write_text(table.read_text().replace("External code", '"External code"'))
+    table.unlink()
     (root / "notes.csv").write_text("External codes\n")
     assert datalists.mms_table(root) == root / "information.csv"
     strip = lambda items: [{k: v for k, v in item.items() if k in ("subject", "moving_frame")} for item in items]
