@@ -19,17 +19,22 @@ NAMED = 0.35
 """Cosine from which a direction is named by a letter."""
 
 
+def directions(affine: Array) -> Array:
+    """Unit vectors along a grid's axes in RAS, a column each, (3, 3)."""
+    return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+
+
 def is_known(affine: Array) -> bool:
     """Whether an affine (4, 4) tells how slices lie in the body; not where its axes are the body's own, as in files
     that lost their orientation."""
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    axes = directions(affine)
     return bool(np.abs(axes).max(axis=0).min() < ALONG_THE_BODY)
 
 
 def display_orientation(affine: Array) -> NDArray[np.integer]:
     """Which axis of a stack is shown along which, and which way: (3, 2), a row (axis as shown, 1 or -1) for each axis
     of the array, as nibabel's orientations are. Slices stay in their order."""
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    axes = directions(affine)
     right, down = RIGHTWARDS @ axes[:, :2], DOWNWARDS @ axes[:, :2]
     first = int(abs(right[1]) + abs(down[0]) > abs(right[0]) + abs(down[1]))
     orientation = np.array([[0, 1], [0, 1], [2, 1]])
@@ -66,7 +71,7 @@ def edge_letters(affine: Array) -> tuple[str, str, str, str]:
     downwards): letters of L, R, A, P, S and I, the nearest first; empty where the affine does not tell."""
     if not is_known(affine):
         return "", "", "", ""
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    axes = directions(affine)
 
     def letters(direction: Array) -> str:
         order = np.argsort(-np.abs(direction))
