@@ -6,7 +6,10 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-PATHS = ("--reference", "--dataset_dir", "--checkpoint", "--cine", "--reference_label")
+PATHS = (
+    *("--reference", "--dataset_dir", "--test_dataset_dir", "--checkpoint", "--cine", "--reference_label"),
+    "--output_dir",
+)
 
 
 def positive(text: str) -> int:

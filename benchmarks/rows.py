@@ -53,6 +53,7 @@ ROWS = {
     "initial": Row("Initial", "initial"),
     "demons": Row("Demons", "classical"),
     "diffeomorphic_demons": Row("diffeomorphic Demons", "classical"),
+    "fast_demons": Row("fast symmetric Demons", "classical"),
     "syn": Row("SyN", "classical"),
     "voxelmorph_s": Row("VoxelMorph-s", "learned"),
     "voxelmorph_m": Row("VoxelMorph-m", "learned"),
@@ -71,9 +72,10 @@ ROWS = {
 SEARCHED = {
     "demons": [{"sigma": sigma, "iterations": 50} for sigma in (1.0, 1.5, 2.0, 2.5)],
     "diffeomorphic_demons": [{"sigma": sigma, "iterations": 50} for sigma in (0.5, 0.7, 1.0, 1.5)],
+    "fast_demons": [{"sigma": sigma, "iterations": 50} for sigma in (0.7, 1.0, 1.5, 2.0)],
     "syn": [
         {"update_variance": variance, "step": step, "iterations": [80, 40, 20]}
-        for variance, step in ((3.0, 0.25), (1.0, 0.25), (1.0, 0.5))
+        for variance, step in ((3.0, 0.25), (1.0, 0.25), (1.0, 0.5), (0.5, 0.25), (0.25, 0.25))
     ],
 }
 """Parameters of `scripts.classical` that `val` chooses from."""
@@ -82,8 +84,10 @@ WITHOUT_EFFECT = (
     *("resume", "log_every", "graph", "compile", "imports", "initialize", "run", "finalize"),
 )
 """Keys of a training's config that its result does not depend on."""
-CODE = tuple(f"scripts.{name}" for name in ("evaluation", "transforms", "inferers", "networks", "classical"))
-"""Modules that scores depend on, with all that these import."""
+TRAINED_BY = ("networks", "hypernetworks", "losses", "surgery", "handlers", "datasets", "transforms", "inferers")
+"""Modules of `scripts` that a training depends on, with all that these import."""
+SCORED_BY = ("evaluation", "transforms", "inferers", "networks", "classical")
+"""The same for scores, and for what is searched."""
 WEIGHTS_TRIED = 7  # of a hypernetwork, over its range
 
 
@@ -183,6 +187,11 @@ def prints(items: Sequence[dict]) -> list[str]:
     return [f"{item['case']} {fingerprint(item, {})}" for item in items]
 
 
+def code_of(modules: Sequence[str]) -> str:
+    """A hash of modules of `scripts` and of all that these import."""
+    return hashlib.sha256("".join(source_code(f"scripts.{name}" for name in modules)).encode()).hexdigest()
+
+
 def load_configs(*files: str) -> dict:
     """The merged content of files in configs/."""
     return ConfigParser.load_config_files([str(ROOT / "configs" / name) for name in files])
@@ -268,7 +277,8 @@ def settings_of(study: Study, name: str) -> dict:
     """What a row's training depends on, but for the number of epochs."""
     config = load_configs(*SHARED, f"methods/{name}.yaml") | study.overrides
     kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    return {**kept, **{f"{split} pairs": study.prints(split) for split in ("train", "val")}}
+    pairs = {f"{split} pairs": study.prints(split) for split in ("train", "val")}
+    return {**kept, **pairs, "code": code_of(TRAINED_BY)}
 
 
 def check_settings(path: Path, settings: dict) -> None:
@@ -379,24 +389,48 @@ def choose_weight(study: Study, name: str) -> dict:
     return {"chosen": {"weight": chosen["weight"]}, "tried": tried}
 
 
-def search(study: Study, name: str, executor: Executor | None, settings: dict) -> dict:
+def search_settings(study: Study, name: str) -> dict:
+    """What the search of a classical row depends on."""
+    return {
+        "searched": SEARCHED[name],
+        "val": study.prints("val"),
+        "sizes": study.sizes,
+        "code": code_of(SCORED_BY),
+    }
+
+
+def tried_before(study: Study, name: str) -> list[dict]:
+    """What a search with the present settings has tried, finished or interrupted."""
+    settings = json.loads(json.dumps(search_settings(study, name)))
+    for file in ("choice.json", "tried.json"):
+        found = read_json(study.training_dir(name) / file)
+        if found is not None and found["settings"] == settings:
+            return with_nan(found["tried"])
+    return []
+
+
+def search(study: Study, name: str, executor: Executor | None) -> dict:
     """The parameters of a classical row that validate best; as `choose_weight`. What was tried with these settings
     before an interruption is not tried again."""
-    path, settings = study.training_dir(name) / "tried.json", json.loads(json.dumps(settings))
-    found = read_json(path) or {}
-    tried = with_nan(found["tried"]) if found.get("settings") == settings else []
+    path, tried = study.training_dir(name) / "tried.json", tried_before(study, name)
     for parameters in SEARCHED[name][len(tried) :]:
         figures = mean_of(score(study, classical_method(study, name, parameters, executor), "val"))
         tried.append({**parameters, **figures})
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"tried": tried, "settings": settings})
+        write_json(path, {"tried": tried, "settings": search_settings(study, name)})
     chosen = best(tried)
     return {"chosen": {key: chosen[key] for key in SEARCHED[name][0]}, "tried": tried}
 
 
+def judged_by(tried: Sequence[dict]) -> str:
+    """The figure of `COLUMNS` that chooses: Dice, or where no pair has labels the mean squared error."""
+    return "mse" if any(np.isnan(row["dice"]) for row in tried) else "dice"
+
+
 def best(tried: Sequence[dict]) -> dict:
-    """The highest Dice, or where no pair has labels the lowest mean squared error."""
-    return max(tried, key=lambda row: -row["mse"] if np.isnan(row["dice"]) else row["dice"])
+    """The highest Dice, or the lowest mean squared error (`judged_by`)."""
+    key = judged_by(tried)
+    return max(tried, key=lambda row: -row[key] if key == "mse" else row[key])
 
 
 def choose(study: Study, name: str, make: Callable[[], dict], settings: dict) -> dict:
@@ -441,14 +475,18 @@ def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
     if row.kind == "initial":
         return Prepared(lambda: initial_method, {})
     if row.kind == "classical":
-        settings = {"searched": SEARCHED[name], "val": study.prints("val"), "sizes": study.sizes}
-        choice = choose(study, name, lambda: search(study, name, executor, settings), settings)["chosen"]
+        choice = choose(study, name, lambda: search(study, name, executor), search_settings(study, name))["chosen"]
         return Prepared(lambda: classical_method(study, name, choice, executor), {"parameters": choice}, choice=choice)
     seconds = choice = None
     if row.kind == "learned":
         seconds = train(study, row.trained_as or name)
     if name == "hypermorph":
-        settings = {"epochs": study.epochs, "tried": WEIGHTS_TRIED, "val": study.prints("val")}
+        settings = {
+            "epochs": study.epochs,
+            "tried": WEIGHTS_TRIED,
+            "val": study.prints("val"),
+            "code": code_of(SCORED_BY),
+        }
         choice = choose(study, name, lambda: choose_weight(study, name), settings)["chosen"]
     parser = network_parser(study, name)
     weights = Path(parser.get_parsed_content("checkpoint")).read_bytes()
@@ -458,6 +496,18 @@ def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
     return Prepared(lambda: network_method(study, parser), key, files, seconds, choice)
 
 
+def scores_key(study: Study, prepared: Prepared) -> dict:
+    """What the scores of a row depend on."""
+    shared = {"test": study.prints("test"), "sizes": study.sizes, "files": prepared.files, "code": code_of(SCORED_BY)}
+    return json.loads(json.dumps({**prepared.key, **shared}))
+
+
+def scored_before(study: Study, name: str, prepared: Prepared) -> list[dict] | None:
+    """The scored pairs of the test split, where the row has been scored as it is now."""
+    found = read_json(study.output_dir / "scores" / f"{name}.json")
+    return with_nan(found["rows"]) if found is not None and found["key"] == scores_key(study, prepared) else None
+
+
 def run_row(study: Study, name: str, executor: Executor | None) -> dict:
     """Train or search, and score one row, as far as that has not been done.
 
@@ -465,13 +515,10 @@ def run_row(study: Study, name: str, executor: Executor | None) -> dict:
         "rows", the scored pairs of the test split; "training_seconds" and "choice" as `Prepared` has them.
     """
     prepared = prepare(study, name, executor)
-    code = hashlib.sha256("".join(source_code(CODE)).encode()).hexdigest()
-    shared = {"test": study.prints("test"), "sizes": study.sizes, "files": prepared.files, "code": code}
-    key = json.loads(json.dumps({**prepared.key, **shared}))
-    path = study.output_dir / "scores" / f"{name}.json"
-    found = read_json(path)
-    if found is None or found["key"] != key:
-        found = {"key": key, "rows": score(study, prepared.method(), "test", prepared.files)}
+    scored = scored_before(study, name, prepared)
+    if scored is None:
+        scored = score(study, prepared.method(), "test", prepared.files)
+        path = study.output_dir / "scores" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
-    return {"rows": with_nan(found["rows"]), "training_seconds": prepared.training_seconds, "choice": prepared.choice}
+        write_json(path, {"key": scores_key(study, prepared), "rows": scored})
+    return {"rows": scored, "training_seconds": prepared.training_seconds, "choice": prepared.choice}

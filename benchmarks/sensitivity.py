@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ from scripts.files import write_csv, write_json
 from tqdm import tqdm
 
 from benchmarks.options import positive
-from benchmarks.rows import prints
-from benchmarks.setting import processor
+from benchmarks.rows import SCORED_BY, TRAINED_BY, code_of, prints
+from benchmarks.setting import processor, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -349,18 +349,16 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     settings = {key: getattr(options, key) for key in ("epochs", "device", "config")}
     settings["dataset"] = Path(options.dataset_dir).resolve().name
     settings["data"] = {split: prints(select_pairs(options.dataset_dir, None, split)) for split in ("train", "val")}
+    settings["code"] = code_of((*TRAINED_BY, *SCORED_BY))
+    words = sys.argv[1:] if argv is None else argv
+    measured = setting("benchmarks.sensitivity", words, options, processor(options.device))
     paths = {run: output_dir / f"{run.name}.json" for run in plan()}
     left = [run for run, path in paths.items() if load(path, settings) is None]
     print(f"{len(paths) - len(left)} of {len(paths)} runs are finished", flush=True)
     for number, run in enumerate(left[: options.runs], 1):
         with tqdm(unit="slice", desc=f"{run.name}, {number} of {len(left[: options.runs])}") as progress:
             result = train(run, settings, options.dataset_dir, progress)
-        hardware = {
-            "processor": processor(options.device),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-        write_json(paths[run], {"run": asdict(run), **result, "settings": settings, "hardware": hardware})
+        write_json(paths[run], {"run": asdict(run), **result, "settings": settings, **measured})
         figures = ", ".join(f"{name} {result['mean'][name]:.3g} ({result['last'][name]:.3g})" for name in FIGURES)
         print(f"{run.name}: {figures}, {result['seconds']:.0f} s", flush=True)
     results = [result for path in paths.values() if (result := load(path, settings)) is not None]

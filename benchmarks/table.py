@@ -22,7 +22,6 @@ import argparse
 import logging
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -39,7 +38,7 @@ from scripts.files import write_csv, write_text
 from tqdm import tqdm
 
 from benchmarks.comparison import COLUMNS, draw, format_table
-from benchmarks.options import positive
+from benchmarks.options import command, positive
 from benchmarks.rows import (
     ROWS,
     SEARCHED,
@@ -49,9 +48,14 @@ from benchmarks.rows import (
     classical_method,
     clock,
     epochs_done,
+    judged_by,
     mean_of,
+    prepare,
     read_json,
     run_row,
+    scored_before,
+    tried_before,
+    with_nan,
 )
 from benchmarks.setting import commit, processor
 
@@ -90,24 +94,31 @@ def count_slices(items: Sequence[dict]) -> int:
 
 
 def estimate_hours(study: Study, names: Sequence[str]) -> dict[str, float]:
-    """CPU hours that each row's training or search still needs, from a few steps and slices timed here.
+    """CPU hours that each row's training or search, and scoring by ITK, still needs, from a few steps and slices timed
+    here.
 
     Scoring by networks comes on top.
     """
     slices = {split: count_slices(study.items(split)) for split in ("train", "val", "test")}
     steps = max(slices["train"] // study.settings["batch_size"], 1)
-    hours = dict.fromkeys(names, 0.0)
+    hours: dict[str, float] = {}
     for name in names:
-        folder = study.training_dir(name)
-        if ROWS[name].kind == "classical" and not (folder / "choice.json").is_file():
-            pair = torch.as_tensor(next(study.cases("val"))["pair"])[..., :1]
-            register = classical_method(study, name, SEARCHED[name][-1], None)
-            _, seconds = register(pair)
-            hours[name] = seconds * (slices["val"] * len(SEARCHED[name]) + slices["test"]) / 3600
-        elif ROWS[name].kind == "learned" and not ROWS[name].trained_as:
-            epochs = max(study.epochs - epochs_done(folder), 0)
-            hours[name] = epochs and epochs * steps * step_seconds(study, name) / 3600
+        trained = ROWS[name].trained_as or name
+        if ROWS[name].kind == "classical":
+            left = slices["val"] * (len(SEARCHED[name]) - len(tried_before(study, name)))
+            if left or scored_before(study, name, prepare(study, name, None)) is None:
+                left += slices["test"]
+            hours[name] = left and left * slice_seconds(study, name) / 3600
+        elif ROWS[name].kind == "learned" and trained not in hours:
+            left = steps * max(study.epochs - epochs_done(study.training_dir(trained)), 0)
+            hours[trained] = left and left * step_seconds(study, trained) / 3600
     return hours
+
+
+def slice_seconds(study: Study, name: str) -> float:
+    """Of a classical row, for one slice of `val`."""
+    pair = torch.as_tensor(next(study.cases("val"))["pair"])[..., :1]
+    return classical_method(study, name, SEARCHED[name][-1], None)(pair)[1]
 
 
 def step_seconds(study: Study, name: str, repetitions: int = 2) -> float:
@@ -134,11 +145,11 @@ def write(study: Study, results: dict[str, dict]) -> str:
     counts = {split: len({item["subject"] for item in study.items(split)}) for split in ("train", "val", "test")}
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     if any(ROWS[name].kind == "classical" for name in results):
-        versions["itk"] = version("itk")
+        versions |= {package: version(package) for package in ("itk", "SimpleITK")}
     device = study.options.device
     text = [
-        "# The comparison\n",
-        f"- command: `python -m benchmarks.table {shlex.join(study.options.words)}`, commit {commit()}",
+        "# The published comparison: all columns, both directions\n",
+        f"- command: `{command('benchmarks.table', study.options.words)}`, commit {commit()}",
         f"- hardware: {processor(device)}; seconds are {'CPU seconds, one thread' if device == 'cpu' else 'of the clock'}",
         f"- versions: {', '.join(f'{name} {number}' for name, number in versions.items())}",
         f"- subjects: {', '.join(f'{count} {split}' for split, count in counts.items())}; learned rows: {study.epochs} epochs",
@@ -158,11 +169,14 @@ def write(study: Study, results: dict[str, dict]) -> str:
 def describe_choice(study: Study, name: str) -> str:
     """What was tried for a row and what `val` chose."""
     choice = read_json(study.training_dir(name) / "choice.json")
+    choice["tried"] = with_nan(choice["tried"])
+    key = judged_by(choice["tried"])
+    heading, digits = COLUMNS[key]
     words = lambda row: ", ".join(
         f"{key} {row[key]:.2g}" if isinstance(row[key], float) else f"{key} {row[key]}" for key in choice["chosen"]
     )
-    tried = "; ".join(f"{words(row)}: {row['dice']:.2f}" for row in choice["tried"])
-    return f"- {ROWS[name].title}: {words(choice['chosen'])}, by Dice on `val` ({tried})"
+    tried = "; ".join(f"{words(row)}: {row[key]:.{digits + 1}f}" for row in choice["tried"])
+    return f"- {ROWS[name].title}: {words(choice['chosen'])}, by {heading} on `val` ({tried})"
 
 
 def named(results: dict[str, dict]) -> tuple[dict[str, list[dict]], dict[str, str]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import inspect
 import io
 import json
+import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -171,7 +173,9 @@ def test_another_data_set_is_scored_without_training_again(
     output, results, _ = smoke
     before = (output / "table.md").read_text()
     names = ("initial", "demons", "hypermorph", "gsmorph", "shipped")
-    other, _ = run(phantoms, output, *SMOKE, "--test_dataset_dir", str(mms), "--rows", *names)
+    other, printed = run(phantoms, output, *SMOKE, "--test_dataset_dir", str(mms), "--rows", *names)
+    # Of what is left only ITK takes hours.
+    assert re.search(r"CPU hours are left: Demons \S+\n", printed)
     # The same subject in the other layout.
     for name in names:
         for one, two in zip(other[name]["rows"], results[name]["rows"]):
@@ -265,6 +269,47 @@ def test_another_data_set_of_the_same_names_is_not_taken_for_the_first(phantoms:
         run(copy, tmp_path / "out", *words)
     # Nothing was run, and the table is still the first one.
     assert (tmp_path / "out" / "table.md").read_text() == before
+
+
+def test_what_other_code_has_trained_is_refused_and_what_it_has_searched_is_searched_anew(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--rows", "gsmorph", "diffeomorphic_demons", *SMOKE]
+    run(phantoms, tmp_path, *words)
+    monkeypatch.setattr(rows, "code_of", lambda modules: "another one")
+    _, printed = run(phantoms, tmp_path, *words[:1], *words[2:])
+    assert "CPU hours are left: diffeomorphic Demons" in printed
+    with pytest.raises(table.InputError, match=r"gsmorph: was made with other settings \(code\); remove that folder"):
+        run(phantoms, tmp_path, *words)
+
+
+def test_the_code_of_a_training_is_that_of_its_modules_and_of_what_they_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, source = rows.code_of(rows.TRAINED_BY), inspect.getsource
+    for module, counts in (("networks", True), ("fields", True), ("report", False)):
+        changed = lambda found: source(found) + "# changed" * (found.__name__ == f"scripts.{module}")  # noqa: B023
+        monkeypatch.setattr(inspect, "getsource", changed)
+        assert (rows.code_of(rows.TRAINED_BY) != before) == counts, module
+
+
+def test_without_labels_the_error_chooses_and_says_so(phantoms: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(phantoms, tmp_path / "data"))
+    for path in copy.rglob("*_gt.nii.gz"):
+        path.unlink()
+    run(copy, tmp_path / "out", "--rows", "demons", *SMOKE)
+    line = next(x for x in (tmp_path / "out" / "table.md").read_text().splitlines() if x.startswith("- Demons"))
+    found = dict(re.findall(r"sigma ([\d.]+), iterations 50: ([\d.]+)", line))
+    assert line.startswith(f"- Demons: sigma {min(found, key=found.get)}, iterations 50, by MSE ×10⁻² on `val`")
+    assert len(found) == len(rows.SEARCHED["demons"])
+
+
+def test_hours_of_weights_that_another_row_trains_are_counted_once(phantoms: Path, tmp_path: Path) -> None:
+    study = lambda *words: rows.Study(
+        table.parse(["--dataset_dir", str(phantoms), "--output_dir", str(tmp_path), *SMOKE, *words])
+    )
+    for names in (["gsmorph_refined"], ["gsmorph", "gsmorph_refined"]):
+        hours = table.estimate_hours(study("--rows", *names), names)
+        assert list(hours) == ["gsmorph"]
+        assert hours["gsmorph"] > 0
 
 
 def test_an_interrupted_search_goes_on(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
