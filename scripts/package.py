@@ -14,10 +14,11 @@ from scripts.files import whole_file
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("configs", "scripts", "models", "docs")
 FILES = ("LICENSE", "CHANGELOG.md", "requirements.txt", "metadata.json")
+LEFT_OUT = (".pyc", ".ts", ".onnx")  # the last two are exports of a user's own
 
 
 def build_zip(path: str | Path, name: str) -> Path:
-    """Write the bundle to a zip whose one folder is `name`; links are followed, caches left out.
+    """Write the bundle to a zip whose one folder is `name`; links are followed, caches and exports left out.
 
     Args:
         path: zip to write; replaced where it is there.
@@ -26,7 +27,7 @@ def build_zip(path: str | Path, name: str) -> Path:
     path = Path(path)
     members = [ROOT / file for file in FILES]
     for folder in FOLDERS:
-        members += sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+        members += sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix not in LEFT_OUT)
     with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for member in members:
             archive.write(member, f"{name}/{member.relative_to(ROOT)}")

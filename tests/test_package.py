@@ -7,7 +7,9 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
+from scripts import package
 from scripts.package import build_zip
 
 
@@ -29,3 +31,14 @@ def test_zip_holds_regular_files_of_the_bundle(tmp_path: Path) -> None:
         assert {f"bundle/{name}" for name in tracked.stdout.split()} <= members.keys()
     assert not any("__pycache__" in name for name in members)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["bundle.zip"]
+
+
+def test_exports_and_caches_stay_out_of_the_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [*package.FILES, *(f"{folder}/kept.py" for folder in package.FOLDERS), "models/model.pt"]
+    for name in (*kept, "models/model.ts", "models/model.onnx", "scripts/__pycache__/kept.cpython-311.pyc"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    monkeypatch.setattr(package, "ROOT", tmp_path)
+    with zipfile.ZipFile(build_zip(tmp_path / "bundle.zip", "bundle")) as archive:
+        assert set(archive.namelist()) == {f"bundle/{name}" for name in kept}
