@@ -11,49 +11,75 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from benchmarks.comparison import COLUMNS as FIGURES
+from benchmarks.comparison import DIRECTION_TITLES, format_table
 from benchmarks.rows import ROWS
+from benchmarks.table import OURS
 
-SCORES = ROOT / "benchmarks" / "results" / "table.csv"
+RESULTS = ROOT / "benchmarks" / "results"
 ES_TO_ED = ("dice", "hd95_voxel", "mse", "folding_percent")
 COLUMNS = {
-    "README.md": [("ES_to_ED", [key]) for key in ES_TO_ED] + [("ED_to_ES", ["dice"])],
+    "README.md": [*(("ES_to_ED", [key]) for key in ES_TO_ED), ("ED_to_ES", ["dice"])],
     "docs/README.md": [
         ("ES_to_ED", ["dice"]),
         ("ES_to_ED", ["dice_rv", "dice_myo", "dice_lv"]),
-        *(("ES_to_ED", [key]) for key in ("hd95_mm", "hd95_voxel", "mse", "folding_percent")),
+        *(("ES_to_ED", [key]) for key in ("hd95_mm", "hd95_voxel", "mse", "folding_percent", "seconds")),
+        ("ES_to_ED", ["training s"]),
+        ("ES_to_ED", ["p"]),
+        *(("ED_to_ES", [key]) for key in ("dice", "hd95_voxel", "folding_percent")),
     ],
 }
 
 
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of each line of the Markdown tables of a text."""
+    return [line.split(" | ") for line in re.findall(r"^\| (.+) \|$", text, re.MULTILINE)]
+
+
 @pytest.fixture(scope="module")
-def scores() -> dict[tuple[str, str, str], list[float]]:
-    """By method, direction and figure, a value a subject."""
+def scores() -> dict[str, list[dict]]:
+    """The scored pairs of each method."""
     found = defaultdict(list)
-    with SCORES.open(newline="") as file:
+    with (RESULTS / "table.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            for keys in COLUMNS.values():
-                for key in {key for _, group in keys for key in group}:
-                    found[row["method"], row["direction"], key].append(float(row[key]))
+            found[row["method"]].append({**row, **{key: float(row[key] or "nan") for key in FIGURES}})
     return found
 
 
+@pytest.fixture(scope="module")
+def table() -> str:
+    """The committed tables."""
+    return (RESULTS / "table.md").read_text()
+
+
+def test_the_committed_table_is_that_of_the_committed_scores(table: str, scores: dict[str, list[dict]]) -> None:
+    assert list(scores) == list(ROWS)
+    titles = {name: row.title for name, row in ROWS.items()}
+    seconds = {cells[0]: cells[-2] for cells in rows_of(table)}
+    training = {name: float(seconds[title]) for name, title in titles.items() if seconds[title] != "–"}
+    assert table.endswith("\n" + format_table(scores, titles, training, OURS))
+
+
 @pytest.mark.parametrize("document", COLUMNS)
-def test_the_comparison_of_a_document_is_that_of_the_scores(document: str, scores: dict) -> None:
-    lines = re.findall(r"^\| (.+) \|$", (ROOT / document).read_text(), re.MULTILINE)
-    table = {cells[0].strip("*"): cells[1:] for line in lines if len(cells := line.split(" | ")) > 6}
-    for name, row in ROWS.items():
-        for cell, (direction, keys) in zip(table[row.title], COLUMNS[document]):
-            values = [scores[name, direction, key] for key in keys]
-            expected = [np.mean(value) for value in values]
-            if "±" in cell:
-                expected.append(np.std(values[0]))
-            for number, value in zip(re.findall(r"[\d.]+", cell), expected, strict=True):
-                assert number == f"{value:.{len(number.partition('.')[2])}f}", (row.title, keys, cell)
+def test_the_comparison_of_a_document_is_the_committed_one(document: str, table: str) -> None:
+    expected = {}
+    for direction, title in DIRECTION_TITLES.items():
+        heading, *rows = rows_of(table.split(f"## {title}")[1].split("\n## ")[0])
+        keys = [None, *FIGURES, "training s", "p"]
+        assert len(keys) == len(heading)
+        expected |= {(cells[0], direction): dict(zip(keys, cells)) for cells in rows}
+    lines = {cells[0].strip("*"): cells[1:] for cells in rows_of((ROOT / document).read_text()) if len(cells) > 6}
+    for row in ROWS.values():
+        for cell, (direction, keys) in zip(lines[row.title], COLUMNS[document]):
+            found = [expected[row.title, direction][key] for key in keys]
+            # Means alone in some columns.
+            found = found if "±" in cell else [value.split(" ± ")[0] for value in found]
+            assert cell == " / ".join(found), (row.title, keys)
 
 
-def test_the_figures_of_the_metadata_are_those_of_the_shipped_weights(scores: dict) -> None:
+def test_the_figures_of_the_metadata_are_those_of_the_shipped_weights(scores: dict[str, list[dict]]) -> None:
     figures = json.loads((ROOT / "configs" / "metadata.json").read_text())["eval_metrics"]
-    mean = lambda key: np.mean(scores["shipped", "ES_to_ED", key])
+    mean = lambda key: np.mean([row[key] for row in scores["shipped"] if row["direction"] == "ES_to_ED"])
     assert figures["mean_dice"] == round(mean("dice") / 100, 3)
     assert figures["hd95_voxel"] == round(mean("hd95_voxel"), 2)
     assert figures["folding_percent"] == round(mean("folding_percent"), 3)
