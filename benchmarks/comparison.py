@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import wilcoxon
 from scripts.metrics import summarize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = {
     "dice": ("Dice %", 1),
@@ -100,6 +104,26 @@ def format_table(
     return "\n\n".join(parts) + "\n"
 
 
+def annotate(labels: Sequence[tuple[Axes, int, tuple[float, float], str]]) -> None:
+    """Write each label beside its point, those that would lie on one another shifted upwards.
+
+    Args:
+        labels: axes with a logarithm along x, side (1 right, -1 left), the point, and the text.
+    """
+    from matplotlib.transforms import offset_copy
+
+    placed: list[tuple] = []
+    for panel, side, (x, y), text in sorted(labels, key=lambda label: label[2][1]):
+        gap, column, height = 0.045 * np.diff(panel.get_ylim())[0], np.log10(x + 1e-3), y
+        for other, other_side, other_column, other_height in placed:
+            near = (other, other_side) == (panel, side) and abs(other_column - column) < 0.3
+            height = max(height, other_height + gap) if near and abs(other_height - height) < gap else height
+        placed.append((panel, side, column, height))
+        beside = offset_copy(panel.transData, panel.figure, 7 * side, 0, units="points")
+        style = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": 8}
+        panel.annotate(text, (x, y), (x, height), textcoords=beside, annotation_clip=False, **style)
+
+
 def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: str | Path) -> None:
     """Dice against folding, a point a method, a panel a direction; an inset enlarges the best ones.
 
@@ -120,7 +144,7 @@ def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: 
         heights = [y for _, y in points.values() if y > best - CROWDED]
         panels = [axes]
         if 1 < len(heights) < len(points):
-            panels.append(axes.inset_axes([0.2, 0.1, 0.78, 0.62]))
+            panels.append(axes.inset_axes([0.2, 0.1, 0.78, 0.55]))
             panels[1].set_ylim(min(heights) - 0.3, max(heights) + 0.3)
             panels[1].tick_params(labelsize=8)
         together: dict[tuple, list[int]] = {}
@@ -129,13 +153,14 @@ def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: 
             for panel in panels:
                 panel.plot(x, y, **style, markersize=7, linestyle="none", label=f"{number} {titles[name]}")
             together.setdefault((round(x, 1), round(y, 1)), []).append(number)
+        labels = []
         for numbers in together.values():
-            _, y = at = list(points.values())[numbers[0] - 1]
+            at = list(points.values())[numbers[0] - 1]
             # Where there is an inset, it has the numbers of what it shows. To the right and to the left in turn:
             # neighbors in the table are often neighbors here.
-            panel, side = panels[-1 if y > best - CROWDED else 0], 1 if numbers[0] % 2 else -1
-            style = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": 8}
-            panel.annotate(", ".join(map(str, numbers)), at, (6 * side, 0), textcoords="offset points", **style)
+            side = 1 if numbers[0] % 2 else -1
+            labels.append((panels[-1 if at[1] > best - CROWDED else 0], side, at, ", ".join(map(str, numbers))))
+        annotate(labels)
         largest = max([0.01, *(x for x, _ in points.values())])
         for panel in panels:
             panel.set_xscale("symlog", linthresh=0.001)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.comparison import COLUMNS, compare, draw, format_table, holm, in_direction, wilcoxon_p
+from benchmarks.comparison import COLUMNS, annotate, compare, draw, format_table, holm, in_direction, wilcoxon_p
 
 NAN = float("nan")
 
@@ -79,3 +80,15 @@ def test_an_inset_shows_the_best_methods_once_more(tmp_path: Path) -> None:
     ]
     # In the panel, its inset and the legend; the last one not in the inset.
     assert min(inks[:2]) > 1.4 * inks[2] > 0
+
+
+def test_labels_of_neighbors_do_not_lie_on_one_another() -> None:
+    panel = Figure().subplots()
+    panel.set_ylim(80.0, 86.0)
+    points = [(0.5, 85.0), (0.5, 85.01), (0.55, 85.02), (0.5, 82.0), (0.001, 85.0)]
+    annotate([(panel, 1, point, str(number)) for number, point in enumerate(points)])
+    heights = {int(text.get_text()): text.get_position()[1] for text in panel.texts}
+    crowd = sorted(heights[number] for number in (0, 1, 2))
+    assert crowd[0] == 85.0
+    assert np.diff(crowd).min() >= 0.26
+    assert (heights[3], heights[4]) == (82.0, 85.0)
