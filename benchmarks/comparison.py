@@ -157,8 +157,8 @@ def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: 
         for numbers in together.values():
             at = list(points.values())[numbers[0] - 1]
             # Where there is an inset, it has the numbers of what it shows. To the right and to the left in turn:
-            # neighbors in the table are often neighbors here.
-            side = 1 if numbers[0] % 2 else -1
+            # neighbors in the table are often neighbors here. Left of no folding is the axis.
+            side = 1 if numbers[0] % 2 or at[0] < 0.001 else -1
             labels.append((panels[-1 if at[1] > best - CROWDED else 0], side, at, ", ".join(map(str, numbers))))
         annotate(labels)
         largest = max([0.01, *(x for x, _ in points.values())])
