@@ -121,7 +121,8 @@ def annotate(labels: Sequence[tuple[Axes, int, tuple[float, float], str]]) -> No
         placed.append((panel, side, column, height))
         beside = offset_copy(panel.transData, panel.figure, 7 * side, 0, units="points")
         style = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": 8}
-        panel.annotate(text, (x, y), (x, height), textcoords=beside, annotation_clip=False, **style)
+        leader = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.4", "shrinkA": 0, "shrinkB": 0}
+        panel.annotate(text, (x, y), (x, height), textcoords=beside, annotation_clip=False, arrowprops=leader, **style)
 
 
 def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: str | Path) -> None:

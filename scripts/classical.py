@@ -74,6 +74,8 @@ def fast_demons(moving: Array, fixed: Array, iterations: int = 50, sigma: float 
     """
     import SimpleITK as sitk
 
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
     def shrunk(image: Array, factor: int) -> object:
         found = sitk.GetImageFromArray(np.ascontiguousarray(image.T, dtype=np.float32))
         return sitk.Shrink(sitk.SmoothingRecursiveGaussian(found, factor / 2), [factor] * 2) if factor > 1 else found
@@ -81,7 +83,6 @@ def fast_demons(moving: Array, fixed: Array, iterations: int = 50, sigma: float 
     level = sitk.FastSymmetricForcesDemonsRegistrationFilter()
     level.SetNumberOfIterations(iterations)
     level.SetStandardDeviations(sigma)
-    level.SetNumberOfThreads(1)
     field = None
     for factor in FACTORS:
         images = shrunk(fixed, factor), shrunk(moving, factor)
