@@ -58,7 +58,7 @@ NETWORKS = {
         "integration": None,
     },
 }
-KEPT_HANDLERS = ("NonFiniteLossHandler", "@surgery", "LrScheduleHandler", "WeightAveraging")
+KEPT_HANDLERS = ("NonFiniteLossHandler", "GradientSurgeryHandler", "LrScheduleHandler", "WeightAveraging")
 TRAINING, STEP, TORCHJD, REFERENCE = "training", "step alone", "TorchJD", "the authors' loop"
 LOADER, AUGMENTATION = "loader alone", "loader and augmentation alone"
 GRAPH, STEP_GRAPH, STEP_COMPILED = "training, graph", "step alone, graph", "step alone, reduce-overhead"
@@ -95,8 +95,8 @@ def read_config(network: str, device: str, **overrides: object) -> ConfigParser:
     settings = {"bundle_root": str(ROOT), "device": device, **NETWORKS[network], **overrides}
     for key, value in settings.items():
         parser[key] = value
-    name = lambda item: item if isinstance(item, str) else item["_target_"].split(".")[-1]
-    parser["train::handlers"] = [item for item in parser["train::handlers"] if name(item) in KEPT_HANDLERS]
+    kept = [item for item in parser["train::handlers"] if item["_target_"].split(".")[-1] in KEPT_HANDLERS]
+    parser["train::handlers"] = kept
     return parser
 
 
