@@ -113,6 +113,8 @@ def annotate(labels: Sequence[tuple[Axes, int, tuple[float, float], str]]) -> No
     from matplotlib.transforms import offset_copy
 
     placed: list[tuple] = []
+    # A method without labels has no Dice and no point.
+    labels = [label for label in labels if not np.isnan(label[2][1])]
     for panel, side, (x, y), text in sorted(labels, key=lambda label: label[2][1]):
         gap, column, height = 0.045 * np.diff(panel.get_ylim())[0], np.log10(x + 1e-3), y
         for other, other_side, other_column, other_height in placed:

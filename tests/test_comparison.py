@@ -85,10 +85,11 @@ def test_an_inset_shows_the_best_methods_once_more(tmp_path: Path) -> None:
 def test_labels_of_neighbors_do_not_lie_on_one_another() -> None:
     panel = Figure().subplots()
     panel.set_ylim(80.0, 86.0)
-    points = [(0.5, 85.0), (0.5, 85.01), (0.55, 85.02), (0.5, 82.0), (0.001, 85.0)]
+    points = [(0.5, 85.0), (0.5, 85.01), (0.55, 85.02), (0.5, 82.0), (0.001, 85.0), (0.5, NAN)]
     annotate([(panel, 1, point, str(number)) for number, point in enumerate(points)])
     heights = {int(text.get_text()): text.get_position()[1] for text in panel.texts}
     crowd = sorted(heights[number] for number in (0, 1, 2))
     assert crowd[0] == 85.0
     assert np.diff(crowd).min() >= 0.26
     assert (heights[3], heights[4]) == (82.0, 85.0)
+    assert 5 not in heights
