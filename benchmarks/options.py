@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PATHS = (
-    *("--reference", "--dataset_dir", "--test_dataset_dir", "--checkpoint", "--cine", "--reference_label"),
+    "--reference",
+    "--dataset_dir",
+    "--test_dataset_dir",
     "--output_dir",
+    "--checkpoint",
+    "--cine",
+    "--reference_label",
 )
 
 
