@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks.comparison import COLUMNS as FIGURES
-from benchmarks.comparison import DIRECTION_TITLES, format_table
+from benchmarks.comparison import DIRECTION_TITLES, compare, format_table, in_direction
 from benchmarks.rows import ROWS
 from benchmarks.table import OURS
 
@@ -84,3 +84,16 @@ def test_the_figures_of_the_metadata_are_those_of_the_shipped_weights(scores: di
     assert figures["mean_dice"] == round(mean("dice") / 100, 3)
     assert figures["hd95_voxel"] == round(mean("hd95_voxel"), 2)
     assert figures["folding_percent"] == round(mean("folding_percent"), 3)
+
+
+def test_the_p_values_of_the_text_are_those_of_the_scores(scores: dict[str, list[dict]]) -> None:
+    for direction in DIRECTION_TITLES:
+        found = in_direction(scores, direction)
+        mean = {name: np.mean([row["dice"] for row in rows.values()]) for name, rows in found.items()}
+        assert max(mean, key=mean.get) == "shipped"
+        assert {round(p, 3) for p in compare(found, "shipped").values()} == {0.033}
+    # From ED to ES.
+    p = compare(found, "diffeomorphic_demons")
+    moved = [name for name, row in ROWS.items() if row.kind == "learned" and mean[name] > 79]
+    assert all(mean[name] > mean["diffeomorphic_demons"] and p[name] < 0.0415 for name in moved)
+    assert len(moved) == 8
