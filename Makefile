@@ -1,4 +1,4 @@
-# make demo: phantoms, training by surgery, held-out figures and a picture. make test: the test suite. Both are safe to run twice.
+# make demo: a real cine registered, then phantoms, training by surgery, held-out figures and a picture. make test: the test suite. Both are safe to run twice.
 PYTHON ?= python3
 PYTHON_VERSION = $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])" 2>/dev/null)
 PY := .venv/bin/python
@@ -9,7 +9,7 @@ VERSION = $(shell $(PY) -c "import json; print(json.load(open('configs/metadata.
 .PHONY: help demo table test test-browser lint zip export clean
 
 help:
-	@echo "make demo   phantoms, training by surgery, held-out figures, demo/registration.png (about 3 minutes)"
+	@echo "make demo   a real cine registered (demo/sample), then training by surgery on phantoms, demo/registration.png (about 3 minutes)"
 	@echo "make table DATASET_DIR=DIR [SUBSET=N] [EPOCHS=N] [TEST_DATASET_DIR=DIR]   the published comparison, in output/table/"
 	@echo "make test   lint and the whole test suite"
 	@echo "make test-browser   the report in headless chromium, which it installs where it can"
@@ -37,6 +37,7 @@ help:
 # One thread: several wait for each other where a core is busy (docs/performance.md).
 demo: export OMP_NUM_THREADS = 1
 demo: .venv/.runtime
+	$(BUNDLE) --config_file configs/inference.yaml --dataset_dir sample --output_dir demo/sample --overwrite True
 	$(PY) -m scripts.phantom --root demo/phantoms
 	$(BUNDLE) --config_file "['configs/train.yaml','configs/demo.yaml']"
 	$(BUNDLE) --config_file "['configs/train.yaml','configs/evaluate.yaml','configs/demo.yaml']"

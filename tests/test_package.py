@@ -29,7 +29,7 @@ def test_zip_holds_regular_files_of_the_bundle(tmp_path: Path) -> None:
     )
     if tracked.returncode == 0:
         assert {f"bundle/{name}" for name in tracked.stdout.split()} <= members.keys()
-    assert not any("__pycache__" in name for name in members)
+    assert not any("__pycache__" in name or "/sample/" in name for name in members)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["bundle.zip"]
 
 

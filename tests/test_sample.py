@@ -1,0 +1,59 @@
+"""The cine in `sample/`: a real heart that needs no download, its ejection fraction against the one drawn by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import ROOT, write_nifti
+from scripts.api import register_cine
+
+from benchmarks.sample import BOX, cut_sample
+
+SAMPLE = ROOT / "sample" / "SC-HF-I-2"
+SOURCE = ROOT.parent / "shared" / "data" / "scd" / "SC-HF-I-2"
+ED, ES, LV = 20, 7, 3
+
+
+def read_label(frame: int) -> nib.Nifti1Image:
+    return nib.load(SAMPLE / f"SC-HF-I-2_frame{frame:02d}_gt.nii.gz")
+
+
+def test_sample_is_small_and_keeps_place_and_time() -> None:
+    assert sum(path.stat().st_size for path in SAMPLE.parent.rglob("*") if path.is_file()) < 1e6
+    cine, label = nib.load(SAMPLE / "SC-HF-I-2_4d.nii.gz"), read_label(ED)
+    assert cine.get_data_dtype() == np.uint8
+    assert cine.header.get_xyzt_units() == ("mm", "msec")
+    assert cine.header["pixdim"][4] == pytest.approx(34.48, abs=0.01)
+    np.testing.assert_allclose(nib.affines.voxel_sizes(cine.affine), (1.367, 1.367, 10.0), atol=1e-3)
+    np.testing.assert_array_equal(label.affine, cine.affine)
+    assert (np.asarray(label.dataobj) == LV).any(axis=(0, 1)).all()
+
+
+def test_a_few_phases_have_the_ejection_fraction_of_the_contours_by_hand(tmp_path: Path) -> None:
+    cine = nib.load(SAMPLE / "SC-HF-I-2_4d.nii.gz")
+    phases = [13, ES, ED]
+    few = write_nifti(tmp_path / "few_4d.nii.gz", np.asarray(cine.dataobj)[..., [t - 1 for t in phases]], cine.affine)
+    label = SAMPLE / f"SC-HF-I-2_frame{ED:02d}_gt.nii.gz"
+    result = register_cine(few, reference_frame=3, reference_label=label, device="cpu")
+    ed, es = (np.asarray(read_label(phase).dataobj) == LV for phase in (ED, ES))
+    by_hand = 100 * (1 - es.sum() / ed.sum())
+    assert by_hand == pytest.approx(25.1, abs=0.1)
+    assert result.function["lv_ef_percent"] == pytest.approx(by_hand, abs=3)
+    carried = result.labels[..., 1] == LV
+    assert 2 * (carried & es).sum() / (carried.sum() + es.sum()) > 0.93
+
+
+def test_the_command_beside_the_sample_makes_it(tmp_path: Path) -> None:
+    if not SOURCE.is_dir():
+        pytest.skip(f"no Sunnybrook data in {SOURCE.parent}")
+    cut_sample(SOURCE, tmp_path)
+    for path in SAMPLE.glob("*.nii.gz"):
+        committed, made = nib.load(path), nib.load(tmp_path / path.name)
+        np.testing.assert_array_equal(np.asarray(committed.dataobj), np.asarray(made.dataobj))
+        assert committed.header == made.header
+    corner = [part.start for part in BOX]
+    there = nib.load(SOURCE / "SC-HF-I-2_4d.nii.gz").affine @ [*corner, 1]
+    np.testing.assert_allclose(nib.load(SAMPLE / "SC-HF-I-2_4d.nii.gz").affine @ [0, 0, 0, 1], there, atol=1e-4)
