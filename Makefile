@@ -38,7 +38,7 @@ help:
 demo: export OMP_NUM_THREADS = 1
 demo: .venv/.runtime
 	$(BUNDLE) --config_file configs/inference.yaml --dataset_dir sample --output_dir demo/sample --overwrite True
-	$(PY) -m scripts.phantom --root demo/phantoms
+	$(PY) -m scripts.cardiac.phantom --root demo/phantoms
 	$(BUNDLE) --config_file "['configs/train.yaml','configs/demo.yaml']"
 	$(BUNDLE) --config_file "['configs/train.yaml','configs/evaluate.yaml','configs/demo.yaml']"
 	@echo "look at demo/registration.png; all figures are in demo/summary.json and demo/metrics.csv"
@@ -68,7 +68,7 @@ zip: .venv/.runtime
 	$(PY) -m scripts.package dist/$(NAME)_v$(VERSION).zip --name $(NAME)
 
 export: .venv/.dev
-	OMP_NUM_THREADS=1 $(PY) -m scripts.exports --output_dir dist
+	OMP_NUM_THREADS=1 $(PY) -m scripts.workflow.exports --output_dir dist
 
 clean:
 	rm -rf .venv demo dist output/table eval cache

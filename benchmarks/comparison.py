@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import wilcoxon
-from scripts.metrics import summarize
+from scripts.registration.metrics import summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -37,23 +37,24 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, ResizeWithPadOrCropd
 from scripts.api import register_cine
-from scripts.checkpoints import load_weights
-from scripts.cines import LABELS
-from scripts.classical import METHODS, limit_itk_to_one_thread
-from scripts.datalists import select_pairs
+from scripts.cardiac.cines import LABELS
+from scripts.cardiac.phantom import Phantom, write_phantom_dataset
+from scripts.data.datalists import select_pairs
+from scripts.data.loading import LoadPaird
+from scripts.data.preprocessing import ScaleSlicesd, scale_slices
 from scripts.devices import check_bf16, check_device
 from scripts.errors import one_line
-from scripts.exports import ExportedNetwork, export_onnx, export_torchscript
-from scripts.fields import warp
 from scripts.files import write_json
-from scripts.inferers import FieldInferer
-from scripts.metrics import dice_percent, folding_percent, mse_hundredfold, nan_mean
-from scripts.networks import PaddedNetwork
-from scripts.phantom import Phantom, write_phantom_dataset
-from scripts.transforms import LoadCased, ScaleSlicesd, scale_slices
+from scripts.registration.fields import warp
+from scripts.registration.inferers import FieldInferer
+from scripts.registration.metrics import dice_percent, folding_percent, mse_hundredfold, nan_mean
+from scripts.registration.networks import PaddedNetwork
+from scripts.training.checkpoints import load_weights
+from scripts.workflow.exports import ExportedNetwork, export_onnx, export_torchscript
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.classical import METHODS, limit_itk_to_one_thread
 from benchmarks.options import positive, writable
 from benchmarks.setting import processor, setting
 from benchmarks.step import quartiles, time_rounds
@@ -102,7 +103,7 @@ def make_network_method(
 
 
 def slice_by_slice(register: Callable[..., np.ndarray], iterations: int) -> Method:
-    """A method from one of `scripts.classical`."""
+    """A method from one of `benchmarks.classical`."""
 
     def method(pairs: Tensor) -> Tensor:
         fields = [register(moving, fixed, iterations=iterations) for moving, fixed in pairs.cpu().numpy()]
@@ -193,7 +194,7 @@ def acdc_slices(dataset_dir: str, count: int, size: int) -> dict[str, Tensor]:
     images, labels = ["moving", "fixed"], ["moving_label", "fixed_label"]
     load = Compose(
         [
-            LoadCased(),
+            LoadPaird(),
             ScaleSlicesd(images),
             ResizeWithPadOrCropd([*images, *labels], (size, size, -1), mode="edge", allow_missing_keys=True),
             ScaleSlicesd(images, clip_percentile=100.0),

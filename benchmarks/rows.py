@@ -18,20 +18,20 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import CenterSpatialCrop
-from scripts.cache import source_code
-from scripts.classical import register_slices
-from scripts.cohort import fingerprint
-from scripts.datalists import select_pairs
+from scripts.data.datalists import select_pairs
 from scripts.errors import InputError
 from scripts.files import whole_file, write_json
-from scripts.metrics import nan_mean
+from scripts.registration.metrics import nan_mean
+from scripts.training.cache import source_code
+from scripts.workflow.cohort import fingerprint
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.classical import register_slices
 from benchmarks.comparison import COLUMNS
 
 ROOT = Path(__file__).parent.parent
-SHARED = ("train.yaml", "table.yaml")
+SHARED = ("configs/train.yaml", "benchmarks/table.yaml")
 
 Method = Callable[[Tensor], tuple[Tensor, float]]
 """A stack of pairs (2, X, Y, Z) -> its field (2, X, Y, Z) in pixels, pull convention, and the seconds it took."""
@@ -43,7 +43,7 @@ class Row:
 
     title: str
     kind: str
-    """"initial", "classical" (by its name in `scripts.classical`), "learned" (by its name in configs/methods/) or
+    """"initial", "classical" (by its name in `benchmarks.classical`), "learned" (by its name in benchmarks/methods/) or
     "shipped"."""
     trained_as: str = ""
     """The row whose weights this one takes; its own by default."""
@@ -78,15 +78,27 @@ SEARCHED = {
         for variance, step in ((3.0, 0.25), (1.0, 0.25), (1.0, 0.5), (0.5, 0.25), (0.25, 0.25))
     ],
 }
-"""Parameters of `scripts.classical` that `val` chooses from."""
+"""Parameters of `benchmarks.classical` that `val` chooses from."""
 WITHOUT_EFFECT = (
     *("max_epochs", "bundle_root", "dataset_dir", "output_dir", "cache_dir", "device"),
     *("resume", "log_every", "graph", "compile", "imports", "initialize", "run", "finalize"),
 )
 """Keys of a training's config that its result does not depend on."""
-TRAINED_BY = ("networks", "hypernetworks", "losses", "surgery", "handlers", "datasets", "transforms", "inferers")
-"""Modules of `scripts` that a training depends on, with all that these import."""
-SCORED_BY = ("evaluation", "transforms", "inferers", "networks", "classical")
+TRAINED_BY = (
+    *("benchmarks.hypernetworks", "scripts.registration.networks", "scripts.registration.losses"),
+    *(
+        "scripts.registration.inferers",
+        "scripts.surgery.handler",
+        "scripts.training.handlers",
+        "scripts.training.datasets",
+    ),
+    *("scripts.training.augmentation", "scripts.data.loading", "scripts.data.preprocessing"),
+)
+"""Modules that a training depends on, with all that these import."""
+SCORED_BY = (
+    *("benchmarks.classical", "scripts.registration.networks", "scripts.registration.inferers"),
+    *("scripts.training.evaluation", "scripts.data.loading", "scripts.data.preprocessing"),
+)
 """The same for scores, and for what is searched."""
 WEIGHTS_TRIED = 7  # of a hypernetwork, over its range
 
@@ -188,13 +200,13 @@ def prints(items: Sequence[dict]) -> list[str]:
 
 
 def code_of(modules: Sequence[str]) -> str:
-    """A hash of modules of `scripts` and of all that these import."""
-    return hashlib.sha256("".join(source_code(f"scripts.{name}" for name in modules)).encode()).hexdigest()
+    """A hash of modules and of all that these import."""
+    return hashlib.sha256("".join(source_code(modules)).encode()).hexdigest()
 
 
 def load_configs(*files: str) -> dict:
-    """The merged content of files in configs/."""
-    return ConfigParser.load_config_files([str(ROOT / "configs" / name) for name in files])
+    """The merged content of config files, by their paths from the bundle's root."""
+    return ConfigParser.load_config_files([str(ROOT / name) for name in files])
 
 
 def clock(device: str) -> float:
@@ -214,7 +226,7 @@ def initial_method(pair: Tensor) -> tuple[Tensor, float]:
 
 
 def classical_method(study: Study, name: str, parameters: dict, executor: Executor | None) -> Method:
-    """One of `scripts.classical`, on the central `slice_size` of each slice; the field is zero around it."""
+    """One of `benchmarks.classical`, on the central `slice_size` of each slice; the field is zero around it."""
 
     def method(pair: Tensor) -> tuple[Tensor, float]:
         field = torch.zeros_like(pair)
@@ -275,7 +287,7 @@ def with_nan(rows: Sequence[dict]) -> list[dict]:
 
 def settings_of(study: Study, name: str) -> dict:
     """What a row's training depends on, but for the number of epochs."""
-    config = load_configs(*SHARED, f"methods/{name}.yaml") | study.overrides
+    config = load_configs(*SHARED, f"benchmarks/methods/{name}.yaml") | study.overrides
     kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
     pairs = {f"{split} pairs": study.prints(split) for split in ("train", "val")}
     return {**kept, **pairs, "code": code_of(TRAINED_BY)}
@@ -341,7 +353,7 @@ def train(study: Study, name: str) -> float:
     if done < study.epochs:
         device = study.options.device
         workflow = ConfigWorkflow(
-            config_file=[str(ROOT / "configs" / file) for file in (*SHARED, f"methods/{name}.yaml")],
+            config_file=[str(ROOT / file) for file in (*SHARED, f"benchmarks/methods/{name}.yaml")],
             meta_file=str(ROOT / "configs" / "metadata.json"),
             logging_file=False,
             workflow_type="train",
@@ -450,9 +462,9 @@ def choose(study: Study, name: str, make: Callable[[], dict], settings: dict) ->
 def network_parser(study: Study, name: str) -> ConfigParser:
     """The configs that evaluate a learned row or the shipped weights, parsed."""
     if ROWS[name].kind == "shipped":
-        return study.parser("train.yaml", "evaluate.yaml")
+        return study.parser("configs/train.yaml", "configs/evaluate.yaml")
     checkpoint = study.training_dir(ROWS[name].trained_as or name) / "model.pt"
-    return study.parser(*SHARED, "evaluate.yaml", f"methods/{name}.yaml", checkpoint=str(checkpoint))
+    return study.parser(*SHARED, "configs/evaluate.yaml", f"benchmarks/methods/{name}.yaml", checkpoint=str(checkpoint))
 
 
 @dataclass
@@ -492,7 +504,7 @@ def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
     weights = Path(parser.get_parsed_content("checkpoint")).read_bytes()
     key = {"weights": hashlib.sha256(weights).hexdigest(), "inferer": parser.config["validate"]["inferer"]}
     # What ships sees pixels of its own size.
-    files = ("train.yaml",) if row.kind == "shipped" else SHARED
+    files = ("configs/train.yaml",) if row.kind == "shipped" else SHARED
     return Prepared(lambda: network_method(study, parser), key, files, seconds, choice)
 
 

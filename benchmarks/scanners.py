@@ -32,10 +32,10 @@ from monai.transforms import (
     Transform,
 )
 from scripts.api import ROOT
+from scripts.data.preprocessing import ResizeToSpacingd
 from scripts.devices import check_device
 from scripts.errors import one_line
 from scripts.files import write_json
-from scripts.transforms import ResizeToSpacingd
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -103,7 +103,8 @@ def score(
                 "checkpoint": checkpoint,
                 "device": device,
                 "output_dir": folder,
-                "validate::dataset::data": f"$scripts.datalists.select_pairs(@dataset_dir, None, '{split}', 'both', seed=@seed)",
+                "validate::dataset::data": "$scripts.data.datalists.select_pairs(@dataset_dir, None, "
+                f"'{split}', 'both', seed=@seed)",
                 "validate::handlers": parser["validate::handlers"][:1],  # the report alone
             }
         )

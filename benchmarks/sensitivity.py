@@ -30,7 +30,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from scripts.api import ROOT
-from scripts.datalists import select_pairs
+from scripts.data.datalists import select_pairs
 from scripts.devices import check_device
 from scripts.errors import InputError, one_line
 from scripts.files import write_csv, write_json

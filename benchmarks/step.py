@@ -28,9 +28,9 @@ from monai.engines import SupervisedTrainer
 from scripts.devices import check_bf16, check_device
 from scripts.errors import InputError, one_line
 from scripts.files import write_json
-from scripts.handlers import GradientSurgeryHandler
-from scripts.losses import SmoothnessLoss, WarpedSimilarity
-from scripts.networks import PyramidNetwork, RegistrationUNet
+from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
+from scripts.registration.networks import PyramidNetwork, RegistrationUNet
+from scripts.surgery.handler import GradientSurgeryHandler
 from torch import Tensor, nn
 from tqdm import tqdm
 

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from scripts.api import ROOT, register_cine
-from scripts.cines import LABELS
+from scripts.cardiac.cines import LABELS
+from scripts.cardiac.function import measure_function
+from scripts.cardiac.phantom import Phantom, write_phantom_dataset
+from scripts.cardiac.strain import measure_strain, sector_map
 from scripts.devices import check_device
 from scripts.errors import one_line
 from scripts.files import write_json
-from scripts.function import measure_function
-from scripts.phantom import Phantom, write_phantom_dataset
-from scripts.strain import measure_strain, sector_map
 from tqdm import tqdm
 
 from benchmarks.options import positive, writable

@@ -5,7 +5,7 @@ or another.
         [--rows NAME ...] [--jobs N] [--seed N] [--output_dir output/table]
 
 A data set is a folder in ACDC's layout or in that of M&Ms. Networks train on its `train` split by train.yaml,
-table.yaml and a method of configs/methods/, so that only the method differs; `val` chooses their best weights, the
+table.yaml and a method of benchmarks/methods/, so that only the method differs; `val` chooses their best weights, the
 weight that a hypernetwork is evaluated at, and the parameters of Demons and SyN; `test` (of the other data set, where
 one is given) is scored in both directions as evaluate.yaml does: networks see whole slices, Demons and SyN the central
 `slice_size`, and the central `crop_size` is scored. Seconds are CPU seconds on a CPU, where torch and ITK have one
@@ -31,12 +31,12 @@ from multiprocessing import get_context
 
 import nibabel as nib
 import torch
-from scripts.classical import limit_itk_to_one_thread
 from scripts.devices import check_device
 from scripts.errors import InputError, first_cause, one_line
 from scripts.files import write_csv, write_text
 from tqdm import tqdm
 
+from benchmarks.classical import limit_itk_to_one_thread
 from benchmarks.comparison import COLUMNS, draw, format_table
 from benchmarks.options import command, positive
 from benchmarks.rows import (
@@ -123,7 +123,7 @@ def slice_seconds(study: Study, name: str) -> float:
 
 def step_seconds(study: Study, name: str, repetitions: int = 2) -> float:
     """Seconds of the forward pass and both gradients of a batch of noise, after one that warms up."""
-    parser, device = study.parser(*SHARED, f"methods/{name}.yaml"), study.options.device
+    parser, device = study.parser(*SHARED, f"benchmarks/methods/{name}.yaml"), study.options.device
     keys = ("network", "train::inferer", "train::loss", "smoothness")
     network, infer, similarity, smoothness = (parser.get_parsed_content(key) for key in keys)
     parameters = list(network.parameters())

@@ -30,14 +30,14 @@ import torch
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
 from monai.utils import set_determinism
-from scripts.datasets import SliceDataset, batch_loader
+from scripts.cardiac.phantom import write_phantom_dataset
+from scripts.data.preprocessing import PreparePair
 from scripts.devices import allow_tf32, check_device, time_kernels
 from scripts.errors import InputError, one_line
 from scripts.files import write_json
-from scripts.graphs import WARM_UP
-from scripts.phantom import write_phantom_dataset
-from scripts.surgery import settle
-from scripts.transforms import PreparePair
+from scripts.surgery.rules import settle
+from scripts.training.datasets import SliceDataset, batch_loader
+from scripts.training.graphs import WARM_UP
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -54,7 +54,7 @@ ROOT = Path(__file__).parent.parent
 NETWORKS = {
     "shipped": {},
     "published": {
-        "network_def::backbone": {"_target_": "scripts.networks.RegistrationUNet", "conv_bias": True},
+        "network_def::backbone": {"_target_": "scripts.registration.networks.RegistrationUNet", "conv_bias": True},
         "integration": None,
     },
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from monai.bundle import ConfigParser, ConfigWorkflow
-from scripts.cines import CineRegistration
+from scripts.cardiac.cines import CineRegistration
 from scripts.command_line import check_path
 from scripts.devices import settings_kept
 from scripts.errors import InputError, first_cause

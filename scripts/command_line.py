@@ -207,3 +207,15 @@ def record_error(error: BaseException) -> None:
         raise error.with_traceback(None) from None
     except type(error):
         get_error_handler().record_exception(error)
+
+
+def require_one(**sources: object) -> None:
+    """Stop unless exactly one source of data is given.
+
+    Raises:
+        InputError: naming the options.
+    """
+    given = [name for name, value in sources.items() if value]
+    if len(given) != 1:
+        options = ", ".join(f"--{name}" + (" with --fixed" if name == "moving" else "") for name in sources)
+        raise InputError(f"give exactly one of {options}; got {' and '.join(f'--{name}' for name in given) or 'none'}.")

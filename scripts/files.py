@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import gzip
 import json
 import os
 import re
@@ -14,9 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from scripts.errors import InputError, first_cause
+from scripts.errors import InputError
 
 FIRST_TAGS = tuple(
     bytes([group, 0, element, 0]) for group, element in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22))
@@ -75,31 +73,6 @@ def parts_of(path: str | Path) -> list[Path]:
     if path.is_dir():
         return files_below(path)
     return [path.with_suffix(end) for end in (".hdr", ".img")] if path.suffix in (".hdr", ".img") else [path]
-
-
-def read_voxels(file: nib.Nifti1Pair, frame: int | None = None) -> np.ndarray:
-    """The voxels of a NIfTI file, or of one frame of it, counted from 0, in fp32.
-
-    Raises:
-        InputError: for complex numbers, of which fp32 would keep the real part.
-        OSError, EOFError, zlib.error: for a file that is damaged.
-    """
-    check_whole(file.get_filename())
-    if file.get_data_dtype().kind == "c":
-        raise InputError(f"{file.get_filename()}: holds complex numbers; write their magnitude to a new file.")
-    return np.asarray(file.dataobj if frame is None else file.dataobj[..., frame], dtype=np.float32)
-
-
-def check_whole(path: str | Path) -> None:
-    """Read a compressed file to its end, where its checksum is; who reads voxels stops before.
-
-    Raises:
-        OSError, EOFError, zlib.error: for a file that is damaged.
-    """
-    if str(path).lower().endswith(".gz"):
-        with gzip.open(path) as file:
-            while file.read(1 << 20):
-                pass
 
 
 def this_machine() -> str:
@@ -207,24 +180,3 @@ def plain(value: object) -> object:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def unreadable(path: str | Path, error: Exception) -> InputError:
-    """What to say of a file that nibabel cannot read, with the cure that its name and first bytes suggest."""
-    path = Path(path)
-    if not path.is_file():
-        return InputError(f"{path}: no such file; correct the path.")
-    with path.open("rb") as file:
-        head = file.read(4)
-    name, cure = path.name.lower(), "is the file complete?"
-    if not name.endswith((".nii", ".nii.gz", ".hdr", ".img")):
-        cure = "convert it to .nii.gz."
-    elif name.endswith(".nii") and head[:2] == b"\x1f\x8b":
-        cure = "it is compressed: rename it to .nii.gz."
-    elif name.endswith(".gz") and {int.from_bytes(head, order) for order in ("little", "big")} & {348, 540}:
-        cure = "it is not compressed: rename it to .nii."
-    elif "Void" in str(error):
-        cure = "its voxels are colors: convert them to gray."
-    cause = first_cause(error)
-    reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-    return InputError(f"{path}: cannot be read as NIfTI ({reason}); {cure}")

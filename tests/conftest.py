@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 from phantom_cases import prepare_cine, write_cine, write_pair
-from scripts.phantom import write_phantom_dataset
+from scripts.cardiac.phantom import write_phantom_dataset
 
 # torch.compile looks at all backends that are installed, OpenVINO's too, whose telemetry forks to tell of it.
 sys.modules.setdefault("openvino_telemetry", None)
 ROOT = Path(__file__).parent.parent
+STACK_SHAPE = (12, 10, 3)
 CACHE = tempfile.TemporaryDirectory(prefix="prepared_")
 SMALL = {
     "slice_size": [32, 32],
@@ -39,6 +41,12 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom_dataset(
         tmp_path_factory.mktemp("data") / "phantoms", subjects=5, size=(40, 36), slices=2, frames=4, progress=False
     )
+
+
+@pytest.fixture
+def copy(phantoms: Path, tmp_path: Path) -> Path:
+    """The phantoms in a folder that a test may change."""
+    return Path(shutil.copytree(phantoms, tmp_path / "data"))
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +85,18 @@ def cine_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def item(cine_path: Path) -> dict:
     return prepare_cine(cine_path)
+
+
+@pytest.fixture
+def array() -> np.ndarray:
+    """Voxels of a cine (X, Y, Z, T) in whole numbers."""
+    return np.random.default_rng(0).integers(0, 3000, (7, 6, 3, 5)).astype(np.int16)
+
+
+@pytest.fixture
+def stack() -> np.ndarray:
+    """Voxels of a stack of slices (X, Y, Z) in whole numbers."""
+    return np.random.default_rng(0).integers(0, 4000, STACK_SHAPE).astype(np.int16)
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from monai.data import DataLoader, Dataset, decollate_batch
 from monai.transforms import Compose, CopyItemsd
-from scripts.cases import find_cases
-from scripts.frames import LoadCase, PairFrames
-from scripts.phantom import Phantom
-from scripts.phantom import write_nifti as write_phantom
-from scripts.transforms import ScaleSlicesd
+from scripts.cardiac.phantom import Phantom
+from scripts.cardiac.phantom import write_nifti as write_phantom
+from scripts.data.cases import find_cases
+from scripts.data.loading import LoadCase, PairFrames
+from scripts.data.preprocessing import ScaleSlicesd
 
 PHANTOM = Phantom.random((0, 1), size=(48, 44), slices=3, frames=5)
 T, Z = 5, 3

@@ -12,10 +12,10 @@ from conftest import run_bundle, succeed
 from monai.bundle import ConfigParser
 from scripts import api
 from scripts.api import register, register_cine
+from scripts.cardiac.phantom import write_phantom_dataset
+from scripts.data.itk_fields import read_field
 from scripts.errors import InputError
-from scripts.itk_fields import read_field
-from scripts.networks import PaddedNetwork, PyramidNetwork
-from scripts.phantom import write_phantom_dataset
+from scripts.registration.networks import PaddedNetwork, PyramidNetwork
 
 
 def paths(phantoms: Path) -> tuple[Path, Path, Path, Path]:

@@ -21,10 +21,11 @@ import yaml
 from conftest import ROOT, SMALL, bundle_command, count, last_line, run_bundle, succeed, write_nifti
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
-from scripts.evaluation import FIGURES
-from scripts.itk_fields import pull, read_field
-from scripts.networks import RegistrationUNet
-from scripts.phantom import Phantom
+from scripts.cardiac.phantom import Phantom
+from scripts.data.grids import pull
+from scripts.data.itk_fields import read_field
+from scripts.registration.networks import RegistrationUNet
+from scripts.training.evaluation import FIGURES
 
 TRAIN, EVALUATE, INFERENCE = (f"configs/{name}.yaml" for name in ("train", "evaluate", "inference"))
 STEPS = 6  # of SMALL: 2 epochs of 3 batches
@@ -347,7 +348,7 @@ def test_options_of_the_method(phantoms: Path, tmp_path: Path) -> None:
         "strategy": "agreement",
         "granularity": "module",
         "network_def#backbone": {
-            "_target_": "scripts.networks.RegistrationUNet",
+            "_target_": "scripts.registration.networks.RegistrationUNet",
             "features": [4, 8, 8, 8, 8],
             "conv_bias": True,
         },

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from scripts import command_line, devices
+from scripts.command_line import require_one
 from scripts.errors import InputError, first_cause
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
@@ -215,3 +216,16 @@ def test_one_process_that_fails_ends_all_with_its_reason(capfd: pytest.CaptureFi
     printed = capfd.readouterr().err
     assert printed.count("error: b.nii.gz: correct it") == 1
     assert "by peer" not in printed
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        ({"moving": None, "dataset_dir": None}, "got none"),
+        ({"moving": "a", "dataset_dir": "b"}, "got --moving and --dataset_dir"),
+    ],
+)
+def test_exactly_one_source(sources: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        require_one(**sources)
+    require_one(moving="a", dataset_dir=None)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from conftest import run_bundle, succeed
-from scripts.phantom import write_phantom_dataset
+from scripts.cardiac.phantom import write_phantom_dataset
 
 
 def test_demo_learns(tmp_path: Path) -> None:

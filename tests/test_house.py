@@ -12,7 +12,21 @@ import pytest
 from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).parent.parent
-PURE = ("surgery", "fields", "metrics", "losses", "networks")
+PACKAGE = ROOT / "scripts"
+PURE = (
+    "surgery/rules",
+    *(f"registration/{name}" for name in ("fields", "metrics", "losses", "networks", "inferers", "refinement")),
+)
+LEVELS = (
+    {"surgery"},
+    {"registration"},
+    {"data", "cardiac", "report"},
+    {"training", "workflow"},
+)
+"""Rooms from the ground up: none imports from a level above its own."""
+MODULES = sorted(
+    str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py") if path.stem != "__init__"
+)
 OPTIONAL = (
     "itk",
     "matplotlib",
@@ -26,7 +40,9 @@ OPTIONAL = (
     "PIL",
     "contourpy",
 )
-CONFIGS = sorted(str(path.relative_to(ROOT / "configs"))[:-5] for path in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(
+    str(path.relative_to(ROOT)) for place in ("configs", "benchmarks") for path in (ROOT / place).rglob("*.yaml")
+)
 
 
 def imported(path: Path, top_level_only: bool = False) -> set[str]:
@@ -36,13 +52,13 @@ def imported(path: Path, top_level_only: bool = False) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
 @pytest.mark.parametrize("module", PURE)
 def test_pure_modules_know_no_engine_file_format_or_config(module: str) -> None:
-    names = imported(ROOT / "scripts" / f"{module}.py")
+    names = imported(PACKAGE / f"{module}.py")
     for foreign in (
         "ignite",
         "nibabel",
@@ -51,22 +67,39 @@ def test_pure_modules_know_no_engine_file_format_or_config(module: str) -> None:
         "monai.bundle",
         "monai.engines",
         "monai.data",
-        "scripts.handlers",
+        "scripts.training.handlers",
     ):
         assert not any(name == foreign or name.startswith(f"{foreign}.") for name in names)
 
 
 def arrows() -> dict[str, set[str]]:
-    """The modules of `scripts` that each of them imports."""
-    names = {path.stem: imported(path) for path in (ROOT / "scripts").glob("*.py")}
-    return {module: {name[8:] for name in found if name.startswith("scripts.")} for module, found in names.items()}
+    """The modules of `scripts` that each of them imports, as paths without suffix."""
+    found = {}
+    for module in MODULES:
+        names = {name.removeprefix("scripts.").replace(".", "/") for name in imported(PACKAGE / f"{module}.py")}
+        found[module] = names & set(MODULES)
+    return found
 
 
 def test_no_arrow_comes_back() -> None:
     TopologicalSorter(arrows()).prepare()  # raises a CycleError that names the modules
 
 
-@pytest.mark.parametrize("start", ["cases", "frames", "datasets", "networks", "inferers", "surgery"])
+def test_no_room_knows_one_above_it() -> None:
+    level = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}
+    for module, others in arrows().items():
+        room = module.rpartition("/")[0]
+        above = [other for other in others if level.get(other.rpartition("/")[0], -1) > level.get(room, len(LEVELS))]
+        assert not above, f"{module} imports {above}"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        *("data/cases", "data/loading", "training/datasets"),
+        *("registration/networks", "registration/inferers", "surgery/rules"),
+    ],
+)
 def test_what_reads_and_computes_knows_neither_scores_nor_reports(start: str) -> None:
     reached, left = set(), [start]
     while left:
@@ -74,28 +107,29 @@ def test_what_reads_and_computes_knows_neither_scores_nor_reports(start: str) ->
         if module not in reached:
             reached.add(module)
             left += arrows()[module]
-    assert not reached & {"registration", "writers", "report", "figures", "evaluation", "quality", "strain", "function"}
+    measures = {"training/evaluation", "cardiac/quality", "cardiac/strain", "cardiac/function"}
+    assert not [module for module in reached if module in measures or module.startswith(("workflow/", "report/"))]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
-def test_heavy_packages_are_imported_where_used(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imported(path, top_level_only=True)} & set(OPTIONAL)
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_packages_are_imported_where_used(module: str) -> None:
+    names = imported(PACKAGE / f"{module}.py", top_level_only=True)
+    assert not {name.split(".")[0] for name in names} & set(OPTIONAL)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
-def test_modules_have_tests_and_docstrings(path: Path) -> None:
-    if path.stem not in ("__init__", "errors"):
-        assert ast.get_docstring(ast.parse(path.read_text()))
-        assert (ROOT / "tests" / f"test_{path.stem}.py").is_file()
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_have_tests_and_docstrings(module: str) -> None:
+    room, _, name = module.rpartition("/")
+    if name != "errors":
+        assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
+        assert (ROOT / "tests" / room / f"test_{name}.py").is_file()
 
 
 def test_configs_name_what_exists() -> None:
     for name in CONFIGS:
-        text = (ROOT / "configs" / f"{name}.yaml").read_text()
-        for module, member in re.findall(r"scripts\.(\w+)\.(\w+)", text):
-            assert hasattr(importlib.import_module(f"scripts.{module}"), member), (
-                f"{name}.yaml: scripts.{module}.{member}"
-            )
+        for module, member in re.findall(r"\b((?:scripts|benchmarks)\.[a-z_.]+)\.(\w+)", (ROOT / name).read_text()):
+            if not module.endswith(("scripts", *(f"scripts.{room}" for room in set().union(*LEVELS)))):
+                assert hasattr(importlib.import_module(module), member), f"{name}: {module}.{member}"
 
 
 @pytest.mark.parametrize("name", ["train", "inference"])
@@ -105,7 +139,7 @@ def test_every_plain_option_has_a_comment(name: str) -> None:
     for key, value in config.items():
         if (
             isinstance(value, (dict, list))
-            or str(value).startswith(("@", "$@", "$scripts.checkpoints", "$scripts.datalists"))
+            or str(value).startswith(("@", "$@", "$scripts.training", "$scripts.data", "$scripts.command_line"))
             or key == "seed"
         ):
             continue

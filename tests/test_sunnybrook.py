@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_nifti
 from scripts.api import register_cine
-from scripts.cines import CineRegistration
-from scripts.datalists import read_info
-from scripts.dicom import read_dicom_cine
-from scripts.itk_fields import write_field
-from scripts.metrics import dice_percent
+from scripts.cardiac.cines import CineRegistration
+from scripts.data.acdc import read_info
+from scripts.data.dicom import read_dicom_cine
+from scripts.data.itk_fields import write_field
+from scripts.registration.metrics import dice_percent
 from test_itk_fields import off_the_edge
 
 FOLDER = ROOT.parent / "shared" / "data" / "scd"

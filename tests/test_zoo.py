@@ -19,8 +19,8 @@ import pytest
 import torch
 from conftest import ROOT, write_options
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from scripts.cardiac.phantom import Phantom
 from scripts.package import build_zip
-from scripts.phantom import Phantom
 
 CONFIG = {"config_file": "configs/inference.yaml", "meta_file": "configs/metadata.json"}
 SCHEMA = ROOT.parent / "shared" / "data" / "meta_schema_20240725.json"

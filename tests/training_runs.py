@@ -15,10 +15,11 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.engines import IterationEvents, SupervisedTrainer
-from scripts import handlers
-from scripts.handlers import GradientSurgeryHandler, NonFiniteLossHandler
-from scripts.losses import SmoothnessLoss, WarpedSimilarity
-from scripts.networks import RegistrationUNet
+from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
+from scripts.registration.networks import RegistrationUNet
+from scripts.surgery.handler import GradientSurgeryHandler
+from scripts.training import handlers
+from scripts.training.handlers import NonFiniteLossHandler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from scripts.report import write_report
-from test_report import PARAMETERS, register_phantom
+from scripts.report.page import write_report
+from test_page import PARAMETERS, register_phantom
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -1,0 +1,119 @@
+"""A cine and its registration as objects: what readers make, what registration returns, what writers and reports
+take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+Array = NDArray[np.floating]
+LABELS = {"rv": 1, "myo": 2, "lv": 3}
+"""Values in a label map: right ventricle, left ventricular myocardium and cavity, as in ACDC."""
+ESTIMATED = "the frame with the largest estimated cavity: the most bright voxels in the beating region"
+"""Basis of a reference frame that `largest_cavity` chose."""
+
+
+@dataclass(frozen=True)
+class Cine:
+    """A stack of short-axis slices over the cardiac cycle. Frames are counted from 1 wherever a user sees them."""
+
+    name: str
+    """Names the outputs; never a patient identifier."""
+    image: Array
+    """Intensities (X, Y, Z, T) in the scanner's unit, fp32."""
+    affine: Array
+    """Voxel index to RAS in mm, (4, 4); oblique in general."""
+    times: Array | None = None
+    """Milliseconds of each slice and frame after the trigger, (Z, T); None where the file does not tell."""
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm."""
+        return tuple(float(length) for length in voxel_sizes(self.affine))
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return self.image.shape[-1]
+
+    @property
+    def frame_time(self) -> float | None:
+        """Mean milliseconds from a frame to the next, None where unknown or for a single frame."""
+        if self.times is None or self.frames < 2:
+            return None
+        return float(np.diff(self.times, axis=1).mean())
+
+
+@dataclass
+class CineRegistration:
+    """Every frame of a cine registered to its reference frame, or a moving image to a fixed one (T = 1).
+
+    Fields are in-plane, in voxels, channel i along array axis i, pull convention. With u = fields[t] on the reference's
+    grid, moved[..., t](x) = image[..., t](x + u(x)), and the reference's point x lies at x + u(x) in frame t. With v =
+    inverses[t] on the grid of frame t, labels[..., t](y) = label(y + v(y)).
+    """
+
+    cine: Cine
+    reference: int | None
+    """Reference frame, counted from 1; None for a pair, whose `cine` is the moving image alone."""
+    reference_basis: str
+    """Why that frame, in words."""
+    fields: Array
+    """(T, 2, X, Y, Z)."""
+    inverses: Array
+    """(T, 2, X, Y, Z)."""
+    moved: Array
+    """(X, Y, Z, T), intensities of the cine's unit."""
+    label: NDArray[np.integer] | None = None
+    """Label of the reference frame (X, Y, Z): 1 RV, 2 myocardium, 3 LV cavity; of the moving image for a pair; None
+    without one."""
+    labels: NDArray[np.integer] | None = None
+    """Labels of all frames (X, Y, Z, T); for a pair the moving label on the fixed grid, T = 1."""
+    fixed: Array | None = None
+    """Image (X, Y, Z) that every frame is brought onto; by default the reference frame."""
+    quality: dict = field(default_factory=dict)
+    """What `quality.assess` returns."""
+    function: dict = field(default_factory=dict)
+    """What `function.measure_function` returns."""
+    strain: list[dict] = field(default_factory=list)
+    """Rows of `strain.measure_strain`."""
+    points: list[dict] = field(default_factory=list)
+    """Rows of landmarks carried through the cycle."""
+
+    def __post_init__(self) -> None:
+        if self.fixed is None:
+            self.fixed = self.cine.image[..., self.reference - 1]
+
+
+def largest_cavity(image: Array) -> int:
+    """The frame, counted from 1, in which the most of the beating region is bright: blood fills the cavities at end
+    diastole.
+
+    Args:
+        image: (X, Y, Z, T). The beating region is where intensities vary most over time; bright is above Otsu's
+            threshold in it.
+    """
+    smooth = smooth_slices(image)
+    spread = gaussian_filter(smooth.std(axis=-1), (3, 3, 0))
+    values = smooth[spread > 0.5 * spread.max(axis=(0, 1), keepdims=True)]
+    return int((values > otsu_threshold(values)).sum(axis=0).argmax()) + 1
+
+
+def smooth_slices(image: Array) -> Array:
+    """(X, Y, Z, T) under a small Gaussian in each slice."""
+    return gaussian_filter(np.asarray(image, dtype=np.float64), (1.5, 1.5, 0, 0))
+
+
+def otsu_threshold(values: Array) -> float:
+    """The threshold that parts values into two classes of the least variance (Otsu, IEEE Trans. SMC 1979)."""
+    counts, edges = np.histogram(values, bins=256)
+    centers = (edges[1:] + edges[:-1]) / 2
+    below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
+    mean_below = np.cumsum(counts * centers) / np.maximum(below, 1)
+    mean_above = (np.cumsum((counts * centers)[::-1]) / np.maximum(above[::-1], 1))[::-1]
+    between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
+    return float(edges[1:-1][between.argmax()])

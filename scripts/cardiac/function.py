@@ -1,0 +1,126 @@
+"""Ventricular function of a cine from the labels of its frames: volumes, ejection fraction and left ventricular
+mass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scripts.cardiac.cines import LABELS
+
+Array = NDArray[np.floating]
+MUSCLE_DENSITY = 1.05  # g/mL
+DEFINITIONS = {
+    "reference_frame": "frame whose label was drawn; the labels of the others are that one, moved by the registration",
+    "ed_frame": "end diastole: the frame of the largest LV volume (of the largest RV volume where no LV is labeled), "
+    "counted from 1",
+    "es_frame": "end systole: the frame of the smallest volume of the same ventricle, counted from 1",
+    "ed_time_ms": "time of end diastole after the trigger, mean over slices, in ms",
+    "es_time_ms": "time of end systole after the trigger, mean over slices, in ms",
+    "lv_volume_ml": "LV cavity (label 3) of each frame: number of voxels times voxel volume, in mL",
+    "rv_volume_ml": "RV cavity (label 1) of each frame: number of voxels times voxel volume, in mL",
+    "lv_edv_ml": "LV volume at end diastole, in mL",
+    "lv_esv_ml": "LV volume at end systole, in mL",
+    "lv_sv_ml": "LV stroke volume EDV - ESV, in mL",
+    "lv_ef_percent": "LV ejection fraction (EDV - ESV) / EDV, in percent",
+    "rv_edv_ml": "RV volume at ed_frame, in mL",
+    "rv_esv_ml": "RV volume at es_frame, in mL",
+    "rv_sv_ml": "RV stroke volume EDV - ESV, in mL",
+    "rv_ef_percent": "RV ejection fraction (EDV - ESV) / EDV, in percent",
+    "lv_mass_g": "LV myocardium (label 2) at end diastole: volume times 1.05 g/mL, in g",
+}
+CAVEAT = (
+    "Motion is measured in-plane alone: the descent of the base is not seen. Slices that the base leaves in systole "
+    "keep their label, so that end-systolic volumes tend to be too large, stroke volumes and ejection fractions too "
+    "small: little in the left ventricle, grossly in the right one, whose base leaves the basal slices."
+)
+
+
+def volumes(labels: NDArray, spacing: Sequence[float]) -> dict[str, Array]:
+    """Volume of each structure in each frame, (T,) in mL; one that no frame holds is left out.
+
+    Args:
+        labels: (X, Y, Z, T); 1 RV, 2 myocardium, 3 LV cavity.
+        spacing: voxel size in mm along X, Y and Z, where Z is the distance from slice to slice (gaps included).
+
+    Raises:
+        ValueError: where the labels have not four axes.
+    """
+    if labels.ndim != 4:
+        raise ValueError(f"labels of a cine have the axes (X, Y, Z, T), got shape {labels.shape}.")
+    voxel = float(np.prod(spacing)) / 1000
+    counts = {name: (labels == value).sum(axis=(0, 1, 2)) for name, value in LABELS.items()}
+    return {name: count * voxel for name, count in counts.items() if count.any()}
+
+
+def volume_rows(labels: NDArray, spacing: Sequence[float], times: Array | None = None) -> list[dict]:
+    """The volume curve as a table, one dict a frame.
+
+    Args:
+        labels, spacing: as `volumes` takes them.
+        times: milliseconds of each slice and frame (Z, T), or of each frame (T,).
+
+    Returns:
+        Rows of `frame` (from 1), `time_ms` (mean over slices; where times are known), and `lv_ml`, `rv_ml` and
+        `myo_ml`, each where any frame holds the structure.
+    """
+    curves = volumes(labels, spacing)
+    means = mean_times(times)
+    rows = []
+    for t in range(labels.shape[-1]):
+        time = {} if means is None else {"time_ms": float(means[t])}
+        rows.append(
+            {
+                "frame": t + 1,
+                **time,
+                **{f"{name}_ml": float(curves[name][t]) for name in ("lv", "rv", "myo") if name in curves},
+            }
+        )
+    return rows
+
+
+def measure_function(
+    labels: NDArray, spacing: Sequence[float], times: Array | None = None, reference: int | None = None
+) -> dict[str, object]:
+    """What `DEFINITIONS` has, as far as the labels tell.
+
+    Args:
+        labels, spacing, times: as `volume_rows` takes them.
+        reference: frame whose label the others were moved from, counted from 1; passed on to the result.
+
+    Returns:
+        Numbers by the names in `DEFINITIONS`, lists of T for the volumes, the definitions of what is there under
+        "definitions", and `CAVEAT` under "caveat". A structure that no frame holds has no keys. A cine of one frame has
+        no end systole: end-systolic figures and all that follow from them are absent. Empty where neither ventricle's
+        cavity is labeled.
+    """
+    curves = volumes(labels, spacing)
+    leading = curves.get("lv", curves.get("rv"))
+    if leading is None:
+        return {}
+    ed, es, means = int(leading.argmax()), int(leading.argmin()), mean_times(times)
+    beats = len(leading) > 1
+    result: dict[str, object] = {} if reference is None else {"reference_frame": int(reference)}
+    for name, frame in {"ed": ed, "es": es}.items() if beats else [("ed", ed)]:
+        result[f"{name}_frame"] = frame + 1
+        if means is not None:
+            result[f"{name}_time_ms"] = float(means[frame])
+    for name in ("lv", "rv"):
+        if name not in curves:
+            continue
+        result[f"{name}_volume_ml"] = [float(volume) for volume in curves[name]]
+        edv, esv = (float(curves[name][frame]) for frame in (ed, es))
+        result[f"{name}_edv_ml"] = edv
+        if beats:
+            result |= {f"{name}_esv_ml": esv, f"{name}_sv_ml": edv - esv}
+        if beats and edv > 0:
+            result[f"{name}_ef_percent"] = 100 * (edv - esv) / edv
+    if "myo" in curves:
+        result["lv_mass_g"] = MUSCLE_DENSITY * float(curves["myo"][ed])
+    return {**result, "definitions": {name: DEFINITIONS[name] for name in result}, "caveat": CAVEAT}
+
+
+def mean_times(times: Array | None) -> Array | None:
+    """Milliseconds of each frame (T,), the mean over slices, from times (Z, T) or (T,); None from None."""
+    return None if times is None else np.atleast_2d(np.asarray(times, dtype=float)).mean(axis=0)

@@ -1,0 +1,318 @@
+"""What inference is asked to register: options and folders to a data list of cines and pairs (`frames.LoadCase` says
+what they hold)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from itertools import chain, count
+from pathlib import Path
+
+from scripts.data.acdc import acdc_pairs, find_image, read_info
+from scripts.data.datalists import check_files, json_pairs
+from scripts.data.dicom import slices_of_one
+from scripts.data.nifti import shape_of, stem_of
+from scripts.data.results import is_result
+from scripts.errors import InputError
+from scripts.files import files_below, is_dicom, plain_path
+
+LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$", re.IGNORECASE)
+"""Of a NIfTI file that is no cine, by its stem: ACDC's and M&Ms' `_gt`, UK Biobank's `seg_`, ITK-SNAP's and 3D Slicer's
+habits."""
+
+
+def inference_cases(**sources: object) -> list[dict]:
+    """The cases of `find_cases`, with names that differ."""
+    return unique_names(find_cases(**sources))
+
+
+def find_cases(
+    cine: str | None = None,
+    moving: str | None = None,
+    fixed: str | None = None,
+    dataset_dir: str | None = None,
+    data_list: str | None = None,
+    moving_label: str | None = None,
+    reference_frame: int | None = None,
+    reference_label: str | None = None,
+    direction: str = "ES_to_ED",
+    points: str | None = None,
+    section: str = "test",
+) -> list[dict]:
+    """The cases of one of four sources; none where no source is given, so that a workflow can be inspected without
+    data.
+
+    Args:
+        cine: a 4-D NIfTI file or a folder of DICOM files.
+        moving: a 3-D NIfTI image, with `fixed`.
+        fixed: the 3-D NIfTI image that `moving` is brought onto.
+        dataset_dir: a folder of subjects in ACDC's layout, of 4-D NIfTI files, and of folders of such files or of DICOM
+            files.
+        data_list: a MONAI data list in JSON.
+        moving_label: label of `moving`.
+        reference_frame: of a cine, counted from 1.
+        reference_label: label of the reference frame of `cine`.
+        direction: of pairs in ACDC's layout without a cine, see `datalists.acdc_pairs`.
+        points: landmarks, which belong to one case.
+        section: of the data list.
+
+    Raises:
+        InputError: naming the file or option and the cure.
+    """
+    if points and (dataset_dir or data_list):
+        raise InputError("--points: belongs to one case; give it with --cine, or with --moving and --fixed.")
+    if moving_label and not (moving or fixed):
+        raise InputError("--moving_label: belongs to one pair; give it with --moving and --fixed.")
+    if reference_frame is not None and not (cine or dataset_dir or data_list):
+        raise InputError("--reference_frame: belongs to cines; give it with --cine, --dataset_dir or --data_list.")
+    if cine:
+        return [cine_case(cine, reference_frame, reference_label, points)]
+    if reference_label:
+        raise InputError("--reference_label: belongs to one cine; give it with --cine.")
+    if moving or fixed:
+        return [single_pair(moving, fixed, moving_label, points)]
+    if data_list:
+        items = json_pairs(data_list, section)
+        if not items:
+            raise InputError(f"{data_list}: section '{section}' is empty or missing; add cases to it.")
+        return [case for item in items for case in report_later(listed_cases, item, item, reference_frame)]
+    return folder_cases(Path(dataset_dir), reference_frame, direction) if dataset_dir else []
+
+
+def cine_case(
+    path: str | Path, reference_frame: int | None = None, label: str | None = None, points: str | None = None
+) -> dict:
+    """The item of a cine, a 4-D NIfTI file or a DICOM folder.
+
+    The reference frame is the one given, else the ED of an `Info.cfg` beside the file, else left for `LoadCase` to
+    estimate.
+
+    Raises:
+        InputError: for a label or points whose frame nobody knows, or a path that is not there.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give --cine a 4-D NIfTI file or a folder of DICOM files.")
+    item: dict = {"cine": str(path)}
+    if reference_frame is not None:
+        if not re.fullmatch(r"[1-9]\d*", str(reference_frame)):
+            raise InputError(f"{path}: has no frame {reference_frame}; --reference_frame is a number, counted from 1.")
+        item |= {"reference": int(reference_frame), "reference_basis": "given as --reference_frame"}
+    elif (ed := end_diastole(path.parent if path.is_file() else path)) is not None and is_alone(path):
+        item |= {"reference": ed, "reference_basis": "end diastole by Info.cfg"}
+    for key, file, words in (
+        ("reference_label", label, "this label belongs"),
+        ("points", points, "these points belong"),
+    ):
+        if file:
+            if "reference" not in item:
+                raise InputError(f"{file}: nobody knows which frame {words} to; give --reference_frame.")
+            if (named := re.search(r"_frame(\d+)(_gt)?\.nii", Path(file).name)) and int(named[1]) != item["reference"]:
+                logging.getLogger("inference").warning(
+                    f"{file}: is of frame {int(named[1])} by its name, and is taken for that of the reference frame "
+                    f"{item['reference']} ({item['reference_basis']}): is --reference_frame right?"
+                )
+            item[key] = str(file)
+    # What is wrong with the files themselves, `LoadCase` finds when their turn comes.
+    item["case"] = item["subject"] = stem_of(path) if path.is_file() else plain_path(path).name
+    if not item["case"]:
+        raise InputError(f"{path}: has no name that its results could go by; rename it.")
+    check_files([item])
+    return item
+
+
+def at_place(name: str, path: Path) -> dict:
+    """The item of a cine, or of a subject's folder, of which no more is known yet."""
+    return {"case": name, "subject": name, "cine": str(path)}
+
+
+def one_cine(path: Path, reference_frame: int | None) -> list[dict]:
+    """The item of a cine in a folder of cases, alone in a list."""
+    return [cine_case(path, reference_frame)]
+
+
+def is_alone(path: Path) -> bool:
+    """Whether the `Info.cfg` beside a cine is that cine's: it is named as the folder, a folder itself, or the only cine
+    there."""
+    others = [other for other in cine_files(path.parent) if other != path] if path.is_file() else []
+    if not others or stem_of(path) == plain_path(path).parent.name:
+        return True
+    logging.getLogger("inference").warning(
+        f"{path.parent / 'Info.cfg'}: lies beside several cines, so its ED is not taken for {path.name}'s; give --reference_frame."
+    )
+    return False
+
+
+def end_diastole(folder: Path) -> int | None:
+    """The frame of end diastole, counted from 1, by the `Info.cfg` of a folder; None without that file or its line ED.
+
+    Raises:
+        InputError: for an ED that is not such a number.
+    """
+    path = folder / "Info.cfg"
+    ed = read_info(path).get("ED") if path.is_file() else None
+    if ed and not re.fullmatch(r"[1-9]\d*", ed):
+        raise InputError(f"{path}: ED is {ed}, which is not a frame (counted from 1); correct or remove that line.")
+    return int(ed) if ed else None
+
+
+def folder_cases(root: Path, reference_frame: int | None, direction: str) -> list[dict]:
+    """The cases of a folder, of all kinds that it holds: subjects in ACDC's layout, then 4-D NIfTI files, then folders
+    of such files or of DICOM. A folder that inference wrote is no case; what else is left out, such as text files, is
+    logged.
+
+    Raises:
+        InputError: where it holds none of them.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give --dataset_dir a folder that is there.")
+    entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
+    files = cine_files(root)
+    folders = [path for path in entries if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
+    subjects = [path for path in folders if (path / "Info.cfg").is_file() and any(path.glob(f"{path.name}_*.nii*"))]
+    others = [path for path in folders if path not in subjects and not is_result(path)]
+    contents = {path: cine_files(path) or ([path] if holds_dicom(path) else []) for path in others}
+    # One without any image says which it lacks.
+    subjects += [path for path in others if (path / "Info.cfg").is_file() and not contents[path]]
+    if not (subjects or files or any(contents.values())) and any(map(looks_like_dicom, entries)):
+        contents = {root: [root]}
+    cases = [
+        case
+        for path in subjects
+        for case in report_later(subject_cases, at_place(path.name, path), path, reference_frame, direction)
+    ]
+    for path in (*files, *chain(*contents.values())):
+        cases += report_later(one_cine, at_place(stem_of(path) or path.name, path), path, reference_frame)
+    if not cases:
+        raise InputError(
+            f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files; give "
+            "--dataset_dir a folder that does."
+        )
+    for together in slices_of_one([path for path, found in contents.items() if found == [path]]):
+        logging.getLogger("inference").warning(
+            f"{root}: {', '.join(path.name for path in together)} look like slices of one cine and are registered "
+            f"apart; where they are, give --cine {root} or a folder of them."
+        )
+    for path, found in contents.items():
+        if found and found != [path] and holds_dicom(path):
+            logging.getLogger("inference").info(
+                f"{path}: cines are its 4-D NIfTI files ({len(found)}); its DICOM files are left out"
+            )
+    taken = {*subjects, *files, *(path for path, found in contents.items() if found)}
+    if root not in taken and (left := [path.name for path in entries if path not in taken]):
+        more = f" and {len(left) - 9} more" if len(left) > 9 else ""
+        logging.getLogger("inference").info(f"{root}: left out, for they hold no case: {', '.join(left[:9])}{more}")
+    return cases
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether a DICOM file is in a folder or below it; where it cannot be listed, reading it will say so."""
+    try:
+        return any(map(looks_like_dicom, files_below(folder)))
+    except InputError:
+        return True
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a path is a DICOM file, by its name or its first bytes, that is not hidden."""
+    return path.is_file() and not path.name.startswith(".") and (path.suffix.lower() == ".dcm" or is_dicom(path))
+
+
+def cine_files(folder: Path) -> list[Path]:
+    """The NIfTI files of a folder that have four axes, are no labels by their name and are not hidden, sorted."""
+    files = [path for path in sorted(folder.glob("[!.]*")) if path.name.lower().endswith((".nii", ".nii.gz"))]
+    return [path for path in files if is_cine(path) and not LABEL_NAME.search(stem_of(path))]
+
+
+def report_later(find: Callable[..., list[dict]], item: dict, *args: object) -> list[dict]:
+    """The cases that `find` makes of one of many, or that item alone, which `frames.LoadCase` refuses with the reason:
+    the others go on."""
+    try:
+        return find(*args)
+    except InputError as error:
+        return [{**item, "error": error}]
+
+
+def listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:
+    """The cases of an item of a JSON list; the reference frame of a cine is found as that of `--cine` is."""
+    check_files([item])
+    if "cine" not in item:
+        refuse_frame(item["case"], reference_frame)
+        return [item]
+    case = cine_case(
+        item["cine"], item.get("reference", reference_frame), item.get("reference_label"), item.get("points")
+    )
+    own = {key: item[key] for key in ("case", "subject")}
+    return [case | own | ({"reference_basis": "given in the data list"} if "reference" in item else {})]
+
+
+def subject_cases(subject: Path, reference_frame: int | None, direction: str) -> list[dict]:
+    """A subject in ACDC's layout: its cine with the label of the reference frame where there is one, else its pair."""
+    cine = find_image(subject, f"{subject.name}_4d", required=False)
+    if cine is None:
+        refuse_frame(subject, reference_frame)
+        return acdc_pairs(subject.parent, [subject.name], direction)
+    frame = end_diastole(subject) if reference_frame is None else reference_frame
+    label = (
+        find_image(subject, f"{subject.name}_frame{frame:02d}_gt", required=False) if isinstance(frame, int) else None
+    )
+    return [cine_case(cine, reference_frame, str(label) if label else None)]
+
+
+def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
+    """Stop where a reference frame is given for a pair, which has none.
+
+    Raises:
+        InputError: naming the case.
+    """
+    if reference_frame is not None:
+        raise InputError(
+            f"{case}: is a pair, to which --reference_frame says nothing; leave it out, or give the 4-D cine."
+        )
+
+
+def is_cine(path: Path) -> bool:
+    """Whether a NIfTI file has four axes, and more of length 1 alone; one that cannot be read counts, so that it is
+    reported."""
+    shape = shape_of(path)
+    return not shape or (len(shape) >= 4 and set(shape[4:]) <= {1})
+
+
+def single_pair(
+    moving: str | None, fixed: str | None, moving_label: str | None = None, points: str | None = None
+) -> dict:
+    """The item of two images given on the command line."""
+    for name, value in (("moving", moving), ("fixed", fixed)):
+        if not value:
+            raise InputError(f"--{name} is missing: give both --moving and --fixed.")
+    files = {"moving": moving, "fixed": fixed, "moving_label": moving_label, "points": points}
+    item = {key: str(file) for key, file in files.items() if file}
+    item["case"] = item["subject"] = f"{stem_of(moving)}_to_{stem_of(fixed)}"
+    check_files([item])
+    return item
+
+
+def unique_names(items: Sequence[dict]) -> list[dict]:
+    """The items with names that differ, lest one overwrite another one's files.
+
+    Files of one name in several folders are named after these, too; else a number parts those that share a name.
+    """
+
+    def parent(item):
+        return plain_path(item.get("cine") or item.get("moving") or "").parent.name
+
+    # Without capitals, which some file systems do not tell apart.
+    folders: dict[str, list[str]] = {}
+    for item in items:
+        folders.setdefault(item["case"].casefold(), []).append(parent(item).casefold())
+    renamed: dict[str, dict] = {}
+    for item in items:
+        name, among = item["case"], folders[item["case"].casefold()]
+        if len(among) > 1 and len(set(among)) == len(among):
+            name = f"{parent(item)}_{name}"
+        names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+        name = next(name for name in names if name.casefold() not in renamed)
+        renamed[name.casefold()] = {**item, "case": name}
+    return list(renamed.values())

@@ -1,0 +1,198 @@
+"""Folders and JSON files to MONAI data lists: one dict a pair, with the paths of its images and labels.
+
+Each item holds `case` (a name for its outputs), `subject`, `moving` and `fixed`, and where they exist `moving_label`
+and `fixed_label`. Where a path leads to a cine, `moving_frame` and `fixed_frame` say which frame of it and of its
+label, counted from 0; `label_values` are this project's labels (1 RV, 2 myocardium, 3 LV) in the order of the file's
+own, 0, 1, 2, ….
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.data.acdc import acdc_pairs, acdc_subjects
+from scripts.data.mms import mms_pairs, mms_splits, mms_subjects, mms_table
+from scripts.data.nifti import stem_of
+from scripts.errors import InputError
+
+FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label", "points")
+NAME_KEYS = ("case", "subject", "direction")
+LIST_KEYS = (*FILE_KEYS, *NAME_KEYS, "reference")
+"""What is read of an item of a JSON list; other keys are the user's own, and left out."""
+SPLITS = ("train", "val", "test")
+HELD_OUT = 0.1  # of the subjects, for val and for test
+
+
+def split_subjects(subjects: Sequence[str], seed: int = 0) -> dict[str, list[str]]:
+    """A seeded split by subject into train, val and test (80/10/10 %, one at least), the same whatever the order of
+    `subjects`."""
+    ordered = sorted(subjects)
+    random.Random(seed).shuffle(ordered)
+    held_out = max(round(len(ordered) * HELD_OUT), 1)
+    parts = ordered[2 * held_out :], ordered[:held_out], ordered[held_out : 2 * held_out]
+    return {name: sorted(part) for name, part in zip(SPLITS, parts)}
+
+
+def folder_subjects(dataset_dir: str | Path) -> list[str]:
+    """Names of the subjects of a folder in ACDC's layout or in that of M&Ms, sorted."""
+    return sorted(mms_subjects(dataset_dir)) if mms_table(dataset_dir) else acdc_subjects(dataset_dir)
+
+
+def published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
+    """Subjects of "train", "val" and "test" as the folder gives them, by a `splits.json` or the folders of M&Ms; else
+    None.
+
+    Raises:
+        InputError: for a `splits.json` that is not readable, names a subject twice, or one without a folder.
+    """
+    path = Path(dataset_dir) / "splits.json"
+    if not path.exists():
+        return mms_splits(dataset_dir) if mms_table(dataset_dir) else None
+    try:
+        content = json.loads(path.read_text())
+        splits = {name: content[name] for name in SPLITS}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: needs the lists train, val and test ({error!r}); correct it or remove it."
+        ) from error
+    for split, names in splits.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: its {split} is not a list of subject names; correct it or remove it.")
+    listed = [name for names in splits.values() for name in names]
+    if twice := sorted({name for name in listed if listed.count(name) > 1}):
+        raise InputError(
+            f"{path}: names subjects more than once: {', '.join(twice)}; a subject belongs to one of train, val and test."
+        )
+    missing = sorted(set().union(*splits.values()) - set(folder_subjects(dataset_dir)))
+    if missing:
+        raise InputError(f"{path}: names subjects that have no folder: {', '.join(missing)}; correct it or add them.")
+    return splits
+
+
+def folder_splits(dataset_dir: str | Path, seed: int = 0) -> dict[str, list[str]]:
+    """Subjects of "train", "val" and "test": the published ones where there are some, else by a seeded split."""
+    return published_splits(dataset_dir) or split_subjects(folder_subjects(dataset_dir), seed)
+
+
+def json_pairs(path: str | Path, section: str) -> list[dict]:
+    """A section ("training", "validation" or "test") of a MONAI data list in JSON; paths are relative to the file's
+    folder.
+
+    Each item needs "moving" and "fixed", and may have "moving_label", "fixed_label", "subject", "case" and "direction";
+    for inference it may have "cine", and with it "reference_frame" (or "reference"; counted from 1) and
+    "reference_label", instead, and "points".
+
+    Raises:
+        InputError: for a file or a section that is not there, an item without an image or with a misspelled key, or a
+            case that names no folder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; --data_list takes a MONAI data list in JSON.")
+    try:
+        # MONAI's own reader would take a case for a path where a folder of its name lies beside the list.
+        items = [dict(item) for item in json.loads(path.read_text()).get(section, [])]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is not a MONAI data list ({error}); see the README for one.") from error
+    for number, item in enumerate(items, start=1):
+        if "reference_frame" in item:
+            item["reference"] = item.pop("reference_frame")
+        for key in set(item) - set(LIST_KEYS):
+            if close := difflib.get_close_matches(str(key), (*LIST_KEYS, "reference_frame"), n=1, cutoff=0.8):
+                raise InputError(
+                    f"{path}: item {number} of '{section}' has the key {key!r}; did you mean {close[0]!r}?"
+                )
+            del item[key]
+        for key in [key for key, value in item.items() if value is None]:
+            del item[key]
+        for key in NAME_KEYS:
+            if not isinstance(item.get(key, ""), (str, int)):
+                raise InputError(f"{path}: item {number} of '{section}' has the {key} {item[key]!r}; give a name.")
+        for key in FILE_KEYS:
+            if key in item:
+                if not isinstance(item[key], str):
+                    raise InputError(
+                        f"{path}: item {number} of '{section}' has the {key} {item[key]!r}; give the path of a file."
+                    )
+                item[key] = str(path.parent / item[key])
+            elif key in ("moving", "fixed") and "cine" not in item:
+                raise InputError(f"{path}: item {number} of '{section}' has no '{key}'; add the path of that image.")
+        stem = stem_of(item["cine"]) if "cine" in item else f"{stem_of(item['moving'])}_to_{stem_of(item['fixed'])}"
+        item["case"] = name = str(item.get("case", item.get("subject", stem)))
+        # It names a folder below output_dir.
+        if name in ("", "..") or Path(name).name != name:
+            raise InputError(
+                f"{path}: item {number} of '{section}' has the case {name!r}; give a name without / and '..'."
+            )
+        if name == "summary.csv" or name.startswith((".part_", ".old_")):
+            raise InputError(
+                f"{path}: item {number} of '{section}' has the case {name!r}, a name that outputs have; give another."
+            )
+        item.setdefault("subject", item["case"])
+    return items
+
+
+def select_pairs(
+    dataset_dir: str | None, data_list: str | None, split: str, direction: str = "ES_to_ED", seed: int = 0
+) -> list[dict]:
+    """The items of a split, from a MONAI JSON list where one is given, else from a folder in ACDC's layout or in that
+    of M&Ms.
+
+    Args:
+        dataset_dir: the folder; unused where `data_list` is given.
+        data_list: a JSON file with the sections training, validation and test, or None.
+        split: "train", "val" or "test"; "test_or_all" takes every subject where nothing but the seed splits the folder,
+            or its test is empty.
+        direction: see `acdc_pairs`; a JSON list states its own.
+        seed: of the split, where nothing else splits the folder.
+
+    Returns:
+        The items; an empty list where neither source is given, so that a workflow can be inspected without data.
+
+    Raises:
+        InputError: for an empty split, or a list of cines.
+    """
+    if not data_list and not dataset_dir:
+        return []
+    if data_list:
+        section = {"train": "training", "val": "validation"}.get(split, "test")
+        items = json_pairs(data_list, section)
+        source = f"{data_list}: section '{section}'"
+        if cines := [item["case"] for item in items if "moving" not in item or "fixed" not in item]:
+            raise InputError(
+                f"{source} has cines ({cines[0]}) where pairs are needed; give moving and fixed, or train on cines with "
+                "configs/finetune.yaml merged over train.yaml."
+            )
+    else:
+        if split != "test_or_all":
+            subjects = folder_splits(dataset_dir, seed)[split]
+        else:
+            published = published_splits(dataset_dir)
+            if published is None:
+                logging.getLogger("evaluation").info(
+                    f"{dataset_dir}: no splits.json, so every subject is scored, those of a training too"
+                )
+            subjects = (published or {"test": []})["test"] or folder_subjects(dataset_dir)
+        items = (mms_pairs if mms_table(dataset_dir) else acdc_pairs)(dataset_dir, subjects, direction)
+        source = f"{dataset_dir}: split '{split}'"
+    if not items:
+        raise InputError(f"{source} is empty; add subjects to it.")
+    check_files(items)
+    return items
+
+
+def check_files(items: Sequence[dict]) -> None:
+    """Stop at the first item whose file is not there.
+
+    Raises:
+        InputError: naming the file.
+    """
+    for item in items:
+        for key in FILE_KEYS:
+            if key in item and not Path(item[key]).exists():
+                raise InputError(f"{item[key]}: no such file ({key} of case {item['case']}); correct the path.")

@@ -1,0 +1,107 @@
+"""The only room that knows ITK's conventions: displacement fields in mm along LPS axes, as ITK, ANTs and 3D Slicer
+apply them.
+
+A field file is a NIfTI of shape (X, Y, Z, 1, 3) with intent code 1007 (vector): at each voxel of the fixed grid the
+displacement in mm along the patient's left, posterior and superior axes, pull direction. With p(x) the position of
+voxel x, moved(x) is the moving image at p(x) + u(x). (Intent 1006 would say the same in words, and ITK would flip its
+axes.)
+
+ITK takes a vector image of one slice for two-dimensional and forgets where it lies, and would find no displacement at
+the fixed image's points. The field of a single slice is therefore written twice, as two slices, and the header's
+description says so; `read_field` gives one back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scripts.data.nifti import check_one_place, check_right_angles, check_whole, unreadable
+from scripts.errors import InputError
+from scripts.files import whole_file
+
+Array = NDArray[np.floating]
+RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
+VECTOR = 1007
+ONE_SLICE = "one slice, written twice for ITK"
+STEP_MM = 2.0**-12
+"""Displacements are written in steps of a quarter of a micrometer: what is finer is noise, which gzip cannot shrink."""
+
+
+def voxels_to_lps(field: Array, affine: Array) -> Array:
+    """A field in voxels as displacements in mm along LPS.
+
+    Args:
+        field: (d, X, Y, Z), d = 2 in-plane or 3, channel i along array axis i, voxels.
+        affine: voxel index to RAS in mm, (4, 4).
+
+    Returns:
+        (X, Y, Z, 3).
+    """
+    columns = affine[:3, : field.shape[0]] * RAS_TO_LPS[:, None]
+    return np.einsum("ij,jxyz->xyzi", columns, field)
+
+
+def lps_to_voxels(displacement: Array, affine: Array) -> Array:
+    """The reverse of `voxels_to_lps`: (X, Y, Z, 3) in mm along LPS to (3, X, Y, Z) in voxels of the grid of
+    `affine`."""
+    inverse = np.linalg.inv(affine[:3, :3]) * RAS_TO_LPS
+    return np.einsum("ij,xyzj->ixyz", inverse, displacement)
+
+
+def write_field(path: str | Path, field: Array, affine: Array) -> None:
+    """Write a field to NIfTI; the whole file or none. A single slice is written twice, see the top of this file.
+
+    Args:
+        path: .nii.gz file.
+        field: (d, X, Y, Z), voxels of the fixed grid, channel i along array axis i, pull direction: moved(x) =
+            moving(x + u(x)). In the file: mm along LPS, the same direction.
+        affine: of the fixed image, voxel index to RAS in mm; its axes are at right angles.
+
+    Raises:
+        InputError: naming the file, for axes that are not.
+    """
+    check_right_angles(affine, path)
+    path, one_slice = Path(path), field.shape[-1] == 1
+    displacement = np.round(voxels_to_lps(field, affine) / STEP_MM) * STEP_MM
+    displacement = np.repeat(displacement, 2 if one_slice else 1, axis=2)
+    image = nib.Nifti1Image(displacement[:, :, :, None, :].astype(np.float32), affine)
+    image.header.set_intent(VECTOR)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = ONE_SLICE if one_slice else ""
+    with whole_file(path) as part:
+        nib.save(image, part)
+
+
+def read_field(path: str | Path) -> tuple[Array, Array]:
+    """A field file, mm along LPS, as an array in voxels of its own grid.
+
+    Returns:
+        The field (3, X, Y, Z), channel i along array axis i, pull direction: moved(x) = moving(x + u(x)); and its
+        grid's affine (voxel index to RAS in mm).
+
+    Raises:
+        InputError: naming the file, for one that is not a field of this kind.
+    """
+    try:
+        image = nib.load(path)
+        check_whole(path)
+        displacement = np.asarray(image.dataobj, dtype=np.float64)
+    except Exception as error:
+        raise unreadable(path, error) from error
+    check_one_place(path)
+    if displacement.ndim != 5 or displacement.shape[3:] != (1, 3):
+        raise InputError(
+            f"{path}: has the shape {displacement.shape}; a displacement field is (X, Y, Z, 1, 3), mm along LPS."
+        )
+    if int(image.header["intent_code"]) != VECTOR:
+        raise InputError(
+            f"{path}: has intent code {int(image.header['intent_code'])}; a field in mm along LPS has {VECTOR} (vector)."
+        )
+    if not np.isfinite(displacement).all():
+        raise InputError(f"{path}: holds NaN or Inf; write the field again.")
+    if image.shape[2] == 2 and image.header["descrip"].item().decode("latin-1") == ONE_SLICE:
+        displacement = displacement[:, :, :1]
+    return lps_to_voxels(displacement[..., 0, :], image.affine), image.affine

@@ -1,0 +1,276 @@
+"""A case, cine or pair, loaded, checked and laid out as one stack of slice pairs for a 2-D network."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from scipy.ndimage import binary_dilation
+from scripts.cardiac.cines import ESTIMATED, LABELS, Cine, largest_cavity
+from scripts.data.dicom import read_dicom_cine
+from scripts.data.grids import AFFINE_TOLERANCE_MM, check_meets, check_same_grid, resample, turn_to
+from scripts.data.nifti import (
+    check_image,
+    check_one_place,
+    check_right_angles,
+    check_slices_last,
+    read_frame,
+    read_image,
+    read_nifti_cine,
+    shape_of,
+    unreadable,
+)
+from scripts.data.points import check_in_image, read_points
+from scripts.errors import InputError
+from scripts.files import is_dicom
+from torch import Tensor
+
+CONVERTED_MM = 0.1
+"""Millimeters that a label drawn on a converter's copy of DICOM may lie off: its affine comes from other slices or
+rounded positions."""
+
+
+class LoadPaird(MapTransform):
+    """Load the NIfTI files of a pair, channel first, as (1, X, Y, Z) MetaTensors in fp32, checked one by one and
+    together.
+
+    Where an item has "moving_frame" or "fixed_frame", that frame (from 0) of a cine and of its label is loaded; where
+    it has "label_values", labels are renamed by it (see `datalists`).
+
+    Args:
+        keys: keys that hold paths; absent keys are skipped.
+        resample_moving: whether a moving image (and its label) on another grid is resampled onto the fixed one's; the
+            native ones stay under "moving_native" and "moving_label_native".
+
+    Raises:
+        InputError: naming the file, for one that cannot be read, has more than three axes, holds NaN or Inf, a label
+            that holds anything but the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm; of a label, after
+            turning its axes) is not that of the image it belongs to, or, resampled, that lies apart from it in space.
+    """
+
+    def __init__(
+        self, keys: Sequence[str] = ("moving", "fixed", "moving_label", "fixed_label"), resample_moving: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.resample_moving = resample_moving
+
+    def __call__(self, data: Mapping[Hashable, str]) -> dict:
+        item = dict(data)
+        for key in self.key_iterator(data):
+            is_label, frame = str(key).endswith("_label"), data.get(f"{str(key).removesuffix('_label')}_frame")
+            item[key] = self.load(data[key], is_label, frame)
+            if is_label:
+                check_structures(item[key], data[key])
+                if not item[key].any():
+                    where = "" if frame is None else f" in frame {frame}, counted from 0"
+                    logging.getLogger("data").warning(f"{data[key]}: holds no structure{where}, and gives no scores.")
+                if "label_values" in data:
+                    item[key] = rename_labels(item[key], data["label_values"])
+        for key, reference in (("moving_label", "moving"), ("fixed_label", "fixed")):
+            if key in item and reference in item:
+                item[key] = turn_to(item[key], item[reference])
+                check_same_grid(item[key], data[key], item[reference], data[reference])
+        if "moving" in item and "fixed" in item:
+            if self.resample_moving:
+                check_meets(
+                    item["moving"], data["moving"], item["fixed"], data["fixed"], "give two images of one heart"
+                )
+                for key, is_label in (("moving", False), ("moving_label", True)):
+                    if key in item:
+                        # What is written is sampled once, from the native image.
+                        item[f"{key}_native"] = item[key]
+                        item[key] = resample(item[key], item["fixed"], is_label)
+            cure = "resample one onto the other's grid, or give --resample_moving True for inference"
+            check_same_grid(item["moving"], data["moving"], item["fixed"], data["fixed"], cure)
+        return item
+
+    def load(self, path: str, is_label: bool = False, frame: int | None = None) -> MetaTensor:
+        """One checked image (1, X, Y, Z): a file, or one frame, counted from 0, of a file (X, Y, Z, T)."""
+        if Path(path).is_dir() or is_dicom(path):
+            raise InputError(
+                f"{path}: is a folder or DICOM, where a NIfTI file is needed; convert it, by `dcm2niix` for example."
+            )
+        try:
+            image = read_image(path) if frame is None else read_frame(path, frame)
+        except InputError:
+            raise
+        except Exception as error:
+            raise unreadable(path, error) from error
+        check_image(image, path, is_label)
+        return image
+
+    def load_label(
+        self, path: str, image: MetaTensor, name: str, frame: int | None = None, tolerance: float = AFFINE_TOLERANCE_MM
+    ) -> MetaTensor:
+        """One checked label (1, X, Y, Z) that lies on the grid of an image to a tolerance in mm, which messages call
+        `name`; see `load`."""
+        label = turn_to(self.load(path, is_label=True, frame=frame), image)
+        check_same_grid(label, path, image, name, tolerance=tolerance)
+        check_structures(label, path)
+        return label
+
+
+def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:
+    """A label map whose voxels of value n get the n-th of the values."""
+    return MetaTensor(torch.tensor(values, dtype=label.dtype)[label.as_tensor().long()], meta=dict(label.meta))
+
+
+def check_structures(label: Tensor, path: str) -> None:
+    """Stop at a label map that holds other values than the heart's structures.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if not 0 <= label.min() <= label.max() <= max(LABELS.values()):
+        names = ", ".join(f"{value} {name.upper()}" for name, value in LABELS.items())
+        raise InputError(
+            f"{path}: holds {label.min():g} to {label.max():g}; give them these values: {names}, and 0 elsewhere."
+        )
+
+
+def check_order(label: Tensor, path: str) -> None:
+    """Stop at a label map (1, X, Y, Z) in which the myocardium encloses 1 instead of 3, as in M&Ms' order (1 LV, 2
+    myocardium, 3 RV), or 1 encloses 2, as where the LV alone was labeled (1 myocardium, 2 cavity).
+
+    Raises:
+        InputError: naming the file.
+    """
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)[..., None]
+    values = torch.as_tensor(label)[0].cpu().numpy()
+    enclosed = {}
+    rv, myo, lv = (LABELS[name] for name in ("rv", "myo", "lv"))
+    for value, around in ((rv, myo), (lv, myo), (myo, rv)):
+        mask = values == value
+        rim = values[binary_dilation(mask, cross) & ~mask]
+        enclosed[value] = (rim == around).mean() if len(rim) else np.nan
+    if enclosed[myo] > 0.8:
+        raise InputError(
+            f"{path}: has 1 around 2; make the myocardium 2 and the cavity of the LV 3, for here 1 is the RV."
+        )
+    # NaN where there is no 3.
+    if enclosed[rv] > 0.8 and not enclosed[lv] >= 0.5:
+        raise InputError(
+            f"{path}: has the myocardium (2) around 1 and not around 3, as M&Ms has; exchange both, for here 1 is the "
+            "RV and 3 the LV."
+        )
+
+
+def read_cine(path: str | Path) -> Cine:
+    """The cine of a 4-D NIfTI file or of a folder of DICOM files.
+
+    Raises:
+        InputError: naming the file or folder and the cure.
+    """
+    path = Path(path)
+    return read_dicom_cine(path) if path.is_dir() else read_nifti_cine(path)
+
+
+class LoadCase(Transform):
+    """Load a case of a data list: a cine with its reference frame, or a pair of images.
+
+    A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files), and may have "reference" (frame, counted from
+    1), "reference_basis" and "reference_label". The item gains "moving" (T, X, Y, Z), "fixed" (1, X, Y, Z), "times" (Z,
+    T) in ms where known, and "reference", 0 for a pair. Either may have "points", a CSV of landmarks of the fixed
+    image. One with an "error" raises it.
+
+    Args:
+        resample_moving: whether a moving image on another grid than the fixed one is resampled onto it.
+
+    Raises:
+        InputError: naming file and cure.
+    """
+
+    def __init__(self, resample_moving: bool = False) -> None:
+        self.load = LoadPaird(resample_moving=resample_moving)
+
+    def __call__(self, data: Mapping) -> dict:
+        if "error" in data:
+            raise data["error"]
+        if "cine" not in data:
+            item = self.load(data)
+            check_right_angles(item["fixed"].affine.double().numpy(), data["fixed"])
+            check_areal(item["fixed"].shape[1:3], data["fixed"])
+            check_slices_last(data["fixed"])
+            for key in ("fixed", "moving", "moving_label"):
+                if key in data:
+                    check_one_place(data[key])
+            if "moving_label" in item:
+                check_order(item["moving_label"], data["moving_label"])
+            label = {"reference_label": item.pop("moving_label")} if "moving_label" in item else {}
+            return check_points({**item, **label, "reference": 0, "reference_basis": "the fixed image of the pair"})
+        cine = read_cine(data["cine"])
+        check_right_angles(cine.affine, data["cine"])
+        check_areal(cine.image.shape[:2], data["cine"])
+        item = {**data, "reference_basis": data.get("reference_basis", "given")}
+        if "reference" not in data:
+            item["reference"] = largest_cavity(cine.image)
+            item["reference_basis"] = ESTIMATED
+        if not 1 <= item["reference"] <= cine.frames:
+            given = f"{item['reference']} ({item['reference_basis']})"
+            raise InputError(
+                f"{data['cine']}: has the frames 1 to {cine.frames}, no reference frame {given}; correct that number."
+            )
+        images = torch.from_numpy(cine.image).movedim(-1, 0)
+        item["moving"] = MetaTensor(
+            images, affine=torch.from_numpy(cine.affine), meta={"filename_or_obj": str(data["cine"])}
+        )
+        item["fixed"] = item["moving"][item["reference"] - 1 : item["reference"]].clone()
+        if cine.times is not None:
+            item["times"] = torch.from_numpy(cine.times)
+        if "reference_label" in data:
+            name = f"frame {item['reference']} of {data['cine']}"
+            # A file may hold a label of each frame, most of them 0.
+            frame = item["reference"] - 1 if shape_of(data["reference_label"])[3:] == (cine.frames,) else None
+            tolerance = CONVERTED_MM if Path(data["cine"]).is_dir() else AFFINE_TOLERANCE_MM
+            item["reference_label"] = self.load.load_label(
+                data["reference_label"], item["fixed"], name, frame, tolerance
+            )
+            check_one_place(data["reference_label"])
+            check_order(item["reference_label"], data["reference_label"])
+            if not item["reference_label"].any():
+                raise InputError(f"{data['reference_label']}: is 0 everywhere; give the label of {name}.")
+            if item["reference_label"].max() == LABELS["rv"]:
+                logging.getLogger("inference").warning(
+                    f"{data['reference_label']}: holds 1 alone, so that figures are the RV's; where that is the LV's "
+                    "cavity, make it 3."
+                )
+        return check_points(item)
+
+
+def check_areal(size: Sequence[int], path: str | Path) -> None:
+    """Stop at slices that are one pixel wide: a field on them has no gradient.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if min(size) < 2:
+        raise InputError(
+            f"{path}: has slices of {size[0]} x {size[1]} pixels; give a stack of slices (X, Y, Z) of two pixels or more."
+        )
+
+
+def check_points(item: dict) -> dict:
+    """The item, if its "points" can be read and lie in its "fixed" image.
+
+    Raises:
+        InputError: naming the file of the points.
+    """
+    if "points" in item:
+        names, positions = read_points(item["points"])
+        check_in_image(item["points"], names, positions, item["fixed"].shape[1:], item["fixed"].affine.double().numpy())
+    return item
+
+
+class PairFrames(Transform):
+    """Every frame's slices beside the fixed ones: (T, X, Y, Z) and (1, X, Y, Z) to "pair" (2, X, Y, Z * T), frames
+    fastest."""
+
+    def __call__(self, data: Mapping) -> dict:
+        moving, fixed = (data[key].as_tensor().movedim(0, -1) for key in ("moving", "fixed"))
+        pair = torch.stack([moving, fixed.expand_as(moving)]).flatten(-2)
+        return {**data, "pair": MetaTensor(pair, affine=data["fixed"].affine)}

@@ -1,0 +1,89 @@
+"""Landmarks: read from CSV, checked against an image, carried by a field."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import apply_affine
+from scipy.ndimage import map_coordinates
+from scripts.data.itk_fields import RAS_TO_LPS, Array
+from scripts.errors import InputError
+
+
+def move_points(points: Array, field: Array, affine: Array) -> Array:
+    """Points carried by a field: p + u(p), for points and displacements in mm.
+
+    Args:
+        points: (N, 3), mm along RAS, of the fixed image.
+        field: (d, X, Y, Z), voxels of the fixed grid, channel i along array axis i, pull direction; between voxels it
+            is interpolated linearly.
+        affine: of the fixed image.
+
+    Returns:
+        (N, 3), mm along RAS, where those points of the fixed image lie in the moving image.
+    """
+    index = apply_affine(np.linalg.inv(affine), points)
+    shift = np.stack([map_coordinates(channel, index.T, order=1, mode="nearest") for channel in field], axis=1)
+    return points + shift @ affine[:3, : field.shape[0]].T
+
+
+def read_points(path: str | Path) -> tuple[list[str], Array]:
+    """Landmarks from a CSV with the columns x, y, z in mm along LPS (as ITK, ANTs and 3D Slicer have them) and, if it
+    likes, name.
+
+    Returns:
+        Names, and positions (N, 3) in mm along RAS.
+
+    Raises:
+        InputError: naming the file, for one without those columns or with an entry that is not a number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; --points takes a CSV with the columns x, y, z in mm along LPS.")
+    try:
+        # Excel begins its UTF-8 with a mark that would become part of the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{path}: cannot be read as CSV ({error}); save it as UTF-8 text with the columns x, y, z."
+        ) from error
+    if not rows or not {"x", "y", "z"} <= set(rows[0]):
+        raise InputError(f"{path}: needs the columns x, y, z (mm along LPS) and a row for each point.")
+    try:
+        positions = np.array([[float(row[axis]) for axis in "xyz"] for row in rows]) * RAS_TO_LPS
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: holds an entry that is not a number ({error}); correct it.") from error
+    if not np.isfinite(positions).all():
+        raise InputError(f"{path}: holds an entry that is not a number (NaN or Inf); correct it.")
+    return [row.get("name") or str(number) for number, row in enumerate(rows, start=1)], positions
+
+
+def check_in_image(path: str | Path, names: Sequence[str], points: Array, shape: Sequence[int], affine: Array) -> None:
+    """Stop at a landmark that lies outside the voxels of an image, more than half a voxel beyond the outer centers:
+    nothing is known of its motion, and ITK would leave it where it is.
+
+    Args:
+        path: of the landmarks, for the message.
+        names, points: as `read_points` returns them.
+        shape, affine: of the image (X, Y, Z).
+
+    Raises:
+        InputError: naming the file and the first such landmark.
+    """
+    index = apply_affine(np.linalg.inv(affine), points)
+    outside = ((index < -0.5) | (index > np.array(shape) - 0.5)).any(axis=1)
+    if outside.any():
+        name = names[int(outside.argmax())]
+        raise InputError(
+            f"{path}: the point {name} lies outside the image; correct it, or give the image that it belongs to (x, y, z "
+            "are mm along LPS)."
+        )
+
+
+def to_lps(points: Array) -> Sequence[list[float]]:
+    """Positions (N, 3) in mm along RAS as lists in mm along LPS."""
+    return (points * RAS_TO_LPS).tolist()

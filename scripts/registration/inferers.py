@@ -1,0 +1,117 @@
+"""From a network's output to a displacement field, for batches of slices and for whole stacks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from numbers import Integral
+
+import torch
+from monai.inferers import Inferer, SimpleInferer
+from scripts.errors import InputError
+from scripts.registration.fields import compose, has_contrast, warp
+from scripts.registration.losses import full_precision
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+def in_parts(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """A function of a batch whose items do not depend on each other, by halves where a device's memory does not hold
+    the whole.
+
+    Raises:
+        torch.OutOfMemoryError: for a single item that it does not hold.
+    """
+    with contextlib.suppress(torch.OutOfMemoryError if len(batch) > 1 else ()):
+        return function(batch)
+    # Here, where no traceback holds tensors any longer.
+    return torch.cat([in_parts(function, half) for half in batch.tensor_split(2)])
+
+
+class FieldInferer(Inferer):
+    """Displacement field of a pair: the network's output in full precision, integrated where it is a velocity.
+
+    Args:
+        inferer: how the network meets the input: `SimpleInferer` for a batch of slices (B, 2, X, Y), or MONAI's
+            `SliceInferer` with `spatial_dim: 2` and `roi_size: [-1, -1]` for a stack (B, 2, X, Y, Z), whole slice by
+            whole slice.
+        integration: `fields.Integration` (or MONAI's `DVF2DDF`) for a stationary velocity field, None for a
+            displacement.
+        bf16: whether the network's convolutions run in bfloat16 (autocast), among them those that smooth;
+            coordinates and integration never do.
+        both_ways: whether to append, for a batch of slices, the fields of the way back, fixed to moving: those of the
+            negative velocity.
+        passes: how often the network registers; from the second pass on it sees the moving image as moved so far, and
+            what it finds is composed with that (a recursive cascade of shared weights, Zhao et al., ICCV 2019).
+        progress: whether a stack draws a progress bar.
+
+    Raises:
+        InputError: for both ways without integration, since a displacement's negative is not its inverse, in several
+            passes, or of a stack; for an invalid number of passes.
+    """
+
+    def __init__(
+        self,
+        inferer: Inferer | None = None,
+        integration: nn.Module | None = None,
+        both_ways: bool = False,
+        bf16: bool = False,
+        passes: int = 1,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        if both_ways and (integration is None or passes != 1 or not isinstance(inferer, (SimpleInferer, type(None)))):
+            raise InputError(
+                "both_ways needs one velocity of a batch: give integration, a single pass and no other inferer, or set "
+                "both_ways to false."
+            )
+        if isinstance(passes, bool) or not isinstance(passes, Integral) or passes < 1:
+            raise InputError(f"--passes {passes}: must be 1, 2, ….")
+        self.inferer = inferer or SimpleInferer()
+        self.integration = integration
+        self.both_ways = both_ways
+        self.bf16 = bf16
+        self.passes = passes
+        self.progress = progress
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
+        """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) of a batch both ways; voxels of the
+        fixed grid, pull convention.
+
+        In a stack, a slice that is constant in either image gets the identity; slices that exceed a device's memory
+        together are taken half at a time.
+        """
+        stack = inputs.ndim == 5
+        total = inputs.shape[-1] if stack else len(inputs)
+
+        def cascade(pair: Tensor) -> Tensor:
+            def estimate(pair, last):
+                return self.integrate(self.estimate(pair, lambda x: network(x, *args, **kwargs), last))
+
+            field = estimate(pair, self.passes == 1)
+            for number in range(2, self.passes + 1):
+                moved = warp(full_precision(pair[:, :1]), field)
+                field = compose(field, estimate(torch.cat([moved, pair[:, 1:]], dim=1), number == self.passes))
+            return field
+
+        def to_field(pair: Tensor) -> Tensor:
+            field = in_parts(cascade, pair) if stack else cascade(pair)
+            bar.update(len(pair))
+            return field * has_contrast(pair).all(dim=1).view(-1, *[1] * (pair.ndim - 1)) if stack else field
+
+        with tqdm(
+            total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)
+        ) as bar:
+            return self.inferer(inputs, to_field)
+
+    def estimate(self, pair: Tensor, network: Callable[[Tensor], Tensor], last: bool) -> Tensor:
+        """What the network gives for (B, 2, *spatial), in full precision; `last` tells the last of the passes."""
+        # Coordinates in half precision are off by up to a fifth of a voxel.
+        with torch.autocast(pair.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
+            field = network(pair)
+        return full_precision(field)
+
+    def integrate(self, field: Tensor) -> Tensor:
+        """The displacement of a network's output, both ways where they are wanted."""
+        field = torch.cat([field, -field]) if self.both_ways else field
+        return field if self.integration is None else self.integration(field)

@@ -1,0 +1,120 @@
+"""The two questions that training asks a displacement field: does it align, and is it smooth. Both answer in fp32 or
+better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from scripts.registration.fields import LinearWarp
+from torch import Tensor, nn
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """The tensor in fp32, or as it is where it has that precision or more."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+class WarpedSimilarity(nn.Module):
+    """Dissimilarity of the moved and the fixed image, for a field and the pair it registers; with labels, of their
+    structures as well.
+
+    Args:
+        similarity: a loss of (moved, fixed), both (B, 1, *spatial): `torch.nn.MSELoss`, or MONAI's
+            `LocalNormalizedCrossCorrelationLoss` (LNCC).
+        warp: a block of (image, field), pull convention, voxels; default is `fields.LinearWarp`. MONAI's `Warp` does,
+            too.
+        structures: values of the label maps that are structures.
+    """
+
+    def __init__(
+        self, similarity: nn.Module, warp: nn.Module | None = None, structures: Sequence[int] = (1, 2, 3)
+    ) -> None:
+        super().__init__()
+        self.similarity = similarity
+        self.warp = warp or LinearWarp()
+        self.structures = structures
+
+    def forward(self, field: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """A scalar.
+
+        Args:
+            field: (B, d, *spatial), displacement in voxels of the fixed grid, moved(x) = moving(x + u(x)); or (2 B, …),
+                whose second half brings the fixed images onto the moving ones (`FieldInferer` both ways).
+            target: (B, 2, *spatial), moving and fixed image; or these and their label maps, of the same shape.
+        """
+        pair, label = (target, None) if isinstance(target, Tensor) else target
+        if len(field) == 2 * len(pair):
+            pair = torch.cat([pair, pair.flip(1)])
+            label = None if label is None else torch.cat([label, label.flip(1)])
+        # LNCC divides by variances that half precision rounds to zero.
+        with torch.autocast(field.device.type, enabled=False):
+            pair, field = full_precision(pair), full_precision(field)
+            if label is None:
+                return self.similarity(self.warp(pair[:, :1], field), pair[:, 1:])
+            moving, fixed = (
+                torch.cat([label[:, i : i + 1] == value for value in self.structures], dim=1).to(pair) for i in (0, 1)
+            )
+            moved = self.warp(torch.cat([pair[:, :1], moving], dim=1), field)
+            return self.similarity(moved[:, :1], pair[:, 1:]) + structure_error(moved[:, 1:], moving, fixed)
+
+
+def structure_error(moved: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+    """Squared error of moved masks, summed over structures, mean over voxels and batch: images whose values are 0 and
+    1.
+
+    A structure that one slice of a pair lacks, as the base of the heart often does at end systole, has nowhere to go
+    and is left out.
+
+    Args:
+        moved: (B, structures, *spatial), the moving masks after the warp.
+        moving: the same before it, 0 and 1.
+        fixed: masks of the fixed image.
+    """
+    axes = tuple(range(2, moved.ndim))
+    there = moving.amax(axes, keepdim=True) * fixed.amax(axes, keepdim=True)
+    return ((moved - fixed).square() * there).sum(dim=1).mean()
+
+
+class SmoothnessLoss(nn.Module):
+    """Mean magnitude of the forward differences of a displacement field, averaged over the axes.
+
+    With unit spacing and the l1 norm this is the published constraint (Dou et al., MICCAI 2023). It is 0 for a
+    translation.
+
+    Args:
+        norm: "l1" (mean absolute difference) or "l2" (mean squared difference).
+        spacing: voxel size along each axis, in any one unit; components and differences are then in that unit. None is
+            isotropic.
+
+    Raises:
+        ValueError: for another norm, or a spacing that does not fit the field.
+    """
+
+    def __init__(self, norm: str = "l1", spacing: Sequence[float] | None = None) -> None:
+        super().__init__()
+        if norm not in ("l1", "l2"):
+            raise ValueError(f"norm is 'l1' or 'l2', got {norm!r}.")
+        self.norm = norm
+        self.spacing = spacing
+
+    def magnitude(self, values: Tensor) -> Tensor:
+        return values.abs().mean() if self.norm == "l1" else values.square().mean()
+
+    def forward(self, field: Tensor) -> Tensor:
+        """A scalar, for a field (B, d, *spatial) in voxels with channel i along array axis i."""
+        axes = field.ndim - 2
+        if field.shape[1] != axes or (self.spacing is not None and len(self.spacing) != axes):
+            raise ValueError(
+                f"a field of {axes} axes has {axes} channels and spacings: {tuple(field.shape)}, {self.spacing}."
+            )
+        with torch.autocast(field.device.type, enabled=False):
+            field = full_precision(field)
+            if self.spacing is not None:
+                # Not by a tensor of the spacing, whose copy to the device would wait for it.
+                field = torch.stack([field[:, axis] * size for axis, size in enumerate(self.spacing)], dim=1)
+            terms = []
+            for axis in range(axes):
+                difference = field.diff(dim=axis + 2) / (1.0 if self.spacing is None else self.spacing[axis])
+                terms.append(self.magnitude(difference))
+            return torch.stack(terms).mean()

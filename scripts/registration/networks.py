@@ -1,0 +1,393 @@
+"""Registration networks behind one signature: (B, 2, *spatial) moving and fixed image -> (B, d, *spatial) field in
+voxels."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from monai.networks.blocks import Convolution
+from monai.networks.layers.factories import Conv, Pool
+from scripts.registration.fields import integrate_in_sampler, pull, sampler_grid, to_sampler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class ConvBlock(nn.Sequential):
+    """Two 3-wide convolutions, the first with a stride, each with norm and LeakyReLU: (B, in, *spatial) -> (B, out,
+    *spatial)."""
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, norm: str | tuple, bias: bool, stride: int = 1
+    ) -> None:
+        options = {"adn_ordering": "NA", "act": ("leakyrelu", {"inplace": True}), "norm": norm, "bias": bias}
+        super().__init__(
+            Convolution(spatial_dims, in_channels, out_channels, strides=stride, **options),
+            Convolution(spatial_dims, out_channels, out_channels, **options),
+        )
+
+
+def scale_and_shift(
+    mean: Tensor, square: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, axes: int
+) -> tuple[Tensor, Tensor]:
+    """By what a group norm multiplies and moves each channel, (B, C, *1), from the channels' means and mean squares (B,
+    C)."""
+    per_group = mean.shape[1] // groups
+    mean, square = [x.unflatten(1, (groups, per_group)).mean(2) for x in (mean, square)]
+    # Rounding can make the difference negative.
+    scale = torch.rsqrt((square - mean.square()).clamp(min=0.0) + eps)
+    mean, scale = [x.repeat_interleave(per_group, dim=1) for x in (mean, scale)]
+    scale = scale * weight
+    shift = bias - mean * scale
+    for _ in range(axes):
+        scale, shift = scale.unsqueeze(-1), shift.unsqueeze(-1)
+    return scale, shift
+
+
+class CentralGroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` by the mean and variance of the central `window` voxels along each axis.
+
+    Crops of the heart train a network; in whole slices, however much chest they show, it then finds the statistics that
+    it knows.
+
+    Args:
+        num_groups: see `nn.GroupNorm`.
+        num_channels: see `nn.GroupNorm`.
+        window: voxels; an axis that has no more is taken whole.
+        eps: see `nn.GroupNorm`.
+    """
+
+    def __init__(self, num_groups: int, num_channels: int, window: int, eps: float = 1e-5) -> None:
+        super().__init__(num_groups, num_channels, eps)
+        self.window = window
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) -> the same."""
+        if max(x.shape[2:]) <= self.window:
+            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        central = x if x.dtype == torch.float64 else x.float()
+        spatial = list(range(2, x.dim()))
+        for axis in spatial:
+            kept = min(x.shape[axis], self.window)
+            central = central.narrow(axis, (x.shape[axis] - kept) // 2, kept)
+        mean, square = central.mean(spatial), central.square().mean(spatial)
+        scale, shift = scale_and_shift(mean, square, self.num_groups, self.weight, self.bias, self.eps, len(spatial))
+        return torch.addcmul(shift, x, scale)
+
+
+def central_norm(norm: nn.GroupNorm, window: int) -> CentralGroupNorm:
+    """A group norm with the central window that its statistics come from."""
+    central = CentralGroupNorm(norm.num_groups, norm.num_channels, window, norm.eps)
+    central.load_state_dict(norm.state_dict())
+    return central
+
+
+def replace_group_norms(module: nn.Module, make: Callable[[nn.GroupNorm], nn.Module]) -> None:
+    """Put what `make` makes of each `nn.GroupNorm` in a module in its place; changed in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.GroupNorm):
+            setattr(module, name, make(child))
+        else:
+            replace_group_norms(child, make)
+
+
+class RegistrationUNet(nn.Module):
+    """The U-Net of GSMorph (Dou et al., MICCAI 2023): max-pooling down, linear upsampling and concatenation up, a flow
+    head.
+
+    With `conv_bias=True`, five levels from 16 to 256 features and BatchNorm it is the published network: 1,968,002
+    parameters in 75 tensors. A convolution's bias before a norm has no effect and a gradient of rounding noise, hence
+    the default without.
+
+    Args:
+        spatial_dims: 2 or 3.
+        features: channels at each level, the finest first.
+        norm: a MONAI norm, such as "batch", "instance" or ("group", {"num_groups": 8}).
+        conv_bias: whether convolutions before a norm have a bias.
+        flow_level: level of `features` at which the decoder stops and the flow head sits; the flow is then interpolated
+            linearly to the image's grid. 0 is the published network; 1 (half resolution) costs half as much and gives
+            smoother fields.
+        flow_std: standard deviation of the flow head's initial weights; small, so that training starts near the
+            identity.
+
+    Raises:
+        ValueError: for a flow level below 0 or beyond the coarsest but one.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 2,
+        features: Sequence[int] = (16, 32, 64, 128, 256),
+        norm: str | tuple = "batch",
+        conv_bias: bool = False,
+        flow_level: int = 0,
+        flow_std: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if not 0 <= flow_level < len(features) - 1:
+            raise ValueError(
+                f"flow_level lies in 0 .. {len(features) - 2} for {len(features)} levels, got {flow_level}."
+            )
+        self.flow_scale = 2**flow_level
+        self.mode = {2: "bilinear", 3: "trilinear"}[spatial_dims]
+
+        def block(i, o):
+            return ConvBlock(spatial_dims, i, o, norm, conv_bias)
+
+        self.down = nn.ModuleList(block(i, o) for i, o in zip((2, *features), features))
+        decoded = features[flow_level:]
+        self.up = nn.ModuleList(block(low + high, high) for low, high in zip(decoded[:0:-1], decoded[-2::-1]))
+        self.pool = Pool[Pool.MAX, spatial_dims](2)
+        conv = Conv[Conv.CONV, spatial_dims]
+        self.merge = conv(decoded[0], decoded[0], 3, padding=1, bias=False)
+        self.flow = conv(decoded[0], spatial_dims, 3, padding=1)
+        nn.init.normal_(self.flow.weight, std=flow_std)
+        nn.init.zeros_(self.flow.bias)
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """(B, 2, *spatial), spatial sizes divisible by 2 ** (levels - 1) -> (B, d, *spatial), voxels."""
+        skips: list[Tensor] = []
+        x = pair
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else self.pool(x))
+            skips.append(x)
+        for level, block in enumerate(self.up):
+            skip = skips[len(skips) - 2 - level]
+            x = F.interpolate(x, size=skip.shape[2:], mode=self.mode, align_corners=False)
+            x = block(torch.cat([x, skip], dim=1))
+        flow = self.flow(self.merge(x))
+        if self.flow_scale > 1:
+            flow = F.interpolate(flow, size=pair.shape[2:], mode=self.mode, align_corners=False) * self.flow_scale
+        return flow
+
+
+def repeat_border(x: Tensor, width: int) -> Tensor:
+    """(B, C, *spatial) with its border repeated: `F.pad` by "replicate", which torch.compile does not take in
+    channels-last on a CPU."""
+    for axis in range(2, x.dim()):
+        shape = list(x.shape)
+        shape[axis] = width
+        x = torch.cat(
+            [x.narrow(axis, 0, 1).expand(shape), x, x.narrow(axis, x.shape[axis] - 1, 1).expand(shape)], dim=axis
+        )
+    return x
+
+
+class GaussianSmoothing(nn.Module):
+    """Convolution of each channel of (B, C, *spatial) with a Gaussian, border repeated.
+
+    Args:
+        spatial_dims: 2 or 3.
+        channels: C.
+        sigma: standard deviation in voxels; 0 leaves the input as it is.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, sigma: float) -> None:
+        super().__init__()
+        self.spatial_dims = spatial_dims
+        self.channels = channels
+        self.radius = math.ceil(3 * sigma)
+        profile = torch.exp(-0.5 * (torch.arange(-self.radius, self.radius + 1) / max(sigma, 1e-6)) ** 2)
+        kernel = profile
+        for _ in range(spatial_dims - 1):
+            kernel = kernel.unsqueeze(-1) * profile
+        kernel = (kernel / kernel.sum()).expand(channels, 1, *kernel.shape).contiguous()
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.radius == 0:
+            return x
+        x = repeat_border(x, self.radius)
+        if self.spatial_dims == 2:
+            return F.conv2d(x, self.kernel, groups=self.channels)
+        return F.conv3d(x, self.kernel, groups=self.channels)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolution by 3-wide kernels in two or three dimensions that keeps the grid."""
+    return F.conv2d(x, weight, bias, padding=1) if weight.dim() == 4 else F.conv3d(x, weight, bias, padding=1)
+
+
+class Estimator(nn.Sequential):
+    """A level's correction of the velocity from (warped moving features, fixed features, velocity), one above the other
+    as channels.
+
+    The first convolution is linear, so the share of the fixed features is computed once for all corrections of the
+    level.
+
+    Args:
+        spatial_dims: 2 or 3.
+        channels: of the features.
+        hidden: channels between.
+        norm: a MONAI norm.
+        flow_std: standard deviation of the initial weights of the last convolution.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, hidden: int, norm: str | tuple, flow_std: float) -> None:
+        flow = Conv[Conv.CONV, spatial_dims](hidden, spatial_dims, 3, padding=1)
+        nn.init.normal_(flow.weight, std=flow_std)
+        nn.init.zeros_(flow.bias)
+        super().__init__(ConvBlock(spatial_dims, 2 * channels + spatial_dims, hidden, norm, bias=False), flow)
+        self.channels = channels
+
+    def share_of_fixed(self, fixed: Tensor) -> Tensor:
+        """What fixed features (B, C, *spatial) add to the first convolution, (B, hidden, *spatial)."""
+        first = self[0][0].conv
+        return convolve(fixed, first.weight[:, self.channels : 2 * self.channels], first.bias)
+
+    def forward(self, warped: Tensor, share: Tensor, velocity: Tensor, antisymmetric: bool) -> Tensor:
+        """Correction (B, d, *spatial); with `antisymmetric` half the difference of the first and the second half of the
+        batch."""
+        weight = self[0][0].conv.weight
+        weight = torch.cat([weight[:, : self.channels], weight[:, 2 * self.channels :]], dim=1)
+        x = convolve(torch.cat([warped.to(velocity.dtype), velocity], dim=1), weight)
+        x = self[0][1](self[0][0].adn(x + share))
+        if not antisymmetric:
+            return self[1](x)
+        # The last convolution is linear as well, and its bias cancels; times 0 it keeps a gradient, which is 0.
+        half = x.shape[0] // 2
+        bias = self[1].bias
+        assert bias is not None  # for TorchScript
+        return convolve(0.5 * (x[:half] - x[half:]), self[1].weight, 0.0 * bias)
+
+
+class PyramidNetwork(nn.Module):
+    """Coarse-to-fine registration: at each level the moving features are warped by the velocity found so far, then it
+    is corrected.
+
+    Both images pass one encoder, which halves the resolution at each level. From the coarsest level up, a small block
+    sees the warped moving features, the fixed features and the velocity, and adds to the velocity. This is the
+    coarse-to-fine warping of pyramid networks (PWC-Net, Sun et al., CVPR 2018; LapIRN, Mok and Chung, MICCAI 2020) and
+    what multi-resolution Demons does by hand.
+
+    Args:
+        spatial_dims: 2 or 3.
+        features: channels of the encoder at each level, from half resolution to the coarsest.
+        hidden: channels of the blocks that estimate the velocity.
+        corrections: how often a level warps and corrects, by the same block.
+        norm: a MONAI norm, such as "batch", "instance" or ("group", {"num_groups": 8}).
+        norm_window: pixels of the image along each axis, in its center, that a group norm's statistics come from; None
+            takes all.
+        integration_steps: squarings of the velocity before it warps features inside the network; 0 warps by the
+            velocity itself.
+        smoothing: standard deviation of a Gaussian in pixels of the finest level (half resolution), over the velocity
+            that comes from the coarser levels and over each correction there, hence over the whole.
+        flow_std: standard deviation of the initial weights that give the velocity; small, so that training starts near
+            the identity.
+        antisymmetric: whether each correction is half the difference of what the block says of both directions, so that
+            exchanging the images turns the sign of the velocity, and the field of the way back is the inverse; for up
+            to twice the time.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 2,
+        features: Sequence[int] = (16, 32, 32, 32),
+        hidden: int = 32,
+        corrections: int = 2,
+        norm: str | tuple = ("group", {"num_groups": 8}),
+        norm_window: int | None = None,
+        integration_steps: int = 4,
+        smoothing: float = 1.5,
+        flow_std: float = 1e-3,
+        antisymmetric: bool = True,
+    ) -> None:
+        super().__init__()
+        self.corrections = corrections
+        self.antisymmetric = antisymmetric
+        self.integration_steps = integration_steps
+        self.mode = {2: "bilinear", 3: "trilinear"}[spatial_dims]
+        self.encoders = nn.ModuleList(
+            ConvBlock(spatial_dims, i, o, norm, bias=False, stride=2) for i, o in zip((1, *features), features)
+        )
+        self.estimators = nn.ModuleList(
+            Estimator(spatial_dims, channels, hidden, norm, flow_std) for channels in reversed(features)
+        )
+        self.smooth = GaussianSmoothing(spatial_dims, spatial_dims, smoothing)
+        if norm_window is not None:
+            for level, (encoder, estimator) in enumerate(zip(self.encoders, reversed(self.estimators)), start=1):
+                for block in (encoder, estimator):
+                    replace_group_norms(block, partial(central_norm, window=norm_window // 2**level))
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """(B, 2, *spatial), spatial sizes divisible by 2 ** levels -> (B, d, *spatial) velocity, voxels."""
+        batch = pair.shape[0]
+        pyramid: list[Tensor] = []
+        x = torch.cat([pair[:, :1], pair[:, 1:]])
+        for encoder in self.encoders:
+            x = encoder(x)
+            pyramid.append(x)
+        coarsest = pyramid[-1].shape[2:]
+        velocity = torch.zeros([batch, len(coarsest)] + list(coarsest), dtype=pair.dtype, device=pair.device)
+        for level, estimator in enumerate(self.estimators):
+            features = pyramid[len(pyramid) - 1 - level]
+            if level > 0:
+                velocity = 2.0 * F.interpolate(velocity, size=features.shape[2:], mode=self.mode, align_corners=False)
+            moving, fixed = features[:batch], features[batch:]
+            if self.antisymmetric:
+                moving, fixed = features, torch.cat([fixed, moving])
+            share = estimator.share_of_fixed(fixed)
+            grid = sampler_grid(velocity)
+            # At the finest level before a correction is judged by what is left, not after the last one.
+            finest = level == len(self.estimators) - 1
+            if finest:
+                velocity = self.smooth(velocity).to(pair.dtype)
+            for _ in range(self.corrections):
+                there = torch.cat([velocity, -velocity]) if self.antisymmetric else velocity
+                points = grid + integrate_in_sampler(to_sampler(there), grid, self.integration_steps)
+                correction = estimator(pull(moving, points), share, there, self.antisymmetric)
+                velocity = velocity + (self.smooth(correction) if finest else correction)
+        return 2.0 * F.interpolate(velocity, size=pair.shape[2:], mode=self.mode, align_corners=False)
+
+
+class PaddedNetwork(nn.Module):
+    """Any backbone on any image size: the pair is padded to a multiple of the backbone's stride and the field cropped
+    back.
+
+    The padding is split between both ends of an axis and repeats the border, so that no edge appears there.
+
+    Args:
+        backbone: (B, 2, *spatial) -> (B, d, *spatial), for spatial sizes divisible by `stride`; such sizes reach it as
+            they are.
+        stride: total downsampling of the backbone, for instance 16 for five levels; 32 for `SwinUNETR`.
+    """
+
+    def __init__(self, backbone: nn.Module, stride: int = 16) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stride = stride
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """(B, 2, *spatial) -> (B, d, *spatial), voxels of the image."""
+        sizes = pair.shape[2:]
+        missing = [(self.stride - size % self.stride) % self.stride for size in sizes]
+        if sum(missing) == 0:
+            return self.backbone(pair)
+        padding: list[int] = []
+        for total in missing[::-1]:
+            padding += [total // 2, total - total // 2]
+        field = self.backbone(F.pad(pair, padding, mode="replicate"))
+        for axis, total in enumerate(missing):
+            field = field.narrow(axis + 2, total // 2, sizes[axis])
+        return field
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose MONAI `Convolution` blocks have their BatchNorm folded into the convolution right
+    before it.
+
+    Norms of the input's own statistics stay, and so do BatchNorms elsewhere.
+    """
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        if not isinstance(module, Convolution) or not hasattr(module, "adn"):
+            continue
+        name, norm = next(module.adn.named_children(), ("", None))
+        if name == "N" and isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            module.conv = fuse_conv_bn_eval(module.conv, norm, transpose=module.is_transposed)
+            module.adn.N = nn.Identity()
+    return network

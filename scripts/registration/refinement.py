@@ -1,0 +1,101 @@
+"""Fitting the field of one pair to that pair, by the same surgery as in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral
+
+import torch
+from monai.inferers import Inferer
+from scripts.errors import InputError
+from scripts.registration.fields import resize_field
+from scripts.registration.inferers import FieldInferer
+from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity, full_precision
+from scripts.registration.networks import GaussianSmoothing
+from scripts.surgery.rules import settle
+from torch import Tensor, nn
+
+NOISE = 1e-3
+"""Gradient of a voxel's squared error below which Adam's steps get shorter (its epsilon): where images are flat, it is
+that of noise."""
+
+
+class RefiningInferer(FieldInferer):
+    """`FieldInferer` that corrects what the network gives by some steps of Adam on the pair itself; the network stays
+    as it is.
+
+    The correction lives at half the image's resolution, starts at zero, passes a Gaussian, and is added to the
+    network's velocity, scored in both directions, or, without integration, to its displacement, scored in the one. Each
+    slice (or volume, where the input is not taken slice by slice) is a tensor of its own for the surgery, so that none
+    depends on its neighbors in the batch.
+
+    Args:
+        inferer: see `FieldInferer`.
+        integration: see `FieldInferer`.
+        iterations: steps; 0 is no refinement.
+        learning_rate: of Adam; about the length of a step, in voxels of the correction's grid.
+        smoothing: standard deviation of the Gaussian, in voxels of the correction's grid.
+        similarity: a loss of (moved, fixed), a mean over voxels; default is the mean squared error.
+        bf16: see `FieldInferer`; the steps themselves run in full precision.
+        passes: see `FieldInferer`; it is the last one that is corrected.
+        progress: see `FieldInferer`.
+
+    Raises:
+        InputError: for an invalid number of steps, or a rate or a Gaussian without extent.
+    """
+
+    def __init__(
+        self,
+        inferer: Inferer | None = None,
+        integration: nn.Module | None = None,
+        iterations: int = 0,
+        learning_rate: float = 0.1,
+        smoothing: float = 3.0,
+        similarity: nn.Module | None = None,
+        bf16: bool = False,
+        passes: int = 1,
+        progress: bool = False,
+    ) -> None:
+        super().__init__(inferer, integration, bf16=bf16, passes=passes, progress=progress)
+        if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations < 0:
+            raise InputError(f"--refine_iterations {iterations}: must be 0, 1, 2, ….")
+        if not learning_rate > 0 or not smoothing >= 0:
+            raise InputError(
+                f"refinement: a learning rate is > 0 and a smoothing >= 0, got {learning_rate} and {smoothing}."
+            )
+        self.iterations = iterations
+        self.learning_rate = learning_rate
+        self.smoothing = smoothing
+        self.loss = WarpedSimilarity(similarity or nn.MSELoss())
+        self.constraint = SmoothnessLoss()
+
+    def estimate(self, pair: Tensor, network: Callable[[Tensor], Tensor], last: bool) -> Tensor:
+        """See `FieldInferer`."""
+        field = super().estimate(pair, network, last)
+        return self.refine(field, pair) if last and self.iterations else field
+
+    def refine(self, field: Tensor, pair: Tensor) -> Tensor:
+        """The network's field (B, d, *spatial), velocity or displacement in voxels, corrected for its pair (B, 2,
+        *spatial)."""
+        with torch.enable_grad(), torch.autocast(pair.device.type, enabled=False):
+            field, pair = (full_precision(tensor.detach()).clone() for tensor in (field, pair))
+            axes, size = field.ndim - 2, pair.shape[2:]
+            smooth = GaussianSmoothing(axes, axes, self.smoothing).to(field)
+            correction = field.new_zeros(len(field), axes, *((length + 1) // 2 for length in size)).requires_grad_()
+            optimizer = torch.optim.Adam([correction], lr=self.learning_rate, eps=NOISE)
+            # Sums over voxels and slices: steps depend neither on the size of the image nor on that of the batch.
+            scale = pair[:, 0].numel()
+            for _ in range(self.iterations):
+                refined = field + resize_field(smooth(correction), size)
+                if self.integration is not None:
+                    refined = self.integration(torch.cat([refined, -refined]))
+                losses = scale * self.loss(refined, pair), scale * self.constraint(refined)
+                gradients = [
+                    torch.autograd.grad(loss, correction, retain_graph=n == 0)[0].unbind()
+                    for n, loss in enumerate(losses)
+                ]
+                # No guard: it would compare slices.
+                settled, _ = settle(*gradients, tau=0.0)
+                correction.grad = torch.stack(settled)
+                optimizer.step()
+            return (field + resize_field(smooth(correction), size)).detach()

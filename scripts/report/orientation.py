@@ -1,0 +1,80 @@
+"""How a reader expects to see a short-axis slice: the patient's left to the right, the front and the head up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff
+from numpy.typing import NDArray
+from scripts.cardiac.cines import CineRegistration
+
+Array = NDArray[np.floating]
+RIGHTWARDS, DOWNWARDS = np.array([-1.0, 0.0, 0.0]), np.array([0.0, -1.0, -1.0]) / np.sqrt(2)
+"""Where a slice's first and second axis point to as it is shown, in RAS: left; back and feet."""
+ALONG_THE_BODY = 0.9998
+"""Cosine (1 degree) beyond which an axis is one of the body's. No heart lies so: such a header has lost where it lay."""
+NAMED = 0.35
+"""Cosine from which a direction is named by a letter."""
+
+
+def directions(affine: Array) -> Array:
+    """Unit vectors along a grid's axes in RAS, a column each, (3, 3)."""
+    return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def is_known(affine: Array) -> bool:
+    """Whether an affine (4, 4) tells how slices lie in the body; not where its axes are the body's own, as in files
+    that lost their orientation."""
+    axes = directions(affine)
+    return bool(np.abs(axes).max(axis=0).min() < ALONG_THE_BODY)
+
+
+def display_orientation(affine: Array) -> NDArray[np.integer]:
+    """Which axis of a stack is shown along which, and which way: (3, 2), a row (axis as shown, 1 or -1) for each axis
+    of the array, as nibabel's orientations are. Slices stay in their order."""
+    axes = directions(affine)
+    right, down = RIGHTWARDS @ axes[:, :2], DOWNWARDS @ axes[:, :2]
+    first = int(abs(right[1]) + abs(down[0]) > abs(right[0]) + abs(down[1]))
+    orientation = np.array([[0, 1], [0, 1], [2, 1]])
+    orientation[first] = 0, 1 if right[first] >= 0 else -1
+    orientation[1 - first] = 1, 1 if down[1 - first] >= 0 else -1
+    return orientation
+
+
+def as_displayed(registration: CineRegistration) -> CineRegistration:
+    """The same registration, its in-plane axes exchanged and turned so that the first runs to the right and the second
+    downwards as readers expect; as it is where its affine does not tell (`is_known`)."""
+    r, affine = registration, registration.cine.affine
+    if not is_known(affine):
+        return r
+    orientation = display_orientation(affine)
+
+    def turn(array: NDArray | None) -> NDArray | None:
+        return None if array is None else apply_orientation(array, orientation)
+
+    def turn_field(fields: Array) -> Array:
+        """(T, 2, X, Y, Z); channels follow their axes."""
+        turned = turn(fields.transpose(2, 3, 4, 0, 1)).transpose(3, 4, 0, 1, 2)
+        sources = np.argsort(orientation[:2, 0])
+        return turned[:, sources] * orientation[sources, 1].reshape(1, 2, 1, 1, 1)
+
+    cine = replace(r.cine, image=turn(r.cine.image), affine=affine @ inv_ornt_aff(orientation, r.cine.image.shape[:3]))
+    fields, inverses = turn_field(r.fields), turn_field(r.inverses)
+    images = {name: turn(getattr(r, name)) for name in ("moved", "label", "labels", "fixed")}
+    return replace(r, cine=cine, fields=fields, inverses=inverses, **images)
+
+
+def edge_letters(affine: Array) -> tuple[str, str, str, str]:
+    """What lies beyond the left, right, upper and lower edge of a slice as it is shown (first axis to the right, second
+    downwards): letters of L, R, A, P, S and I, the nearest first; empty where the affine does not tell."""
+    if not is_known(affine):
+        return "", "", "", ""
+    axes = directions(affine)
+
+    def letters(direction: Array) -> str:
+        order = np.argsort(-np.abs(direction))
+        return "".join("RAS"[i] if direction[i] > 0 else "LPI"[i] for i in order if abs(direction[i]) >= NAMED)
+
+    right, down = axes[:, 0], axes[:, 1]
+    return letters(-right), letters(right), letters(-down), letters(down)

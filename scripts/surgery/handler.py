@@ -1,0 +1,266 @@
+"""Gradient surgery in MONAI's trainer: a thin listener to its events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from monai.utils import CommonKeys
+from scripts.errors import InputError
+from scripts.surgery.rules import RULES, STRATEGIES, group_indices, settle
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`'s wrapper, if there is one."""
+    return getattr(network, "_orig_mod", network)
+
+
+def prepare_to_compile(network: nn.Module) -> None:
+    """Make what `torch.compile` wraps fit for two gradients of one forward pass: both are wrong, or an error, without.
+
+    Activations in place lose gradients on a CPU (inductor, torch 2.13), and a graph whose buffers the first gradient
+    gives away has none for the second.
+    """
+    for module in network.modules():
+        if isinstance(getattr(module, "inplace", None), bool):
+            module.inplace = False
+    torch._functorch.config.donated_buffer = False
+
+
+class GradientSurgeryHandler:
+    """Settles the gradients of similarity and smoothness in MONAI's `SupervisedTrainer`, before the optimizer steps.
+
+    The trainer's loss function is the similarity alone; its `backward` leaves s in `.grad`. On LOSS_COMPLETED this
+    handler takes the gradient r of the smoothness from the same forward pass, and on BACKWARD_COMPLETED it replaces s
+    by what `strategy` makes of s and r (Dou et al., GSMorph, MICCAI 2023). Gradient clipping and whatever else reads
+    `.grad` must be attached after it. Adam preconditions the result, so the parameter update itself is not exactly
+    orthogonal to r.
+
+    Right with fp32 and float64, fp16 with a GradScaler (r is scaled as s is), bf16, `accumulation_steps` (both
+    gradients are summed, then settled once), `torch.compile`, unused parameters, BatchNorm and DistributedDataParallel
+    (both gradients are averaged over the ranks, then settled).
+
+    After each iteration `engine.state.output` holds "smoothness", "conflict_ratio" and "cosine" as scalar tensors
+    beside the trainer's "loss" (values under accumulation: those of the last settlement, 0 before the first). After
+    each epoch `engine.state.metrics` holds the epoch's means: `similarity` and `smoothness` over its iterations,
+    `conflict_ratio`, `cosine` and `ill_posed` (number of groups left alone by the guard) over its settlements.
+
+    Args:
+        network: the network to train, bare or wrapped as the trainer's is.
+        constraint: the smoothness, a function of the trainer's prediction (the field, (B, d, *spatial)) that returns a
+            scalar.
+        strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr),
+            "agreement_noise" or "weighted_sum"; see `scripts.surgery`.
+        granularity: "tensor" (GSMorph), "module" or "vector" (GS-PCGrad).
+        tau: r is taken for zero in groups with |r| < tau * max |r|, where it is rounding noise; 1e-5 suits fp32, 0
+            turns it off.
+        weight: of the smoothness, for "weighted_sum" alone.
+        momentum: share of the earlier steps in running means of s and of r, which are settled in their place; 0 settles
+            each step's own. A first beta of Adam above 0 averages once more, what is settled. The means are state,
+            which checkpoints hold.
+
+    Raises:
+        InputError: for an unknown strategy or granularity, a tau or a momentum outside [0, 1), a weight below 0 or for
+            a strategy that has none, and on attachment or start for a momentum with a GradScaler, whose scale changes.
+        ValueError: for a network without trainable parameters, and on attachment or start for a trainer whose gradients
+            could not be right: DistributedDataParallel with `static_graph=True`, or sharded parameters.
+    """
+
+    records = ("similarity", "smoothness", "conflict_ratio", "cosine", "ill_posed")
+
+    def __init__(
+        self,
+        network: nn.Module,
+        constraint: Callable[[Tensor], Tensor],
+        strategy: str = "projection",
+        granularity: str = "tensor",
+        tau: float = 1e-5,
+        weight: float = 0.0,
+        momentum: float = 0.0,
+    ) -> None:
+        if strategy not in STRATEGIES:
+            raise InputError(f"strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}.")
+        if not isinstance(tau, (int, float)) or not 0 <= tau < 1:
+            raise InputError(f"tau is at least 0 and below 1, got {tau!r}.")
+        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+            raise InputError(f"momentum is at least 0 and below 1, got {momentum!r}.")
+        if not isinstance(weight, (int, float)) or not weight >= 0:
+            raise InputError(f"weight is a number from 0 on, got {weight!r}.")
+        if weight and strategy != "weighted_sum":
+            raise InputError(f"strategy {strategy!r} has no weight, got {weight!r}; weighted_sum has one.")
+        named = [(name, p) for name, p in unwrap(network).named_parameters() if p.requires_grad]
+        if not named:
+            raise ValueError("the network has no parameter that requires a gradient.")
+        self.network = network
+        self.constraint = constraint
+        self.strategy = strategy
+        self.tau = tau
+        self.weight = weight
+        self.momentum = momentum
+        self.parameters = [parameter for _, parameter in named]
+        self.groups = group_indices([name for name, _ in named], granularity)
+        self.smoothness_gradients: list[Tensor] | None = None
+        self.reached = [False] * len(named)
+        self.means = (
+            [[torch.zeros_like(p) for p in self.parameters] for _ in ("similarity", "smoothness")] if momentum else []
+        )
+        self.exchange: dist.Work | None = None
+        self.sums: Tensor | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to a `SupervisedTrainer`."""
+        self.check(engine)
+        engine.add_event_handler(Events.STARTED, self.check)
+        engine.add_event_handler(Events.STARTED, self.announce)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.differentiate)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.operate)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.report)
+
+    def check(self, engine: Engine) -> None:
+        """Refuse a trainer whose gradients could not be right, and see to those of a compiled one."""
+        # MONAI attaches handlers before its trainer has a network: hence once more on STARTED.
+        for network in (unwrap(self.network), unwrap(getattr(engine, "network", self.network))):
+            if getattr(network, "static_graph", False):
+                raise ValueError(
+                    "GradientSurgeryHandler cannot work with DistributedDataParallel(static_graph=True): its reducer "
+                    "counts one backward pass a step, surgery makes two, and the gradients would be wrong in "
+                    "silence. Use static_graph=False."
+                )
+            kinds = {kind.__name__ for module in network.modules() for kind in type(module).__mro__}
+            if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
+                raise ValueError(
+                    "GradientSurgeryHandler needs whole gradient tensors: use DistributedDataParallel, not sharding."
+                )
+
+        if hasattr(getattr(engine, "network", None), "_orig_mod"):
+            prepare_to_compile(engine.network)
+        if self.momentum and engine.amp and engine.scaler is not None and engine.scaler.is_enabled():
+            raise InputError(
+                "GradientSurgeryHandler with momentum cannot average gradients whose scale a GradScaler changes; use fp32 or bf16."
+            )
+
+    def announce(self, engine: Engine) -> None:
+        """Log what settles the gradients."""
+        guard = f"tau {self.tau:g}" if self.strategy in RULES else f"weight {self.weight:g}"
+        groups = max(self.groups) + 1
+        engine.logger.info(
+            f"gradient surgery: {self.strategy}, {groups} groups of {len(self.parameters)} tensors, {guard}"
+        )
+
+    def start_epoch(self, engine: Engine) -> None:
+        if self.sums is None:
+            # Losses, conflicts, and how many there were of each.
+            self.sums = self.parameters[0].new_zeros(7, dtype=torch.float32)
+            self.conflicts = self.sums.new_zeros(3)
+        # In place: a step that was recorded as a CUDA graph adds to this very tensor.
+        self.sums.zero_()
+        self.forget()
+
+    def forget(self) -> None:
+        """Reset the sum of the smoothness gradients."""
+        self.smoothness_gradients = None
+        self.reached = [False] * len(self.parameters)
+
+    def differentiate(self, engine: Engine) -> None:
+        """Take the smoothness gradient from the forward pass of this iteration (before the trainer's backward frees its
+        graph)."""
+        field = engine.state.output[CommonKeys.PRED]
+        with torch.autocast(self.parameters[0].device.type, enabled=False):
+            smoothness = self.constraint(field)
+            scaler = engine.scaler if engine.amp else None
+            loss = smoothness if scaler is None else scaler.scale(smoothness)
+            loss = loss / getattr(engine, "accumulation_steps", 1)
+            gradients = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+        self.reached = [reached or g is not None for reached, g in zip(self.reached, gradients)]
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients)]
+        if self.smoothness_gradients is None:
+            self.smoothness_gradients = gradients
+        else:
+            torch._foreach_add_(self.smoothness_gradients, gradients)
+        engine.state.output["smoothness"] = smoothness.detach()
+        if self.is_last_of_accumulation(engine):
+            self.start_averaging(engine)
+
+    @staticmethod
+    def is_last_of_accumulation(engine: Engine) -> bool:
+        """Whether the trainer's optimizer steps after this iteration (as `SupervisedTrainer._iteration` decides it)."""
+        steps, length = getattr(engine, "accumulation_steps", 1), engine.state.epoch_length
+        done = engine.state.iteration if length is None else (engine.state.iteration - 1) % length + 1
+        return done % steps == 0 or done == length
+
+    def start_averaging(self, engine: Engine) -> None:
+        """Under DDP, average the smoothness gradients over the ranks, all at once: `autograd.grad` goes past DDP's
+        reducer."""
+        if not isinstance(unwrap(engine.network), DistributedDataParallel):
+            return
+        group = unwrap(engine.network).process_group
+        flat = torch.cat([gradient.flatten() for gradient in self.smoothness_gradients]) / dist.get_world_size(group)
+        self.smoothness_gradients = self.as_parameters(flat)
+        # Asynchronous: it overlaps with the trainer's backward pass.
+        self.exchange = dist.all_reduce(flat, group=group, async_op=True)
+
+    def take_first_rank(self, engine: Engine, gradients: list[Tensor]) -> list[Tensor]:
+        """Under DDP, the first rank's gradients on every rank: each rank draws noise of its own, and the weights would
+        part."""
+        if not isinstance(unwrap(engine.network), DistributedDataParallel):
+            return gradients
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.broadcast(flat, group=unwrap(engine.network).process_group, group_src=0)
+        return self.as_parameters(flat)
+
+    def as_parameters(self, flat: Tensor) -> list[Tensor]:
+        """One vector, cut into tensors of the parameters' shapes."""
+        parts = flat.split([parameter.numel() for parameter in self.parameters])
+        return [part.view_as(parameter) for part, parameter in zip(parts, self.parameters)]
+
+    @torch.no_grad()
+    def operate(self, engine: Engine) -> None:
+        """Replace the similarity gradients in `.grad` by the settled ones, where the optimizer is about to step."""
+        output, settles = engine.state.output, self.is_last_of_accumulation(engine)
+        if settles:
+            if self.exchange is not None:
+                self.exchange.wait()
+            similarity = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            gradients = [similarity, self.smoothness_gradients]
+            for mean, latest in zip(self.means, gradients):
+                torch._foreach_lerp_(mean, latest, 1.0 - self.momentum)
+            settled, conflicts = settle(*(self.means or gradients), self.strategy, self.groups, self.tau, self.weight)
+            if self.strategy == "agreement_noise":
+                settled = self.take_first_rank(engine, settled)
+            there = [(p.grad, g) for p, g in zip(self.parameters, settled) if p.grad is not None]
+            if there:
+                torch._foreach_copy_(*map(list, zip(*there)))
+            for parameter, gradient, reached in zip(self.parameters, settled, self.reached):
+                # Where neither loss knows the parameter it stays without a gradient, and weight decay leaves it alone
+                # too.
+                if parameter.grad is None and reached:
+                    parameter.grad = gradient.clone() if self.momentum else gradient
+            self.forget()
+            self.conflicts = torch.stack([conflicts.ratio, conflicts.cosine, (~conflicts.well_posed).sum()]).float()
+        losses = torch.stack([output[CommonKeys.LOSS].detach(), output["smoothness"]]).float()
+        counts = [losses.new_ones(1), losses.new_full((1,), float(settles))]
+        self.sums += torch.cat([losses, self.conflicts * float(settles), *counts])
+        output["conflict_ratio"], output["cosine"] = self.conflicts[0], self.conflicts[1]
+
+    def state_dict(self) -> dict:
+        """The running means, for a checkpoint; without momentum there are none."""
+        return {"means": self.means}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the running means."""
+        if len(state["means"]) != len(self.means):
+            raise RuntimeError("the checkpoint was written with another momentum")
+        for mean, saved in zip(self.means, state["means"]):
+            torch._foreach_copy_(mean, saved)
+
+    def report(self, engine: Engine) -> None:
+        """The epoch's means into `engine.state.metrics`: the only place that waits for the device."""
+        *values, iterations, settlements = self.sums.tolist()
+        counts = [iterations] * 2 + [max(settlements, 1.0)] * 3
+        engine.state.metrics.update({name: v / n for name, v, n in zip(self.records, values, counts)})

@@ -1,0 +1,200 @@
+"""Ignite handlers: thin listeners to a trainer's events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ignite.distributed as idist
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from monai.engines import Evaluator, IterationEvents
+from monai.handlers import ValidationHandler
+from monai.utils import CommonKeys
+from scripts.errors import InputError
+from scripts.surgery.handler import unwrap
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import BatchSampler, DistributedSampler
+
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
+
+
+class Validation(ValidationHandler):
+    """MONAI's `ValidationHandler` every so many epochs, and after the last one.
+
+    Args:
+        validator: the evaluator.
+        interval: epochs.
+
+    Raises:
+        InputError: for an interval that is not a whole number of 1 or more.
+    """
+
+    def __init__(self, validator: Evaluator, interval: int) -> None:
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise InputError(f"--val_interval {interval}: must be a whole number of epochs: 1, 2, 3, ….")
+        super().__init__(interval, validator, epoch_level=True)
+
+    def attach(self, engine: Engine) -> None:
+        def due(engine, epoch):
+            return epoch % self.interval == 0 or epoch == engine.state.max_epochs
+
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
+
+
+class NonFiniteLossHandler:
+    """Stops training before a NaN or infinite loss or field reaches the weights.
+
+    On a CPU, and where the optimizer cannot skip a step by itself, each step is looked at before its backward pass
+    (torch's backward pass of `grid_sample` on a CPU crashes at NaN coordinates). Else, on a GPU, nothing waits for the
+    device: a flag there, which several processes share, makes the fused optimizer skip this and all later steps, as a
+    GradScaler does, and it is read every few steps and before an epoch's validation and checkpoint. Attach it before
+    `GradientSurgeryHandler`, validation and checkpoints.
+
+    Args:
+        every: iterations between two readings of the flag.
+        waits: whether to look at each step before its backward pass; None decides as above.
+
+    Raises:
+        FloatingPointError: naming epoch and iteration. Checkpoints written so far stay as they are.
+    """
+
+    def __init__(self, every: int = 1, waits: bool | None = None) -> None:
+        self.every = every
+        self.waits = waits
+        self.flag: Tensor | None = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.look)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self.stop)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.stop)
+
+    def start(self, engine: Engine) -> None:
+        skips = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
+        if self.waits is None:
+            self.waits = engine.state.device.type != "cuda" or not skips
+        # The same tensor in a later run: a recorded step knows it.
+        self.flag = torch.zeros((), device=engine.state.device) if self.flag is None else self.flag.zero_()
+        if not self.waits and skips and not engine.amp:
+            engine.optimizer.found_inf = self.flag
+
+    def look(self, engine: Engine) -> None:
+        # The field, too: sampling clips NaN coordinates to the border, so the similarity stays finite, and its backward
+        # may crash.
+        output = engine.state.output
+        values = [output[key] for key in (CommonKeys.LOSS, CommonKeys.PRED) if key in output]
+        finite = torch.stack([value.detach().isfinite().all() for value in values]).all()
+        torch.maximum(self.flag, (~finite).to(self.flag.dtype), out=self.flag)
+        if self.waits:
+            self.stop(engine)
+        elif idist.get_world_size() > 1:
+            # All skip alike: they would average in the gradients of the one whose step is not finite. Between GPUs this
+            # is but queued.
+            dist.all_reduce(self.flag, dist.ReduceOp.MAX)
+
+    def stop(self, engine: Engine) -> None:
+        """Raise where the flag is set: this waits for the device."""
+        if self.flag:
+            when = "" if self.waits else f"{max(engine.state.iteration - self.every, 0) + 1} to "
+            raise FloatingPointError(
+                f"the loss or the field is not finite at step {when}{engine.state.iteration} (epoch "
+                f"{engine.state.epoch}); the weights of the last checkpoint are intact. Lower learning_rate, or "
+                "check the images for NaN."
+            )
+
+
+def running_mean(share: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """The `multi_avg_fn` of an `AveragedModel` that follows the weights closely at first and slowly later.
+
+    The n-th update (from 0) takes a share 3 / (3 + n) of the current weights, which is polynomial-decay averaging with
+    eta = 2 (Shamir and Zhang, ICML 2013), but never less than `share`, where it becomes an exponential mean.
+
+    Args:
+        share: of the current weights, in the long run.
+    """
+
+    def update(means: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
+        torch._foreach_lerp_(means, weights, max(3 / (3 + int(count)), share))
+
+    return update
+
+
+class WeightAveraging:
+    """Updates a running mean of the weights after the optimizer's step of each iteration.
+
+    What `AveragedModel.update_parameters` does, without its copy of the count to the device, for which it would wait.
+
+    Args:
+        averager: its `module` is the network with the mean weights; its `multi_avg_fn` takes all of them at the first
+            update.
+        network: the network that is trained.
+    """
+
+    def __init__(self, averager: AveragedModel, network: nn.Module) -> None:
+        self.averager = averager
+        self.network = network
+        self.count = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+
+    def start_epoch(self, engine: Engine) -> None:
+        # Not before: a resumed training knows the count only then.
+        self.count = int(self.averager.n_averaged)
+
+    @torch.no_grad()
+    def update(self, engine: Engine) -> None:
+        mean, network = self.averager.module, unwrap(self.network)
+        self.averager.multi_avg_fn(list(mean.parameters()), list(network.parameters()), self.count)
+        if buffers := list(mean.buffers()):
+            torch._foreach_copy_(buffers, list(network.buffers()))
+        self.averager.n_averaged += 1
+        self.count += 1
+
+
+class EpochShuffling:
+    """Tells a `DistributedSampler` the epoch, so that each epoch has an order of its own.
+
+    Args:
+        sampler: the sampler, or a `BatchSampler` around it.
+    """
+
+    def __init__(self, sampler: DistributedSampler | BatchSampler) -> None:
+        self.sampler = getattr(sampler, "sampler", sampler)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self.sampler.set_epoch(engine.state.epoch))
+
+
+class CaseProgress:
+    """A progress bar over the cases of an evaluator."""
+
+    def attach(self, engine: Engine) -> None:
+        ProgressBar(desc="cases", bar_format=BAR).attach(engine)
+
+
+class TrainingProgress:
+    """A progress bar an epoch with the loss and, where surgery runs, the conflict ratio and the smoothness.
+
+    Args:
+        every: iterations between two readings of the figures, each of which waits for the device.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+        self.shown: dict[str, str] = {}
+
+    def attach(self, engine: Engine) -> None:
+        # In this order, so that an iteration's figures are there when the bar moves.
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self.read)
+        ProgressBar(desc="epoch", bar_format=BAR).attach(engine, output_transform=lambda _: self.shown)
+
+    def read(self, engine: Engine) -> None:
+        """The figures of this iteration."""
+        keys = {"similarity": CommonKeys.LOSS, "smoothness": "smoothness", "conflicts": "conflict_ratio"}
+        output = engine.state.output
+        self.shown = {name: f"{output[key].item():.3g}" for name, key in keys.items() if key in output}

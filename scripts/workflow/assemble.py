@@ -1,0 +1,194 @@
+"""From the fields of a case to a registration: what they move, their inverses, and all that is measured on them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from scripts.cardiac.cines import Cine, CineRegistration
+from scripts.cardiac.function import measure_function
+from scripts.cardiac.quality import assess
+from scripts.cardiac.strain import measure_strain
+from scripts.data.grids import pull
+from scripts.data.itk_fields import Array
+from scripts.data.points import move_points, read_points, to_lps
+from scripts.errors import InputError
+from scripts.registration import fields as field_algebra
+from scripts.registration.fields import balance_inverse, in_view, warp_label, warp_stack
+from tqdm import tqdm
+
+
+def invert_field(field: Array, tolerance: float = field_algebra.INVERTED) -> tuple[Array, Array]:
+    """The inverse of a field, on the same grid: v with v(y) + u(y + v(y)) = 0 (`fields.invert` for NumPy arrays).
+
+    Args:
+        field: (d, X, Y, Z) in voxels, channel i along array axis i, pull direction; in-plane (d = 2, or no more along
+            the slices than a tenth of the tolerance, as rounding in files leaves) it is inverted slice by slice.
+        tolerance: voxels.
+
+    Returns:
+        The inverse (d, X, Y, Z), and the length of its error in voxels (X, Y, Z).
+    """
+    if len(field) == 3 and np.abs(field[2]).max() <= 0.1 * tolerance:
+        in_plane, error = invert_field(field[:2], tolerance)
+        return np.concatenate([in_plane, np.zeros_like(field[2:])]), error
+    stack = torch.from_numpy(np.ascontiguousarray(field))
+    if len(field) == 3:
+        inverse, error = field_algebra.invert(stack[None], tolerance)
+        return inverse[0].numpy(), error[0].numpy()
+    inverse, error = field_algebra.invert(stack.movedim(-1, 0), tolerance)
+    return inverse.movedim(0, -1).numpy(), error.movedim(0, -1).numpy()
+
+
+class AssembleRegistration(Transform):
+    """From an in-plane field (2, X, Y, Z * T) on the native grid to a "registration", with all that is measured on it.
+
+    Args:
+        sector_origin: degrees, see `strain.measure_strain`; None finds the sectors by the RV.
+
+    Raises:
+        InputError: for an origin that is not a number, and when called with a field that holds NaN or Inf.
+    """
+
+    def __init__(self, sector_origin: float | None = None) -> None:
+        is_number = (
+            isinstance(sector_origin, (int, float))
+            and not isinstance(sector_origin, bool)
+            and math.isfinite(sector_origin)
+        )
+        if sector_origin is not None and not is_number:
+            raise InputError(f"--sector_origin {sector_origin}: must be an angle in degrees.")
+        self.sector_origin = sector_origin
+
+    def __call__(self, data: Mapping) -> dict:
+        reference, times = int(data["reference"]), data.get("times")
+        fields = frame_fields(data)
+        inverses, errors = invert_stacks(fields)
+        cine = Cine(
+            name=str(data["case"]),
+            image=torch.as_tensor(data["moving_image"]).cpu().float().movedim(0, -1).numpy(),
+            affine=fixed_affine(data),
+            times=None if times is None else torch.as_tensor(times).numpy(),
+        )
+        registration = CineRegistration(
+            cine=cine,
+            reference=reference or None,
+            reference_basis=str(data["reference_basis"]),
+            fields=fields.numpy(),
+            inverses=inverses.numpy(),
+            moved=move_frames(data, fields).numpy(),
+            fixed=torch.as_tensor(data["fixed_image"]).cpu().float()[0].numpy(),
+        )
+        if data.get("reference_label") is not None:
+            registration.label, registration.labels = carry_label(data, inverses if reference else fields)
+        registration.quality = assess(registration, errors.numpy(), seen_on_both(data, fields))
+        if registration.labels is not None and reference:
+            registration.function = measure_function(registration.labels, cine.spacing, cine.times, reference)
+            registration.strain = measure_strain(
+                registration.fields, registration.label, cine.affine, self.sector_origin, cine.times
+            )
+        if self.sector_origin is not None and not registration.strain:
+            logging.getLogger("inference").warning(
+                f"{cine.name}: has no strain that --sector_origin would divide; give --reference_label with the LV and its "
+                "myocardium."
+            )
+        if "points" in data:
+            registration.points = carry_points(registration, data["points"])
+        return {**data, "registration": registration}
+
+
+def fixed_affine(data: Mapping) -> np.ndarray:
+    """Voxel index of the fixed image to RAS in mm, (4, 4)."""
+    return data["fixed_image"].affine.cpu().double().numpy()
+
+
+def frame_fields(data: Mapping) -> torch.Tensor:
+    """The network's field (2, X, Y, Z * T), frames fastest, as (T, 2, X, Y, Z); the reference frame's is the identity.
+
+    Raises:
+        InputError: for NaN or Inf.
+    """
+    frames = len(data["moving_image"])
+    fields = torch.as_tensor(data["pred"]).cpu().float().unflatten(-1, (-1, frames)).movedim(-1, 0).clone()
+    if not fields.isfinite().all():
+        raise InputError(f"{data['case']}: the network gives fields with NaN or Inf; check --checkpoint.")
+    if data["reference"]:
+        fields[int(data["reference"]) - 1] = 0
+    return fields
+
+
+def move_frames(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
+    """The frames through their fields (T, 2, X, Y, Z), sampled once from what was read, (X, Y, Z, T).
+
+    What no voxel was seen of is 0, as in ITK and ANTs.
+    """
+    if "moving_native" in data:
+        return pull_native(data["moving_native"], fields[0], fixed_affine(data))
+    frames = torch.as_tensor(data["moving_image"]).cpu().float()
+    return torch.stack([warp_stack(frame[None], u)[0] * seen(u) for frame, u in zip(frames, fields)], dim=-1)
+
+
+def carry_label(data: Mapping, fields: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The reference label (X, Y, Z), and what each field (T, 2, X, Y, Z) makes of it, (X, Y, Z, T); both uint8."""
+    label = torch.as_tensor(data["reference_label"]).cpu().float()
+    if "moving_label_native" in data:
+        labels = pull_native(data["moving_label_native"], fields[0], fixed_affine(data), is_label=True)
+    else:
+        slices = label.movedim(-1, 0)
+        labels = torch.stack(
+            [warp_label(slices, u.movedim(-1, 0))[:, 0].movedim(0, -1) * seen(u) for u in fields], dim=-1
+        )
+    return tuple(x.round().numpy().astype(np.uint8) for x in (label[0], labels))
+
+
+def seen_on_both(data: Mapping, fields: torch.Tensor) -> np.ndarray | None:
+    """Where a moving image of another grid is seen, both before and after it is moved, (X, Y, Z); None is everywhere."""
+    if "moving_native" not in data:
+        return None
+    native = data["moving_native"]
+    everywhere = MetaTensor(torch.ones_like(torch.as_tensor(native)), meta=dict(native.meta))
+    before, after = (pull_native(everywhere, u, fixed_affine(data))[..., 0] > 0.5 for u in (0 * fields[0], fields[0]))
+    return (before & after).numpy()
+
+
+def seen(field: torch.Tensor) -> torch.Tensor:
+    """Where x + u(x) of an in-plane field (2, X, Y, Z) is in the image, the outer half of its outer voxels included,
+    (X, Y, Z)."""
+    return in_view(field.movedim(-1, 0), margin=0.5).movedim(0, -1)
+
+
+def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, is_label: bool = False) -> torch.Tensor:
+    """An image (1, X', Y', Z') of another grid through a field (2, X, Y, Z) of the fixed grid: (X, Y, Z, 1)."""
+    moved = pull(
+        torch.as_tensor(image)[0].cpu().numpy(), image.affine.cpu().double().numpy(), field.numpy(), affine, is_label
+    )
+    return torch.from_numpy(moved)[..., None]
+
+
+def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Balanced inverses of in-plane fields (T, 2, X, Y, Z), slice by slice, and in voxels how far `invert` missed (T,
+    X, Y, Z)."""
+    inverses, errors = torch.empty_like(fields), torch.empty_like(fields[:, 0])
+    for t, field in enumerate(
+        tqdm(fields.numpy(), desc="inverting fields", unit="frame", leave=False, disable=len(fields) == 1)
+    ):
+        inverse, error = invert_field(field)
+        both = (torch.from_numpy(f).movedim(-1, 0) for f in (field, inverse))
+        inverses[t], errors[t] = balance_inverse(*both).movedim(0, -1), torch.from_numpy(error)
+    return inverses, errors
+
+
+def carry_points(registration: CineRegistration, path: str | Path) -> list[dict]:
+    """Rows of landmarks in every frame: frame, name, x, y, z in mm along LPS."""
+    names, positions = read_points(path)
+    rows = []
+    for t, field in enumerate(registration.fields, start=1):
+        moved = to_lps(move_points(positions, field, registration.cine.affine))
+        rows += [{"frame": t, "name": name, "x": x, "y": y, "z": z} for name, (x, y, z) in zip(names, moved)]
+    return rows

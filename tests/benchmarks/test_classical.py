@@ -1,0 +1,65 @@
+"""ITK's methods give fields in the house's units, axes and direction, and say what is missing."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+from scripts.errors import InputError
+
+from benchmarks.classical import METHODS, limit_itk_to_one_thread, register_slices
+
+itk = pytest.importorskip("itk")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fields_of_itk_follow_the_house(name: str) -> None:
+    grid = np.stack(np.meshgrid(np.arange(40.0), np.arange(56.0), indexing="ij"))
+    blob = lambda *center: np.exp(-((grid - np.array(center)[:, None, None]) ** 2).sum(axis=0) / 50).astype(np.float32)
+    moving, fixed = blob(22.0, 27.0), blob(20.0, 28.0)
+    field = METHODS[name](moving, fixed, iterations=20)
+    assert field.shape == (2, 40, 56)
+    # moved(x) = moving(x + u(x)), and what is about (20, 28) in the fixed image lies about (22, 27) in the moving one.
+    mean = (field * fixed).sum(axis=(1, 2)) / fixed.sum()
+    np.testing.assert_allclose(mean, [2.0, -1.0], atol=0.3)
+
+
+def test_processes_share_the_slices_and_keep_their_order() -> None:
+    pairs = np.random.default_rng(0).random((3, 2, 24, 20), dtype=np.float32)
+    expected, seconds = register_slices("diffeomorphic_demons", {"iterations": 3}, pairs)
+    assert expected.shape == (3, 2, 24, 20)
+    assert seconds > 0
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=limit_itk_to_one_thread) as executor:
+        found, _ = register_slices("diffeomorphic_demons", {"iterations": 3}, pairs, executor)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_more_coarse_iterations_of_syn_are_taken_level_by_level() -> None:
+    pair = np.random.default_rng(0).random((2, 32, 32), dtype=np.float32)
+    same = [METHODS["syn"](*pair, iterations=iterations) for iterations in (2, (2, 2, 2), (6, 2, 2))]
+    np.testing.assert_allclose(same[0], same[1])
+    assert np.abs(same[2] - same[0]).max() > 1e-3
+
+
+def test_a_missing_itk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "itk", None)
+    with pytest.raises(InputError, match="itk: is not installed; pip install itk"):
+        limit_itk_to_one_thread()
+
+
+def test_seconds_are_without_the_first_call_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, now = [], [0.0]
+
+    def slow_at_first(moving: np.ndarray, fixed: np.ndarray, **parameters: object) -> np.ndarray:
+        now[0] += 0.5 if calls else 30.0
+        calls.append(parameters)
+        return np.zeros((2, *moving.shape), np.float32)
+
+    monkeypatch.setitem(METHODS, "a new one", slow_at_first)
+    monkeypatch.setattr("scripts.classical.time.process_time", lambda: now[0])
+    _, seconds = register_slices("a new one", {"iterations": 9}, np.zeros((3, 2, 8, 8), np.float32))
+    assert seconds == 1.5
+    assert [call["iterations"] for call in calls] == [1, 9, 9, 9]

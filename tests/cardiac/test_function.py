@@ -1,0 +1,110 @@
+"""Volumes by counting by hand, the phantom's known contraction, and labels that lack something."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scripts.cardiac.function import CAVEAT, MUSCLE_DENSITY, measure_function, volume_rows
+from scripts.cardiac.phantom import Phantom
+
+SPACING = (1.5, 1.25, 8.0)  # 15 µL
+COUNTS = {1: (30, 20, 36, 10), 2: (50, 56, 60, 55), 3: (40, 44, 20, 22)}  # voxels of each structure in each frame
+TIMES = np.array([[0.0, 30.0, 60.0, 90.0], [10.0, 40.0, 70.0, 100.0]])
+
+
+def cine(counts: dict[int, tuple[int, ...]], shape: tuple[int, ...] = (10, 9, 2)) -> np.ndarray:
+    """Labels (X, Y, Z, T) with so many voxels of each value, wherever."""
+    frames = []
+    for numbers in zip(*counts.values()):
+        flat = np.repeat([0, *counts], [np.prod(shape) - sum(numbers), *numbers])
+        frames.append(np.random.default_rng(0).permutation(flat).reshape(shape))
+    return np.stack(frames, axis=-1)
+
+
+def test_numbers_by_hand():
+    result = measure_function(cine(COUNTS), SPACING, TIMES, reference=1)
+    voxel = 0.015
+    expected = {
+        "reference_frame": 1,
+        "ed_frame": 2,
+        "ed_time_ms": 35.0,
+        "es_frame": 3,
+        "es_time_ms": 65.0,
+        "lv_volume_ml": [n * voxel for n in COUNTS[3]],
+        "lv_edv_ml": 44 * voxel,
+        "lv_esv_ml": 20 * voxel,
+        "lv_sv_ml": 24 * voxel,
+        "lv_ef_percent": 100 * 24 / 44,
+        "rv_volume_ml": [n * voxel for n in COUNTS[1]],
+        "rv_edv_ml": 20 * voxel,
+        "rv_esv_ml": 36 * voxel,
+        "rv_sv_ml": -16 * voxel,
+        "rv_ef_percent": -80.0,
+        "lv_mass_g": 56 * voxel * 1.05,
+    }
+    definitions = result.pop("definitions")
+    assert result.pop("caveat") == CAVEAT
+    assert list(result) == list(expected)
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value), name
+    assert set(definitions) == set(expected)
+    assert all(definitions.values())
+    assert "base is not seen" in CAVEAT
+    json.dumps(result)
+
+
+def test_volume_table():
+    rows = volume_rows(cine(COUNTS), SPACING, TIMES)
+    assert rows[2] == pytest.approx({"frame": 3, "time_ms": 65.0, "lv_ml": 0.3, "rv_ml": 0.54, "myo_ml": 0.9})
+    assert [row["frame"] for row in rows] == [1, 2, 3, 4]
+    assert list(volume_rows(cine({1: (3, 4)}), SPACING)[0]) == ["frame", "rv_ml"]
+    assert [row["time_ms"] for row in volume_rows(cine({1: (3, 4)}), SPACING, np.array([5.0, 45.0]))] == [5.0, 45.0]
+    assert volume_rows(cine({1: (0, 0)}), SPACING) == [{"frame": 1}, {"frame": 2}]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ejection_fraction_of_the_phantom(seed):
+    phantom = Phantom.random(seed, frames=5)
+    labels = np.stack([phantom.label(frame) for frame in range(1, 6)], axis=-1)
+    result = measure_function(labels, phantom.spacing)
+    assert (result["ed_frame"], result["es_frame"]) == (1, phantom.end_systole)
+    assert result["lv_ef_percent"] == pytest.approx(100 * phantom.contraction, abs=2)
+    area = np.pi * phantom.inner**2 * (1 + phantom.shape[0] ** 2 / 2)
+    assert result["lv_edv_ml"] == pytest.approx(area.sum() * phantom.spacing[2] / 1000, rel=0.02)
+
+
+def test_absent_structures_have_no_keys():
+    only_rv = measure_function(cine({1: (5, 9, 3)}), SPACING)
+    assert (only_rv["ed_frame"], only_rv["es_frame"]) == (2, 3)
+    assert only_rv["rv_ef_percent"] == pytest.approx(100 * 6 / 9)
+    assert not any(name.startswith("lv_") for name in only_rv)
+    only_lv = measure_function(cine({2: (8, 9), 3: (9, 5)}), SPACING)
+    assert only_lv["lv_mass_g"] == pytest.approx(8 * 0.015 * MUSCLE_DENSITY)
+    assert not any(name.startswith("rv_") for name in (*only_lv, *only_lv["definitions"]))
+    assert "ed_time_ms" not in only_lv
+    assert "lv_mass_g" not in measure_function(cine({3: (9, 5)}), SPACING)
+
+
+@pytest.mark.parametrize("counts", [{1: (0, 0)}, {2: (7, 8)}])
+def test_nothing_to_measure(counts):
+    assert measure_function(cine(counts), SPACING) == {}
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_division_by_zero():
+    # The RV is absent at the LV's end diastole.
+    result = measure_function(cine({1: (0, 4), 3: (9, 5)}), SPACING)
+    assert result["rv_edv_ml"] == 0
+    assert "rv_ef_percent" not in result
+
+
+def test_one_frame_has_no_end_systole():
+    result = measure_function(cine({2: (8,), 3: (9,)}), SPACING)
+    assert set(result) == {"ed_frame", "lv_volume_ml", "lv_edv_ml", "lv_mass_g", "definitions", "caveat"}
+
+
+def test_labels_without_frames_are_refused():
+    with pytest.raises(ValueError, match=r"\(10, 9, 2\)"):
+        measure_function(np.zeros((10, 9, 2)), SPACING)

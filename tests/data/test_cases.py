@@ -1,0 +1,441 @@
+"""Options and folders to cases: which frame is the reference, what is found in a folder, and that one bad case spares
+the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_nifti
+from scripts.data.cases import find_cases, inference_cases, unique_names
+from scripts.data.dicom import read_dicom_cine
+from scripts.data.loading import LoadCase
+from scripts.errors import InputError
+from scripts.workflow.cohort import without_folders
+from test_dicom import make_stack
+from test_dicom import write as write_dicom
+
+
+@pytest.fixture
+def copy(phantoms: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(phantoms, tmp_path / "data"))
+
+
+@pytest.fixture
+def subject(copy: Path) -> Path:
+    return copy / "phantom001"
+
+
+def test_no_source_gives_no_cases_so_that_a_config_can_be_inspected() -> None:
+    assert find_cases() == []
+
+
+def test_the_reference_is_the_one_given_else_that_of_info_cfg_else_open(subject: Path) -> None:
+    path = subject / "phantom001_4d.nii.gz"
+    (subject / "Info.cfg").write_text("ED: 4\nES: 2\n")
+    (item,) = find_cases(cine=str(path))
+    assert (item["case"], item["subject"], item["cine"]) == ("phantom001", "phantom001", str(path))
+    assert (item["reference"], item["reference_basis"]) == (4, "end diastole by Info.cfg")
+    (item,) = find_cases(cine=str(path), reference_frame=2)
+    assert item["reference"] == 2
+    assert "--reference_frame" in item["reference_basis"]
+    (subject / "Info.cfg").unlink()
+    (item,) = find_cases(cine=str(path))
+    assert "reference" not in item
+
+
+def test_info_cfg_beside_several_cines_is_the_one_s_of_its_name(
+    subject: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = subject / "phantom001_4d.nii.gz"
+    (subject / "Info.cfg").write_text("ED: 4\nES: 2\n")
+    shutil.copy(path, subject / "other_4d.nii.gz")
+    assert find_cases(cine=str(path))[0]["reference"] == 4
+    assert not caplog.records
+    assert "reference" not in find_cases(cine=str(subject / "other_4d.nii.gz"))[0]
+    assert (
+        "lies beside several cines, so its ED is not taken for other_4d.nii.gz's; give --reference_frame" in caplog.text
+    )
+
+
+def test_info_cfg_in_a_dicom_folder_is_its_cine_s_whatever_lies_beside_it(subject: Path) -> None:
+    (subject / "scan").mkdir()
+    (subject / "scan" / "1.dcm").touch()
+    (subject / "scan" / "Info.cfg").write_text("ED: 4\n")
+    assert find_cases(cine=str(subject / "scan"))[0]["reference"] == 4
+
+
+def test_an_ed_that_is_no_frame_is_refused_by_the_name_of_info_cfg(subject: Path) -> None:
+    path = str(subject / "phantom001_4d.nii.gz")
+    (subject / "Info.cfg").write_text("ED: 0\nES: 2\n")
+    with pytest.raises(InputError, match=r"Info\.cfg: ED is 0, which is not a frame"):
+        find_cases(cine=path)
+    with pytest.raises(InputError, match=r"Info\.cfg: ED is 0"):
+        LoadCase()(find_cases(dataset_dir=str(subject.parent))[0])
+    assert find_cases(cine=path, reference_frame=2)[0]["reference"] == 2
+    (subject / "Info.cfg").write_bytes(b"ED: 3\nName: Andr\xe9\n")
+    assert find_cases(cine=path)[0]["reference"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cine": "c.nii.gz", "moving_label": "l.nii.gz"}, "--moving_label: belongs to one pair"),
+        ({"moving": "a.nii.gz", "fixed": "b.nii.gz", "reference_frame": 2}, "--reference_frame: belongs to cines"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused(options: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        find_cases(**options)
+
+
+@pytest.mark.parametrize("frame", [0, -1, 1.5, "ED"])
+def test_a_frame_that_is_no_number_from_one_is_refused(subject: Path, frame: object) -> None:
+    with pytest.raises(InputError, match="counted from 1"):
+        find_cases(cine=str(subject / "phantom001_4d.nii.gz"), reference_frame=frame)
+
+
+def test_a_label_or_points_need_a_known_frame_and_one_cine(subject: Path) -> None:
+    path, label = subject / "phantom001_4d.nii.gz", subject / "phantom001_frame01_gt.nii.gz"
+    (item,) = find_cases(cine=str(path), reference_label=str(label))
+    assert item["reference_label"] == str(label)
+    with pytest.raises(InputError, match=r"nowhere.nii: no such file \(reference_label"):
+        find_cases(cine=str(path), reference_label="nowhere.nii")
+    with pytest.raises(InputError, match="give it with --cine"):
+        find_cases(dataset_dir=str(subject.parent), reference_label=str(label))
+    (subject / "Info.cfg").unlink()
+    with pytest.raises(InputError, match=r"p\.csv: nobody knows which frame these points belong to"):
+        find_cases(cine=str(path), points="p.csv")
+    with pytest.raises(InputError, match="nobody knows which frame") as caught:
+        find_cases(cine=str(path), reference_label=str(label))
+    assert str(label) in str(caught.value)
+
+
+def test_a_folder_in_acdc_layout_gives_cines_with_their_label_else_pairs(copy: Path) -> None:
+    for folder in (copy / "phantom002", copy / "phantom003"):
+        next(folder.glob("*_4d.nii.gz")).unlink()
+    items = find_cases(dataset_dir=str(copy))
+    assert [item["subject"] for item in items] == [f"phantom{n:03d}" for n in range(1, 6)]
+    assert ["cine" in item for item in items] == [True, False, False, True, True]
+    assert items[0]["reference_label"].endswith("phantom001_frame01_gt.nii.gz")
+    assert items[1]["moving_label"].endswith("phantom002_frame03_gt.nii.gz")
+    # With both directions a pair is two cases; with another reference frame the label at end diastole has no frame, and
+    # a pair fails.
+    assert len(find_cases(dataset_dir=str(copy), direction="both")) == 7
+    items = find_cases(dataset_dir=str(copy), reference_frame=2)
+    assert (items[0]["reference"], "reference_label" in items[0]) == (2, False)
+    with pytest.raises(InputError, match="phantom002: is a pair, to which --reference_frame says nothing"):
+        LoadCase()(items[1])
+
+
+def test_a_folder_of_files_gives_those_with_four_axes(copy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name in ("phantom002", "phantom001"):
+        shutil.copy(copy / name / f"{name}_4d.nii.gz", folder)
+    shutil.copy(copy / "phantom001" / "phantom001_frame01.nii.gz", folder)
+    (folder / "broken.nii.gz").write_text("no image")
+    assert [item["case"] for item in find_cases(dataset_dir=str(folder))] == ["broken", "phantom001", "phantom002"]
+    for label in ("phantom001_seg", "seg_phantom001", "label_sa", "mask_sa", "sa_label"):
+        shutil.copy(folder / "phantom001_4d.nii.gz", folder / f"{label}.nii.gz")
+    assert [item["case"] for item in find_cases(dataset_dir=str(folder))] == ["broken", "phantom001", "phantom002"]
+    # So does a folder of such folders.
+    shutil.copy(folder / "phantom001_4d.nii.gz", folder / "phantom001_gt.nii.gz")
+    (tmp_path / "all").mkdir()
+    folder.rename(tmp_path / "all" / "files")
+    items = find_cases(dataset_dir=str(tmp_path / "all"))
+    assert [item["case"] for item in items] == ["broken", "phantom001", "phantom002"]
+
+
+def test_a_folder_of_dicom_folders_gives_a_case_a_folder(tmp_path: Path) -> None:
+    for name in ("b", "a", "bad"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "1.dcm").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a" / "Info.txt").write_text("no Info.cfg")
+    items = find_cases(dataset_dir=str(tmp_path), reference_frame=3)
+    assert [(item["case"], item["reference"]) for item in items] == [("a", 3), ("b", 3), ("bad", 3)]
+    with pytest.raises(InputError, match=r"bad: 1\.dcm is not DICOM by its first bytes"):
+        LoadCase()(items[-1])
+
+
+def test_a_folder_of_several_kinds_loses_no_case(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (copy / "files").mkdir()
+    for number, target in ((2, copy), (3, copy / "files")):
+        shutil.move(copy / f"phantom00{number}" / f"phantom00{number}_4d.nii.gz", target)
+        shutil.rmtree(copy / f"phantom00{number}")
+    (copy / "scan" / "deep").mkdir(parents=True)
+    (copy / "scan" / "deep" / "IM0").write_bytes(bytes(128) + b"DICM")
+    (copy / "bad").mkdir()
+    (copy / "bad" / "1.DCM").touch()
+    # A converter's output beside its input.
+    shutil.copy(copy / "scan" / "deep" / "IM0", copy / "files")
+    with caplog.at_level("INFO", logger="inference"):
+        names = [item["case"] for item in find_cases(dataset_dir=str(copy))]
+    assert names == ["phantom001", "phantom004", "phantom005", "phantom002", "bad", "phantom003", "scan"]
+    assert f"{copy / 'files'}: cines are its 4-D NIfTI files (1); its DICOM files are left out" in caplog.text
+    assert caplog.text.endswith("left out, for they hold no case: phantom.json, splits.json\n")
+
+
+def test_what_is_no_case_stays_out_of_a_folder_and_is_named(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    subjects = [f"phantom{n:03d}" for n in range(1, 6)]
+    (copy / ".cache").mkdir()
+    (copy / ".cache" / "a.dcm").touch()
+    (copy / "notes").mkdir()
+    (copy / "notes" / "a.txt").write_text("no case")
+    (copy / "empty").mkdir()
+    # What macOS leaves beside files.
+    for name in ("._phantom001_4d.nii.gz", "notes/._a.nii.gz", "notes/._1.dcm"):
+        (copy / name).write_bytes(bytes(8))
+    shutil.copy(copy / "phantom001" / "phantom001_frame01.nii.gz", copy)
+    # Outputs: in a folder of their own, and beside the cases.
+    for folder in (copy / "out" / "phantom001", copy / "written"):
+        folder.mkdir(parents=True)
+        shutil.copy(copy / "phantom001" / "phantom001_4d.nii.gz", folder / "moved.nii.gz")
+        (folder / "quality.json").write_text("{}")
+    (copy / "out" / "summary.csv").write_text("case\n")
+    with caplog.at_level("INFO", logger="inference"):
+        assert [item["case"] for item in find_cases(dataset_dir=str(copy))] == subjects
+    assert (
+        "left out, for they hold no case: empty, notes, out, phantom.json, phantom001_frame01.nii.gz, splits.json, written"
+        in caplog.text
+    )
+    for name in subjects:
+        shutil.rmtree(copy / name)
+    with pytest.raises(InputError, match="holds neither subjects"):
+        find_cases(dataset_dir=str(copy))
+
+
+def test_a_folder_of_dicom_files_alone_is_one_case(tmp_path: Path) -> None:
+    (tmp_path / "1.dcm").touch()
+    assert [(item["case"], item["cine"]) for item in find_cases(dataset_dir=str(tmp_path))] == [
+        (tmp_path.name, str(tmp_path))
+    ]
+
+
+def test_info_cfg_in_a_dicom_folder_names_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Info.cfg").write_text("ED: 3\n")
+    (item,) = find_cases(cine=str(tmp_path))
+    assert (item["reference"], item["reference_basis"]) == (3, "end diastole by Info.cfg")
+    # Its own name, where it is the current folder.
+    monkeypatch.chdir(tmp_path)
+    assert find_cases(cine=".")[0]["case"] == tmp_path.name
+
+
+def test_a_bad_subject_is_a_case_that_fails_by_itself(copy: Path) -> None:
+    next((copy / "phantom001").glob("*_4d.nii.gz")).unlink()
+    next((copy / "phantom001").glob("*_frame03.nii.gz")).unlink()
+    items = find_cases(dataset_dir=str(copy))
+    assert [item["case"] for item in items] == [f"phantom{n:03d}" for n in range(1, 6)]
+    with pytest.raises(InputError, match=r"phantom001_frame03.nii.gz: no such file"):
+        LoadCase()(items[0])
+    assert LoadCase()(items[1])["moving"].shape == (4, 40, 36, 2)
+
+
+def test_a_bad_info_cfg_beside_a_cine_spares_the_other_cases(copy: Path, tmp_path: Path) -> None:
+    for name in ("bad", "good"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        shutil.copy(copy / "phantom001" / "phantom001_4d.nii.gz", tmp_path / "all" / name / f"{name}_4d.nii.gz")
+    (tmp_path / "all" / "bad" / "Info.cfg").write_text("ED: one\n")
+    bad, good = find_cases(dataset_dir=str(tmp_path / "all"))
+    assert (bad["case"], good["case"]) == ("bad", "good")
+    assert "ED is one, which is not a frame" in str(bad["error"])
+    # The folder that the case is named after, and none above it.
+    assert without_folders(str(bad["error"]), bad).startswith("bad/Info.cfg: ED is one")
+    assert "error" not in good
+
+
+def test_a_folder_that_may_not_be_opened_spares_the_others(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy / "lost+found").mkdir()
+    before = find_cases(dataset_dir=str(copy))
+    allowed, is_file = os.access, Path.is_file
+
+    def deny(path: Path) -> bool:
+        if path.parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "lost+found" and allowed(path, mode))
+    monkeypatch.setattr(Path, "is_file", deny)
+    with caplog.at_level("INFO"):
+        assert find_cases(dataset_dir=str(copy)) == before
+    assert "left out, for they hold no case: " in caplog.text
+    assert "lost+found" in caplog.text
+
+
+def test_an_info_cfg_of_windows_names_the_reference(copy: Path) -> None:
+    path = copy / "phantom001" / "Info.cfg"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(sorted(path.read_text().split("\n"))).strip().encode())
+    assert path.read_bytes()[3:5] == b"ED"
+    assert (
+        find_cases(cine=str(copy / "phantom001" / "phantom001_4d.nii.gz"))[0]["reference_basis"]
+        == "end diastole by Info.cfg"
+    )
+
+
+def test_a_folder_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds neither subjects"):
+        find_cases(dataset_dir=str(tmp_path))
+    with pytest.raises(InputError, match="no such folder"):
+        find_cases(dataset_dir=str(tmp_path / "nowhere"))
+
+
+def test_a_list_holds_pairs_and_cines_with_paths_relative_to_it(subject: Path) -> None:
+    cine, label, names = (
+        "phantom001_4d.nii.gz",
+        "phantom001_frame01_gt.nii.gz",
+        [f"phantom001_frame0{n}.nii.gz" for n in (3, 1)],
+    )
+    (subject / "p.csv").write_text("x,y,z\n0,0,0\n")
+    listed = [
+        {"moving": names[0], "fixed": names[1]},
+        {"cine": cine, "reference": 2, "reference_label": label, "points": "p.csv", "case": "mine"},
+        {"cine": cine},
+        {"cine": "nowhere.nii.gz"},
+    ]
+    (subject / "list.json").write_text(json.dumps({"test": listed}))
+    pair, first, second, missing = find_cases(data_list=str(subject / "list.json"))
+    name = "phantom001_frame03_to_phantom001_frame01"
+    assert pair == {"moving": str(subject / names[0]), "fixed": str(subject / names[1]), "case": name, "subject": name}
+    assert (first["case"], first["reference"], first["reference_basis"]) == ("mine", 2, "given in the data list")
+    assert (first["reference_label"], first["points"]) == (str(subject / label), str(subject / "p.csv"))
+    # Info.cfg holds here, too.
+    assert (second["case"], second["reference"]) == ("phantom001", 1)
+    with pytest.raises(InputError, match=r"nowhere.nii.gz: no such file"):
+        LoadCase()(missing)
+    (subject / "Info.cfg").unlink()
+    (subject / "list.json").write_text(json.dumps({"test": [{"cine": cine, "reference_label": label}]}))
+    with pytest.raises(InputError, match="nobody knows which frame"):
+        LoadCase()(find_cases(data_list=str(subject / "list.json"))[0])
+
+
+def test_a_pair_needs_both_images_that_are_there(tmp_path: Path) -> None:
+    path = str(write_nifti(tmp_path / "a_4d.nii.gz", np.zeros((2, 2, 2))))
+    names = {"case": "a_to_a", "subject": "a_to_a"}
+    assert find_cases(moving=path, fixed=path) == [{"moving": path, "fixed": path, **names}]
+    extras = {"moving_label": path, "points": path}
+    assert find_cases(moving=path, fixed=path, **extras) == [{"moving": path, "fixed": path, **extras, **names}]
+    for options, words in (
+        ({"moving": path}, "--fixed is missing"),
+        ({"fixed": path}, "--moving is missing"),
+        ({"moving": path, "fixed": "b.nii.gz"}, "b.nii.gz: no such file"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            find_cases(**options)
+
+
+def test_names_differ(subject: Path) -> None:
+    names = ["a", "b", "a", "a_2", "a", "a_2"]
+    renamed = unique_names([{"case": name, "number": n} for n, name in enumerate(names)])
+    assert [item["number"] for item in renamed] == list(range(6))
+    assert len({item["case"] for item in renamed}) == 6
+    assert [item["case"] for item in renamed][:3] == ["a", "b", "a_2"]
+    # Some file systems take these for one.
+    assert [item["case"] for item in unique_names([{"case": "Heart"}, {"case": "heart"}])] == ["Heart", "heart_2"]
+    (subject / "list.json").write_text(json.dumps({"test": [{"cine": "phantom001_4d.nii.gz"}] * 2}))
+    assert [item["case"] for item in inference_cases(data_list=str(subject / "list.json"))] == [
+        "phantom001",
+        "phantom001_2",
+    ]
+
+
+def test_links_under_pseudonyms_lead_to_no_name(copy: Path, tmp_path: Path) -> None:
+    anonymous = tmp_path / "anonymous"
+    for number in (1, 2):
+        file = copy / f"DOE_{number}" / "sa.nii.gz"
+        file.parent.mkdir()
+        shutil.move(copy / f"phantom00{number}" / f"phantom00{number}_4d.nii.gz", file)
+        (anonymous / f"case{number}").mkdir(parents=True)
+        (anonymous / f"case{number}" / "sa.nii.gz").symlink_to(file)
+    folder = write_dicom(copy / "DOE_3", make_stack())
+    (anonymous / "case3").symlink_to(folder)
+    cases = inference_cases(dataset_dir=str(anonymous))
+    assert [item["case"] for item in cases] == ["case1_sa", "case2_sa", "case3"]
+    assert find_cases(cine=str(anonymous / "case3"))[0]["case"] == "case3"
+    assert read_dicom_cine(anonymous / "case3").name == "case3"
+    assert not any("DOE" in str(value) for item in cases for value in item.values())
+
+
+def test_endings_may_be_capitals(copy: Path, tmp_path: Path) -> None:
+    file = tmp_path / "upper" / "HEART_4D.NII.GZ"
+    file.parent.mkdir()
+    shutil.copy(copy / "phantom001" / "phantom001_4d.nii.gz", file)
+    assert [(item["case"], item["cine"]) for item in find_cases(dataset_dir=str(file.parent))] == [("HEART", str(file))]
+    content = bytearray(file.read_bytes())
+    content[-6] ^= 1  # in the checksum
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"HEART_4D\.NII\.GZ: cannot be read"):
+        LoadCase()(find_cases(cine=str(file))[0])
+
+
+def test_a_subject_is_its_files_not_its_info_cfg_alone(copy: Path) -> None:
+    other = copy / "another"
+    other.mkdir()
+    (copy / "phantom002" / "phantom002_4d.nii.gz").rename(other / "heart_4d.nii.gz")
+    (other / "Info.cfg").write_text("ED: 2\n")
+    by_name = {item["case"]: item for item in find_cases(dataset_dir=str(copy))}
+    assert by_name["heart"]["cine"] == str(other / "heart_4d.nii.gz")
+    assert by_name["heart"]["reference"] == 2
+    assert "cine" not in by_name["phantom002"]  # its frames make a pair
+    # A folder with an Info.cfg and no image at all is told from one that holds no case.
+    (other / "heart_4d.nii.gz").unlink()
+    (other / "Info.cfg").write_text("ED: 2\nES: 3\n")
+    (lost,) = [item for item in find_cases(dataset_dir=str(copy)) if item["case"] == "another"]
+    with pytest.raises(InputError, match=r"another_frame\d+\.nii\.gz: no such file"):
+        LoadCase()(lost)
+
+
+def test_a_reference_frame_takes_its_own_label_along(copy: Path) -> None:
+    ed = 1
+    es = next(
+        int(line[4:]) for line in (copy / "phantom001" / "Info.cfg").read_text().splitlines() if line.startswith("ES: ")
+    )
+    for frame in (ed, es):
+        (item, *_) = find_cases(dataset_dir=str(copy), reference_frame=frame)
+        assert item["reference"] == frame
+        assert item["reference_label"].endswith(f"phantom001_frame{frame:02d}_gt.nii.gz")
+    (item, *_) = find_cases(dataset_dir=str(copy), reference_frame=es - 1)
+    assert "reference_label" not in item
+
+
+def test_a_list_says_reference_frame_as_the_option_does(subject: Path) -> None:
+    listed = [{"cine": "phantom001_4d.nii.gz", key: 3} for key in ("reference", "reference_frame")]
+    (subject / "list.json").write_text(json.dumps({"test": listed}))
+    assert [item["reference"] for item in find_cases(data_list=str(subject / "list.json"))] == [3, 3]
+
+
+def test_files_of_one_name_are_named_after_their_folders(
+    copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "study"
+    for name in ("patA", "patB"):
+        (root / name).mkdir(parents=True)
+        shutil.copy(copy / "phantom001" / "phantom001_4d.nii.gz", root / name / "cine_4d.nii.gz")
+    found = lambda: {item["case"]: item["cine"] for item in inference_cases(dataset_dir=str(root))}
+    before = found()
+    assert before == {f"{name}_cine": str(root / name / "cine_4d.nii.gz") for name in ("patA", "patB")}
+    # Another patient does not rename these.
+    shutil.copytree(root / "patA", root / "patAA")
+    assert before.items() <= found().items()
+
+
+def test_a_pair_of_a_list_goes_by_its_subject(copy: Path) -> None:
+    names = {"moving": "phantom001/phantom001_frame03.nii.gz", "fixed": "phantom001/phantom001_frame01.nii.gz"}
+    (copy / "list.json").write_text(json.dumps({"test": [{**names, "subject": "patA"}, names]}))
+    cases = [item["case"] for item in inference_cases(data_list=str(copy / "list.json"))]
+    assert cases == ["patA", "phantom001_frame03_to_phantom001_frame01"]
+
+
+def test_a_label_of_another_frame_by_its_name_is_called_out(subject: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, label = subject / "phantom001_4d.nii.gz", subject / "phantom001_frame01_gt.nii.gz"
+    find_cases(cine=str(path), reference_frame=1, reference_label=str(label))
+    assert not caplog.records
+    find_cases(cine=str(path), reference_frame=3, reference_label=str(label))
+    assert "frame01_gt.nii.gz: is of frame 1 by its name, and is taken for that of the reference frame 3" in caplog.text

@@ -1,0 +1,405 @@
+"""Cases as a network gets them, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import STACK_SHAPE, write_nifti
+from phantom_cases import T, Z, prepare
+from scipy.spatial.transform import Rotation
+from scripts.data.cases import find_cases
+from scripts.data.dicom import read_dicom_cine
+from scripts.data.loading import LoadCase, LoadPaird, check_order, read_cine
+from scripts.errors import InputError
+from test_dicom import make_stack
+from test_dicom import write as write_dicom
+
+
+def scale(stack: np.ndarray, clip: float) -> np.ndarray:
+    clipped = np.minimum(stack.astype(float), clip)
+    low, high = (f(clipped, axis=(0, 1), keepdims=True) for f in (np.min, np.max))
+    return (clipped - low) / (high - low)
+
+
+def test_pairs_are_every_frame_and_the_reference_slice_by_slice(cine_path: Path, item: dict) -> None:
+    cine = nib.load(cine_path).get_fdata()
+    pair = item["pair"].numpy()
+    assert pair.shape == (2, 48, 44, Z * T)
+    assert item["pair"].dtype == torch.float32
+    # Each frame is clipped as a stack of its own, as in training.
+    moving = np.stack(
+        [scale(cine[..., t], np.percentile(cine[..., t], 99, method="higher")) for t in range(T)], axis=-1
+    )
+    fixed = moving[..., 0]
+    for z in range(Z):
+        for t in range(T):
+            np.testing.assert_allclose(pair[0, ..., z * T + t], moving[:, :, z, t], atol=1e-6)
+            np.testing.assert_allclose(pair[1, ..., z * T + t], fixed[:, :, z], atol=1e-6)
+
+
+def test_a_label_without_structures_or_a_frame_zero_is_refused(cine_path: Path, tmp_path: Path) -> None:
+    label = nib.load(cine_path.with_name("label.nii.gz"))
+    empty = write_nifti(tmp_path / "empty.nii.gz", np.zeros(label.shape, np.uint8), label.affine)
+    with pytest.raises(InputError, match=r"empty\.nii\.gz: is 0 everywhere; give the label of frame 1"):
+        LoadCase()({"cine": str(cine_path), "reference": 1, "reference_label": str(empty)})
+    with pytest.raises(InputError, match=r"no reference frame 0"):
+        LoadCase()({"cine": str(cine_path), "reference": 0})
+
+
+def test_raw_and_8_bit_copies_give_the_network_the_same(cine_path: Path, item: dict, tmp_path: Path) -> None:
+    cine = nib.load(cine_path)
+    raw = cine.get_fdata()
+    clip = np.percentile(raw, 99.5)
+    for array in (np.round(255 * np.minimum(raw, clip) / clip).astype(np.uint8), (7 * raw).astype(np.int16)):
+        path = write_nifti(tmp_path / "copy_4d.nii.gz", array, cine.affine)
+        pair = prepare({"cine": str(path), "reference": 1, "case": "copy"})["pair"]
+        torch.testing.assert_close(pair.as_tensor(), item["pair"].as_tensor(), rtol=0, atol=0.02)
+
+
+def test_the_reference_frame_is_estimated_where_nobody_tells(cine_path: Path) -> None:
+    loaded = LoadCase()(find_cases(cine=str(cine_path))[0])
+    assert loaded["reference"] == 1
+    assert "largest estimated cavity" in loaded["reference_basis"]
+    np.testing.assert_array_equal(loaded["fixed"][0], nib.load(cine_path).get_fdata()[..., 0])
+
+
+def test_what_does_not_fit_the_cine_is_refused(cine_path: Path, tmp_path: Path) -> None:
+    label = nib.load(cine_path.with_name("label.nii.gz"))
+    small = write_nifti(tmp_path / "small.nii.gz", label.get_fdata()[:-1].astype(np.uint8), label.affine)
+    moved = label.affine.copy()
+    moved[0, 3] += 1
+    shifted = write_nifti(tmp_path / "shifted.nii.gz", label.get_fdata().astype(np.uint8), moved)
+    for options, words in (
+        ({"reference": 6}, "has the frames 1 to 5, no reference frame 6"),
+        ({"reference": 1, "reference_label": str(small)}, "small.nii.gz and frame 1 of .*different shapes"),
+        ({"reference": 1, "reference_label": str(shifted)}, "shifted.nii.gz and frame 1 of .*1 mm apart"),
+    ):
+        with pytest.raises(InputError, match=words) as caught:
+            LoadCase()({"cine": str(cine_path), "case": "a", **options})
+        assert str(cine_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("off", "fits"), [(0.05, True), (-0.05, True), (0.15, False)])
+def test_a_label_may_lie_as_far_off_dicom_as_a_converter_puts_it(tmp_path: Path, off: float, fits: bool) -> None:
+    folder = write_dicom(tmp_path / "cine", make_stack())
+    cine = read_dicom_cine(folder)
+    affine = cine.affine.copy()
+    affine[1, 3] += off
+    label = write_nifti(tmp_path / "label.nii.gz", np.full(cine.image.shape[:3], 2, np.uint8), affine)
+    item = {"cine": str(folder), "reference": 1, "reference_label": str(label), "case": "cine"}
+    if fits:
+        assert (LoadCase()(item)["reference_label"] == 2).all()
+    else:
+        with pytest.raises(
+            InputError, match=r"label\.nii\.gz and frame 1 of .*cine: have affines up to 0\.15 mm apart"
+        ):
+            LoadCase()(item)
+
+
+def test_of_a_label_with_frames_that_of_the_reference_is_taken(cine_path: Path, tmp_path: Path) -> None:
+    label = nib.load(cine_path.with_name("label.nii.gz"))
+    values = np.zeros((*label.shape, 5), np.uint8)
+    values[..., 2] = label.get_fdata()
+    path = str(write_nifti(tmp_path / "labels.nii.gz", values, label.affine))
+    item = LoadCase()({"cine": str(cine_path), "case": "a", "reference": 3, "reference_label": path})
+    np.testing.assert_array_equal(item["reference_label"][0], values[..., 2])
+    with pytest.raises(InputError, match=r"labels\.nii\.gz: is 0 everywhere"):
+        LoadCase()({"cine": str(cine_path), "case": "a", "reference": 2, "reference_label": path})
+    path = str(write_nifti(tmp_path / "labels.nii.gz", values[..., 1:], label.affine))
+    with pytest.raises(InputError, match="pick one frame of a cine"):
+        LoadCase()({"cine": str(cine_path), "case": "a", "reference": 3, "reference_label": path})
+
+
+def test_a_label_of_1_alone_is_called_out(cine_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    label = nib.load(cine_path.with_name("label.nii.gz"))
+    for name, values in (("rv", [0, 1, 0, 0]), ("lv", [0, 0, 0, 3])):
+        caplog.clear()
+        path = write_nifti(
+            tmp_path / f"{name}.nii.gz", np.array(values, np.uint8)[label.get_fdata().astype(int)], label.affine
+        )
+        LoadCase()({"cine": str(cine_path), "case": "a", "reference": 1, "reference_label": str(path)})
+        assert ("holds 1 alone, so that figures are the RV's" in caplog.text) == (name == "rv")
+
+
+def test_a_moving_image_that_lies_apart_from_the_fixed_one_is_refused(tmp_path: Path) -> None:
+    array, affine = np.random.default_rng(0).random((8, 8, 2), np.float32), np.diag([2.0, 2.0, 8.0, 1.0])
+    paths = {
+        "fixed": str(write_nifti(tmp_path / "fixed.nii.gz", array, affine)),
+        "moving": str(tmp_path / "moving.nii.gz"),
+    }
+    for shift, apart in ((15.0, False), (17.0, True), (-500.0, True)):
+        affine[0, 3] = shift
+        write_nifti(tmp_path / "moving.nii.gz", array, affine)
+        if not apart:
+            assert LoadCase(resample_moving=True)(paths)["moving"].shape == (1, 8, 8, 2)
+            continue
+        with pytest.raises(
+            InputError, match=r"moving\.nii\.gz: lies apart from .*fixed\.nii\.gz in space; give two images of one"
+        ):
+            LoadCase(resample_moving=True)(paths)
+
+
+def test_slices_that_the_moving_stack_does_not_reach_are_blank(tmp_path: Path) -> None:
+    array, affine = np.random.default_rng(0).random((8, 8, 4), np.float32), np.diag([2.0, 2.0, 8.0, 1.0])
+    paths = {
+        "fixed": str(write_nifti(tmp_path / "fixed.nii.gz", array, affine)),
+        "moving": str(tmp_path / "moving.nii.gz"),
+    }
+    affine[2, 3] = 16.0
+    write_nifti(tmp_path / "moving.nii.gz", array, affine)
+    moving = LoadCase(resample_moving=True)(paths)["moving"]
+    assert not moving[..., :2].any()
+    np.testing.assert_allclose(moving[0, ..., 2:], array[..., :2], atol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["fixed", "moving", "moving_label"])
+def test_a_pair_with_a_file_at_two_places_is_refused(pair_paths: dict[str, str], key: str) -> None:
+    image = nib.load(pair_paths[key])
+    place = image.affine.copy()
+    place[2, 3] += 3
+    image.set_qform(place, 1)
+    nib.save(image, pair_paths[key])
+    with pytest.raises(InputError, match=rf"{key}\.nii\.gz: its qform and its sform put it up to 3 mm apart"):
+        LoadCase()(pair_paths)
+
+
+def test_a_pair_whose_slices_lie_along_another_axis_is_refused(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).random((4, 9, 8), np.float32)
+    path = str(write_nifti(tmp_path / "turned.nii.gz", array, np.diag([10, 1.37, 1.37, 1])))
+    with pytest.raises(
+        InputError, match=r"turned\.nii\.gz: its slices lie along axis 1 of its three \(voxels of 10 x 1\.37 x 1\.37 mm"
+    ):
+        LoadCase()({"moving": path, "fixed": path})
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 3, 2), (16, 1, 3, 2), (1, 16, 3)])
+def test_slices_of_one_row_or_column_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "thin.nii.gz"
+    write_nifti(path, np.random.default_rng(0).random(shape), np.diag([1.5, 1.5, 8.0, 1.0]))
+    item = {"cine": str(path), "reference": 1} if len(shape) == 4 else {"moving": str(path), "fixed": str(path)}
+    with pytest.raises(InputError, match=rf"thin.nii.gz: has slices of {shape[0]} x {shape[1]} pixels"):
+        LoadCase()(item)
+
+
+def test_a_pair_of_images_of_two_axes_is_a_pair_of_slices(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths: dict = {"case": "pair"}
+    for key in ("moving", "fixed"):
+        image = nib.Nifti1Image(rng.normal(500, 90, (32, 28)).astype(np.float32), np.diag([1.5, 1.5, 8.0, 1.0]))
+        image.set_qform(image.affine, 1)
+        nib.save(image, tmp_path / f"{key}.nii.gz")
+        paths[key] = str(tmp_path / f"{key}.nii.gz")
+    assert prepare(paths)["pair"].shape == (2, 32, 28, 1)
+
+
+def test_a_cine_keeps_values_affine_and_name(tmp_path: Path, array: np.ndarray) -> None:
+    affine = np.array([[0.9, -0.4, 1.0, -30], [0.5, 1.2, -2.0, 40], [0.1, 0.6, 7.5, 5], [0, 0, 0, 1.0]])
+    for name in ("one_4d.nii.gz", "one.nii"):
+        cine = read_cine(write_nifti(tmp_path / name, array, affine))
+        np.testing.assert_array_equal(cine.image, array)
+        assert cine.image.dtype == np.float32
+        np.testing.assert_allclose(cine.affine, affine, atol=1e-6)
+        np.testing.assert_allclose(cine.spacing, np.sqrt((affine[:3, :3] ** 2).sum(axis=0)), rtol=1e-6)
+        assert cine.frames == 5
+        assert cine.name == "one"
+
+
+@pytest.mark.parametrize(("axis", "order"), [(0, [2, 0, 1]), (1, [0, 2, 1])])
+def test_slices_along_another_axis_are_refused_and_the_cure_is_one(
+    tmp_path: Path, array: np.ndarray, axis: int, order: list[int]
+) -> None:
+    affine = np.array([[0, 1.37, 0.1, 4], [1.37, 0, 0.2, -5], [0, 0, 9.9, 6], [0, 0, 0, 1]])
+    path = write_nifti(tmp_path / "turned.nii.gz", array.transpose(*order, 3), affine[:, [*order, 3]])
+    with pytest.raises(
+        InputError, match=rf"turned\.nii\.gz: its slices lie along axis {axis + 1} of its three \(voxels of "
+    ) as caught:
+        read_cine(path)
+    cure = re.search(r"as_reoriented\((.*?)\)", str(caught.value))[1]
+    nib.save(nib.load(path).as_reoriented(np.array(json.loads(cure))), tmp_path / "mended.nii.gz")
+    cine = read_cine(tmp_path / "mended.nii.gz")
+    np.testing.assert_array_equal(cine.image, array)
+    np.testing.assert_allclose(cine.affine, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [
+        ((7, 6, 3, 5), (1.4, 1.4, 1.4)),
+        ((7, 6, 3, 5), (2, 1.4, 1.4)),
+        ((7, 6, 3, 5), (1.8, 1.4, 1)),
+        ((7, 6, 1, 5), (2.9, 1.4, 1)),
+    ],
+    ids=["isotropic", "nearly", "oblong", "one slice"],
+)
+def test_files_without_clearly_thick_slices_are_read(
+    tmp_path: Path, shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> None:
+    assert read_cine(write_nifti(tmp_path / "a.nii.gz", np.ones(shape, np.float32), np.diag([*spacing, 1]))).frames == 5
+
+
+def test_one_dicom_file_says_to_give_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "1.DCM").touch()
+    with pytest.raises(InputError, match=r"1\.DCM: is one DICOM file; give --cine the folder"):
+        read_cine(tmp_path / "1.DCM")
+
+
+def test_a_cine_at_two_places_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+    image = nib.Nifti1Image(array, np.diag([1.5, 1.5, 8.0, 1.0]))
+    image.set_qform(np.diag([1.5, 1.5, 8.0, 1.0]) + np.eye(4, k=3) * 7, 1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match=r"a\.nii\.gz: its qform and its sform put it up to 7 mm apart"):
+        read_cine(tmp_path / "a.nii.gz")
+
+
+def test_another_format_is_named(tmp_path: Path) -> None:
+    nib.save(nib.MGHImage(np.zeros((4, 4, 2, 3), np.float32), np.eye(4)), tmp_path / "a.mgz")
+    with pytest.raises(InputError, match=r"a\.mgz: is MGH, no NIfTI; convert it to \.nii\.gz"):
+        read_cine(tmp_path / "a.mgz")
+
+
+def oblique_affine() -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_rotvec([0.3, -0.5, 0.2]).as_matrix() @ np.diag([1.4, 1.8, 8.0])
+    affine[:3, 3] = [-50, 20, 7]
+    return affine
+
+
+def test_loading_keeps_values_and_the_oblique_affine(tmp_path: Path, stack: np.ndarray) -> None:
+    paths = {key: str(write_nifti(tmp_path / f"{key}.nii.gz", stack, oblique_affine())) for key in ("moving", "fixed")}
+    item = LoadPaird()(paths)
+    for key in paths:
+        np.testing.assert_array_equal(item[key][0].numpy(), stack)
+        np.testing.assert_allclose(item[key].affine.numpy(), oblique_affine(), atol=1e-6)
+        assert item[key].dtype == torch.float32
+
+
+def test_loading_names_the_bad_file(tmp_path: Path, stack: np.ndarray) -> None:
+    good = str(write_nifti(tmp_path / "good.nii.gz", stack))
+    whole = Path(good).read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.nii.gz").write_text("no image")
+    with_nan = stack.astype(np.float32)
+    with_nan[3, 4, 1] = np.nan
+    turned = np.diag([1.5, 1.5, 8.0, 1.0])
+    turned[0, 3] = 0.01
+    cases = {
+        "cut": ("cannot be read as NIfTI", {}),
+        "text": ("cannot be read as NIfTI", {}),
+        "nan": ("holds NaN or Inf", {"array": with_nan}),
+        "inf": ("holds NaN or Inf", {"array": np.where(np.isnan(with_nan), np.inf, with_nan)}),
+        "cine": ("pick one frame of a cine", {"array": np.stack([stack, stack], axis=-1)}),
+        "small": ("different shapes", {"array": stack[:-1]}),
+        "shifted": ("affines up to 0.01 mm apart", {"array": stack, "affine": turned}),
+    }
+    nib.save(nib.Nifti1Image(stack * np.complex64(1j), oblique_affine()), tmp_path / "complex.nii.gz")
+    (tmp_path / "dicom.nii.gz").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "folder.nii.gz").mkdir()
+    for name in ("dicom", "folder"):
+        cases[name] = ("is a folder or DICOM, where a NIfTI file is needed; convert it", {})
+    cases["complex"] = ("holds complex numbers; write their magnitude to a new file", {})
+    for name, (words, content) in cases.items():
+        path = tmp_path / f"{name}.nii.gz"
+        if content:
+            write_nifti(path, **content)
+        with pytest.raises(InputError) as caught:
+            LoadPaird()({"moving": good, "fixed": str(path)})
+        assert str(path) in str(caught.value)
+        assert words in str(caught.value)
+
+
+def test_a_label_belongs_to_its_image_and_holds_integers(tmp_path: Path, stack: np.ndarray) -> None:
+    image = str(write_nifti(tmp_path / "image.nii.gz", stack))
+    for name, label, words in (
+        ("fraction", np.full(STACK_SHAPE, 0.5, np.float32), "holds fractions"),
+        ("shape", np.zeros((12, 10, 2), np.uint8), "different shapes"),
+        (
+            "structures",
+            np.full(STACK_SHAPE, 257, np.int16),
+            "holds 257 to 257; give them these values: 1 RV, 2 MYO, 3 LV",
+        ),
+    ):
+        path = str(write_nifti(tmp_path / f"{name}.nii.gz", label))
+        with pytest.raises(InputError, match=words) as caught:
+            LoadPaird()({"moving": image, "fixed": image, "moving_label": path})
+        assert path in str(caught.value)
+
+
+def test_a_label_lies_on_the_grid_of_its_image_to_a_tolerance(tmp_path: Path, stack: np.ndarray) -> None:
+    off = oblique_affine()
+    off[0, 3] += 0.05
+    image = str(write_nifti(tmp_path / "image.nii.gz", stack, oblique_affine()))
+    label = str(write_nifti(tmp_path / "label.nii.gz", np.ones(STACK_SHAPE, np.uint8), off))
+    with pytest.raises(InputError, match=r"label\.nii\.gz and .*image\.nii\.gz: have affines up to 0\.05 mm apart"):
+        LoadPaird()({"moving": image, "fixed": image, "fixed_label": label})
+    with pytest.raises(InputError, match=r"have affines up to 0\.05 mm apart"):
+        LoadPaird().load_label(label, LoadPaird().load(image), "image", tolerance=0.04)
+    assert LoadPaird().load_label(label, LoadPaird().load(image), "image", tolerance=0.06).any()
+
+
+@pytest.mark.parametrize(
+    "order", [[[0, 1], [1, -1], [2, 1]], [[1, 1], [0, -1], [2, -1]]], ids=["rows turned over", "all else"]
+)
+def test_a_label_with_its_axes_in_another_order_is_turned(tmp_path: Path, stack: np.ndarray, order: list) -> None:
+    """As dcm2niix turns the rows of DICOM over."""
+    image = str(write_nifti(tmp_path / "image.nii.gz", stack, oblique_affine()))
+    values = np.random.default_rng(0).integers(0, 4, STACK_SHAPE).astype(np.uint8)
+    label = nib.Nifti1Image(values, oblique_affine()).as_reoriented(np.array(order))
+    assert not np.allclose(label.affine, oblique_affine())
+    nib.save(label, tmp_path / "label.nii.gz")
+    item = LoadPaird()({"moving": image, "fixed": image, "fixed_label": str(tmp_path / "label.nii.gz")})
+    np.testing.assert_array_equal(item["fixed_label"][0], values)
+    np.testing.assert_allclose(item["fixed_label"].affine, oblique_affine(), atol=1e-5)
+
+
+def test_affines_that_differ_by_rounding_are_one_grid(tmp_path: Path, stack: np.ndarray) -> None:
+    affine = oblique_affine()
+    first = write_nifti(tmp_path / "a.nii.gz", stack, affine)
+    second = write_nifti(tmp_path / "b.nii.gz", stack, affine + 1e-6)
+    assert not np.array_equal(nib.load(first).affine, nib.load(second).affine)
+    LoadPaird()({"moving": str(first), "fixed": str(second)})
+
+
+def test_the_affine_is_the_header_s_whatever_its_voxel_sizes_say(tmp_path: Path) -> None:
+    affine = np.array([[0, 1.5, 0, 3], [-1.5, 0, 0, 40], [0, 0, 8, -7], [0, 0, 0, 1.0]])
+    image = nib.Nifti1Image(np.random.default_rng(0).random((8, 9, 2), np.float32), affine)
+    image.header["pixdim"][1:4] = 1
+    path = tmp_path / "a.nii.gz"
+    nib.save(image, path)
+    # nibabel mends the sizes when it saves; a scanner's software may not.
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[80:92] = np.ones(3, "<f4").tobytes()
+    raw[252:254] = np.zeros(1, "<i2").tobytes()
+    path.write_bytes(gzip.compress(bytes(raw)))
+    item = LoadPaird()({"moving": str(path), "fixed": str(path)})
+    np.testing.assert_allclose(item["moving"].affine.numpy(), affine, atol=1e-5)
+    assert item["moving"].shape == (1, 8, 9, 2)
+
+
+def test_a_label_in_the_order_of_m_and_ms_is_refused() -> None:
+    x, y = np.meshgrid(np.arange(40), np.arange(40), indexing="ij")
+    radius = np.hypot(x - 20, y - 24)
+    label = np.where(radius < 5, 3, np.where(radius < 8, 2, np.where(np.hypot(x - 20, y - 10) < 6, 1, 0)))[
+        None, ..., None
+    ]
+    check_order(torch.from_numpy(label), "gt.nii.gz")
+    with pytest.raises(
+        InputError, match=r"gt\.nii\.gz: has the myocardium \(2\) around 1 and not around 3, as M&Ms has"
+    ):
+        check_order(torch.from_numpy(np.array([0, 3, 2, 1])[label]), "gt.nii.gz")
+    # Nor one that lacks the RV.
+    with pytest.raises(InputError, match="around 1 and not around 3"):
+        check_order(torch.from_numpy(np.array([0, 0, 2, 1])[label]), "gt.nii.gz")
+    with pytest.raises(
+        InputError, match=r"gt\.nii\.gz: has 1 around 2; make the myocardium 2 and the cavity of the LV 3"
+    ):
+        check_order(torch.from_numpy(np.array([0, 0, 1, 2])[label]), "gt.nii.gz")
+    # A label that lacks a structure says nothing else about the order.
+    for missing in (1, 2, 3):
+        check_order(torch.from_numpy(np.where(label == missing, 0, label)), "gt.nii.gz")

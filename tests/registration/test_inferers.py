@@ -1,0 +1,158 @@
+"""From a network's output to a displacement."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.inferers import SliceInferer
+from monai.networks.blocks import DVF2DDF
+from scripts.errors import InputError
+from scripts.registration.fields import Integration, compose, integrate, warp
+from scripts.registration.inferers import FieldInferer
+from scripts.registration.networks import PyramidNetwork
+from torch import nn
+
+
+class Shear(nn.Module):
+    """A velocity that depends on the moving image alone, in half precision on request."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, pair: torch.Tensor) -> torch.Tensor:
+        return torch.cat([pair[:, :1], torch.zeros_like(pair[:, :1])], dim=1).to(self.dtype)
+
+
+def test_velocity_is_integrated_in_full_precision() -> None:
+    pair = torch.rand(3, 2, 12, 10)
+    for dtype in (torch.float32, torch.bfloat16):
+        velocity = Shear(dtype)(pair)
+        assert torch.equal(FieldInferer()(pair, Shear(dtype)), velocity.float())
+        found = FieldInferer(integration=DVF2DDF(num_steps=5, padding_mode="border"))(pair, Shear(dtype))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, integrate(velocity.float(), steps=5))
+
+
+def test_a_stack_is_its_slices() -> None:
+    stack = torch.rand(1, 2, 12, 10, 7)
+    slices = SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=3)
+    found = FieldInferer(slices, DVF2DDF(num_steps=5, padding_mode="border"))(stack, Shear())
+    each = FieldInferer(integration=DVF2DDF(num_steps=5, padding_mode="border"))(stack[0].movedim(-1, 0), Shear())
+    torch.testing.assert_close(found[0].movedim(-1, 0), each)
+
+
+@pytest.mark.parametrize("fits", [1, 2, 5])
+def test_slices_that_exceed_the_memory_together_are_taken_in_parts(fits: int) -> None:
+    stack, sizes = torch.rand(1, 2, 12, 10, 7), []
+
+    def network(pair: torch.Tensor) -> torch.Tensor:
+        if len(pair) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(pair))
+        return Shear()(pair)
+
+    inferer = FieldInferer(SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=7), Integration(5))
+    torch.testing.assert_close(inferer(stack, network), inferer(stack, Shear()))
+    assert sum(sizes) == 7
+    assert max(sizes) <= fits
+
+
+def test_a_slice_that_exceeds_the_memory_alone_says_so() -> None:
+    def network(pair: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    inferer = FieldInferer(SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=7))
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        inferer(torch.rand(1, 2, 12, 10, 7), network)
+
+
+def test_a_slice_that_is_blank_in_either_image_gets_the_identity() -> None:
+    stack = torch.rand(1, 2, 12, 10, 4)
+    stack[:, 0, ..., 1] = 0.5
+    stack[:, 1, ..., 2] = 0.0
+    slices = SliceInferer(roi_size=(-1, -1), spatial_dim=2, sw_batch_size=3)
+    found = FieldInferer(slices, Integration(5))(stack, lambda pair: Shear()(pair) + 1)
+    assert not found[..., 1:3].any()
+    assert found[..., 0].any()
+    assert found[..., 3].any()
+
+
+def test_both_ways_appends_the_inverse_fields() -> None:
+    pair = torch.rand(3, 2, 12, 10)
+    inferer = FieldInferer(integration=DVF2DDF(num_steps=7, padding_mode="border"), both_ways=True)
+    field = inferer(pair, lambda p: 0.5 * Shear()(p))
+    torch.testing.assert_close(
+        field[:3], FieldInferer(integration=inferer.integration)(pair, lambda p: 0.5 * Shear()(p))
+    )
+    torch.testing.assert_close(
+        field[3:], FieldInferer(integration=inferer.integration)(pair, lambda p: -0.5 * Shear()(p))
+    )
+    # On a smooth velocity the second half undoes the first.
+    x = torch.linspace(0, 3.14, 64)
+    velocity = 2 * torch.stack([torch.outer(x.sin(), x.sin()), -torch.outer(x.sin(), x.sin())])[None]
+    there, back = inferer(pair, lambda _: velocity).split(1)
+    assert compose(there, back).abs().max() < 0.02
+    with pytest.raises(ValueError, match="needs one velocity"):
+        FieldInferer(both_ways=True)
+    with pytest.raises(InputError, match="one velocity of a batch"):
+        FieldInferer(SliceInferer(roi_size=(-1, -1), spatial_dim=2), Integration(), both_ways=True)
+
+
+def test_a_second_pass_sees_what_the_first_has_moved_and_composes_the_fields() -> None:
+    torch.manual_seed(0)
+    pair = torch.rand(2, 2, 24, 20)
+    network = PyramidNetwork(features=(8, 8), hidden=8, flow_std=0.1).eval()
+    with torch.no_grad():
+        first = integrate(network(pair))
+        moved = torch.cat([warp(pair[:, :1], first), pair[:, 1:]], dim=1)
+        second = integrate(network(moved))
+        found = FieldInferer(integration=Integration(), passes=2)(pair, network)
+    assert first.abs().max() > 0.1
+    assert (first - second).abs().max() > 0.01
+    torch.testing.assert_close(found, compose(first, second))
+    # Slice by slice it is the same.
+    slices = SliceInferer(roi_size=(-1, -1), spatial_dim=2)
+    with torch.no_grad():
+        stack = FieldInferer(slices, Integration(), passes=2)(pair.movedim(0, -1)[None], network)
+    torch.testing.assert_close(stack[0].movedim(-1, 0), found, atol=1e-4, rtol=0)
+
+
+def test_each_pass_brings_a_timid_network_closer() -> None:
+    rows = torch.arange(64.0).view(1, 1, -1, 1)
+    blob = lambda center: torch.exp(-((rows - center) ** 2) / 50.0).expand(1, 1, 64, 16)
+
+    def half(pair: torch.Tensor) -> torch.Tensor:
+        """Half the distance between the centers of mass."""
+        moving, fixed = ((image * rows).sum() / image.sum() for image in pair.split(1, dim=1))
+        return torch.stack([torch.full((64, 16), float(moving - fixed) / 2), torch.zeros(64, 16)])[None]
+
+    pair = torch.cat([blob(36.0), blob(28.0)], dim=1)
+    for passes, expected in ((1, 4.0), (2, 6.0), (3, 7.0)):
+        field = FieldInferer(passes=passes)(pair, half)
+        assert field[0, 0, 20:44].mean() == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("passes", [0, -1, 1.5, True, "two"])
+def test_refuses_what_is_no_number_of_passes(passes: object) -> None:
+    with pytest.raises(InputError, match=f"--passes {passes}: must be 1, 2"):
+        FieldInferer(passes=passes)
+    with pytest.raises(ValueError, match="a single pass"):
+        FieldInferer(integration=Integration(), both_ways=True, passes=2)
+
+
+def test_bfloat16_is_the_convolutions_alone() -> None:
+    torch.manual_seed(0)
+    network = PyramidNetwork(features=(8, 8), hidden=8, flow_std=0.2).eval()
+    seen: dict[str, torch.dtype] = {}
+    network.encoders[0].register_forward_hook(lambda *call: seen.update(features=call[2].dtype))
+    network.register_forward_hook(lambda *call: seen.update(velocity=call[2].dtype))
+    pair = torch.nn.functional.interpolate(torch.rand(2, 2, 6, 6), size=(32, 32), mode="bilinear")
+    integration = Integration()
+    with torch.inference_mode():
+        exact = FieldInferer(integration=integration)(pair, network)
+        found = FieldInferer(integration=integration, bf16=True)(pair, network)
+    assert seen == {"features": torch.bfloat16, "velocity": torch.float32}
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, exact)
+    assert (found - exact).abs().max() < 0.1 * exact.abs().max()

@@ -1,0 +1,102 @@
+"""Similarity and smoothness against hand computations, in fp32 whatever autocast says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.losses import LocalNormalizedCrossCorrelationLoss
+from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
+from torch import nn
+
+
+def random_field(axes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn((2, axes, 6, 7, 5)[: axes + 2], dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("spaced", [False, True])
+def test_smoothness_by_hand(axes: int, norm: str, spaced: bool) -> None:
+    field, spacing = random_field(axes), (1.5, 0.5, 8.0)[:axes]
+    mm = field.numpy() * (np.array(spacing).reshape(-1, *[1] * axes) if spaced else 1.0)
+    terms = []
+    for axis in range(axes):
+        difference = np.diff(mm, axis=axis + 2) / (spacing[axis] if spaced else 1.0)
+        terms.append(np.abs(difference).mean() if norm == "l1" else (difference**2).mean())
+    found = SmoothnessLoss(norm, spacing if spaced else None)(field)
+    assert float(found) == pytest.approx(np.mean(terms), rel=1e-12)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_smoothness_properties(axes: int) -> None:
+    field = random_field(axes)
+    assert float(SmoothnessLoss()(torch.ones_like(field) * 3)) == 0
+    assert float(SmoothnessLoss("l1", [2.5] * axes)(field)) == pytest.approx(float(SmoothnessLoss("l1")(field)))
+    assert float(SmoothnessLoss("l1")(2 * field)) == pytest.approx(2 * float(SmoothnessLoss("l1")(field)))
+    assert torch.autograd.gradcheck(SmoothnessLoss("l2", [1.0, 2.0, 3.0][:axes]), field.requires_grad_())
+
+
+def test_smoothness_errors() -> None:
+    with pytest.raises(ValueError, match="'l1' or 'l2'"):
+        SmoothnessLoss("l3")
+    with pytest.raises(ValueError, match="2 channels"):
+        SmoothnessLoss()(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match="spacings"):
+        SmoothnessLoss(spacing=(1.0, 1.0, 1.0))(torch.zeros(1, 2, 4, 4))
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_similarity_of_a_shift_by_hand(axes: int) -> None:
+    image = torch.rand(1, 1, *(8, 9, 7)[:axes], dtype=torch.float64)
+    field = torch.zeros(1, axes, *image.shape[2:], dtype=torch.float64)
+    field[:, 0] = 1.0
+    moved = image.clone()
+    moved[:, :, :-1] = image[:, :, 1:]
+    loss = WarpedSimilarity(nn.MSELoss())
+    assert float(loss(field, torch.cat([image, moved], 1))) == pytest.approx(0, abs=1e-20)
+    unmoved = ((moved - image) ** 2).mean()
+    assert float(loss(torch.zeros_like(field), torch.cat([image, moved], 1))) == pytest.approx(
+        float(unmoved), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    "similarity", [nn.MSELoss(), LocalNormalizedCrossCorrelationLoss(spatial_dims=2, kernel_size=5)]
+)
+def test_losses_are_in_full_precision_under_autocast(similarity: nn.Module) -> None:
+    pair = torch.rand(2, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    field = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    loss, smooth = WarpedSimilarity(similarity), SmoothnessLoss()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(field, pair.bfloat16()), smooth(field)
+    outside = loss(field.float(), pair.bfloat16().float()), smooth(field.float())
+    for a, b in zip(inside, outside):
+        assert a.dtype == torch.float32
+        assert torch.isfinite(a)
+        assert torch.equal(a, b)
+
+
+def test_fields_of_both_ways_score_both_directions() -> None:
+    pair = torch.rand(3, 2, 9, 8, dtype=torch.float64)
+    there, back = torch.randn(2, 3, 2, 9, 8, dtype=torch.float64)
+    loss = WarpedSimilarity(nn.MSELoss())
+    expected = (loss(there, pair) + loss(back, pair.flip(1))) / 2
+    torch.testing.assert_close(loss(torch.cat([there, back]), pair), expected)
+
+
+def test_labels_add_their_squared_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.rand(2, 2, 12, 10, dtype=torch.float64, generator=generator)
+    label = torch.zeros(2, 2, 12, 10, dtype=torch.int8)
+    label[0, 0, 3:7, 2:6], label[0, 1, 4:8, 2:6] = 3, 3
+    label[0, 0, 8:, 2:6] = 1  # on one image alone: nowhere to go
+    label[1] = -1  # no label at all
+    loss, still = WarpedSimilarity(nn.MSELoss()), torch.zeros(2, 2, 12, 10, dtype=torch.float64)
+    wrong = 8 / (2 * 120)  # two rows of four of the 120 pixels of two slices
+    assert float(loss(still, (pair, label)) - loss(still, pair)) == pytest.approx(wrong, rel=1e-12)
+    shift = still.clone()
+    shift[:, 0] = -1.0
+    assert float(loss(shift, (pair, label)) - loss(shift, pair)) == pytest.approx(0, abs=1e-15)
+    both = loss(torch.cat([shift, -shift]), (pair, label)) - loss(torch.cat([shift, -shift]), pair)
+    assert float(both) == pytest.approx(0, abs=1e-15)

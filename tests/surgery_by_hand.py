@@ -1,0 +1,30 @@
+"""Gradients of both losses by two backward passes, and the rule on them, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+Gradients = dict[str, np.ndarray]
+
+
+def assert_close(
+    found: dict[str, Tensor], expected: Gradients, tolerance: float = 1e-10, skip: Sequence[str] = ()
+) -> None:
+    """Equal up to `tolerance` of the largest entry of all tensors."""
+    assert found.keys() == expected.keys()
+    scale = max(np.abs(g).max() for name, g in expected.items() if name not in skip)
+    assert scale > 0
+    for name in expected.keys() - set(skip):
+        np.testing.assert_allclose(
+            found[name].numpy() / scale, expected[name] / scale, rtol=0, atol=tolerance, err_msg=name
+        )
+
+
+def parameters_of(network: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+
+RECORDS = ("similarity", "smoothness", "conflict_ratio", "cosine", "ill_posed")

@@ -1,0 +1,281 @@
+"""Fields back as a registration: against NumPy, SciPy and the phantom's exact motion."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import write_nifti
+from phantom_cases import PHANTOM, T, Z, prepare
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scripts.cardiac.cines import CineRegistration
+from scripts.data.loading import LoadCase
+from scripts.errors import InputError
+from scripts.registration.fields import balance_inverse, invert
+from scripts.workflow.assemble import AssembleRegistration, invert_stacks
+
+LPS = np.diag([-1.0, -1.0, 1.0])
+
+
+def assemble(item: Mapping, fields: np.ndarray, **options: object) -> CineRegistration:
+    """A registration from fields (T, 2, X, Y, Z), handed over as the network's are: (2, X, Y, Z * T), frames
+    fastest."""
+    pred = np.moveaxis(fields, 0, -1).reshape(*fields.shape[1:4], -1)
+    return AssembleRegistration(**options)({**item, "pred": torch.from_numpy(pred).float()})["registration"]
+
+
+@pytest.fixture(scope="module")
+def exact() -> np.ndarray:
+    return np.stack([PHANTOM.field(t, 1) for t in range(1, T + 1)])
+
+
+@pytest.fixture(scope="module")
+def registered(item: dict, exact: np.ndarray) -> CineRegistration:
+    return assemble(item, exact)
+
+
+def scipy_warp(image: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """A stack (X, Y, Z) pulled slice by slice through an in-plane field (2, X, Y, Z)."""
+    grid = np.stack(np.meshgrid(*map(np.arange, image.shape[:2]), indexing="ij"))
+    slices = [
+        map_coordinates(image[..., z], grid + field[..., z], order=1, mode="nearest") for z in range(image.shape[2])
+    ]
+    return np.stack(slices, axis=-1)
+
+
+def scipy_warp_label(label: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """The value of 0 to 3 that weighs most."""
+    return np.argmax([scipy_warp((label == value).astype(float), field) for value in range(4)], axis=0)
+
+
+def test_a_sector_origin_that_is_no_number_is_refused() -> None:
+    for origin in ("abc", float("nan"), float("inf"), True):
+        with pytest.raises(InputError, match=f"--sector_origin {origin}: must be an angle"):
+            AssembleRegistration(sector_origin=origin)
+
+
+def test_a_sector_origin_that_nothing_needs_is_called_out(
+    item: dict, exact: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    assemble(item, exact, sector_origin=30.0)
+    assert "--sector_origin" not in caplog.text
+    assemble({key: value for key, value in item.items() if key != "reference_label"}, exact, sector_origin=30.0)
+    assert "heart: has no strain that --sector_origin would divide; give --reference_label" in caplog.text
+
+
+def test_fields_return_to_their_frame_and_slice(item: dict) -> None:
+    # The value tells frame, slice and channel.
+    value = np.array([[[0.1 * t + 0.01 * z + 0.003 * i for z in range(Z)] for i in range(2)] for t in range(T)])
+    pred = torch.empty_like(item["pair"].as_tensor())
+    for t in range(T):
+        for z in range(Z):
+            pred[0, ..., z * T + t], pred[1, ..., z * T + t] = value[t, 0, z], value[t, 1, z]
+    for reference in (1, 4):
+        result = AssembleRegistration()({**item, "reference": reference, "pred": pred})["registration"]
+        assert not result.fields[reference - 1].any()
+        assert not result.inverses[reference - 1].any()
+        for t in set(range(T)) - {reference - 1}:
+            expected = np.broadcast_to(value[t][:, None, None], (2, 48, 44, Z))
+            np.testing.assert_allclose(result.fields[t], expected, atol=1e-6)
+            np.testing.assert_allclose(result.inverses[t], -expected, atol=1e-5)
+
+
+def test_a_registration_says_where_it_comes_from(registered: CineRegistration, cine_path: Path) -> None:
+    cine = nib.load(cine_path)
+    assert registered.cine.name == "heart"
+    assert (registered.reference, registered.reference_basis) == (1, "given as --reference_frame")
+    np.testing.assert_array_equal(registered.cine.image, cine.get_fdata())
+    np.testing.assert_array_equal(registered.fixed, cine.get_fdata()[..., 0])
+    np.testing.assert_allclose(registered.cine.affine, cine.affine, atol=1e-6)
+    expected = np.tile(1000 * PHANTOM.cycle / T * np.arange(T), (Z, 1))
+    np.testing.assert_allclose(registered.cine.times, expected, rtol=1e-5)
+    assert len(registered.quality["frames"]) == T
+    assert registered.function["reference_frame"] == 1
+    assert {row["frame"] for row in registered.strain} == set(range(1, T + 1))
+
+
+def test_moved_equals_scipy_through_the_field(registered: CineRegistration) -> None:
+    for t in range(T):
+        expected = scipy_warp(registered.cine.image[..., t].astype(float), registered.fields[t])
+        np.testing.assert_allclose(registered.moved[..., t], expected, atol=1e-3 * np.ptp(registered.cine.image))
+    # The exact motion brings the frames onto the reference, up to noise.
+    frame, reference = PHANTOM.end_systole - 1, registered.fixed
+    before, after = (np.square(x[..., frame] - reference).mean() for x in (registered.cine.image, registered.moved))
+    assert after < 0.2 * before
+
+
+def test_labels_go_through_the_inverse(registered: CineRegistration) -> None:
+    assert registered.labels.dtype == np.uint8
+    np.testing.assert_array_equal(registered.labels[..., 0], registered.label)
+    for t in range(T):
+        expected = scipy_warp_label(registered.label, registered.inverses[t])
+        # Where two values weigh the same, either is taken.
+        assert (registered.labels[..., t] != expected).mean() < 1e-3
+        np.testing.assert_allclose(registered.inverses[t], PHANTOM.field(1, t + 1), atol=0.05)
+        for value in (1, 2, 3):
+            found, true = registered.labels[..., t] == value, PHANTOM.label(t + 1) == value
+            assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.9
+
+
+def test_label_and_points_carry_a_structure_to_the_same_place(item: dict, exact: np.ndarray, tmp_path: Path) -> None:
+    affine = PHANTOM.affine
+    center = np.argwhere(PHANTOM.label(1)[..., 1] == 2)[40]
+    x, y = np.meshgrid(np.arange(48), np.arange(44), indexing="ij")
+    disk = np.zeros((48, 44, Z), np.float32)
+    disk[..., 1] = (x - center[0]) ** 2 + (y - center[1]) ** 2 <= 9.5
+    middle = LPS @ (affine @ [*center, 1, 1])[:3]
+    path = tmp_path / "points.csv"
+    path.write_text("name,x,y,z\nspot," + ",".join(map(str, middle)) + "\n")
+    marked = {**item, "reference_label": item["reference_label"].clone().copy_(torch.from_numpy(disk)[None])}
+    result = assemble({**marked, "points": str(path)}, exact)
+    assert [(row["frame"], row["name"]) for row in result.points] == [(t, "spot") for t in range(1, T + 1)]
+    places = np.array([[row[axis] for axis in "xyz"] for row in result.points])
+    for t, place in enumerate(places):
+        centroid = np.argwhere(result.labels[..., t] == 1).mean(axis=0)
+        assert np.linalg.norm(LPS @ (affine @ [*centroid, 1])[:3] - place) < 1.5  # mm, of voxels of 2.9 mm
+        true = PHANTOM.to_frame(np.array([*center], float)[:, None, None] * np.ones((2, 1, Z)), t + 1)[:, 0, 1]
+        np.testing.assert_allclose(LPS @ (affine @ [*true, 1, 1])[:3], place, atol=0.01)
+    assert np.linalg.norm(places - places[0], axis=1).max() > 3
+
+
+def test_a_cine_without_times_or_label_has_neither_function_nor_strain(
+    cine_path: Path, exact: np.ndarray, tmp_path: Path
+) -> None:
+    path = write_nifti(tmp_path / "a_4d.nii.gz", np.asarray(nib.load(cine_path).dataobj), PHANTOM.affine)
+    result = assemble(prepare({"cine": str(path), "reference": 1, "case": "a"}), exact)
+    assert result.cine.times is None
+    assert (result.label, result.labels, result.function, result.strain, result.points) == (None, None, {}, [], [])
+
+
+def test_a_pair_is_moved_with_its_label_by_the_field(pair_paths: dict[str, str]) -> None:
+    field = PHANTOM.field(3, 1)
+    result = assemble(prepare({**pair_paths, "case": "pair"}), field[None])
+    assert result.reference is None
+    np.testing.assert_allclose(result.fields[0], field, atol=1e-5)
+    np.testing.assert_allclose(result.fixed, PHANTOM.image(1), rtol=1e-5)
+    np.testing.assert_allclose(result.cine.image[..., 0], PHANTOM.image(3), rtol=1e-5)
+    np.testing.assert_array_equal(result.label, PHANTOM.label(3))
+    assert result.labels.shape == (48, 44, Z, 1)
+    assert (result.labels[..., 0] != scipy_warp_label(PHANTOM.label(3), field)).mean() < 1e-3
+    assert (result.labels[..., 0] == PHANTOM.label(1)).mean() > 0.97
+    np.testing.assert_allclose(
+        result.moved[..., 0], scipy_warp(PHANTOM.image(3), field), atol=1e-3 * np.ptp(PHANTOM.image(3))
+    )
+    assert (result.function, result.strain) == ({}, [])
+
+
+def test_points_of_a_pair_are_those_of_the_fixed_image(pair_paths: dict[str, str], tmp_path: Path) -> None:
+    rows = [LPS @ (PHANTOM.affine @ [x, y, 1, 1])[:3] for x, y in ((20, 21), (30, 18))]
+    with (tmp_path / "points.csv").open("w") as file:
+        csv.writer(file).writerows([("x", "y", "z"), *rows])
+    field = PHANTOM.field(3, 1)
+    result = assemble(prepare({**pair_paths, "case": "pair", "points": str(tmp_path / "points.csv")}), field[None])
+    for row, (x, y) in zip(result.points, ((20, 21), (30, 18))):
+        expected = LPS @ (PHANTOM.affine @ [x + field[0, x, y, 1], y + field[1, x, y, 1], 1, 1])[:3]
+        np.testing.assert_allclose([row[axis] for axis in "xyz"], expected, atol=1e-3)
+
+
+def test_a_moving_image_on_another_grid_is_brought_onto_the_fixed_one(tmp_path: Path) -> None:
+    # Intensities that are linear in space are the same on any grid.
+    def linear(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+        index = np.stack([*np.meshgrid(*map(np.arange, shape), indexing="ij"), np.ones(shape)])
+        return np.einsum("i,ijkl->jkl", np.array([3.0, -2.0, 5.0, 700.0]) @ affine, index).astype(np.float32)
+
+    fixed, moving = np.diag([2.0, 2.0, 8.0, 1.0]), np.diag([1.5, 1.7, 4.0, 1.0])
+    angle = np.deg2rad(10)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    moving[:3, :3] = turn @ moving[:3, :3]
+    moving[:3, 3] = [-10, -20, -5]
+    paths = {
+        "fixed": str(write_nifti(tmp_path / "fixed.nii.gz", linear((20, 20, 3), fixed), fixed)),
+        "moving": str(write_nifti(tmp_path / "moving.nii.gz", linear((60, 60, 8), moving), moving)),
+        "moving_label": str(write_nifti(tmp_path / "label.nii.gz", np.full((60, 60, 8), 2, np.uint8), moving)),
+        "case": "pair",
+    }
+    with pytest.raises(InputError, match=r"moving.nii.gz and .*fixed.nii.gz.*--resample_moving True"):
+        LoadCase()(paths)
+    result = assemble(prepare(paths, resample_moving=True), np.zeros((1, 2, 20, 20, 3)))
+    np.testing.assert_allclose(result.cine.image[..., 0], linear((20, 20, 3), fixed), rtol=1e-4)
+    np.testing.assert_allclose(result.cine.affine, fixed)
+    np.testing.assert_array_equal(result.labels, np.full((20, 20, 3, 1), 2))
+
+
+def test_what_is_written_of_a_moving_image_on_another_grid_is_sampled_where_that_image_lies(tmp_path: Path) -> None:
+    """Against SciPy on world coordinates: a cropped and shifted moving image and a label that differs from voxel to
+    voxel."""
+    rng = np.random.default_rng(3)
+    fixed, moving = np.diag([2.0, 2.0, 8.0, 1.0]), np.diag([1.5, 1.7, 8.0, 1.0])
+    moving[:3, 3] = [6.1, 4.3, -8.0]
+    image = gaussian_filter(rng.normal(0, 900, (20, 18, 4)), (1.5, 1.5, 0)).astype(np.float32)
+    label = (gaussian_filter(rng.normal(0, 9, image.shape), (2, 2, 0)) > 0).astype(np.uint8) * 3
+    paths = {
+        "fixed": str(write_nifti(tmp_path / "fixed.nii.gz", rng.normal(500, 9, (24, 22, 2)).astype(np.float32), fixed)),
+        "moving": str(write_nifti(tmp_path / "moving.nii.gz", image, moving)),
+        "moving_label": str(write_nifti(tmp_path / "label.nii.gz", label, moving)),
+        "case": "pair",
+    }
+    field = gaussian_filter(rng.normal(0, 9, (2, 24, 22, 2)), (0, 4, 4, 0))
+    result = assemble(prepare(paths, resample_moving=True), field[None])
+    index = np.stack(np.meshgrid(*map(np.arange, (24, 22, 2)), indexing="ij")).astype(float)
+    index[:2] += field
+    where = (index * np.array([2.0, 2.0, 8.0]).reshape(3, 1, 1, 1) - moving[:3, 3].reshape(3, 1, 1, 1)) / np.array(
+        [1.5, 1.7, 8.0]
+    ).reshape(3, 1, 1, 1)
+    inside = ((where >= 0) & (where <= np.array(image.shape).reshape(3, 1, 1, 1) - 1)).all(axis=0)
+    assert 0.3 < inside.mean() < 0.9
+    expected = map_coordinates(image, where, order=1, mode="nearest")
+    np.testing.assert_allclose(result.moved[..., 0][inside], expected[inside], atol=1e-3 * np.ptp(image))
+    weight = map_coordinates((label == 3).astype(float), where, order=1, mode="nearest")
+    clear = inside & (np.abs(weight - 0.5) > 1e-3)
+    np.testing.assert_array_equal(result.labels[..., 0][clear], 3 * (weight > 0.5)[clear])
+
+
+def test_what_comes_from_outside_the_view_is_zero(item: dict, exact: np.ndarray) -> None:
+    fields = np.zeros_like(exact)
+    fields[1:, 0] = -3.0
+    found = assemble(item, fields)
+    # Row 3 samples row 0 of the image; the label goes the other way.
+    assert not found.moved[:3, ..., 1:].any()
+    assert found.moved[3:, ..., 1:].any(axis=(1, 2, 3)).all()
+    full = assemble({**item, "reference_label": torch.full_like(item["reference_label"], 2)}, fields)
+    assert (full.labels[:-3, ..., 1:] == 2).all()
+    assert not full.labels[-3:, ..., 1:].any()
+
+
+def test_what_a_cropped_moving_image_does_not_show_is_no_misfit(tmp_path: Path) -> None:
+    affine = np.diag([2.0, 2.0, 8.0, 1.0])
+    image = gaussian_filter(np.random.default_rng(0).normal(500, 900, (32, 28, 2)), (2, 2, 0)).astype(np.float32)
+    paths = {"fixed": str(write_nifti(tmp_path / "fixed.nii.gz", image, affine)), "case": "pair"}
+    paths["moving"] = str(write_nifti(tmp_path / "moving.nii.gz", image[:16], affine))
+    found = assemble(prepare(paths, resample_moving=True), np.zeros((1, 2, *image.shape)))
+    assert not found.moved[16:].any()
+    assert found.quality["frames"][0]["mse_after"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_field_that_is_not_finite_is_no_registration(item: dict, exact: np.ndarray) -> None:
+    fields = exact.copy()
+    fields[2, 0, 5, 5, 1] = np.nan
+    with pytest.raises(InputError, match=r"heart: the network gives fields with NaN or Inf; check --checkpoint"):
+        assemble(item, fields)
+
+
+def test_stacks_are_inverted_slice_by_slice() -> None:
+    rng = np.random.default_rng(0)
+    smooth = gaussian_filter(rng.normal(0, 40, (2, 2, 30, 28, 3)), (0, 0, 5, 5, 0))
+    inverses, errors = invert_stacks(torch.from_numpy(smooth))
+    grid = np.stack(np.meshgrid(np.arange(30.0), np.arange(28.0), indexing="ij"))
+    for t in range(2):
+        u = torch.from_numpy(smooth[t]).movedim(-1, 0)
+        exact, _ = invert(u)
+        torch.testing.assert_close(inverses[t].movedim(-1, 0), balance_inverse(u, exact), atol=1e-9, rtol=0)
+        for z in range(3):
+            v = exact[z].numpy()
+            back = [map_coordinates(channel, grid + v, order=1, mode="nearest") for channel in smooth[t, ..., z]]
+            left = np.linalg.norm(v + np.stack(back), axis=0)
+            np.testing.assert_allclose(errors[t, ..., z], left, atol=1e-6)
+            assert np.percentile(left, 95) < 0.011
