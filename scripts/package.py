@@ -12,8 +12,10 @@ from pathlib import Path
 from scripts.files import whole_file
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("configs", "scripts", "models", "docs")
+FOLDERS = ("configs", "scripts", "models")
 FILES = ("LICENSE", "CHANGELOG.md", "requirements.txt", "metadata.json")
+DOCS = ("README.md", "inference.md", "training.md", "files.md", "data_license.txt", "figures/heartbeat.png")
+"""Of `docs`: not the pages of what the repository alone has."""
 LEFT_OUT = (".pyc", ".ts", ".onnx")  # the last two are exports of a user's own
 
 
@@ -25,7 +27,7 @@ def build_zip(path: str | Path, name: str) -> Path:
         name: the bundle's name in the zoo.
     """
     path = Path(path)
-    members = [ROOT / file for file in FILES]
+    members = [*(ROOT / name for name in FILES), *(ROOT / "docs" / name for name in DOCS)]
     for folder in FOLDERS:
         members += sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix not in LEFT_OUT)
     with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:

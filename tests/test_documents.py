@@ -20,20 +20,29 @@ RESULTS = ROOT / "benchmarks" / "results"
 ES_TO_ED = ("dice", "hd95_voxel", "mse", "folding_percent")
 COLUMNS = {
     "README.md": [*(("ES_to_ED", [key]) for key in ES_TO_ED), ("ED_to_ES", ["dice"])],
-    "docs/README.md": [
+    "docs/benchmarks.md": [
         ("ES_to_ED", ["dice"]),
         ("ES_to_ED", ["dice_rv", "dice_myo", "dice_lv"]),
         *(("ES_to_ED", [key]) for key in ("hd95_mm", "hd95_voxel", "mse", "folding_percent", "seconds")),
         ("ES_to_ED", ["training s"]),
         ("ES_to_ED", ["p"]),
         *(("ED_to_ES", [key]) for key in ("dice", "hd95_voxel", "folding_percent")),
+        None,
     ],
+}
+"""Direction and scores of each column after the first; None is the paper's."""
+CARD = ("dice", "dice_rv", "dice_myo", "dice_lv", "hd95_mm", "hd95_voxel", "mse", "folding_percent")
+CARD_ROWS = {
+    "unregistered": ("Initial", "ES_to_ED"),
+    "ES to ED": ("shipped weights", "ES_to_ED"),
+    "ED to ES": ("shipped weights", "ED_to_ES"),
 }
 
 
 def rows_of(text: str) -> list[list[str]]:
     """The cells of each line of the Markdown tables of a text."""
-    return [line.split(" | ") for line in re.findall(r"^\| (.+) \|$", text, re.MULTILINE)]
+    lines = re.findall(r"^\|(.+)\|$", text, re.MULTILINE)
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +69,41 @@ def test_the_committed_table_is_that_of_the_committed_scores(table: str, scores:
     assert table.endswith("\n" + format_table(scores, titles, training, OURS))
 
 
-@pytest.mark.parametrize("document", COLUMNS)
-def test_the_comparison_of_a_document_is_the_committed_one(document: str, table: str) -> None:
-    expected = {}
+@pytest.fixture(scope="module")
+def committed(table: str) -> dict[tuple[str, str], dict[str, str]]:
+    """The cells of the committed tables by method and direction, then by score."""
+    found = {}
     for direction, title in DIRECTION_TITLES.items():
         heading, *rows = rows_of(table.split(f"## {title}")[1].split("\n## ")[0])
         keys = [None, *FIGURES, "training s", "p"]
         assert len(keys) == len(heading)
-        expected |= {(cells[0], direction): dict(zip(keys, cells)) for cells in rows}
-    lines = {cells[0].strip("*"): cells[1:] for cells in rows_of((ROOT / document).read_text()) if len(cells) > 6}
-    for row in ROWS.values():
-        *cells, _ = lines[row.title]  # the last one is the paper's
-        for cell, (direction, keys) in zip(cells, COLUMNS[document], strict=True):
-            found = [expected[row.title, direction][key] for key in keys]
-            # Means alone in some columns.
-            found = found if "±" in cell else [value.split(" ± ")[0] for value in found]
-            assert cell == " / ".join(found), (row.title, keys)
+        found |= {(cells[0], direction): dict(zip(keys, cells)) for cells in rows}
+    return found
+
+
+def as_in(cell: str, expected: list[str]) -> str:
+    """Committed values as a cell of a document shows them: means alone where it shows no deviation."""
+    return " / ".join(expected if "±" in cell else [value.split(" ± ")[0] for value in expected])
+
+
+@pytest.mark.parametrize(("document", "rows"), [("README.md", 5), ("docs/benchmarks.md", len(ROWS))])
+def test_the_comparison_of_a_document_is_the_committed_one(document: str, rows: int, committed: dict) -> None:
+    titles = {row.title for row in ROWS.values()}
+    lines = {cells[0].strip("*"): cells[1:] for cells in rows_of((ROOT / document).read_text())}
+    lines = {title: cells for title, cells in lines.items() if title in titles}
+    assert len(lines) == rows
+    for title, cells in lines.items():
+        for cell, column in zip(cells, COLUMNS[document], strict=True):
+            if column:
+                direction, keys = column
+                assert cell == as_in(cell, [committed[title, direction][key] for key in keys]), (title, keys)
+
+
+def test_the_figures_of_the_model_card_are_the_committed_ones(committed: dict) -> None:
+    lines = {cells[0]: cells[1:] for cells in rows_of((ROOT / "docs" / "README.md").read_text())}
+    for name, place in CARD_ROWS.items():
+        for cell, key in zip(lines[name], CARD, strict=True):
+            assert cell == as_in(cell, [committed[place][key]]), (name, key)
 
 
 def test_the_figures_of_the_metadata_are_those_of_the_shipped_weights(scores: dict[str, list[dict]]) -> None:
@@ -97,3 +125,41 @@ def test_the_p_values_of_the_text_are_those_of_the_scores(scores: dict[str, list
     moved = [name for name, row in ROWS.items() if row.kind == "learned" and mean[name] > 79]
     assert all(mean[name] > mean["diffeomorphic_demons"] and p[name] < 0.0415 for name in moved)
     assert len(moved) == 8
+
+
+def test_the_sensitivity_in_the_text_is_that_of_the_committed_runs() -> None:
+    with (RESULTS / "sensitivity.csv").open(newline="") as file:
+        runs = [row for row in csv.DictReader(file) if (row["seed"], row["momentum"]) == ("0", "0.0")]
+    shown = {
+        "batch 4": ("projection", 0.0, "4", "mean"),
+        "batch 16 (a quarter of the steps)": ("projection", 0.0, "16", "mean"),
+        "batch 4, last weights instead of their running mean": ("projection", 0.0, "4", "last"),
+        **{f"λ = {weight:g}": ("weighted_sum", weight, "4", "mean") for weight in (0, 0.001, 0.003, 0.01, 0.03, 0.1)},
+    }
+    found = {
+        (row["strategy"], float(row["weight"]), row["batch_size"], row["weights"], float(row["learning_rate"])): row
+        for row in runs
+    }
+    lines = {cells[0]: cells[1:] for cells in rows_of((ROOT / "docs" / "benchmarks.md").read_text())}
+    for title, run in shown.items():
+        assert any(lines[title])
+        for rate, cell in zip((3e-4, 1e-3, 3e-3), lines[title]):
+            if cell:
+                row = found[(*run, rate)]
+                assert cell == f"{float(row['dice']):.1f} / {float(row['folding_percent']):.2f}", (title, rate)
+
+
+def test_the_strain_in_the_text_is_that_of_the_committed_phantoms() -> None:
+    rows = json.loads((RESULTS / "strain.json").read_text())["rows"]
+    error = lambda key, digits: "{:.{d}f} ({:.{d}f})".format(
+        np.mean([row[key] for row in rows]), max(row[key] for row in rows), d=digits
+    )
+    lines = {cells[0]: cells[1:] for cells in rows_of((ROOT / "docs" / "benchmarks.md").read_text())}
+    for title, key in {"global radial": "radial_global", "global circumferential": "circumferential_global"}.items():
+        assert lines[title][1:] == [error(f"{key}_{field}", 3) for field in ("exact", "registered")]
+        assert lines[title][0] == f"{np.mean([row[key] for row in rows]):.2f}".replace("-", "−")
+    for title in ("radial", "circumferential"):
+        cells = [error(f"{title}_worst_sector_{field}", 3) for field in ("exact", "registered")]
+        assert lines[f"{title}, worst sector"][1:] == cells
+    fraction = f"{np.mean([row['lv_ef_percent'] for row in rows]):.1f}", error("lv_ef_percent_registered", 1)
+    assert (lines["ejection fraction, points"][0], lines["ejection fraction, points"][-1]) == fraction

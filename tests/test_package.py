@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import zipfile
 from pathlib import Path
@@ -24,17 +25,28 @@ def test_zip_holds_regular_files_of_the_bundle(tmp_path: Path) -> None:
         assert json.loads(archive.read("bundle/metadata.json")) == json.loads(
             (ROOT / "configs" / "metadata.json").read_text()
         )
-    tracked = subprocess.run(
-        ["git", "ls-files", "configs", "scripts", "docs", "models"], cwd=ROOT, capture_output=True, text=True
-    )
+    tracked = subprocess.run(["git", "ls-files", *package.FOLDERS], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode == 0:
         assert {f"bundle/{name}" for name in tracked.stdout.split()} <= members.keys()
     assert not any("__pycache__" in name or "/sample/" in name for name in members)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["bundle.zip"]
 
 
+def test_documents_of_the_zip_speak_of_what_it_holds(tmp_path: Path) -> None:
+    with zipfile.ZipFile(build_zip(tmp_path / "bundle.zip", "bundle")) as archive:
+        archive.extractall(tmp_path)
+    pages = sorted((tmp_path / "bundle" / "docs").glob("*.md"))
+    assert len(pages) == 4
+    for page in pages:
+        text = page.read_text()
+        assert not re.search(r"\bmake [a-z]|benchmarks|\btests/|experiments|performance\.md", text), page.name
+        targets = re.findall(r"\]\(([^)#:]+)\)", text)
+        assert all((page.parent / target).is_file() for target in targets), page.name
+
+
 def test_exports_and_caches_stay_out_of_the_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = [*package.FILES, *(f"{folder}/kept.py" for folder in package.FOLDERS), "models/model.pt"]
+    kept = [*package.FILES, *(f"docs/{name}" for name in package.DOCS), "models/model.pt"]
+    kept += [f"{folder}/kept.py" for folder in package.FOLDERS]
     for name in (*kept, "models/model.ts", "models/model.onnx", "scripts/__pycache__/kept.cpython-311.pyc"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The commands of the documents: their options are there, and so are the files and modules that they name."""
+"""The documents: their commands have options that exist, their links lead somewhere, their snippets run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import re
 import shlex
 
 import pytest
+import torch
 from conftest import ROOT
 from monai.bundle import ConfigParser
+from monai.engines import SupervisedTrainer
 from scripts.command_line import check
+from scripts.registration.losses import WarpedSimilarity
+from training_runs import make_pairs, make_unet
 
-DOCUMENTS = ("README.md", "docs/README.md", "docs/experiments.md", "docs/performance.md")
-NOT_OF_CONFIGS = {"json", "tracking"}
+DOCUMENTS = ("README.md", "sample/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+NOT_OF_CONFIGS = {"json", "native", "tracking"}
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)#]+)\)")
 
 
 def commands(document: str) -> list[list[str]]:
@@ -49,7 +54,40 @@ def test_documented_options_are_there() -> None:
     keys = set(NOT_OF_CONFIGS)
     for path in (ROOT / "configs").glob("*.yaml"):
         keys |= set(ConfigParser.load_config_file(path))
-    text = (ROOT / "README.md").read_text()
-    names = set(re.findall(r"`--(\w+)", text))
+    names = {name for document in DOCUMENTS for name in re.findall(r"`--(\w+)", (ROOT / document).read_text())}
     assert len(names) > 20
     assert names <= keys
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_to_files(document: str) -> None:
+    path = ROOT / document
+    targets = [target for target in LINK.findall(path.read_text()) if not target.startswith("https://")]
+    assert all((path.parent / target).is_file() for target in targets), targets
+
+
+def test_the_front_page_is_short_and_links_each_page_once() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.encode()) < 9000
+    for page in ("README", "inference", "training", "files", "benchmarks"):
+        assert LINK.findall(text).count(f"docs/{page}.md") == 1
+
+
+def test_the_surgery_of_the_front_page_runs_in_a_trainer_of_ones_own() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    network = make_unet()
+    before = [p.detach().clone() for p in network.parameters()]
+    batch = make_pairs(2, (16, 16))
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[{"image": batch, "label": batch}],
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        loss_function=WarpedSimilarity(torch.nn.MSELoss()),
+        decollate=False,
+    )
+    found = {"network": network, "trainer": trainer}
+    exec(block, found)
+    assert 0 <= trainer.state.output["conflict_ratio"] <= 1
+    assert any(not torch.equal(p, q) for p, q in zip(network.parameters(), before))
