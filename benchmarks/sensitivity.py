@@ -7,7 +7,7 @@ weighted sums.
 Every run trains `train.yaml` on native pixels with the same number of slice presentations and is scored on `val`, with
 the last weights and with their running mean. The network is one whose fields can fold: a displacement, neither
 integrated nor smoothed, one direction at a time; so what keeps a field smooth is how the two gradients are settled.
-With momentum, running means of both gradients are settled. A finished run is a file in the output folder and is not run
+A finished run is a file in the output folder and is not run
 again; `--runs` stops after so many. `sensitivity.json`, `sensitivity.csv` and the figure hold what is finished so far.
 """
 
@@ -53,13 +53,11 @@ FOLDABLE = {
     "working_spacing": False,
 }
 RATES, BATCHES = (3e-4, 1e-3, 3e-3), (4, 16)
-MOMENTA = (0.9, 0.95)
 WEIGHTS = (0.01, 0.1, 0.0, 0.03, 0.001, 0.003)
 CROWDED = 76.0
 """Dice in percent above which most points lie; the figure shows them in an inset, too."""
 COLORS = dict(zip(RATES, ("tab:blue", "tab:green", "tab:red")))
 MARKERS = dict(zip(BATCHES, "os"))
-MOMENTUM_MARKERS = dict(zip(MOMENTA, "PX"))
 GRAY, PURPLE = "0.6", "tab:purple"
 
 
@@ -72,14 +70,12 @@ class Run:
     learning_rate: float = 1e-3
     batch_size: int = 4
     seed: int = 0
-    momentum: float = 0.0
 
     @property
     def name(self) -> str:
         """A file name."""
         weight = f"_{self.weight:g}" if self.strategy == "weighted_sum" else ""
-        momentum = f"_momentum{self.momentum:g}" if self.momentum else ""
-        return f"{self.strategy}{weight}{momentum}_rate{self.learning_rate:g}_batch{self.batch_size}_seed{self.seed}"
+        return f"{self.strategy}{weight}_rate{self.learning_rate:g}_batch{self.batch_size}_seed{self.seed}"
 
 
 def plan() -> list[Run]:
@@ -89,8 +85,7 @@ def plan() -> list[Run]:
     others = [Run("config"), Run("pcgrad_symmetric")]
     seeds = [Run(seed=1), Run("weighted_sum", 0.01, seed=1)]
     rates = [Run("weighted_sum", 0.01, rate) for rate in RATES]
-    averages = [Run(momentum=momentum) for momentum in MOMENTA]
-    return list(dict.fromkeys([Run(), *sums[:3], *surgery, *sums[3:], *others, *averages, *seeds, *rates]))
+    return list(dict.fromkeys([Run(), *sums[:3], *surgery, *sums[3:], *others, *seeds, *rates]))
 
 
 def train(run: Run, settings: dict, dataset_dir: str, progress: tqdm) -> dict:
@@ -232,7 +227,7 @@ def draw_sums(panels: Panels) -> None:
 
 
 def draw_surgery(panels: Panels) -> None:
-    """Surgery over rate and batch, of the running mean (filled) and of the last weights, and with momentum."""
+    """Surgery over rate and batch, of the running mean (filled) and of the last weights."""
     for run in filter(plain_surgery, panels.by_run):
         style = {"color": COLORS[run.learning_rate], "marker": MARKERS[run.batch_size], "markersize": 9}
         (x, y), (x0, y0) = panels.point(run), panels.point(run, "last")
@@ -240,10 +235,6 @@ def draw_surgery(panels: Panels) -> None:
             axes.plot([x0, x], [y0, y], color=style["color"], linewidth=0.8, alpha=0.6, zorder=2)
             axes.plot(x0, y0, **style, markerfacecolor="white", zorder=3)
             axes.plot(x, y, **style, zorder=4)
-    for momentum, marker in MOMENTUM_MARKERS.items():
-        if (run := Run(momentum=momentum)) in panels.by_run:
-            for axes in panels.surgery:
-                axes.plot(*panels.point(run), marker=marker, markersize=8, color=PURPLE, zorder=4)
 
 
 def plain_surgery(run: Run) -> bool:
@@ -304,12 +295,11 @@ def enlarge(panels: Panels, half: tuple[Axes, Axes], runs: Sequence[Run], kinds:
 
 
 def legend(panels: Panels) -> list[Line2D]:
-    """A line for each rate, batch, momentum and kind of weights that is drawn."""
+    """A line for each rate, batch and kind of weights that is drawn."""
     from matplotlib.lines import Line2D
 
     surgery = [run for run in panels.by_run if plain_surgery(run)]
     rates, batches = ({getattr(run, key) for run in surgery} for key in ("learning_rate", "batch_size"))
-    momenta = [momentum for momentum in MOMENTUM_MARKERS if Run(momentum=momentum) in panels.by_run]
     handle = lambda label, **style: Line2D([], [], linestyle="none", markersize=8, label=label, **style)
     return [
         *(handle(f"rate {rate:g}", color=color, marker="D") for rate, color in COLORS.items() if rate in rates),
@@ -317,7 +307,6 @@ def legend(panels: Panels) -> list[Line2D]:
         handle("running mean of the weights", color="0.3", marker="D"),
         handle("last weights", color="0.3", marker="D", markerfacecolor="white"),
         handle("defaults", color="none", markeredgecolor="black", marker="o"),
-        *(handle(f"momentum {n:g}", color=PURPLE, marker=MOMENTUM_MARKERS[n]) for n in momenta),
         handle("another seed", color=GRAY, marker="x"),
         Line2D([], [], color=GRAY, marker="o", label="weighted sum over λ"),
     ]

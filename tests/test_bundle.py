@@ -353,7 +353,6 @@ def test_options_of_the_method(phantoms: Path, tmp_path: Path) -> None:
             "conv_bias": True,
         },
         "integration": None,
-        "both_ways": False,
         "similarity": {"_target_": "LocalNormalizedCrossCorrelationLoss", "spatial_dims": 2, "kernel_size": 9},
         "smoothness::norm": "l2",
         "augmentation": None,

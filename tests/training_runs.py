@@ -17,8 +17,8 @@ from monai.bundle import ConfigParser
 from monai.engines import IterationEvents, SupervisedTrainer
 from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.registration.networks import RegistrationUNet
+from scripts.surgery import handler as surgery_handler
 from scripts.surgery.handler import GradientSurgeryHandler
-from scripts.training import handlers
 from scripts.training.handlers import NonFiniteLossHandler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -34,7 +34,6 @@ DDP_CASES = {
     "accumulation": {"accumulation_steps": 2},
     "unused parameter": {"unused": True, "ddp": {"find_unused_parameters": True}},
     "batch norm": {"norm": "batch"},
-    "noise": {"surgery": {"strategy": "agreement_noise"}},
     "single precision": {"dtype": torch.float32},
 }
 """Two-process trainings by name; what is left out is the default of `ddp_train`."""
@@ -122,14 +121,14 @@ def train(
 @contextmanager
 def recorded_decisions() -> Iterator[list[Tensor]]:
     """Which groups conflicted, (groups,) of booleans for each settlement within."""
-    decisions, settle = [], handlers.settle
+    decisions, settle = [], surgery_handler.settle
 
     def recording(*arguments: object) -> tuple:
         settled, conflicts = settle(*arguments)
         decisions.append(conflicts.conflicting)
         return settled, conflicts
 
-    with mock.patch.object(handlers, "settle", recording):
+    with mock.patch.object(surgery_handler, "settle", recording):
         yield decisions
 
 

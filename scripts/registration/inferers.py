@@ -39,44 +39,33 @@ class FieldInferer(Inferer):
             displacement.
         bf16: whether the network's convolutions run in bfloat16 (autocast), among them those that smooth;
             coordinates and integration never do.
-        both_ways: whether to append, for a batch of slices, the fields of the way back, fixed to moving: those of the
-            negative velocity.
         passes: how often the network registers; from the second pass on it sees the moving image as moved so far, and
             what it finds is composed with that (a recursive cascade of shared weights, Zhao et al., ICCV 2019).
         progress: whether a stack draws a progress bar.
 
     Raises:
-        InputError: for both ways without integration, since a displacement's negative is not its inverse, in several
-            passes, or of a stack; for an invalid number of passes.
+        InputError: for an invalid number of passes.
     """
 
     def __init__(
         self,
         inferer: Inferer | None = None,
         integration: nn.Module | None = None,
-        both_ways: bool = False,
         bf16: bool = False,
         passes: int = 1,
         progress: bool = False,
     ) -> None:
         super().__init__()
-        if both_ways and (integration is None or passes != 1 or not isinstance(inferer, (SimpleInferer, type(None)))):
-            raise InputError(
-                "both_ways needs one velocity of a batch: give integration, a single pass and no other inferer, or set "
-                "both_ways to false."
-            )
         if isinstance(passes, bool) or not isinstance(passes, Integral) or passes < 1:
             raise InputError(f"--passes {passes}: must be 1, 2, ….")
         self.inferer = inferer or SimpleInferer()
         self.integration = integration
-        self.both_ways = both_ways
         self.bf16 = bf16
         self.passes = passes
         self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-        """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), or (2 B, …) of a batch both ways; voxels of the
-        fixed grid, pull convention.
+        """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), voxels of the fixed grid, pull convention.
 
         In a stack, a slice that is constant in either image gets the identity; slices that exceed a device's memory
         together are taken half at a time.
@@ -112,6 +101,5 @@ class FieldInferer(Inferer):
         return full_precision(field)
 
     def integrate(self, field: Tensor) -> Tensor:
-        """The displacement of a network's output, both ways where they are wanted."""
-        field = torch.cat([field, -field]) if self.both_ways else field
+        """The displacement of a network's output."""
         return field if self.integration is None else self.integration(field)

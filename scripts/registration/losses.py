@@ -40,7 +40,7 @@ class WarpedSimilarity(nn.Module):
 
         Args:
             field: (B, d, *spatial), displacement in voxels of the fixed grid, moved(x) = moving(x + u(x)); or (2 B, …),
-                whose second half brings the fixed images onto the moving ones (`FieldInferer` both ways).
+                whose second half brings the fixed images onto the moving ones (`RefiningInferer`).
             target: (B, 2, *spatial), moving and fixed image; or these and their label maps, of the same shape.
         """
         pair, label = (target, None) if isinstance(target, Tensor) else target

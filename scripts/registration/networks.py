@@ -108,14 +108,8 @@ class RegistrationUNet(nn.Module):
         features: channels at each level, the finest first.
         norm: a MONAI norm, such as "batch", "instance" or ("group", {"num_groups": 8}).
         conv_bias: whether convolutions before a norm have a bias.
-        flow_level: level of `features` at which the decoder stops and the flow head sits; the flow is then interpolated
-            linearly to the image's grid. 0 is the published network; 1 (half resolution) costs half as much and gives
-            smoother fields.
         flow_std: standard deviation of the flow head's initial weights; small, so that training starts near the
             identity.
-
-    Raises:
-        ValueError: for a flow level below 0 or beyond the coarsest but one.
     """
 
     def __init__(
@@ -124,27 +118,20 @@ class RegistrationUNet(nn.Module):
         features: Sequence[int] = (16, 32, 64, 128, 256),
         norm: str | tuple = "batch",
         conv_bias: bool = False,
-        flow_level: int = 0,
         flow_std: float = 1e-5,
     ) -> None:
         super().__init__()
-        if not 0 <= flow_level < len(features) - 1:
-            raise ValueError(
-                f"flow_level lies in 0 .. {len(features) - 2} for {len(features)} levels, got {flow_level}."
-            )
-        self.flow_scale = 2**flow_level
         self.mode = {2: "bilinear", 3: "trilinear"}[spatial_dims]
 
         def block(i, o):
             return ConvBlock(spatial_dims, i, o, norm, conv_bias)
 
         self.down = nn.ModuleList(block(i, o) for i, o in zip((2, *features), features))
-        decoded = features[flow_level:]
-        self.up = nn.ModuleList(block(low + high, high) for low, high in zip(decoded[:0:-1], decoded[-2::-1]))
+        self.up = nn.ModuleList(block(low + high, high) for low, high in zip(features[:0:-1], features[-2::-1]))
         self.pool = Pool[Pool.MAX, spatial_dims](2)
         conv = Conv[Conv.CONV, spatial_dims]
-        self.merge = conv(decoded[0], decoded[0], 3, padding=1, bias=False)
-        self.flow = conv(decoded[0], spatial_dims, 3, padding=1)
+        self.merge = conv(features[0], features[0], 3, padding=1, bias=False)
+        self.flow = conv(features[0], spatial_dims, 3, padding=1)
         nn.init.normal_(self.flow.weight, std=flow_std)
         nn.init.zeros_(self.flow.bias)
 
@@ -159,10 +146,7 @@ class RegistrationUNet(nn.Module):
             skip = skips[len(skips) - 2 - level]
             x = F.interpolate(x, size=skip.shape[2:], mode=self.mode, align_corners=False)
             x = block(torch.cat([x, skip], dim=1))
-        flow = self.flow(self.merge(x))
-        if self.flow_scale > 1:
-            flow = F.interpolate(flow, size=pair.shape[2:], mode=self.mode, align_corners=False) * self.flow_scale
-        return flow
+        return self.flow(self.merge(x))
 
 
 def repeat_border(x: Tensor, width: int) -> Tensor:

@@ -54,19 +54,16 @@ class GradientSurgeryHandler:
         network: the network to train, bare or wrapped as the trainer's is.
         constraint: the smoothness, a function of the trainer's prediction (the field, (B, d, *spatial)) that returns a
             scalar.
-        strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr),
-            "agreement_noise" or "weighted_sum"; see `scripts.surgery`.
+        strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr) or
+            "weighted_sum"; see `scripts.surgery`.
         granularity: "tensor" (GSMorph), "module" or "vector" (GS-PCGrad).
         tau: r is taken for zero in groups with |r| < tau * max |r|, where it is rounding noise; 1e-5 suits fp32, 0
             turns it off.
         weight: of the smoothness, for "weighted_sum" alone.
-        momentum: share of the earlier steps in running means of s and of r, which are settled in their place; 0 settles
-            each step's own. A first beta of Adam above 0 averages once more, what is settled. The means are state,
-            which checkpoints hold.
 
     Raises:
-        InputError: for an unknown strategy or granularity, a tau or a momentum outside [0, 1), a weight below 0 or for
-            a strategy that has none, and on attachment or start for a momentum with a GradScaler, whose scale changes.
+        InputError: for an unknown strategy or granularity, a tau outside [0, 1), a weight below 0 or for a strategy
+            that has none.
         ValueError: for a network without trainable parameters, and on attachment or start for a trainer whose gradients
             could not be right: DistributedDataParallel with `static_graph=True`, or sharded parameters.
     """
@@ -81,14 +78,11 @@ class GradientSurgeryHandler:
         granularity: str = "tensor",
         tau: float = 1e-5,
         weight: float = 0.0,
-        momentum: float = 0.0,
     ) -> None:
         if strategy not in STRATEGIES:
             raise InputError(f"strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}.")
         if not isinstance(tau, (int, float)) or not 0 <= tau < 1:
             raise InputError(f"tau is at least 0 and below 1, got {tau!r}.")
-        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
-            raise InputError(f"momentum is at least 0 and below 1, got {momentum!r}.")
         if not isinstance(weight, (int, float)) or not weight >= 0:
             raise InputError(f"weight is a number from 0 on, got {weight!r}.")
         if weight and strategy != "weighted_sum":
@@ -101,14 +95,10 @@ class GradientSurgeryHandler:
         self.strategy = strategy
         self.tau = tau
         self.weight = weight
-        self.momentum = momentum
         self.parameters = [parameter for _, parameter in named]
         self.groups = group_indices([name for name, _ in named], granularity)
         self.smoothness_gradients: list[Tensor] | None = None
         self.reached = [False] * len(named)
-        self.means = (
-            [[torch.zeros_like(p) for p in self.parameters] for _ in ("similarity", "smoothness")] if momentum else []
-        )
         self.exchange: dist.Work | None = None
         self.sums: Tensor | None = None
 
@@ -140,10 +130,6 @@ class GradientSurgeryHandler:
 
         if hasattr(getattr(engine, "network", None), "_orig_mod"):
             prepare_to_compile(engine.network)
-        if self.momentum and engine.amp and engine.scaler is not None and engine.scaler.is_enabled():
-            raise InputError(
-                "GradientSurgeryHandler with momentum cannot average gradients whose scale a GradScaler changes; use fp32 or bf16."
-            )
 
     def announce(self, engine: Engine) -> None:
         """Log what settles the gradients."""
@@ -205,15 +191,6 @@ class GradientSurgeryHandler:
         # Asynchronous: it overlaps with the trainer's backward pass.
         self.exchange = dist.all_reduce(flat, group=group, async_op=True)
 
-    def take_first_rank(self, engine: Engine, gradients: list[Tensor]) -> list[Tensor]:
-        """Under DDP, the first rank's gradients on every rank: each rank draws noise of its own, and the weights would
-        part."""
-        if not isinstance(unwrap(engine.network), DistributedDataParallel):
-            return gradients
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.broadcast(flat, group=unwrap(engine.network).process_group, group_src=0)
-        return self.as_parameters(flat)
-
     def as_parameters(self, flat: Tensor) -> list[Tensor]:
         """One vector, cut into tensors of the parameters' shapes."""
         parts = flat.split([parameter.numel() for parameter in self.parameters])
@@ -227,12 +204,8 @@ class GradientSurgeryHandler:
             if self.exchange is not None:
                 self.exchange.wait()
             similarity = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-            gradients = [similarity, self.smoothness_gradients]
-            for mean, latest in zip(self.means, gradients):
-                torch._foreach_lerp_(mean, latest, 1.0 - self.momentum)
-            settled, conflicts = settle(*(self.means or gradients), self.strategy, self.groups, self.tau, self.weight)
-            if self.strategy == "agreement_noise":
-                settled = self.take_first_rank(engine, settled)
+            gradients = similarity, self.smoothness_gradients
+            settled, conflicts = settle(*gradients, self.strategy, self.groups, self.tau, self.weight)
             there = [(p.grad, g) for p, g in zip(self.parameters, settled) if p.grad is not None]
             if there:
                 torch._foreach_copy_(*map(list, zip(*there)))
@@ -240,24 +213,13 @@ class GradientSurgeryHandler:
                 # Where neither loss knows the parameter it stays without a gradient, and weight decay leaves it alone
                 # too.
                 if parameter.grad is None and reached:
-                    parameter.grad = gradient.clone() if self.momentum else gradient
+                    parameter.grad = gradient
             self.forget()
             self.conflicts = torch.stack([conflicts.ratio, conflicts.cosine, (~conflicts.well_posed).sum()]).float()
         losses = torch.stack([output[CommonKeys.LOSS].detach(), output["smoothness"]]).float()
         counts = [losses.new_ones(1), losses.new_full((1,), float(settles))]
         self.sums += torch.cat([losses, self.conflicts * float(settles), *counts])
         output["conflict_ratio"], output["cosine"] = self.conflicts[0], self.conflicts[1]
-
-    def state_dict(self) -> dict:
-        """The running means, for a checkpoint; without momentum there are none."""
-        return {"means": self.means}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Restore the running means."""
-        if len(state["means"]) != len(self.means):
-            raise RuntimeError("the checkpoint was written with another momentum")
-        for mean, saved in zip(self.means, state["means"]):
-            torch._foreach_copy_(mean, saved)
 
     def report(self, engine: Engine) -> None:
         """The epoch's means into `engine.state.metrics`: the only place that waits for the device."""

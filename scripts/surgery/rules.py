@@ -237,23 +237,15 @@ def combine(
     return [of_s[i] * s + of_r[i] * r for s, r, i in zip(similarity, smoothness, index)]
 
 
-def agree(similarity: Sequence[Tensor], smoothness: Sequence[Tensor], noise: bool = False) -> list[Tensor]:
-    """Keep s, entry by entry, where its sign is r's (GS-Agr).
+def agree(similarity: Sequence[Tensor], smoothness: Sequence[Tensor]) -> list[Tensor]:
+    """Keep s, entry by entry, where its sign is r's, and zero elsewhere (GS-Agr).
 
     Args:
         similarity: gradients s of the similarity loss.
         smoothness: gradients r of the smoothness loss, the same shapes in the same order.
-        noise: False zeroes the entries that disagree; True draws them from a normal distribution whose standard
-            deviation is the tensor's mean magnitude of s.
     """
-    kept = []
-    for s, r in zip(similarity, smoothness):
-        # Not plain zeros: NaN where s or r overflowed, so that a GradScaler skips the step.
-        other = 0.0 * (s + r)
-        if noise:
-            other = other + torch.randn_like(s) * s.abs().mean()
-        kept.append(torch.where(s.sign() == r.sign(), s, other))
-    return kept
+    # Not plain zeros: NaN where s or r overflowed, so that a GradScaler skips the step.
+    return [torch.where(s.sign() == r.sign(), s, 0.0 * (s + r)) for s, r in zip(similarity, smoothness)]
 
 
 def add_weighted(similarity: Sequence[Tensor], smoothness: Sequence[Tensor], weight: float) -> list[Tensor]:
@@ -268,7 +260,7 @@ RULES = {
     "config": bisect,
 }
 """Strategies that settle group by group, with the guard."""
-STRATEGIES = (*RULES, "agreement", "agreement_noise", "weighted_sum")
+STRATEGIES = (*RULES, "agreement", "weighted_sum")
 
 
 def settle(
@@ -284,8 +276,8 @@ def settle(
     Args:
         similarity: gradients s of the similarity loss.
         smoothness: gradients r of the smoothness loss, the same shapes in the same order.
-        strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr),
-            "agreement_noise" or "weighted_sum" (VoxelMorph).
+        strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr) or
+            "weighted_sum" (VoxelMorph).
         groups: the group of each tensor; None makes each tensor a group. Agreement and weighted sum do not depend on
             it.
         tau: guard of `find_conflicts`; agreement and weighted sum do not depend on it.
@@ -304,4 +296,4 @@ def settle(
         return RULES[strategy](similarity, smoothness, groups, conflicts), conflicts
     if strategy == "weighted_sum":
         return add_weighted(similarity, smoothness, weight), conflicts
-    return agree(similarity, smoothness, noise=strategy == "agreement_noise"), conflicts
+    return agree(similarity, smoothness), conflicts

@@ -111,7 +111,7 @@ def test_rows_differ_in_the_method_alone() -> None:
             assert config[key] == shared[key], (name, key)
         assert config["network_def"]["backbone"]["features"] == shared["network_def"]["backbone"]["features"]
         assert (config["integration"] is None) == (name != "gsmorph_velocity")
-    assert used == set(STRATEGIES) - {"agreement_noise"}
+    assert used == set(STRATEGIES)
 
 
 def test_val_chooses_parameters_and_weight(smoke: tuple[Path, dict[str, dict], str]) -> None:

@@ -78,27 +78,6 @@ def test_a_slice_that_is_blank_in_either_image_gets_the_identity() -> None:
     assert found[..., 3].any()
 
 
-def test_both_ways_appends_the_inverse_fields() -> None:
-    pair = torch.rand(3, 2, 12, 10)
-    inferer = FieldInferer(integration=DVF2DDF(num_steps=7, padding_mode="border"), both_ways=True)
-    field = inferer(pair, lambda p: 0.5 * Shear()(p))
-    torch.testing.assert_close(
-        field[:3], FieldInferer(integration=inferer.integration)(pair, lambda p: 0.5 * Shear()(p))
-    )
-    torch.testing.assert_close(
-        field[3:], FieldInferer(integration=inferer.integration)(pair, lambda p: -0.5 * Shear()(p))
-    )
-    # On a smooth velocity the second half undoes the first.
-    x = torch.linspace(0, 3.14, 64)
-    velocity = 2 * torch.stack([torch.outer(x.sin(), x.sin()), -torch.outer(x.sin(), x.sin())])[None]
-    there, back = inferer(pair, lambda _: velocity).split(1)
-    assert compose(there, back).abs().max() < 0.02
-    with pytest.raises(ValueError, match="needs one velocity"):
-        FieldInferer(both_ways=True)
-    with pytest.raises(InputError, match="one velocity of a batch"):
-        FieldInferer(SliceInferer(roi_size=(-1, -1), spatial_dim=2), Integration(), both_ways=True)
-
-
 def test_a_second_pass_sees_what_the_first_has_moved_and_composes_the_fields() -> None:
     torch.manual_seed(0)
     pair = torch.rand(2, 2, 24, 20)
@@ -137,8 +116,6 @@ def test_each_pass_brings_a_timid_network_closer() -> None:
 def test_refuses_what_is_no_number_of_passes(passes: object) -> None:
     with pytest.raises(InputError, match=f"--passes {passes}: must be 1, 2"):
         FieldInferer(passes=passes)
-    with pytest.raises(ValueError, match="a single pass"):
-        FieldInferer(integration=Integration(), both_ways=True, passes=2)
 
 
 def test_bfloat16_is_the_convolutions_alone() -> None:

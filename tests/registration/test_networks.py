@@ -36,12 +36,11 @@ def test_no_bias_before_a_norm_by_default() -> None:
 
 
 @pytest.mark.parametrize("axes", [2, 3])
-@pytest.mark.parametrize("kind", ["unet", "unet_half", "pyramid"])
+@pytest.mark.parametrize("kind", ["unet", "pyramid"])
 def test_shapes_start_and_torchscript(axes: int, kind: str) -> None:
     torch.manual_seed(0)
     network = {
         "unet": lambda: RegistrationUNet(axes, (4, 8, 8), norm="instance"),
-        "unet_half": lambda: RegistrationUNet(axes, (4, 8, 8), norm=GROUP, flow_level=1),
         "pyramid": lambda: PyramidNetwork(axes, (4, 8), hidden=8, norm=GROUP),
     }[kind]()
     pair = torch.rand(2, 2, *(16, 24, 8)[:axes])
@@ -49,11 +48,6 @@ def test_shapes_start_and_torchscript(axes: int, kind: str) -> None:
     assert field.shape == (2, axes, *pair.shape[2:])
     assert field.abs().max() < 0.2
     torch.testing.assert_close(torch.jit.script(network)(pair), field)
-
-
-def test_unet_rejects_a_level_it_has_not() -> None:
-    with pytest.raises(ValueError, match="flow_level"):
-        RegistrationUNet(features=(4, 8), flow_level=1)
 
 
 BACKBONES = {
