@@ -6,7 +6,7 @@ BUNDLE := $(PY) -m monai.bundle run
 NAME := gsmorph_cardiac_registration
 VERSION = $(shell $(PY) -c "import json; print(json.load(open('configs/metadata.json'))['version'])")
 
-.PHONY: help demo table test test-browser lint zip export clean
+.PHONY: help demo table test test-browser check lint zip export clean
 
 help:
 	@echo "make demo   a real cine registered (demo/sample), then training by surgery on phantoms, demo/registration.png (about 3 minutes)"
@@ -49,9 +49,7 @@ table: .venv/.dev
 	$(PY) -m benchmarks.table --dataset_dir "$(DATASET_DIR)" $(if $(SUBSET),--subset $(SUBSET)) $(if $(EPOCHS),--epochs $(EPOCHS)) \
 	    $(if $(TEST_DATASET_DIR),--test_dataset_dir "$(TEST_DATASET_DIR)")
 
-test: .venv/.dev
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
+test: check
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Without chromium the tests skip and say so.
@@ -60,9 +58,20 @@ test-browser: .venv/.dev
 	$(PY) -m playwright install chromium || echo "playwright could not install chromium: the system's is taken where there is one"
 	BROWSER_TESTS=1 $(PY) -m pytest tests/browser -rs
 
+# The model zoo's formatters and hooks with its settings (pyproject.toml, .flake8), then ruff for what these do not know.
+check: .venv/.dev
+	.venv/bin/isort --quiet --check .
+	.venv/bin/black --quiet --check .
+	.venv/bin/flake8
+	.venv/bin/ruff check .
+	find scripts benchmarks tests -name '*.py' | xargs .venv/bin/check-docstring-first
+	.venv/bin/pretty-format-json --no-sort-keys --indent=4 configs/*.json
+
 lint: .venv/.dev
 	.venv/bin/ruff check --fix .
-	.venv/bin/ruff format .
+	.venv/bin/isort --quiet .
+	.venv/bin/black --quiet .
+	.venv/bin/pretty-format-json --autofix --no-sort-keys --indent=4 configs/*.json
 
 zip: .venv/.runtime
 	$(PY) -m scripts.package dist/$(NAME)_v$(VERSION).zip --name $(NAME)

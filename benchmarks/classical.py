@@ -72,24 +72,26 @@ def fast_demons(moving: Array, fixed: Array, iterations: int = 50, sigma: float 
         iterations: at each of three levels.
         sigma: standard deviation in pixels of the Gaussian over the displacement after each iteration.
     """
-    import SimpleITK as sitk
+    import SimpleITK
 
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
     def shrunk(image: Array, factor: int) -> object:
-        found = sitk.GetImageFromArray(np.ascontiguousarray(image.T, dtype=np.float32))
-        return sitk.Shrink(sitk.SmoothingRecursiveGaussian(found, factor / 2), [factor] * 2) if factor > 1 else found
+        found = SimpleITK.GetImageFromArray(np.ascontiguousarray(image.T, dtype=np.float32))
+        if factor == 1:
+            return found
+        return SimpleITK.Shrink(SimpleITK.SmoothingRecursiveGaussian(found, factor / 2), [factor] * 2)
 
-    level = sitk.FastSymmetricForcesDemonsRegistrationFilter()
+    level = SimpleITK.FastSymmetricForcesDemonsRegistrationFilter()
     level.SetNumberOfIterations(iterations)
     level.SetStandardDeviations(sigma)
     field = None
     for factor in FACTORS:
         images = shrunk(fixed, factor), shrunk(moving, factor)
         # Displacements are in the pixels of the slice at every level: an image keeps its place and its size.
-        start = [sitk.Resample(field, images[0])] if field else []
+        start = [SimpleITK.Resample(field, images[0])] if field else []
         field = level.Execute(*images, *start)
-    return np.ascontiguousarray(sitk.GetArrayFromImage(field).T, dtype=np.float32)
+    return np.ascontiguousarray(SimpleITK.GetArrayFromImage(field).T, dtype=np.float32)
 
 
 def syn(

@@ -13,6 +13,7 @@ from scripts.registration.metrics import summarize
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Figure of a scored pair: its heading and its digits.
 COLUMNS = {
     "dice": ("Dice %", 1),
     "dice_rv": ("RV", 1),
@@ -24,9 +25,8 @@ COLUMNS = {
     "folding_percent": ("folding %", 3),
     "seconds": ("s a subject", 2),
 }
-"""Figure of a scored pair: its heading and its digits."""
+# Points of Dice below the best method within which the figure shows methods in an inset.
 CROWDED = 9.0
-"""Points of Dice below the best method within which the figure shows methods in an inset."""
 DIRECTION_TITLES = {"ES_to_ED": "ES to ED", "ED_to_ES": "ED to ES"}
 
 

@@ -25,8 +25,8 @@ from benchmarks.options import writable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Phases in the upper row, the reference first.
 SHOWN = 5
-"""Phases in the upper row, the reference first."""
 MARGIN = 14  # pixels around the labeled heart
 ARROWS = 4  # pixels between two arrows
 LV = 3  # label of the cavity

@@ -59,9 +59,9 @@ from benchmarks.options import positive, writable
 from benchmarks.setting import processor, setting
 from benchmarks.step import quartiles, time_rounds
 
+# Pairs (S, 2, X, Y) of moving and fixed slices -> fields (S, 2, X, Y) in pixels, channel i along array axis i, pull
+# convention.
 Method = Callable[[Tensor], Tensor]
-"""Pairs (S, 2, X, Y) of moving and fixed slices -> fields (S, 2, X, Y) in pixels, channel i along array axis i, pull
-convention."""
 
 ROOT = Path(__file__).parent.parent
 NETWORK = {"contiguous": {}, "channels_last": {"channels_last": True}, "bf16": {"channels_last": True, "bf16": True}}
@@ -74,11 +74,7 @@ GATE = 0.5
 
 
 def make_network_method(
-    config: ConfigParser,
-    network: nn.Module,
-    batch: int,
-    channels_last: bool = False,
-    bf16: bool = False,
+    config: ConfigParser, network: nn.Module, batch: int, channels_last: bool = False, bf16: bool = False
 ) -> Method:
     """Fields by the network, a batch of slices at a time.
 

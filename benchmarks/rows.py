@@ -33,8 +33,8 @@ from benchmarks.comparison import COLUMNS
 ROOT = Path(__file__).parent.parent
 SHARED = ("configs/train.yaml", "benchmarks/table.yaml")
 
+# A stack of pairs (2, X, Y, Z) -> its field (2, X, Y, Z) in pixels, pull convention, and the seconds it took.
 Method = Callable[[Tensor], tuple[Tensor, float]]
-"""A stack of pairs (2, X, Y, Z) -> its field (2, X, Y, Z) in pixels, pull convention, and the seconds it took."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ ROWS = {
     "upgrad": Row("UPGrad", "learned"),
     "shipped": Row("shipped weights", "shipped"),
 }
+# Parameters of `benchmarks.classical` that `val` chooses from.
 SEARCHED = {
     "demons": [{"sigma": sigma, "iterations": 50} for sigma in (1.0, 1.5, 2.0, 2.5)],
     "diffeomorphic_demons": [{"sigma": sigma, "iterations": 50} for sigma in (0.5, 0.7, 1.0, 1.5)],
@@ -78,12 +79,12 @@ SEARCHED = {
         for variance, step in ((3.0, 0.25), (1.0, 0.25), (1.0, 0.5), (0.5, 0.25), (0.25, 0.25))
     ],
 }
-"""Parameters of `benchmarks.classical` that `val` chooses from."""
+# Keys of a training's config that its result does not depend on.
 WITHOUT_EFFECT = (
     *("max_epochs", "bundle_root", "dataset_dir", "output_dir", "cache_dir", "device"),
     *("resume", "log_every", "graph", "compile", "imports", "initialize", "run", "finalize"),
 )
-"""Keys of a training's config that its result does not depend on."""
+# Modules that a training depends on, with all that these import.
 TRAINED_BY = (
     *("benchmarks.hypernetworks", "scripts.registration.networks", "scripts.registration.losses"),
     *(
@@ -94,12 +95,11 @@ TRAINED_BY = (
     ),
     *("scripts.training.augmentation", "scripts.data.loading", "scripts.data.preprocessing"),
 )
-"""Modules that a training depends on, with all that these import."""
+# The same for scores, and for what is searched.
 SCORED_BY = (
     *("benchmarks.classical", "scripts.registration.networks", "scripts.registration.inferers"),
     *("scripts.training.evaluation", "scripts.data.loading", "scripts.data.preprocessing"),
 )
-"""The same for scores, and for what is searched."""
 WEIGHTS_TRIED = 7  # of a hypernetwork, over its range
 
 
@@ -403,12 +403,7 @@ def choose_weight(study: Study, name: str) -> dict:
 
 def search_settings(study: Study, name: str) -> dict:
     """What the search of a classical row depends on."""
-    return {
-        "searched": SEARCHED[name],
-        "val": study.prints("val"),
-        "sizes": study.sizes,
-        "code": code_of(SCORED_BY),
-    }
+    return {"searched": SEARCHED[name], "val": study.prints("val"), "sizes": study.sizes, "code": code_of(SCORED_BY)}
 
 
 def tried_before(study: Study, name: str) -> list[dict]:

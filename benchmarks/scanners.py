@@ -42,11 +42,13 @@ from tqdm import tqdm
 from benchmarks.options import writable
 from benchmarks.setting import processor, setting
 
+# Length of the square whose folding is scored: that of 128 pixels of 1.5 mm.
 SCORED_MM = 192.0
-"""Length of the square whose folding is scored: that of 128 pixels of 1.5 mm."""
 FIGURES = ("dice", "hd95_mm", "folding_percent")
 PAIR = ("moving", "fixed")
 LABELS = ("moving_label", "fixed_label")
+# Both images of a pair get the same, but for the noise; sd is the standard deviation of the image. A network that knows
+# which way hearts lie in its data set fails where they lie otherwise.
 CHANGES: dict[str, Callable[[], Transform]] = {
     "coil shading": lambda: RandBiasFieldd(PAIR, coeff_range=(-0.3, 0.3), prob=1.0),
     "noise of 0.1 sd": lambda: RandRicianNoised(PAIR, std=0.1, relative=True, sample_std=False, prob=1.0),
@@ -57,8 +59,6 @@ CHANGES: dict[str, Callable[[], Transform]] = {
     "mirrored": lambda: Flipd(PAIR + LABELS, spatial_axis=0),
     "turned by 90 degrees": lambda: Rotate90d(PAIR + LABELS),
 }
-"""Both images of a pair get the same, but for the noise; sd is the standard deviation of the image. A network that
-knows which way hearts lie in its data set fails where they lie otherwise."""
 
 
 class ResamplePaird(Transform):

@@ -54,8 +54,8 @@ FOLDABLE = {
 }
 RATES, BATCHES = (3e-4, 1e-3, 3e-3), (4, 16)
 WEIGHTS = (0.01, 0.1, 0.0, 0.03, 0.001, 0.003)
+# Dice in percent above which most points lie; the figure shows them in an inset, too.
 CROWDED = 76.0
-"""Dice in percent above which most points lie; the figure shows them in an inset, too."""
 COLORS = dict(zip(RATES, ("tab:blue", "tab:green", "tab:red")))
 MARKERS = dict(zip(BATCHES, "os"))
 GRAY, PURPLE = "0.6", "tab:purple"

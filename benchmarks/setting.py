@@ -28,12 +28,7 @@ def setting(module: str, argv: Sequence[str], options: Namespace, hardware: str,
     """
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in others} | {"commit": commit()}
-    return {
-        "command": command(module, argv),
-        "options": shown(options),
-        "hardware": hardware,
-        "versions": versions,
-    }
+    return {"command": command(module, argv), "options": shown(options), "hardware": hardware, "versions": versions}
 
 
 def commit() -> str:

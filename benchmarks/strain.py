@@ -31,8 +31,8 @@ from tqdm import tqdm
 from benchmarks.options import positive, writable
 from benchmarks.setting import processor, setting
 
+# Directions of strain, by their angle from the radius.
 AXES = {"radial": 0.0, "circumferential": np.pi / 2}
-"""Directions of strain, by their angle from the radius."""
 FIBER = 2e-3  # mm
 FIELDS = ("exact", "registered")
 

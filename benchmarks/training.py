@@ -63,8 +63,8 @@ TRAINING, STEP, TORCHJD, REFERENCE = "training", "step alone", "TorchJD", "the a
 LOADER, AUGMENTATION = "loader alone", "loader and augmentation alone"
 GRAPH, STEP_GRAPH, STEP_COMPILED = "training, graph", "step alone, graph", "step alone, reduce-overhead"
 REFERENCE_BATCH = 32
+# Trains (or loads) the slices of one round.
 Loop = Callable[[], None]
-"""Trains (or loads) the slices of one round."""
 
 
 class Part:
@@ -139,11 +139,11 @@ def make_torchjd_loop(parser: ConfigParser, batches: Iterable[dict]) -> Loop:
     from scipy.optimize import nnls
 
     class Projector(DualConeProjector):
-        def __call__(self, U: Tensor, G: Tensor) -> Tensor:
-            matrix = G.double().cpu().numpy()
+        def __call__(self, preferred: Tensor, gramian: Tensor) -> Tensor:
+            matrix = gramian.double().cpu().numpy()
             root = np.linalg.cholesky(matrix + 1e-14 * np.trace(matrix) * np.eye(2)).T
-            weights = np.apply_along_axis(lambda u: u + nnls(root, -root @ u)[0], -1, U.double().cpu().numpy())
-            return torch.from_numpy(weights).to(U)
+            weights = np.apply_along_axis(lambda u: u + nnls(root, -root @ u)[0], -1, preferred.double().cpu().numpy())
+            return torch.from_numpy(weights).to(preferred)
 
     network, optimizer = (parser.get_parsed_content(name) for name in ("network", "optimizer"))
     prepare, inferer = (parser.get_parsed_content(name) for name in ("train::trainer::prepare_batch", "train::inferer"))
@@ -334,12 +334,8 @@ def format_table(table: dict[str, dict]) -> str:
     """A line a row: medians [quartiles] and plain numbers."""
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
     width = max(len(column) for column in columns) + 2
-    cell = (
-        lambda v: ""
-        if v is None
-        else f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]"
-        if isinstance(v, dict)
-        else f"{v:.4g}"
+    cell = lambda v: (
+        "" if v is None else f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if isinstance(v, dict) else f"{v:.4g}"
     )
     lines = [" " * 30 + "".join(f"{column:>{width}}" for column in columns)]
     lines += [

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Files that are written whole or not at all, of plain values; and what kind of file one is."""
 
 from __future__ import annotations
@@ -16,10 +27,10 @@ from pathlib import Path
 import numpy as np
 from scripts.errors import InputError
 
+# What a DICOM file without a preamble begins with, in little endian.
 FIRST_TAGS = tuple(
     bytes([group, 0, element, 0]) for group, element in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22))
 )
-"""What a DICOM file without a preamble begins with, in little endian."""
 
 
 def is_dicom(path: str | Path) -> bool:

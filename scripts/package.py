@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The bundle as one zip, as the model zoo serves it: regular files under one folder.
 
 Its README is `docs/README.md`; that of the root has the repository's commands.
@@ -14,8 +25,8 @@ from scripts.files import whole_file
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("configs", "scripts", "models")
 FILES = ("LICENSE", "CHANGELOG.md", "requirements.txt", "metadata.json")
+# Of `docs`: not the pages of what the repository alone has.
 DOCS = ("README.md", "inference.md", "training.md", "files.md", "data_license.txt", "figures/heartbeat.png")
-"""Of `docs`: not the pages of what the repository alone has."""
 LEFT_OUT = (".pyc", ".ts", ".onnx")  # the last two are exports of a user's own
 
 

@@ -23,6 +23,7 @@ sys.modules.setdefault("openvino_telemetry", None)
 ROOT = Path(__file__).parent.parent
 STACK_SHAPE = (12, 10, 3)
 CACHE = tempfile.TemporaryDirectory(prefix="prepared_")
+# Options of train.yaml for a training of seconds.
 SMALL = {
     "slice_size": [32, 32],
     "crop_size": [32, 32],
@@ -32,7 +33,6 @@ SMALL = {
     "device": "cpu",
     "cache_dir": CACHE.name,
 }
-"""Options of train.yaml for a training of seconds."""
 
 
 @pytest.fixture(scope="session")

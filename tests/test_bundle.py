@@ -393,7 +393,7 @@ def test_a_monai_backbone_and_a_data_list(phantoms: Path, tmp_path: Path) -> Non
             "in_channels": 2,
             "unet_out_channels": 2,
         }
-        | {"channels": [4, 4, 6, 6, 4, 4], "final_conv_channels": [4]},
+        | {"channels": [4, 4, 6, 6, 4, 4], "final_conv_channels": [4]}
     }
     (tmp_path / "backbone.yaml").write_text(yaml.safe_dump(override))
     pairs = {

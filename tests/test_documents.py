@@ -18,6 +18,7 @@ from benchmarks.table import OURS
 
 RESULTS = ROOT / "benchmarks" / "results"
 ES_TO_ED = ("dice", "hd95_voxel", "mse", "folding_percent")
+# Direction and scores of each column after the first; None is the paper's.
 COLUMNS = {
     "README.md": [*(("ES_to_ED", [key]) for key in ES_TO_ED), ("ED_to_ES", ["dice"])],
     "docs/benchmarks.md": [
@@ -30,7 +31,6 @@ COLUMNS = {
         None,
     ],
 }
-"""Direction and scores of each column after the first; None is the paper's."""
 CARD = ("dice", "dice_rv", "dice_myo", "dice_lv", "hd95_mm", "hd95_voxel", "mse", "folding_percent")
 CARD_ROWS = {
     "unregistered": ("Initial", "ES_to_ED"),

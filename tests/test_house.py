@@ -17,13 +17,8 @@ PURE = (
     "surgery/rules",
     *(f"registration/{name}" for name in ("fields", "metrics", "losses", "networks", "inferers", "refinement")),
 )
-LEVELS = (
-    {"surgery"},
-    {"registration"},
-    {"data", "cardiac", "report"},
-    {"training", "workflow"},
-)
-"""Rooms from the ground up: none imports from a level above its own."""
+# Rooms from the ground up: none imports from a level above its own.
+LEVELS = ({"surgery"}, {"registration"}, {"data", "cardiac", "report"}, {"training", "workflow"})
 MODULES = sorted(
     str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py") if path.stem != "__init__"
 )
@@ -123,6 +118,14 @@ def test_modules_have_tests_and_docstrings(module: str) -> None:
     if name != "errors":
         assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
         assert (ROOT / "tests" / room / f"test_{name}.py").is_file()
+
+
+def test_scripts_bear_the_header_of_monai() -> None:
+    headers = {path.read_text().split("\n\n")[0].strip() for path in PACKAGE.rglob("*.py")}
+    assert len(headers) == 1
+    assert headers.pop().startswith(
+        "# Copyright (c) MONAI Consortium\n# Licensed under the Apache License, Version 2.0"
+    )
 
 
 def test_configs_name_what_exists() -> None:

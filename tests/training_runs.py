@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 LEARNING_RATE = 0.1
 
+# Two-process trainings by name; what is left out is the default of `ddp_train`.
 DDP_CASES = {
     "plain": {},
     "bare network": {"bare": True},
@@ -36,7 +37,6 @@ DDP_CASES = {
     "batch norm": {"norm": "batch"},
     "single precision": {"dtype": torch.float32},
 }
-"""Two-process trainings by name; what is left out is the default of `ddp_train`."""
 
 
 def make_pairs(count: int, size: Sequence[int], seed: int = 0) -> Tensor:

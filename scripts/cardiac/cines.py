@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """A cine and its registration as objects: what readers make, what registration returns, what writers and reports
 take."""
 
@@ -11,10 +22,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 Array = NDArray[np.floating]
+# Values in a label map: right ventricle, left ventricular myocardium and cavity, as in ACDC.
 LABELS = {"rv": 1, "myo": 2, "lv": 3}
-"""Values in a label map: right ventricle, left ventricular myocardium and cavity, as in ACDC."""
+# Basis of a reference frame that `largest_cavity` chose.
 ESTIMATED = "the frame with the largest estimated cavity: the most bright voxels in the beating region"
-"""Basis of a reference frame that `largest_cavity` chose."""
 
 
 @dataclass(frozen=True)

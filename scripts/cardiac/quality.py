@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Whether to trust a registration: folding, inverse consistency, similarity, behavior over the cycle, and a verdict in
 plain words."""
 
@@ -11,6 +22,10 @@ from scripts.registration import fields
 from scripts.registration.fields import compose, in_view, jacobian_determinant
 
 Array = NDArray[np.floating]
+# Beyond which a figure is called out. Below `moved_mm`, the largest displacement, nothing has been registered; below
+# `compressed_determinant` area counts as compressed, which a cavity that empties may be, and it takes more of it where
+# no label tells the cavities; `mse_after` is that of a frame or slice; frames whose error is below a share of the
+# largest resemble the reference from the start.
 THRESHOLDS = {
     "folding_percent": 0.1,
     "compressed_percent": 5.0,
@@ -26,12 +41,8 @@ THRESHOLDS = {
     "unconverged_voxels_error": 0.011,  # a tenth above fields.INVERTED
     "share_of_the_largest_mse_before": 0.25,
 }
-"""Beyond which a figure is called out. Below `moved_mm`, the largest displacement, nothing has been registered; below
-`compressed_determinant` area counts as compressed, which a cavity that empties may be, and it takes more of it where no
-label tells the cavities; `mse_after` is that of a frame or slice; frames whose error is below a share of the largest
-resemble the reference from the start."""
+# Thresholds that a pair has no use for.
 OF_A_CYCLE = ("closure_ratio", "jump_ratio", "share_of_the_largest_mse_before")
-"""Thresholds that a pair has no use for."""
 CAVITIES = (LABELS["rv"], LABELS["lv"])
 MOVING = 0.25  # of the largest displacement, above which a region moves
 

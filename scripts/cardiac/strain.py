@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Radial and circumferential strain of the left ventricular wall from in-plane displacement fields.
 
 The displacement u of a frame takes the reference's point x to x + u(x). With F = I + grad u in mm, in-plane, at the
@@ -31,9 +42,9 @@ DEFINITIONS = {
     "not near end diastole",
     "peak_radial": "the largest global radial strain of the cycle; none either",
 }
+# Of the range of global circumferential strain: a wall that gets longer than the reference's by more was not at end
+# diastole there.
 NEAR_END_DIASTOLE = 0.25
-"""Of the range of global circumferential strain: a wall that gets longer than the reference's by more was not at end
-diastole there."""
 
 
 def measure_strain(

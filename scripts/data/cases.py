@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """What inference is asked to register: options and folders to a data list of cines and pairs (`frames.LoadCase` says
 what they hold)."""
 
@@ -18,9 +29,9 @@ from scripts.data.results import is_result
 from scripts.errors import InputError
 from scripts.files import files_below, is_dicom, plain_path
 
+# Of a NIfTI file that is no cine, by its stem: ACDC's and M&Ms' `_gt`, UK Biobank's `seg_`, ITK-SNAP's and 3D Slicer's
+# habits.
 LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$", re.IGNORECASE)
-"""Of a NIfTI file that is no cine, by its stem: ACDC's and M&Ms' `_gt`, UK Biobank's `seg_`, ITK-SNAP's and 3D Slicer's
-habits."""
 
 
 def inference_cases(**sources: object) -> list[dict]:

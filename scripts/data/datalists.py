@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Folders and JSON files to MONAI data lists: one dict a pair, with the paths of its images and labels.
 
 Each item holds `case` (a name for its outputs), `subject`, `moving` and `fixed`, and where they exist `moving_label`
@@ -22,8 +33,8 @@ from scripts.errors import InputError
 
 FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label", "points")
 NAME_KEYS = ("case", "subject", "direction")
+# What is read of an item of a JSON list; other keys are the user's own, and left out.
 LIST_KEYS = (*FILE_KEYS, *NAME_KEYS, "reference")
-"""What is read of an item of a JSON list; other keys are the user's own, and left out."""
 SPLITS = ("train", "val", "test")
 HELD_OUT = 0.1  # of the subjects, for val and for test
 

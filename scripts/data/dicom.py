@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """A folder of DICOM cine MR, as a scanner exports it, to a cine: geometry in RAS mm, times in ms.
 
 Only the tags listed here are read, none of which tells who the patient is; messages give the folder as the user typed
@@ -23,32 +34,32 @@ from scripts.files import files_below, is_dicom, plain_path
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+# Degrees within which files belong to one stack.
 SAME_ANGLE = 1.0
-"""Degrees within which files belong to one stack."""
+# Millimeters along the normal within which files belong to one slice.
 SAME_POSITION = 0.1
-"""Millimeters along the normal within which files belong to one slice."""
+# Part of the median gap between slices by which a gap may differ from it.
 SAME_GAP = 0.05
-"""Part of the median gap between slices by which a gap may differ from it."""
+# Part of the longest step between phases below which the shortest is called out.
 UNEVEN = 0.25
-"""Part of the longest step between phases below which the shortest is called out."""
+# Part of a step between phases by which slices may begin apart without being called out.
 LATE = 0.5
-"""Part of a step between phases by which slices may begin apart without being called out."""
+# Milliseconds after the trigger; the first that all files of a stack have orders its phases. Instance numbers are no
+# substitute: some exports count them through the slices, some through the phases, some at random.
 TIME_TAGS = ("TriggerTime", "NominalCardiacTriggerDelayTime", "ActualCardiacTriggerDelayTime")
-"""Milliseconds after the trigger; the first that all files of a stack have orders its phases. Instance numbers are no
-substitute: some exports count them through the slices, some through the phases, some at random."""
+# What an image of an Enhanced file has, and a classic file that was converted from one: such need no TriggerTime.
 FRAME_CONTENT_TAGS = ("StackID", "DimensionIndexValues")
-"""What an image of an Enhanced file has, and a classic file that was converted from one: such need no TriggerTime."""
+# What every image must have, and how many numbers each is.
 GEOMETRY_TAGS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
-"""What every image must have, and how many numbers each is."""
 GAP_TAGS = ("SpacingBetweenSlices", "SliceThickness")
 FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 RESCALE_TAGS = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
+# Tags of a complex image's parts, and the values that say that it is not the magnitude.
 KIND_TAGS = {
     "ImageType": {"P", "R", "I"},
     "FrameType": {"P", "R", "I"},
     "ComplexImageComponent": {"PHASE", "REAL", "IMAGINARY"},
 }
-"""Tags of a complex image's parts, and the values that say that it is not the magnitude."""
 VALUE_TAGS = ("SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation")
 HEADER_TAGS = (
     "SOPClassUID",
@@ -98,8 +109,8 @@ class Instance:
     """Which of an Enhanced file's images it is, from 0; None for a file of one image."""
 
 
+# Slices along the normal, the phases of each in no order.
 Stack = list[list[Instance]]
-"""Slices along the normal, the phases of each in no order."""
 
 
 def read_dicom_cine(folder: str | Path) -> Cine:

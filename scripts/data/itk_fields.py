@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The only room that knows ITK's conventions: displacement fields in mm along LPS axes, as ITK, ANTs and 3D Slicer
 apply them.
 
@@ -26,8 +37,8 @@ Array = NDArray[np.floating]
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 VECTOR = 1007
 ONE_SLICE = "one slice, written twice for ITK"
+# Displacements are written in steps of a quarter of a micrometer: what is finer is noise, which gzip cannot shrink.
 STEP_MM = 2.0**-12
-"""Displacements are written in steps of a quarter of a micrometer: what is finer is noise, which gzip cannot shrink."""
 
 
 def voxels_to_lps(field: Array, affine: Array) -> Array:

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """A case, cine or pair, loaded, checked and laid out as one stack of slice pairs for a 2-D network."""
 
 from __future__ import annotations
@@ -30,9 +41,9 @@ from scripts.errors import InputError
 from scripts.files import is_dicom
 from torch import Tensor
 
+# Millimeters that a label drawn on a converter's copy of DICOM may lie off: its affine comes from other slices or
+# rounded positions.
 CONVERTED_MM = 0.1
-"""Millimeters that a label drawn on a converter's copy of DICOM may lie off: its affine comes from other slices or
-rounded positions."""
 
 
 class LoadPaird(MapTransform):

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The one door for NIfTI: opening a file, judging its header, and reading images, frames and cines from it."""
 
 from __future__ import annotations
@@ -18,13 +29,13 @@ from scripts.errors import InputError, first_cause
 from scripts.files import is_dicom
 from torch import Tensor
 
+# How far the cosine of the angle between two axes may be from 0; ITK reads no image beyond that.
 RIGHT_ANGLE = 1e-4
-"""How far the cosine of the angle between two axes may be from 0; ITK reads no image beyond that."""
+# Millimeters that qform and sform of a file may be apart; quaternions in single precision are closer.
 SAME_PLACE = 0.1
-"""Millimeters that qform and sform of a file may be apart; quaternions in single precision are closer."""
 FASTEST = 3.0  # ms from frame to frame, a third of what the fastest cines of a heart have
+# How many times longer than both others an axis' spacing is where slices lie along it.
 CLEARLY_THICKER = 1.5
-"""How many times longer than both others an axis' spacing is where slices lie along it."""
 
 
 def check_right_angles(affine: Array, name: object) -> None:

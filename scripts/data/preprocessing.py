@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """What a network is shown: intensities scaled by slice, a working pixel size, and fields back on the native grid."""
 
 from __future__ import annotations
@@ -14,8 +25,8 @@ from scripts.registration.fields import resize_field
 from torch import Tensor
 from torch.nn import functional as F
 
+# Pixels along an axis that are left of a resampled image at least.
 SMALLEST = 8
-"""Pixels along an axis that are left of a resampled image at least."""
 
 
 class ScaleSlicesd(MapTransform):

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The folder of a case that inference leaves: what is in it, and whether one may go to a place."""
 
 from __future__ import annotations
@@ -11,6 +22,7 @@ from pathlib import Path
 from scripts.errors import InputError
 
 DONE = "quality.json"
+# All that `writers.WriteRegistration`, and a Mac that shows it, may leave in the folder of a case.
 RESULTS = {
     DONE,
     "report.html",
@@ -24,9 +36,8 @@ RESULTS = {
     "points.csv",
 }
 RESULTS |= {"field.nii.gz", "field_inverse.nii.gz", "moved_label.nii.gz", ".DS_Store"}
-"""All that `writers.WriteRegistration`, and a Mac that shows it, may leave in the folder of a case."""
+# What they may leave in its `fields`.
 FIELD_FILE = r"frame_\d+(_inverse)?\.nii\.gz|\.DS_Store"
-"""What they may leave in its `fields`."""
 
 
 def check_writable(folder: Path) -> None:

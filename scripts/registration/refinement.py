@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Fitting the field of one pair to that pair, by the same surgery as in training."""
 
 from __future__ import annotations
@@ -15,9 +26,9 @@ from scripts.registration.networks import GaussianSmoothing
 from scripts.surgery.rules import settle
 from torch import Tensor, nn
 
+# Gradient of a voxel's squared error below which Adam's steps get shorter (its epsilon): where images are flat, it is
+# that of noise.
 NOISE = 1e-3
-"""Gradient of a voxel's squared error below which Adam's steps get shorter (its epsilon): where images are flat, it is
-that of noise."""
 
 
 class RefiningInferer(FieldInferer):

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """How a reader expects to see a short-axis slice: the patient's left to the right, the front and the head up."""
 
 from __future__ import annotations
@@ -10,12 +21,12 @@ from numpy.typing import NDArray
 from scripts.cardiac.cines import CineRegistration
 
 Array = NDArray[np.floating]
+# Where a slice's first and second axis point to as it is shown, in RAS: left; back and feet.
 RIGHTWARDS, DOWNWARDS = np.array([-1.0, 0.0, 0.0]), np.array([0.0, -1.0, -1.0]) / np.sqrt(2)
-"""Where a slice's first and second axis point to as it is shown, in RAS: left; back and feet."""
+# Cosine (1 degree) beyond which an axis is one of the body's. No heart lies so: such a header has lost where it lay.
 ALONG_THE_BODY = 0.9998
-"""Cosine (1 degree) beyond which an axis is one of the body's. No heart lies so: such a header has lost where it lay."""
+# Cosine from which a direction is named by a letter.
 NAMED = 0.35
-"""Cosine from which a direction is named by a letter."""
 
 
 def directions(affine: Array) -> Array:

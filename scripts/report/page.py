@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The report of a registered cine: one HTML page that opens offline, for a reader who has to decide whether to trust
 the result.
 
@@ -29,22 +40,23 @@ from scripts.report.orientation import as_displayed, edge_letters
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+# Label values whose union is outlined where the first of them is there, and the color.
 OUTLINES = {"LV cavity": ((3,), "#ff7a1a"), "myocardium": ((2, 3), "#ffe14d"), "RV": ((1,), "#4db8ff")}
-"""Label values whose union is outlined where the first of them is there, and the color."""
+# Color and marker of a curve.
 STYLES = {
     "LV": ("#c2410c", "o"),
     "RV": ("#0b63b0", "s"),
     "circumferential": ("#7a1fa2", "v"),
     "radial": ("#0f766e", "^"),
 }
-"""Color and marker of a curve."""
+# What a ventricle's figures are called, by their keys behind "lv_" and "rv_".
 MEASURES = {
     "edv_ml": "End-diastolic volume (EDV), mL",
     "esv_ml": "End-systolic volume (ESV), mL",
     "sv_ml": "Stroke volume (SV), mL",
     "ef_percent": "Ejection fraction (EF), %",
 }
-"""What a ventricle's figures are called, by their keys behind "lv_" and "rv_"."""
+# Keys that do not explain themselves.
 NAMES = {
     "inverse_error_mm_p95": "Inverse error (95 %), mm",
     "inverse_error_mm_max": "Inverse error (worst), mm",
@@ -67,7 +79,6 @@ NAMES = {
     "share_of_the_largest_mse_before": "Called alike from the start: error before, of the largest",
     "unconverged_voxels_error": "Called not inverted: error over, voxels",
 }
-"""Keys that do not explain themselves."""
 UNITS = {"ml": "mL", "g": "g", "percent": "%", "mm": "mm", "ms": "ms"}
 ACRONYMS = ("lv", "rv", "ed", "es", "mse", "edv", "esv", "sv", "ef")
 TILE = 320  # pixels, the side of a picture of the cine

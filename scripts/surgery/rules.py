@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Gradient surgery: pure functions over two lists of gradients, one of the similarity and one of the smoothness.
 
 Per group of tensors with flattened gradients s (similarity) and r (smoothness), GSMorph (Dou et al., MICCAI 2023) keeps
@@ -253,13 +264,8 @@ def add_weighted(similarity: Sequence[Tensor], smoothness: Sequence[Tensor], wei
     return [s + weight * r for s, r in zip(similarity, smoothness)]
 
 
-RULES = {
-    "projection": project,
-    "pcgrad_symmetric": project_both,
-    "upgrad": project_on_dual_cone,
-    "config": bisect,
-}
-"""Strategies that settle group by group, with the guard."""
+# Strategies that settle group by group, with the guard.
+RULES = {"projection": project, "pcgrad_symmetric": project_both, "upgrad": project_on_dual_cone, "config": bisect}
 STRATEGIES = (*RULES, "agreement", "weighted_sum")
 
 

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The network for other runtimes: exported to TorchScript and ONNX with a parity check, and an ONNX file run in the
 network's place.
 
@@ -31,8 +42,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROOT = Path(__file__).parents[2]
+# From where `GridSample` and `Resize` are what PyTorch's are, to what the pinned runtimes read.
 OPSETS = (18, 19, 20)
-"""From where `GridSample` and `Resize` are what PyTorch's are, to what the pinned runtimes read."""
 TOLERANCE = 1e-3  # pixels
 MAKE = "make export, or python -m scripts.workflow.exports, writes it"
 
@@ -185,8 +196,8 @@ class ExportedNetwork(nn.Module):
         return torch.from_numpy(field).to(pair.device)
 
 
+# An ONNX file's function, and its properties.
 Runtime = tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]
-"""An ONNX file's function, and its properties."""
 
 
 def fastest_runtime() -> str:

@@ -257,7 +257,7 @@ def test_another_data_set_of_the_same_names_is_not_taken_for_the_first(phantoms:
     study = rows.Study(Namespace(dataset_dir=str(copy), test_dataset_dir=None, subset=1))
     # The label of a test subject changes: scores are made anew; an image of a training subject: the training is another
     # one.
-    (test, train) = (study.items(split)[0] for split in ("test", "train"))
+    test, train = (study.items(split)[0] for split in ("test", "train"))
     label = nib.load(test["fixed_label"])
     nib.save(nib.Nifti1Image(np.roll(np.asarray(label.dataobj), 3, axis=0), label.affine), test["fixed_label"])
     second, _ = run(copy, tmp_path / "out", *words)

@@ -59,7 +59,7 @@ def test_seconds_are_without_the_first_call_of_a_process(monkeypatch: pytest.Mon
         return np.zeros((2, *moving.shape), np.float32)
 
     monkeypatch.setitem(METHODS, "a new one", slow_at_first)
-    monkeypatch.setattr("scripts.classical.time.process_time", lambda: now[0])
+    monkeypatch.setattr("benchmarks.classical.time.process_time", lambda: now[0])
     _, seconds = register_slices("a new one", {"iterations": 9}, np.zeros((3, 2, 8, 8), np.float32))
     assert seconds == 1.5
     assert [call["iterations"] for call in calls] == [1, 9, 9, 9]

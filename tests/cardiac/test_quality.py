@@ -18,8 +18,8 @@ SHAPE = (24, 20, 3)
 SPACING = (2.0, 1.5)
 AFFINE = np.diag([*SPACING, 8.0, 1.0])
 X, Y = (a.astype(float) for a in np.meshgrid(np.arange(24), np.arange(20), indexing="ij"))
+# A hill of 6 mm width in the middle of the slice.
 BUMP = np.exp(-(((X - 12) * SPACING[0]) ** 2 + ((Y - 10) * SPACING[1]) ** 2) / (2 * 6.0**2))
-"""A hill of 6 mm width in the middle of the slice."""
 
 
 def register(
@@ -66,8 +66,8 @@ def sentences(registration: CineRegistration, errors: np.ndarray | None = None) 
     return assess(registration, errors)["verdict"]
 
 
+# A motion that comes and goes.
 GOOD = (0.0, 2.0, 3.5, 3.0, 1.5)
-"""A motion that comes and goes."""
 
 
 @pytest.mark.parametrize("reference", [1, None])
@@ -281,7 +281,7 @@ def test_a_cavity_may_empty_at_a_point() -> None:
     fields[1:, 0, 10:13, 10, 0] = -0.99 * np.arange(1, 4)
     fields[1:, 0, 13:, 10, 0] = -2.97
     fields[1:, 0, 30:, 20:] = 0.6
-    (frame, _) = assess(register(fields, np.zeros_like(fields)))["frames"][1:]
+    frame, _ = assess(register(fields, np.zeros_like(fields)))["frames"][1:]
     assert 0 < frame["jacobian_min"] < 0.02
     # Of the voxels that move by more than a quarter of the largest displacement, which is 2.97 of these.
     assert frame["compressed_percent"] == pytest.approx(100 * 2 / (np.abs(fields[1, 0]) > 2.97 / 4).sum())

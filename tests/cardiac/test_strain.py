@@ -36,7 +36,7 @@ def linear(*gradients: np.ndarray, size: tuple[int, ...] = SIZE) -> np.ndarray:
     scale = np.array(SPACING[:2])
     grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij")[:2], axis=-1)
     p = grid * scale - CENTER
-    return np.stack([np.moveaxis((p @ F.T - p) / scale, -1, 0) for F in map(np.asarray, gradients)])
+    return np.stack([np.moveaxis((p @ gradient.T - p) / scale, -1, 0) for gradient in map(np.asarray, gradients)])
 
 
 def values(rows: list[dict], name: str) -> np.ndarray:

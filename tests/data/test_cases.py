@@ -398,10 +398,10 @@ def test_a_reference_frame_takes_its_own_label_along(copy: Path) -> None:
         int(line[4:]) for line in (copy / "phantom001" / "Info.cfg").read_text().splitlines() if line.startswith("ES: ")
     )
     for frame in (ed, es):
-        (item, *_) = find_cases(dataset_dir=str(copy), reference_frame=frame)
+        item, *_ = find_cases(dataset_dir=str(copy), reference_frame=frame)
         assert item["reference"] == frame
         assert item["reference_label"].endswith(f"phantom001_frame{frame:02d}_gt.nii.gz")
-    (item, *_) = find_cases(dataset_dir=str(copy), reference_frame=es - 1)
+    item, *_ = find_cases(dataset_dir=str(copy), reference_frame=es - 1)
     assert "reference_label" not in item
 
 

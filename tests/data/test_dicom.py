@@ -40,8 +40,8 @@ from pydicom.uid import (  # noqa: E402
 )
 
 ROWS, COLUMNS, SLICES, PHASES = 6, 8, 3, 4
+# Between rows and between columns, as PixelSpacing has it.
 SPACING = (1.5, 1.25)
-"""Between rows and between columns, as PixelSpacing has it."""
 GAP = 9.0
 AXES = np.array([[0.77038, 0.618446, 0.155046], [-0.15161, 0.41389, -0.897613]])
 NORMAL = np.cross(*AXES)

@@ -306,9 +306,9 @@ def test_rules_equal_those_of_torchjd(seed: int, granularity: str) -> None:
     class Projector(linalg.DualConeProjector):
         """SciPy's nonnegative least squares for the quadratic program: min w G w with w >= u."""
 
-        def __call__(self, U: Tensor, G: Tensor) -> Tensor:
-            root = np.linalg.cholesky(G.numpy()).T
-            return torch.from_numpy(np.apply_along_axis(lambda u: u + nnls(root, -root @ u)[0], -1, U.numpy()))
+        def __call__(self, preferred: Tensor, gramian: Tensor) -> Tensor:
+            root = np.linalg.cholesky(gramian.numpy()).T
+            return torch.from_numpy(np.apply_along_axis(lambda u: u + nnls(root, -root @ u)[0], -1, preferred.numpy()))
 
     oracles = {
         "projection": aggregation.DualProj(

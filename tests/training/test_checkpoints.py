@@ -25,7 +25,8 @@ def test_random_states_return() -> None:
     keeper = RandomState()
     state = keeper.state_dict()
     drawn = [random.random(), torch.rand(3)]
-    random.random(), torch.rand(5)
+    random.random()
+    torch.rand(5)
     keeper.load_state_dict(state)
     again = [random.random(), torch.rand(3)]
     assert drawn[0] == again[0]

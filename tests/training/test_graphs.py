@@ -46,7 +46,7 @@ class Replay:
 
     def __call__(self, step: Callable[[], None]) -> Callable[[], None]:
         self.recorded += 1
-        trainer = step.__closure__[[name for name in step.__code__.co_freevars].index("self")].cell_contents
+        trainer = step.__closure__[step.__code__.co_freevars.index("self")].cell_contents
         places: dict[str, Tensor] = {}
 
         def replay() -> None:
@@ -257,7 +257,7 @@ def test_without_graph_it_is_the_plain_trainer() -> None:
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-class Done(Exception):
+class DoneError(Exception):
     """Training comes to its end here, before the records of the epoch are read."""
 
 
@@ -271,7 +271,7 @@ class Stop:
         engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.after), self)
 
     def __call__(self, engine: Engine) -> None:
-        raise Done
+        raise DoneError
 
 
 def shipped_training(
@@ -314,7 +314,7 @@ def test_nothing_reads_a_value_in_a_step(amp: bool, monkeypatch: pytest.MonkeyPa
     # A copy of a fake tensor, as AveragedModel makes, belongs to the same mode.
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
     with FakeTensorMode():
-        with pytest.raises(Done):
+        with pytest.raises(DoneError):
             shipped_training("cpu", 4, tmp_path, Stop(after=3), amp=amp).run()
         # Where losses are logged at each step, they are read.
         with pytest.raises(DataDependentOutputException):
@@ -333,7 +333,7 @@ def test_nothing_waits_for_a_gpu_in_a_step(amp: bool, tmp_path: Path) -> None:
             )
 
     try:
-        with pytest.raises(Done):
+        with pytest.raises(DoneError):
             shipped_training("cuda", 6, tmp_path, Strict(), Stop(after=5), amp=amp).run()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -24,11 +24,7 @@ from surgery_by_hand import RECORDS, parameters_of
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, DistributedSampler
-from training_runs import (
-    make_pairs,
-    make_unet,
-    train,
-)
+from training_runs import make_pairs, make_unet, train
 
 
 @pytest.mark.parametrize("interval", [0, -1, 2.5, True, None])

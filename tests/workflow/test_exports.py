@@ -25,6 +25,7 @@ from scripts.workflow.exports import ElementwiseGroupNorm, ExportedNetwork
 from torch import nn
 
 ONNX = "configs/inference_onnx.yaml"
+# A small one of the shipped kind, whose export takes seconds, and whose random weights make fields of some pixels.
 NETWORK = {
     "network_def": {
         "_target_": "scripts.registration.networks.PaddedNetwork",
@@ -40,7 +41,6 @@ NETWORK = {
         },
     }
 }
-"""A small one of the shipped kind, whose export takes seconds, and whose random weights make fields of some pixels."""
 
 
 @pytest.fixture(scope="module")
