@@ -17,6 +17,7 @@ import pytest
 import torch.distributed as dist
 from phantom_cases import prepare_cine, write_cine, write_pair
 from scripts.cardiac.phantom import write_phantom_dataset
+from scripts.training import cache
 
 # torch.compile looks at all backends that are installed, OpenVINO's too, whose telemetry forks to tell of it.
 sys.modules.setdefault("openvino_telemetry", None)
@@ -111,6 +112,20 @@ def acdc() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no ACDC data in {folder.parent}")
     return folder
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of scripts/ for `cache.source_code`, whose files a test may change."""
+    root, skipped = tmp_path / "bundle", shutil.ignore_patterns("__pycache__")
+    for package in cache.PACKAGES:
+        shutil.copytree(cache.ROOT / package, root / package, ignore=skipped)
+    monkeypatch.setattr(cache, "ROOT", root)
+    return root / "scripts"
+
+
+def change_code(path: Path) -> None:
+    path.write_text(path.read_text() + "\n# changed\n")
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import change_code
 from monai.transforms import Compose
 from scripts.data.datalists import select_pairs
 from scripts.data.loading import LoadCase
 from scripts.data.preprocessing import ResizeToSpacingd, ScaleSlicesd
 from scripts.errors import InputError
-from scripts.training import cache as cache_module
 from scripts.training.cache import preparation_key, prepare_items
 from scripts.training.datasets import FrameDataset, SliceDataset
 
@@ -106,25 +106,12 @@ def test_another_preprocessing_has_files_of_its_own(files: list[dict], tmp_path:
     assert values(files, maker, cache, settings(99.0, [8, 8])) == first
 
 
-@pytest.fixture
-def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the package, whose files may be changed."""
-    root = tmp_path / "bundle"
-    shutil.copytree(cache_module.ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(cache_module, "ROOT", root)
-    return root / "scripts"
-
-
-def change(path: Path) -> None:
-    path.write_text(path.read_text() + "\n# changed\n")
-
-
 def test_changed_code_makes_anew_in_the_same_place(files: list[dict], tmp_path: Path, own_code: Path) -> None:
     maker, cache = Maker(), tmp_path / "cache"
     settings = (ScaleSlicesd(["moving"]),)
     assert values(files, maker, cache, settings) == [1, 2, 3]
     before = set(cache.iterdir())
-    change(own_code / "data" / "preprocessing.py")
+    change_code(own_code / "data" / "preprocessing.py")
     assert values(files, maker, cache, settings) == [4, 5, 6]
     assert values(files, maker, cache, settings) == [4, 5, 6]
     assert set(cache.iterdir()) == before
@@ -149,7 +136,7 @@ def test_code_counts_with_all_that_it_imports(changed: str, counts: bool, own_co
     settings = (Compose([LoadCase(), ScaleSlicesd(["moving"])]), [8, 8])
     key = preparation_key(settings, Maker())
     assert preparation_key(settings, Maker()) == key
-    change(own_code / f"{changed}.py")
+    change_code(own_code / f"{changed}.py")
     assert (preparation_key(settings, Maker()) != key) == counts
 
 
