@@ -11,8 +11,8 @@
 
 """Guards of `python -m monai.bundle run`: options it would swallow in silence, and errors it would bury under its own.
 
-`check` is the first thing each workflow's `initialize` runs. Outside that command line (from Python, in tests) it does
-nothing.
+`check` is the first thing each workflow runs. Outside that command line (from Python, in tests) it does nothing.
+PyTorch and MONAI are imported where they are used, so that `python -m scripts` answers at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import os
 import re
 import sys
 import time
@@ -31,12 +32,8 @@ from types import TracebackType
 
 import yaml
 from fire.parser import DefaultParseValue
-from monai.bundle import ConfigParser, run
-from monai.utils import ensure_tuple
-from scripts.devices import under_torchrun
 from scripts.errors import InputError, first_cause
-from torch.distributed import DistError
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from scripts.help import bundle_version, describe_files
 from tqdm import tqdm
 
 OPTION = re.compile(r"--?[A-Za-z_]")
@@ -48,7 +45,7 @@ PATHS = ("bundle_root", "moving", "fixed", "cine", "field", "points", "checkpoin
 
 def check(argv: Sequence[str] | None = None) -> None:
     """Refuse unknown options and values of another kind than the option has, and have errors end with one line that
-    names the cure.
+    names the cure; print help or the version where they are asked for, and end.
 
     Args:
         argv: the command line; None takes `sys.argv` where it is a run of MONAI's bundle.
@@ -62,7 +59,15 @@ def check(argv: Sequence[str] | None = None) -> None:
         argv = sys.argv
         sys.excepthook = report_error
     options = parse_options(argv)
+    if "version" in options:
+        print(bundle_version())
+        raise SystemExit
+    if options.keys() & {"help", "h"}:
+        print(describe_files(config_files(options)))
+        raise SystemExit
     config = load_configs(options)
+    from monai.bundle import run
+
     known = set(config) | set(inspect.signature(run).parameters) | {"workflow_type", "workflow_name", "properties_path"}
     for name, value in options.items():
         top = name.replace("#", "::").split("::")[0]
@@ -139,6 +144,11 @@ def check_sizes(slice_size: object, crop_size: object) -> None:
         )
 
 
+def under_torchrun() -> bool:
+    """Whether this process is one of those that torchrun starts."""
+    return "LOCAL_RANK" in os.environ
+
+
 def is_bundle_run(argv: Sequence[str]) -> bool:
     """Whether this process is `python -m monai.bundle run …`."""
     return len(argv) > 1 and Path(argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") and argv[1] == "run"
@@ -157,11 +167,27 @@ def parse_options(argv: Sequence[str]) -> dict[str, str | None]:
     return options
 
 
+def config_files(options: dict[str, str | None]) -> tuple[str, ...]:
+    """The config files that the options, or the arguments file that they name, give."""
+    from monai.utils import ensure_tuple
+
+    return ensure_tuple(
+        yaml.safe_load(options.get("config_file") or "") or load_arguments(options).get("config_file") or ()
+    )
+
+
+def load_arguments(options: dict[str, str | None]) -> dict:
+    """The content of the arguments file that the options name; empty without one."""
+    from monai.bundle import ConfigParser
+
+    return ConfigParser.load_config_file(options["args_file"]) if options.get("args_file") else {}
+
+
 def load_configs(options: dict[str, str | None]) -> dict:
     """The merged top level of the config files and the arguments file that the options name."""
-    config = ConfigParser.load_config_file(options["args_file"]) if options.get("args_file") else {}
-    files = ensure_tuple(yaml.safe_load(options.get("config_file") or "") or config.get("config_file") or ())
-    return config | ConfigParser.load_config_files(files)
+    from monai.bundle import ConfigParser
+
+    return load_arguments(options) | ConfigParser.load_config_files(config_files(options))
 
 
 def is_read(name: str, config: object) -> bool:
@@ -198,7 +224,7 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     """An `excepthook` whose last line is the first error of the chain: MONAI adds its own "Failed to evaluate" after
     it."""
     cause = first_cause(error)
-    if under_torchrun() and (isinstance(cause, DistError) or LOST.search(str(cause))):
+    if under_torchrun() and is_lost_process(cause):
         # Another process failed: torchrun is about to end this one and to print that one's reason, in which ours would
         # drown it.
         time.sleep(PATIENCE)
@@ -212,8 +238,19 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     record_error(cause)
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error is what a process sees of another one that ended."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or LOST.search(str(error)) is not None
+
+
 def record_error(error: BaseException) -> None:
     """Leave an error where torchrun looks for the reason that a process ended; elsewhere nothing happens."""
+    if not under_torchrun():
+        return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
     try:
         raise error.with_traceback(None) from None
     except type(error):

@@ -26,6 +26,7 @@ from itertools import zip_longest
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
+from scripts.command_line import under_torchrun
 from scripts.errors import InputError
 from torch.nn import functional as F
 
@@ -33,11 +34,6 @@ from torch.nn import functional as F
 def default_device() -> str:
     """The first CUDA device, under torchrun the one of this process, or the CPU where there is none."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-def under_torchrun() -> bool:
-    """Whether this process is one of those that torchrun starts."""
-    return "LOCAL_RANK" in os.environ
 
 
 def is_first_of_node() -> bool:
@@ -79,6 +75,18 @@ def start_process_group(device: str | torch.device, hours: float | None = None) 
         os.environ["SLURM_JOB_ID"] = slurm
     if dist.get_rank():
         logging.disable(logging.INFO)  # The first process tells what all of them do.
+
+
+def join_processes() -> None:
+    """Join the processes of inference, which share its cases and meet at the end; outside torchrun nothing happens."""
+    if under_torchrun():
+        start_process_group("cpu", hours=1000)
+
+
+def leave_processes() -> None:
+    """Leave the processes that were joined, if any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def gather_rows(rows: Sequence, count: int) -> list:

@@ -27,7 +27,9 @@ from scripts.data.itk_fields import read_field
 from scripts.registration.networks import RegistrationUNet
 from scripts.training.evaluation import FIGURES
 
-TRAIN, EVALUATE, INFERENCE = (f"configs/{name}.yaml" for name in ("train", "evaluate", "inference"))
+TRAIN, EVALUATE, INFERENCE, APPLY = (
+    f"configs/{name}.yaml" for name in ("train", "evaluate", "inference", "apply_field")
+)
 STEPS = 6  # of SMALL: 2 epochs of 3 batches
 
 
@@ -492,13 +494,9 @@ def test_batch_norm_sees_the_whole_batch_on_cuda_devices(device: str) -> None:
             {"moving": "FIXED", "fixed": "FIXED", "device": "cuda:7"},
             ("--device cuda:7: no such device here",),
         ),
-        (
-            INFERENCE,
-            {},
-            ("give exactly one of --cine, --moving with --fixed, --dataset_dir, --data_list, --field; got none",),
-        ),
+        (INFERENCE, {}, ("give exactly one of --cine, --moving with --fixed, --dataset_dir, --data_list; got none",)),
         (INFERENCE, {"cine": "CINE", "moving": "FIXED", "fixed": "FIXED"}, ("got --cine and --moving",)),
-        (INFERENCE, {"cine": "CINE", "field": "FIXED", "moving": "FIXED"}, ("got --cine and --field",)),
+        (APPLY, {"field": "FIXED"}, ("--field: needs something to move",)),
         (INFERENCE, {"cine": "FIXED"}, ("has the shape (40, 36, 2)", "--moving and --fixed")),
         (
             INFERENCE,

@@ -79,7 +79,7 @@ def test_refuses_what_another_config_left_without_a_reader(option: str) -> None:
             "--max_epochs",
             "3",
         ],
-        ["--integration", "$None", "--field", "False"],
+        ["--integration", "$None", "--points", "False"],
         ["--output_dir", "@bundle_root + '#'", "--dataset_dir", "./DOE,JOHN", "--checkpoint", "@bundle_root + '/m.pt'"],
         ["--meta_file", "configs/metadata.json", "--tracking", "mlflow", "--logging_file", "configs/logging.conf"],
     ],

@@ -117,7 +117,7 @@ def test_modules_have_tests_and_docstrings(module: str) -> None:
     room, _, name = module.rpartition("/")
     if name != "errors":
         assert ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
-        assert (ROOT / "tests" / room / f"test_{name}.py").is_file()
+        assert (ROOT / "tests" / room / f"test_{name.strip('_')}.py").is_file()
 
 
 def test_scripts_bear_the_header_of_monai() -> None:

@@ -146,7 +146,7 @@ def test_a_moving_image_at_two_places_is_refused(files: dict[str, Path], tmp_pat
 
 def test_the_command(files: dict[str, Path], tmp_path: Path) -> None:
     result = succeed(
-        run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out", resample_moving=True)
+        run_bundle(config_file="configs/apply_field.yaml", **files, output_dir=tmp_path / "out", resample_moving=True)
     )
     assert f"wrote {tmp_path / 'out' / 'moved.nii.gz'}" in result.stdout
     check_outputs(files, tmp_path / "out")
@@ -154,9 +154,9 @@ def test_the_command(files: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_an_option_of_cines_is_refused_before_anything_is_written(files: dict[str, Path], tmp_path: Path) -> None:
-    result = run_bundle(config_file="configs/inference.yaml", **files, output_dir=tmp_path / "out", reference_frame=1)
+    result = run_bundle(config_file="configs/apply_field.yaml", **files, output_dir=tmp_path / "out", reference_frame=1)
     assert result.returncode
-    assert "--reference_frame: belongs to cines" in last_line(result)
+    assert "--reference_frame: no such option" in last_line(result)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,170 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The workflows in short: `python -m scripts register C_4d.nii.gz --output_dir OUT`.
+
+Each command is a run of MONAI's bundle with config files of this one, and takes the options that these files have:
+
+    register CINE | MOVING FIXED     inference.yaml
+    apply FIELD [MOVING]             apply_field.yaml
+    train [DATASET_DIR]              train.yaml
+    evaluate [DATASET_DIR]           train.yaml and evaluate.yaml
+
+`--config NAME[,NAME...]` merges further files over them: a name in configs/, such as labeled, or a path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.command_line import report_error
+from scripts.errors import InputError
+from scripts.help import bundle_version, describe_files
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What a command runs: config files, and the options that its first words stand for, by their number."""
+
+    summary: str
+    configs: tuple[str, ...]
+    places: tuple[tuple[str, ...], ...]
+
+
+COMMANDS = {
+    "register": _Command(
+        "every frame of a cine to a reference frame, or a moving stack to a fixed one",
+        ("inference.yaml",),
+        (("cine",), ("moving", "fixed")),
+    ),
+    "apply": _Command(
+        "a field that was written before, to an image, its label or landmarks",
+        ("apply_field.yaml",),
+        (("field",), ("field", "moving")),
+    ),
+    "train": _Command("a network by gradient surgery", ("train.yaml",), (("dataset_dir",),)),
+    "evaluate": _Command(
+        "Dice, Hausdorff distance and folding of weights on labeled pairs",
+        ("train.yaml", "evaluate.yaml"),
+        (("dataset_dir",),),
+    ),
+}
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the command that the words after `python -m scripts` name.
+
+    Raises:
+        InputError: for a command or a config file that is not there, or with more words than the command takes.
+    """
+    if "--version" in words:
+        print(bundle_version())
+        return
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    name, rest = words[0], list(words[1:])
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise InputError(
+            f"{name}: no such command; {f'did you mean {close[0]}?' if close else 'give one of ' + ', '.join(COMMANDS)}"
+        )
+    configs = _config_files(name, rest)
+    if {"-h", "--help"} & set(rest):
+        print(f"python -m scripts {_usage(name)} [--option value ...]\n\n{describe_files(configs)}")
+        return
+    arguments = _to_bundle_run(name, configs, rest)
+    print(f"{name}: loading PyTorch and MONAI ...", flush=True)
+    # MONAI warns of running config files that others wrote.
+    warnings.filterwarnings("ignore", message="parsing config_file")
+    sys.argv = arguments
+    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+
+
+def _overview() -> str:
+    """All commands, a line each."""
+    width = max(len(_usage(name)) for name in COMMANDS)
+    lines = [f"  {_usage(name):<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "python -m scripts COMMAND [--option value ...]",
+            "",
+            *lines,
+            "",
+            "python -m scripts COMMAND --help lists the command's options; --version tells the bundle's version.",
+            "--config NAME[,NAME...] merges config files over the command's own: names in configs/, such as labeled, or paths.",
+        ]
+    )
+
+
+def _usage(name: str) -> str:
+    """A command and the words that may follow it."""
+    ways = [" ".join(option.upper() for option in place) for place in COMMANDS[name].places]
+    return f"{name} {' | '.join(ways)}"
+
+
+def _config_files(name: str, words: list[str]) -> list[Path]:
+    """The command's config files and those of --config, which is taken out of the words."""
+    configs = [_ROOT / "configs" / config for config in COMMANDS[name].configs]
+    while found := [word for word in words if word.partition("=")[0] in ("--config", "--config_file")]:
+        position = words.index(found[0])
+        _, equals, value = words.pop(position).partition("=")
+        if not equals:
+            value = words.pop(position) if position < len(words) else ""
+        configs += [_find_config(part) for part in value.split(",")]
+    return configs
+
+
+def _find_config(name: str) -> Path:
+    """A config file by its name in configs/ or its path.
+
+    Raises:
+        InputError: for none, with the names there are.
+    """
+    for path in (_ROOT / "configs" / f"{name}.yaml", Path(name)):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for path in (_ROOT / "configs").glob("*.yaml"))
+    raise InputError(f"--config {name}: no such file; give the path of one, or a name of {', '.join(names)}.")
+
+
+def _to_bundle_run(name: str, configs: Sequence[Path], words: Sequence[str]) -> list[str]:
+    """The words of the same run by `python -m monai.bundle`.
+
+    Raises:
+        InputError: for more words before the options than the command takes.
+    """
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    given, options = words[:first], words[first:]
+    places = {len(place): place for place in ((), *COMMANDS[name].places)}
+    if len(given) not in places:
+        raise InputError(f"{' '.join(given)}: too many or too few words; give {_usage(name)}, and options after them.")
+    sources = [word for option, path in zip(places[len(given)], given) for word in (f"--{option}", _plain(path))]
+    listed = "[" + ",".join(repr(str(path)) for path in configs) + "]"
+    return ["monai.bundle", "run", "--config_file", listed, "--bundle_root", str(_ROOT), *sources, *options]
+
+
+def _plain(path: str) -> str:
+    """A path that is not taken for a number or a list."""
+    return path if path.startswith(("/", ".", "@", "$")) else f"./{path}"
+
+
+if __name__ == "__main__":
+    sys.excepthook = report_error
+    main(sys.argv[1:])

@@ -1,0 +1,63 @@
+"""Help is read off the config files: whatever they offer with a comment, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from scripts.help import bundle_version, describe_file
+
+CONFIG = """\
+# Does one thing. Run from the bundle's root:
+#   python -m monai.bundle run
+imports:
+- $import os
+
+# --- input: of two kinds
+one: null  # the first # of two
+two: "a # b"                  # the second
+silent: 3
+
+# --- output
+folder: "$@one + '/out'"      # where it goes
+size: [3, 4]   # in pixels
+chosen: $os.cpu_count()       # as the machine has it
+part:                         # with settings of its own
+  inside: 1                   # not at the top
+
+# --- wiring
+wire: "@one"                  # nobody gives this
+"""
+
+
+def test_groups_comments_and_defaults_come_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text(CONFIG)
+    rows = [re.sub(r"\s{2,}", "  ", row) for row in describe_file(path).splitlines()]
+    assert rows == [
+        "some.yaml: Does one thing.",
+        "",
+        "input: of two kinds",
+        "  --one  the first # of two",
+        "  --two  the second [a # b]",
+        "",
+        "output",
+        "  --folder  where it goes [ONE/out]",
+        "  --size  in pixels [[3, 4]]",
+        "  --chosen  as the machine has it",
+        "  --part  with settings of its own",
+    ]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_line_of_help_is_an_option(path: Path) -> None:
+    names = re.findall(r"^  --(\S+)", describe_file(path), re.MULTILINE)
+    assert set(names) <= set(yaml.safe_load(path.read_text()))
+    assert len(names) == len(set(names))
+
+
+def test_the_version_is_that_of_the_metadata() -> None:
+    assert re.fullmatch(r"\w.* \d+\.\d+\.\d+", bundle_version())

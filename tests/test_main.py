@@ -1,0 +1,99 @@
+"""The short form: the same runs as `python -m monai.bundle`, in fewer words."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, last_line, succeed
+from scripts import __main__ as short
+from scripts.command_line import check
+from scripts.errors import InputError
+
+
+def call(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "scripts", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def expand(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
+    """The words of `python -m monai.bundle` that a short form stands for."""
+    monkeypatch.setattr(short.runpy, "run_module", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", [])
+    short.main(words)
+    return sys.argv
+
+
+@pytest.mark.parametrize(
+    ("words", "configs", "options"),
+    [
+        (("register", "C.nii.gz"), ["inference"], ["--cine", "./C.nii.gz"]),
+        (("register", "2024_01"), ["inference"], ["--cine", "./2024_01"]),
+        (("register", "/a", "../b", "--bf16"), ["inference"], ["--moving", "/a", "--fixed", "../b", "--bf16"]),
+        (("apply", "f.nii", "--points", "p.csv"), ["apply_field"], ["--field", "./f.nii", "--points", "p.csv"]),
+        (("train", "--config", "labeled", "--dataset_dir", "D"), ["train", "labeled"], ["--dataset_dir", "D"]),
+        (("evaluate", "D", "--config=demo"), ["train", "evaluate", "demo"], ["--dataset_dir", "./D"]),
+        (("train", "--config", "labeled,demo", "--config", "finetune"), ["train", "labeled", "demo", "finetune"], []),
+    ],
+)
+def test_stands_for_a_run_of_the_bundle(
+    words: tuple, configs: list, options: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    found = expand(monkeypatch, *words)
+    files = "[" + ",".join(f"'{ROOT / 'configs' / name}.yaml'" for name in configs) + "]"
+    assert found == ["monai.bundle", "run", "--config_file", files, "--bundle_root", str(ROOT), *options]
+    check(found[1:])
+    assert capsys.readouterr().out == f"{words[0]}: loading PyTorch and MONAI ...\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], r"trian: no such command; did you mean train\?"),
+        (["x"], "x: no such command; give one of register, apply, train, evaluate"),
+        (
+            ["train", "--config", "labelled"],
+            "--config labelled: no such file; give the path of one, or a name of .*labeled",
+        ),
+        (["train", "--config"], "--config : no such file"),
+        (["register", "a", "b", "c"], "a b c: too many or too few words; give register CINE | MOVING FIXED"),
+        (["train", "a", "b"], "a b: too many or too few words"),
+    ],
+)
+def test_refuses_what_it_does_not_know(words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("|", r"\|")):
+        short.main(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        ((), ("register CINE", "evaluate DATASET_DIR")),
+        (("--help",), ("register CINE", "evaluate DATASET_DIR")),
+        (("register", "--help"), ("--cine ", "inference.yaml: Registers cines")),
+        (("train", "--config", "labeled", "-h"), ("--strategy ", "labeled.yaml: The recipe")),
+        (("train", "--version"), ("GSMorph",)),
+    ],
+)
+def test_help_and_version_come_without_torch(words: tuple, known: Sequence[str]) -> None:
+    code = f"import sys; from scripts.__main__ import main; main({list(words)}); assert 'torch' not in sys.modules"
+    printed = succeed(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)).stdout
+    assert all(word in printed for word in known)
+
+
+def test_registers_from_another_folder_as_the_long_form_does(phantoms: Path, tmp_path: Path) -> None:
+    """With paths that are relative to where the user is."""
+    name = "phantom001/phantom001_4d.nii.gz"
+    result = succeed(
+        call("register", name, "--output_dir", tmp_path, "--device", "cpu", "--report", "False", cwd=phantoms)
+    )
+    assert (tmp_path / "phantom001" / "moved.nii.gz").is_file()
+    assert result.stdout.startswith("register: loading PyTorch and MONAI ...\n")
+    assert "_target_" not in result.stderr, "a warning of running one's own config"
+    line = last_line(call("register", name, "--outputdir", tmp_path, cwd=phantoms))
+    assert line == "error: --outputdir: no such option; did you mean --output_dir?"
