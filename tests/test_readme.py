@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
+from scripts.__main__ import _config_files, _to_bundle_run
 from scripts.command_line import check
 from scripts.registration.losses import WarpedSimilarity
 from training_runs import make_pairs, make_unet
@@ -37,6 +38,9 @@ def test_workflows_know_the_options_of_documented_commands(document: str, monkey
     for words in commands(document):
         if "monai.bundle" in words and "run" in words:
             check(words[words.index("run") :])
+        if words[:3] == ["python", "-m", "scripts"]:
+            rest = words[4:]
+            check(_to_bundle_run(words[3], _config_files(words[3], rest), rest)[1:])
 
 
 def test_documented_modules_and_targets_are_there() -> None:
