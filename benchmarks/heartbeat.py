@@ -39,7 +39,7 @@ def read_case(case: Path) -> tuple[CineRegistration, NDArray]:
     ed, es = (case / f"{case.name}_frame{int(phases[phase]):02d}_gt.nii.gz" for phase in ("ED", "ES"))
     cine = case / f"{case.name}_4d.nii.gz"
     registration = register_cine(cine, reference_frame=int(phases["ED"]), reference_label=ed)
-    return registration, np.asarray(nib.load(es).dataobj)
+    return registration.voxels, np.asarray(nib.load(es).dataobj)
 
 
 def draw_heartbeat(registration: CineRegistration, by_hand: NDArray, path: Path) -> None:

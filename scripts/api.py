@@ -9,79 +9,238 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Registration from Python: the inference workflow without its files.
+"""Registration from Python: the inference workflow with paths, nibabel images or arrays, and nothing written.
 
+import sys
+
+sys.path.insert(0, "/path/to/gsmorph_cardiac_registration")  # the folder of the bundle; from any folder
 from scripts.api import register, register_cine
 
 result = register_cine("C_4d.nii.gz", reference_label="C_ED_gt.nii.gz", reference_frame=1)
 print(result.function["lv_ef_percent"], result.quality["verdict"])
+result.fields[7]  # of frame 8: (X, Y, Z, 3), mm along LPS
+
+result = register((moving, affine), (fixed, affine))
+result.voxels.fields[0]  # (2, X, Y, Z), voxels
 """
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from monai.bundle import ConfigParser, ConfigWorkflow
-from scripts.cardiac.cines import CineRegistration
+import nibabel as nib
+import numpy as np
+from monai.bundle import ConfigParser
+from numpy.typing import ArrayLike, NDArray
+from scripts.cardiac.cines import Cine, CineRegistration
 from scripts.command_line import check_path
+from scripts.data.itk_fields import voxels_to_lps
 from scripts.devices import settings_kept
 from scripts.errors import InputError, first_cause
+from torch import nn
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "inference.yaml"
+IMAGES = ("cine", "moving", "fixed", "reference_label", "moving_label")
+# Keys of the config, besides the checkpoint's file, that the network with its weights depends on.
+NETWORK_KEYS = ("network_def", "network", "trained_network", "checkpoint", "device", "channels_last")
+
+# A path, an image in memory, or an array with its affine (voxel index to RAS in mm, 4 x 4).
+Image = str | Path | nib.spatialimages.SpatialImage | tuple[ArrayLike, ArrayLike]
 
 
-def register_cine(cine: str | Path, **options: object) -> CineRegistration:
+@dataclass(frozen=True)
+class Registration:
+    """Every frame of a cine registered to its reference frame, or a moving image to a fixed one (T = 1).
+
+    Fields are displacements in mm along the patient's left, posterior and superior axes (LPS) at the voxels of the
+    reference frame or the fixed image, pull direction: what lies at p there lies at p + fields[t](p) in frame t. They
+    equal the files that the workflow writes.
+    """
+
+    voxels: CineRegistration
+    """The same with its fields (T, 2, X, Y, Z) in voxels of the reference's grid, channel i along array axis i."""
+    cine: Cine
+    """What was moved: image (X, Y, Z, T), affine, spacing, times."""
+    reference: int | None
+    """Reference frame, counted from 1; None for a pair."""
+    reference_basis: str
+    """Why that frame, in words."""
+    moved: NDArray
+    """(X, Y, Z, T), intensities of the cine's unit, on the reference's grid."""
+    fixed: NDArray
+    """Image (X, Y, Z) that every frame is brought onto."""
+    label: NDArray | None
+    """Label of the reference frame, or of the moving image, (X, Y, Z); None without one."""
+    labels: NDArray | None
+    """Labels of all frames, or the moving label on the fixed grid, (X, Y, Z, T); None without one."""
+    quality: dict = field(default_factory=dict)
+    """As in `quality.json`."""
+    function: dict = field(default_factory=dict)
+    """As in `function.json`; empty without the label of a cine."""
+    strain: list[dict] = field(default_factory=list)
+    """Rows as in `strain.csv`."""
+    points: list[dict] = field(default_factory=list)
+    """Rows as in `points.csv`, mm along LPS."""
+
+    @cached_property
+    def fields(self) -> NDArray[np.float32]:
+        """(T, X, Y, Z, 3), mm along LPS, pull direction."""
+        return self._in_mm(self.voxels.fields)
+
+    @cached_property
+    def inverses(self) -> NDArray[np.float32]:
+        """Their inverses (T, X, Y, Z, 3), mm along LPS: what lies at q in frame t lies at q + inverses[t](q) in the
+        reference."""
+        return self._in_mm(self.voxels.inverses)
+
+    def _in_mm(self, fields: NDArray) -> NDArray[np.float32]:
+        return np.stack([voxels_to_lps(u, self.cine.affine) for u in fields]).astype(np.float32)
+
+
+def register_cine(cine: Image, **options: object) -> Registration:
     """Register every frame of a cine to its reference frame, with the shipped weights.
 
     Args:
-        cine: a 4-D NIfTI file, or a folder of DICOM files that holds one stack.
+        cine: a 4-D NIfTI file, a folder of DICOM files that holds one stack, a 4-D nibabel image, whose header tells
+            the frame time, or an array (X, Y, Z, T) with its affine.
         options: any top-level key of `configs/inference.yaml` but `bundle_root`, such as `reference_frame`,
-            `reference_label`, `points`, `device`, or `output_dir`, without which nothing is written.
+            `reference_label` (an image, too), `points` (a CSV, or an array (N, 3) in mm along LPS), `device`, or
+            `output_dir`, without which nothing is written.
 
     Returns:
-        What the workflow would write: fields in voxels of the reference frame, inverses, moved images, labels,
-        function, strain, quality.
+        What the workflow would write.
 
     Raises:
         InputError: naming file or option and the cure.
     """
-    return run_one(cine=cine, **options)
+    return _register_one(cine=cine, **options)
 
 
-def register(moving: str | Path, fixed: str | Path, **options: object) -> CineRegistration:
-    """Register a moving to a fixed stack of slices (3-D NIfTI files); T = 1 in the result. Options and errors as in
-    `register_cine`."""
-    return run_one(moving=moving, fixed=fixed, **options)
+def register(moving: Image, fixed: Image, **options: object) -> Registration:
+    """Register a moving to a fixed stack of slices (X, Y, Z); T = 1 in the result. Options and errors as in
+    `register_cine`; `moving_label` is an image, too."""
+    return _register_one(moving=moving, fixed=fixed, **options)
 
 
 @settings_kept()
-def run_one(**options: object) -> CineRegistration:
+def _register_one(**options: object) -> Registration:
     """The registration of the one case that the options give."""
     unknown = set(options) - (set(ConfigParser.load_config_file(str(CONFIG))) - {"bundle_root"})
     if unknown:
         raise InputError(f"{', '.join(sorted(unknown))}: no such option; they are the top-level keys of {CONFIG.name}.")
+    # What is in memory takes the same door as files.
+    with TemporaryDirectory(prefix="registration_", ignore_cleanup_errors=True) as folder:
+        try:
+            return _run_workflow(_written_options(options, Path(folder)))
+        except InputError as error:
+            # The user knows what is in memory by the option's name.
+            names = {str(Path(folder) / f"{name}{ending}"): name for name in options for ending in (".nii", ".csv")}
+            message = str(error)
+            for path, name in names.items():
+                message = message.replace(path, name)
+            raise InputError(message) from None
+
+
+def _run_workflow(options: Mapping[str, object]) -> Registration:
     for name, value in {"bundle_root": ROOT, **options}.items():
         check_path(name, value)
-    workflow = ConfigWorkflow(
-        config_file=str(CONFIG),
-        meta_file=str(ROOT / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(ROOT),
-        # Nothing is written, unless asked for.
-        **{"output_dir": None}
-        | {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
-    )
+    parser = ConfigParser()
+    parser.read_config(str(CONFIG))
+    # Nothing is written, unless asked for.
+    parser.update({"bundle_root": str(ROOT), "output_dir": None})
+    parser.update({key: str(value) if isinstance(value, Path) else value for key, value in options.items()})
     try:
-        workflow.initialize()
-        workflow.parser.get_parsed_content("check_source")
-        cases = workflow.parser.get_parsed_content("data")
-        if len(cases) != 1:
+        parser.get_parsed_content("initialize")
+        parser.get_parsed_content("check_source")
+        if len(parser.get_parsed_content("data")) != 1:
             raise InputError("give one case: a cine, or a moving and a fixed image.")
-        evaluator = workflow.parser.get_parsed_content("evaluator")
+        parser["trained_network"] = _trained_network(parser)
+        evaluator = parser.get_parsed_content("evaluator")
         evaluator.run()
     except Exception as error:
         # MONAI and ignite chain their own errors after the first one.
         raise first_cause(error) from None
-    return evaluator.state.output[0]["registration"]
+    result: CineRegistration = evaluator.state.output[0]["registration"]
+    names = set(Registration.__dataclass_fields__) - {"voxels"}
+    return Registration(voxels=result, **{name: getattr(result, name) for name in names})
+
+
+_kept_network: dict[tuple, nn.Module] = {}
+
+
+def _trained_network(parser: ConfigParser) -> nn.Module:
+    """The network with its weights: the one of the call before, where nothing that it depends on has changed."""
+    file = Path(parser.get_parsed_content("checkpoint"))
+    changed = file.stat().st_mtime_ns if file.is_file() else None
+    key = (*(repr(parser[name]) for name in NETWORK_KEYS), str(file.resolve()), changed)
+    if key not in _kept_network:
+        network = parser.get_parsed_content("trained_network")
+        _kept_network.clear()
+        _kept_network[key] = network
+    return _kept_network[key]
+
+
+def _written_options(options: Mapping[str, object], folder: Path) -> dict[str, object]:
+    """The options with images and points that are in memory written to files of their names.
+
+    Raises:
+        InputError: naming the option, for an array without a valid affine, or of something else than numbers.
+    """
+    written = dict(options)
+    for name in options.keys() & set(IMAGES):
+        if not isinstance(options[name], (str, Path, type(None))):
+            written[name] = folder / f"{name}.nii"
+            _in_memory(name, options[name]).to_filename(written[name])
+    points = options.get("points")
+    if not isinstance(points, (str, Path, type(None))):
+        written["points"] = folder / "points.csv"
+        rows = _numbers("points", points)
+        if rows.ndim != 2 or rows.shape[1] != 3:
+            raise InputError(f"points: have the shape {rows.shape}; give (N, 3), x, y and z in mm along LPS.")
+        with written["points"].open("w", newline="") as file:
+            csv.writer(file).writerows(["xyz", *rows.tolist()])
+    return written
+
+
+def _in_memory(name: str, image: object) -> nib.Nifti1Image:
+    """A nibabel image or an array with its affine as a NIfTI image of its own in fp32.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if isinstance(image, nib.Nifti1Pair):
+        header, array, affine = image.header, image.dataobj, image.affine
+    elif isinstance(image, nib.spatialimages.SpatialImage):
+        header, array, affine = None, image.dataobj, image.affine
+    elif isinstance(image, tuple) and len(image) == 2:
+        header, array, affine = None, image[0], _numbers(f"{name}'s affine", image[1])
+    else:
+        raise InputError(
+            f"{name}: takes a path, a nibabel image or (array, affine), the affine from voxel index to RAS in mm; got "
+            f"{type(image).__name__}."
+        )
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.linalg.det(affine):
+        raise InputError(
+            f"{name}: its affine is none; give (4, 4) finite numbers, voxel index to RAS in mm, invertible."
+        )
+    made = nib.Nifti1Image(_numbers(name, array), affine, header)
+    made.set_data_dtype(np.float32)
+    if header is None:
+        made.header.set_xyzt_units("mm")
+    return made
+
+
+def _numbers(name: str, values: object) -> NDArray:
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"dtype {array.dtype}")
+        return array.astype(np.float32 if array.dtype.kind != "f" else array.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: is no array of real numbers ({error}).") from None

@@ -1,21 +1,26 @@
-"""Registration from Python gives the objects that the workflow writes."""
+"""Registration from Python gives what the workflow writes, of paths, images in memory and arrays alike."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import run_bundle, succeed
+from conftest import ROOT, run_bundle, succeed
 from monai.bundle import ConfigParser
 from scripts import api
-from scripts.api import register, register_cine
+from scripts.api import Registration, register, register_cine
 from scripts.cardiac.phantom import write_phantom_dataset
-from scripts.data.itk_fields import read_field
 from scripts.errors import InputError
 from scripts.registration.networks import PaddedNetwork, PyramidNetwork
+from scripts.training import checkpoints
+
+AFFINE = np.diag([-1.5, -1.5, 8.0, 1.0])
 
 
 def paths(phantoms: Path) -> tuple[Path, Path, Path, Path]:
@@ -24,30 +29,103 @@ def paths(phantoms: Path) -> tuple[Path, Path, Path, Path]:
     return folder / "phantom001_4d.nii.gz", ed, es, ed.with_name(ed.name.replace(".nii", "_gt.nii"))
 
 
-def test_a_cine_is_that_of_the_workflow(phantoms: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def registered(phantoms: Path) -> Registration:
+    """A cine with the label of its first frame."""
     cine, _, _, label = paths(phantoms)
-    result = register_cine(cine, reference_label=label, device="cpu")
+    return register_cine(cine, reference_label=label, device="cpu")
+
+
+def test_a_cine_is_that_of_the_workflow(phantoms: Path, registered: Registration, tmp_path: Path) -> None:
+    cine, _, _, label = paths(phantoms)
     options = {"cine": cine, "reference_label": label, "output_dir": tmp_path, "device": "cpu", "report": False}
     succeed(run_bundle(config_file="configs/inference.yaml", **options))
-    assert result.reference == 1
-    assert result.reference_basis == "end diastole by Info.cfg"
+    assert registered.reference == 1
+    assert registered.reference_basis == "end diastole by Info.cfg"
     written = nib.load(tmp_path / "phantom001" / "moved.nii.gz")
-    np.testing.assert_allclose(result.moved, written.get_fdata(), rtol=1e-5, atol=0.1)
+    np.testing.assert_allclose(registered.moved, written.get_fdata(), rtol=1e-5, atol=0.1)
+    assert registered.fields.shape == registered.inverses.shape == (4, *registered.fixed.shape, 3)
     for t in (1, 2):
-        field, affine = read_field(tmp_path / "phantom001" / "fields" / f"frame_{t + 1:02d}.nii.gz")
-        np.testing.assert_allclose(affine, result.cine.affine, atol=1e-4)
-        np.testing.assert_allclose(field[:2], result.fields[t], atol=1e-3)
-        np.testing.assert_allclose(field[2], 0, atol=1e-4)
-    assert 5 < result.function["lv_ef_percent"] < 90
+        for fields, suffix in ((registered.fields, ""), (registered.inverses, "_inverse")):
+            file = nib.load(tmp_path / "phantom001" / "fields" / f"frame_{t + 1:02d}{suffix}.nii.gz")
+            np.testing.assert_allclose(fields[t], file.get_fdata()[..., 0, :], atol=1e-3)
+            np.testing.assert_allclose(registered.cine.affine, file.affine, atol=1e-4)
+    assert 5 < registered.function["lv_ef_percent"] < 90
     assert not list(Path.cwd().glob("None*"))
 
 
+def test_fields_in_mm_are_those_in_voxels_through_the_affine(registered: Registration) -> None:
+    in_plane, affine = registered.voxels.fields, registered.cine.affine
+    x, t = (20, 15, 1), 2
+    point = np.array([*x, 1.0])
+    moved = point + [*in_plane[(t, slice(None), *x)], 0, 0]
+    np.testing.assert_allclose(registered.fields[(t, *x)], ((affine @ (moved - point))[:3]) * [-1, -1, 1], atol=1e-4)
+    assert np.abs(registered.fields).max() > 1
+
+
+def test_images_in_memory_and_arrays_give_what_their_files_give(phantoms: Path, registered: Registration) -> None:
+    cine, _, _, label = (nib.load(path) for path in paths(phantoms))
+    before = cine.get_filename()
+    array, labels = np.asarray(cine.dataobj), np.asarray(label.dataobj)
+    for image, drawn in ((cine, label), ((array, cine.affine), (labels.tolist(), cine.affine))):
+        result = register_cine(image, reference_label=drawn, reference_frame=1, device="cpu")
+        np.testing.assert_array_equal(result.fields, registered.fields)
+        np.testing.assert_array_equal(result.labels, registered.labels)
+        # An array has no header that would tell the time between frames.
+        assert result.cine.frame_time == (registered.cine.frame_time if image is cine else None)
+    assert cine.get_filename() == before
+
+
 def test_a_pair(phantoms: Path) -> None:
-    _, ed, es, _ = paths(phantoms)
+    _, ed, es, label = paths(phantoms)
     result = register(es, ed, device="cpu")
     assert result.reference is None
-    assert result.fields.shape == (1, 2, *nib.load(ed).shape)
+    assert result.fields.shape == (1, *nib.load(ed).shape, 3)
     assert result.quality["frames"][0]["mse_after"] < result.quality["frames"][0]["mse_before"]
+    fixed = nib.load(ed)
+    array = torch.from_numpy(np.asarray(fixed.dataobj))
+    again = register(nib.load(es), (array, fixed.affine), moving_label=label, device="cpu")
+    np.testing.assert_array_equal(again.fields, result.fields)
+    assert again.labels.shape == (*fixed.shape, 1)
+
+
+def test_landmarks_are_a_table_or_an_array(phantoms: Path, tmp_path: Path) -> None:
+    _, ed, es, _ = paths(phantoms)
+    center = nib.load(ed).affine @ [20.3, 17.1, 0.0, 1.0]
+    points = center[None, :3] * [-1, -1, 1]
+    (tmp_path / "points.csv").write_text("x,y,z\n" + ",".join(map(str, points[0])))
+    rows = [register(es, ed, points=given, device="cpu").points for given in (points, tmp_path / "points.csv")]
+    assert rows[0] == rows[1]
+    assert [row["frame"] for row in rows[0]] == [1]
+
+
+def test_the_network_is_kept_until_its_weights_change(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ed, es, _ = paths(phantoms)
+    read, load = [], checkpoints.load_weights
+    monkeypatch.setattr(checkpoints, "load_weights", lambda *args: read.append(args[1]) or load(*args))
+    file = tmp_path / "model.pt"
+    weights = torch.load(ROOT / "models" / "model.pt", weights_only=True)
+    torch.save(weights, file)
+    first, second = (register(es, ed, checkpoint=file, device="cpu") for _ in range(2))
+    assert read == [str(file)]
+    np.testing.assert_array_equal(first.fields, second.fields)
+    torch.save({name: value * 0 for name, value in weights.items()}, file)
+    os.utime(file, ns=(1, 1))
+    assert not register(es, ed, checkpoint=file, device="cpu").fields.any()
+    assert len(read) == 2
+
+
+def test_it_works_from_any_folder(phantoms: Path, tmp_path: Path) -> None:
+    _, ed, es, _ = paths(phantoms)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom scripts.api import register\n"
+        f"print(register({str(es)!r}, {str(ed)!r}, device='cpu').fields.shape)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout.strip().splitlines()[-1] == str((1, *nib.load(ed).shape, 3)), ran.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_errors_are_the_workflow_s(phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,16 +142,42 @@ def test_errors_are_the_workflow_s(phantoms: Path, monkeypatch: pytest.MonkeyPat
         register_cine(ed, fixed="nowhere.nii.gz")
     with pytest.raises(InputError, match="referense_frame: no such option"):
         register_cine(ed, referense_frame=3)
-    with pytest.raises(InputError, match="--points: takes the path of a file or folder, got list"):
-        register(ed, ed, points=[[0.0, 0.0, 0.0]])
-    for call in (lambda: register(np.zeros((4, 4, 4)), ed), lambda: register_cine(np.zeros((4, 4, 4, 2)))):
-        with pytest.raises(InputError, match=r"--(moving|cine): takes the path of a file or folder, got ndarray"):
-            call()
     with pytest.raises(InputError, match="--output_dir False: results need a folder"):
         register(ed, ed, output_dir=False)
     monkeypatch.setattr(api, "ROOT", Path("x#y"))
     with pytest.raises(InputError, match=r"--bundle_root x#y: holds #"):
         register(ed, ed)
+
+
+RAMP = np.linspace(0, 100, 16 * 16 * 2 * 3).reshape(16, 16, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cine": RAMP}, r"^cine: takes a path, a nibabel image or \(array, affine\), .* got ndarray"),
+        ({"cine": (RAMP, np.eye(3))}, "^cine: its affine is none"),
+        ({"cine": (RAMP, "here")}, "^cine's affine: is no array of real numbers"),
+        ({"cine": ([[1, 2], [3]], AFFINE)}, "^cine: is no array of real numbers"),
+        ({"cine": (RAMP * 1j, AFFINE)}, "^cine: is no array of real numbers"),
+        ({"cine": (RAMP[..., 0], AFFINE)}, r"^cine: has the shape \(16, 16, 2\); a cine is"),
+        ({"cine": (RAMP * np.nan, AFFINE)}, "^cine: holds NaN or Inf"),
+        ({"cine": (RAMP, 0 * AFFINE)}, "^cine: its affine is none"),
+        ({"cine": (RAMP, AFFINE), "points": [[0, 0]], "reference_frame": 1}, r"^points: have the shape \(1, 2\)"),
+        ({"cine": (RAMP, AFFINE), "points": [[999, 0, 0]], "reference_frame": 1}, "^points: the point 1 lies outside"),
+        (
+            {"cine": (RAMP, AFFINE), "reference_label": (RAMP[..., 0] + 0.5, AFFINE), "reference_frame": 1},
+            "^reference_label: holds fractions",
+        ),
+        (
+            {"moving": (RAMP[..., 0], AFFINE), "fixed": (RAMP[1:, ..., 0], AFFINE)},
+            "^moving and fixed: have different shapes",
+        ),
+    ],
+)
+def test_bad_input_in_memory_is_named_by_its_option(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        api._register_one(**options, device="cpu")
 
 
 def test_inverses_undo_fields_to_a_tenth_of_a_millimeter(tmp_path: Path) -> None:
@@ -82,7 +186,7 @@ def test_inverses_undo_fields_to_a_tenth_of_a_millimeter(tmp_path: Path) -> None
     )  # pixels of 1.6 mm
     result = register_cine(*root.glob("phantom001/*_4d.nii.gz"), device="cpu")
     assert max(frame["inverse_error_mm_p95"] for frame in result.quality["frames"]) <= 0.1
-    assert np.abs(result.fields).max() > 2
+    assert np.abs(result.voxels.fields).max() > 2
 
 
 def test_a_batch_norm_is_folded_before_it_registers(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> CineRegistration:
     path = tmp_path_factory.mktemp("sample") / "two_4d.nii.gz"
     nib.save(nib.load(SAMPLE / "SC-HF-I-2_4d.nii.gz").slicer[..., ES - 1 :: ED - ES], path)
     label = SAMPLE / f"SC-HF-I-2_frame{ED:02d}_gt.nii.gz"
-    return register_cine(path, reference_frame=2, reference_label=label, device="cpu")
+    return register_cine(path, reference_frame=2, reference_label=label, device="cpu").voxels
 
 
 def test_two_phases_have_the_ejection_fraction_of_the_contours_by_hand(registered: CineRegistration) -> None:
