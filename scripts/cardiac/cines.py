@@ -20,6 +20,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scripts.cardiac.planes import is_long_axis
 
 Array = NDArray[np.floating]
 # Values in a label map: right ventricle, left ventricular myocardium and cavity, as in ACDC.
@@ -30,7 +31,8 @@ ESTIMATED = "the frame with the largest estimated cavity: the most bright voxels
 
 @dataclass(frozen=True)
 class Cine:
-    """A stack of short-axis slices over the cardiac cycle. Frames are counted from 1 wherever a user sees them."""
+    """A stack of slices over the cardiac cycle, short-axis ones unless `plane` says otherwise. Frames are counted from 1
+    wherever a user sees them."""
 
     name: str
     """Names the outputs; never a patient identifier."""
@@ -40,11 +42,23 @@ class Cine:
     """Voxel index to RAS in mm, (4, 4); oblique in general."""
     times: Array | None = None
     """Milliseconds of each slice and frame after the trigger, (Z, T); None where the file does not tell."""
+    valid: NDArray[np.bool_] | None = None
+    """Where anything was acquired, in any frame, (X, Y, Z); None is everywhere. Padding has the least intensity of the
+    rest."""
+    plane: str | None = None
+    """One of `planes.PLANES`, None where nobody knows."""
+    plane_basis: str = "unknown"
+    """One of `planes.BASIS`."""
 
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm."""
         return tuple(float(length) for length in voxel_sizes(self.affine))
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether its slices add up to a ventricle: several, and not of a long-axis view."""
+        return self.image.shape[2] > 1 and not is_long_axis(self.plane)
 
     @property
     def frames(self) -> int:

@@ -46,6 +46,12 @@ CAVEAT = (
     "keep their label, so that end-systolic volumes tend to be too large, stroke volumes and ejection fractions too "
     "small: little in the left ventricle, grossly in the right one, whose base leaves the basal slices."
 )
+NO_VOLUME = "One slice, or a long-axis view, is no whole ventricle: no volume, ejection fraction or mass is given."
+AREA_DEFINITIONS = DEFINITIONS | {
+    "ed_frame": "end diastole: the frame of the largest LV area (of the largest RV area where no LV is labeled), counted "
+    "from 1",
+    "es_frame": "end systole: the frame of the smallest area of the same ventricle, counted from 1",
+}
 
 
 def volumes(labels: NDArray, spacing: Sequence[float]) -> dict[str, Array]:
@@ -92,13 +98,19 @@ def volume_rows(labels: NDArray, spacing: Sequence[float], times: Array | None =
 
 
 def measure_function(
-    labels: NDArray, spacing: Sequence[float], times: Array | None = None, reference: int | None = None
+    labels: NDArray,
+    spacing: Sequence[float],
+    times: Array | None = None,
+    reference: int | None = None,
+    is_stack: bool = True,
 ) -> dict[str, object]:
     """What `DEFINITIONS` has, as far as the labels tell.
 
     Args:
         labels, spacing, times: as `volume_rows` takes them.
         reference: frame whose label the others were moved from, counted from 1; passed on to the result.
+        is_stack: whether the slices add up to a ventricle, see `cines.Cine.is_stack`; without, end diastole and end
+            systole are those of the largest and the smallest area, and no volume, ejection fraction or mass is given.
 
     Returns:
         Numbers by the names in `DEFINITIONS`, lists of T for the volumes, the definitions of what is there under
@@ -117,6 +129,8 @@ def measure_function(
         result[f"{name}_frame"] = frame + 1
         if means is not None:
             result[f"{name}_time_ms"] = float(means[frame])
+    if not is_stack:
+        return {**result, "definitions": {name: AREA_DEFINITIONS[name] for name in result}, "caveat": NO_VOLUME}
     for name in ("lv", "rv"):
         if name not in curves:
             continue

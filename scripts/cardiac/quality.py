@@ -59,7 +59,8 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
 
     Returns:
         "frames": a dict a frame (`frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of
-        sentences; "trustworthy", whether no threshold was crossed; "thresholds", those that were used.
+        sentences; "trustworthy", whether no threshold was crossed; "thresholds", those that were used; "plane", one of
+        `planes.PLANES` or None, and "plane_basis", one of `planes.BASIS`.
     """
     frames = []
     for t in range(len(registration.fields)):
@@ -78,6 +79,8 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
         "thresholds": {name: limit for name, limit in limits.items() if cycle or name not in OF_A_CYCLE},
         "reference_frame": registration.reference,
         "reference_basis": registration.reference_basis,
+        "plane": registration.cine.plane,
+        "plane_basis": registration.cine.plane_basis,
         "cycle": cycle,
         "frames": frames,
     }

@@ -15,7 +15,8 @@ The displacement u of a frame takes the reference's point x to x + u(x). With F 
 reference's voxels (central differences), a fiber along the unit vector e changes its length by the engineering strain
 (Lagrangian, relative to the reference frame) sqrt(e' F' F e) - 1, a ratio: -0.2 is a shortening by 20 %. A rigid motion
 has none. Unit vectors point away from the centroid of the LV cavity of the same slice in the reference (radial) and at
-a right angle to that (circumferential). Motion through the slices is not seen, hence no longitudinal strain.
+a right angle to that (circumferential). Motion through the slices is not seen, hence no longitudinal strain;
+`longitudinal` has that of long-axis views.
 
 Sectors are the six of basal and mid-cavity slices in Cerqueira et al., Circulation 105:539 (2002), 60 degrees each
 about the same center, in every slice (apical ones too). They start at the anterior insertion of the RV and go through
@@ -41,6 +42,17 @@ DEFINITIONS = {
     "peak_circumferential": "the most negative global circumferential strain of the cycle; none where the reference is "
     "not near end diastole",
     "peak_radial": "the largest global radial strain of the cycle; none either",
+}
+# Of a long-axis view, see `longitudinal`.
+LONG_AXIS_DEFINITIONS = {
+    "strain": "engineering strain, a ratio relative to the reference frame, in the plane of a long-axis view",
+    "longitudinal": "change of the length of the line through the middle of the myocardium (label 2), from one side of "
+    "the base over the apex to the other, as its points are carried (Voigt et al. 2015)",
+    "radial": "strain across the wall, sqrt(n' F' F n) - 1 with F = I + grad u, mean over that line's points, "
+    "at right angles to it",
+    "peak_longitudinal": "the most negative longitudinal strain of the cycle; none where the reference is not near "
+    "end diastole",
+    "peak_radial": "the largest radial strain of the cycle; none either",
 }
 # Of the range of global circumferential strain: a wall that gets longer than the reference's by more was not at end
 # diastole there.
@@ -107,21 +119,23 @@ def measure_strain(
 
 
 def summarize_strain(rows: list[dict]) -> dict[str, object]:
-    """Global peak strains (ratios) with their frames (from 1) and `DEFINITIONS`, from rows of `measure_strain`; {} from
-    no rows, and where the reference is not near end diastole, from which peaks are counted."""
+    """Global peak strains (ratios) with their frames (from 1) and definitions, from rows of `measure_strain` or
+    `longitudinal.measure_longitudinal`; {} from no rows, and where the reference is not near end diastole, from which
+    peaks are counted."""
     cycle = [row for row in rows if row["region"] == "global"]
     if not cycle:
         return {}
-    shortest, thickest = min(cycle, key=lambda row: row["circumferential"]), max(cycle, key=lambda row: row["radial"])
-    longest = max(row["circumferential"] for row in cycle)
-    if longest > NEAR_END_DIASTOLE * (longest - shortest["circumferential"]):
+    name = "longitudinal" if "longitudinal" in cycle[0] else "circumferential"
+    shortest, thickest = min(cycle, key=lambda row: row[name]), max(cycle, key=lambda row: row["radial"])
+    longest = max(row[name] for row in cycle)
+    if longest > NEAR_END_DIASTOLE * (longest - shortest[name]):
         return {}
     return {
-        "peak_circumferential": shortest["circumferential"],
-        "peak_circumferential_frame": shortest["frame"],
+        f"peak_{name}": shortest[name],
+        f"peak_{name}_frame": shortest["frame"],
         "peak_radial": thickest["radial"],
         "peak_radial_frame": thickest["frame"],
-        "definitions": dict(DEFINITIONS),
+        "definitions": dict(DEFINITIONS if name == "circumferential" else LONG_AXIS_DEFINITIONS),
     }
 
 

@@ -21,9 +21,10 @@ from collections.abc import Callable, Sequence
 from itertools import chain, count
 from pathlib import Path
 
+from scripts.cardiac.planes import PLANES
 from scripts.data.acdc import acdc_pairs, find_image, read_info
 from scripts.data.datalists import check_files, json_pairs
-from scripts.data.dicom import slices_of_one
+from scripts.data.dicom import is_one_study, list_series, slices_of_one
 from scripts.data.nifti import shape_of, stem_of
 from scripts.data.results import is_result
 from scripts.errors import InputError
@@ -34,9 +35,50 @@ from scripts.files import files_below, is_dicom, plain_path
 LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$", re.IGNORECASE)
 
 
-def inference_cases(**sources: object) -> list[dict]:
-    """The cases of `find_cases`, with names that differ."""
-    return unique_names(find_cases(**sources))
+def inference_cases(
+    series: int | str | None = None, plane: str | None = None, only_list: bool = False, **sources: object
+) -> list[dict]:
+    """The cases of `find_cases`, with names that differ.
+
+    Args:
+        series: of the DICOM folder `cine`, see `dicom.read_dicom_cine`.
+        plane: of all cases that name none, one of `planes.PLANES`.
+        only_list: whether to print what the DICOM folders hold instead, and return no case.
+        sources: of `find_cases`.
+
+    Raises:
+        InputError: naming the file or option and the cure.
+    """
+    if plane is not None and plane not in PLANES:
+        raise InputError(f"--plane {plane}: is none of {', '.join(PLANES)}; give one of these, or leave --plane out.")
+    if series is not None and not (sources.get("cine") and Path(str(sources["cine"])).is_dir()):
+        raise InputError("--series: belongs to a folder of DICOM files; give it with --cine.")
+    items = unique_names(find_cases(**sources))
+    if only_list:
+        print_series(items)
+        return []
+    given = {key: value for key, value in (("series", series), ("plane", plane)) if value is not None}
+    return [{**given, **item} for item in items]
+
+
+def print_series(items: Sequence[dict]) -> None:
+    """Print the listing of each case that is a folder of DICOM files; an unreadable one has a line that says why.
+
+    Raises:
+        InputError: where no case is such a folder.
+    """
+    folders = [item["cine"] for item in items if Path(item.get("cine", "")).is_dir() and "cine" in item]
+    if not folders:
+        raise InputError(
+            "--list_series: lists folders of DICOM files; give one with --cine, or several in --dataset_dir."
+        )
+    for folder in folders:
+        try:
+            print(list_series(folder))
+        except InputError as error:
+            if len(folders) == 1:
+                raise
+            print(error)
 
 
 def find_cases(
@@ -185,6 +227,10 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     subjects = [path for path in folders if (path / "Info.cfg").is_file() and any(path.glob(f"{path.name}_*.nii*"))]
     others = [path for path in folders if path not in subjects and not is_result(path)]
     contents = {path: cine_files(path) or ([path] if holds_dicom(path) else []) for path in others}
+    dicom = [path for path, found in contents.items() if found == [path]]
+    if is_one_study(dicom):
+        logging.getLogger("inference").info(f"{root}: its {len(dicom)} folders of DICOM are one patient's study")
+        contents = {path: found for path, found in contents.items() if path not in dicom} | {root: [root]}
     # One without any image says which it lacks.
     subjects += [path for path in others if (path / "Info.cfg").is_file() and not contents[path]]
     if not (subjects or files or any(contents.values())) and any(map(looks_like_dicom, entries)):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from scipy.ndimage import binary_dilation
 from scripts.cardiac.cines import ESTIMATED, LABELS, Cine, largest_cavity
+from scripts.cardiac.planes import plane_of
 from scripts.data.dicom import read_dicom_cine
 from scripts.data.grids import AFFINE_TOLERANCE_MM, check_meets, check_same_grid, resample, turn_to
 from scripts.data.nifti import (
@@ -171,23 +173,31 @@ def check_order(label: Tensor, path: str) -> None:
         )
 
 
-def read_cine(path: str | Path) -> Cine:
-    """The cine of a 4-D NIfTI file or of a folder of DICOM files.
+def read_cine(path: str | Path, series: int | str | None = None) -> Cine:
+    """The cine of a 4-D NIfTI file or of a folder of DICOM files, of a series of that folder where one is given.
 
     Raises:
         InputError: naming the file or folder and the cure.
     """
     path = Path(path)
-    return read_dicom_cine(path) if path.is_dir() else read_nifti_cine(path)
+    if path.is_dir():
+        return read_dicom_cine(path, series)
+    if series is not None:
+        raise InputError(f"{path}: is one file, and has no series {series}; leave --series out.")
+    cine = read_nifti_cine(path)
+    plane = plane_of(cine.affine)
+    return replace(cine, plane=plane, plane_basis="unknown" if plane is None else "read")
 
 
 class LoadCase(Transform):
     """Load a case of a data list: a cine with its reference frame, or a pair of images.
 
-    A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files), and may have "reference" (frame, counted from
-    1), "reference_basis" and "reference_label". The item gains "moving" (T, X, Y, Z), "fixed" (1, X, Y, Z), "times" (Z,
-    T) in ms where known, and "reference", 0 for a pair. Either may have "points", a CSV of landmarks of the fixed
-    image. One with an "error" raises it.
+    A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files), and may have "series" (of such a folder),
+    "reference" (frame, counted from 1), "reference_basis" and "reference_label". The item gains "moving" (T, X, Y, Z),
+    "fixed" (1, X, Y, Z), "times" (Z, T) in ms where known, "valid" (X, Y, Z), where anything was acquired, if that is not
+    everywhere, and "reference", 0 for a pair. Either may have "points", a CSV of landmarks of the fixed image, and
+    "plane", and has then "plane" (one of `planes.PLANES`, or "") and "plane_basis" (one of `planes.BASIS`). One with an
+    "error" raises it.
 
     Args:
         resample_moving: whether a moving image on another grid than the fixed one is resampled onto it.
@@ -213,11 +223,13 @@ class LoadCase(Transform):
             if "moving_label" in item:
                 check_order(item["moving_label"], data["moving_label"])
             label = {"reference_label": item.pop("moving_label")} if "moving_label" in item else {}
+            item |= plane_item(data, plane_of(item["fixed"].affine.double().numpy()))
             return check_points({**item, **label, "reference": 0, "reference_basis": "the fixed image of the pair"})
-        cine = read_cine(data["cine"])
+        cine = read_cine(data["cine"], data.get("series"))
         check_right_angles(cine.affine, data["cine"])
         check_areal(cine.image.shape[:2], data["cine"])
         item = {**data, "reference_basis": data.get("reference_basis", "given")}
+        item |= plane_item(data, cine.plane)
         if "reference" not in data:
             item["reference"] = largest_cavity(cine.image)
             item["reference_basis"] = ESTIMATED
@@ -231,6 +243,8 @@ class LoadCase(Transform):
             images, affine=torch.from_numpy(cine.affine), meta={"filename_or_obj": str(data["cine"])}
         )
         item["fixed"] = item["moving"][item["reference"] - 1 : item["reference"]].clone()
+        if cine.valid is not None:
+            item["valid"] = torch.from_numpy(cine.valid)
         if cine.times is not None:
             item["times"] = torch.from_numpy(cine.times)
         if "reference_label" in data:
@@ -251,6 +265,13 @@ class LoadCase(Transform):
                     "cavity, make it 3."
                 )
         return check_points(item)
+
+
+def plane_item(data: Mapping, read: str | None) -> dict:
+    """The plane of a case, "" where nobody knows, and how it is known: as the case gives it, else as it was read."""
+    if data.get("plane"):
+        return {"plane": data["plane"], "plane_basis": "given"}
+    return {"plane": read or "", "plane_basis": "read" if read else "unknown"}
 
 
 def check_areal(size: Sequence[int], path: str | Path) -> None:

@@ -70,7 +70,8 @@ def as_displayed(registration: CineRegistration) -> CineRegistration:
         sources = np.argsort(orientation[:2, 0])
         return turned[:, sources] * orientation[sources, 1].reshape(1, 2, 1, 1, 1)
 
-    cine = replace(r.cine, image=turn(r.cine.image), affine=affine @ inv_ornt_aff(orientation, r.cine.image.shape[:3]))
+    grid = affine @ inv_ornt_aff(orientation, r.cine.image.shape[:3])
+    cine = replace(r.cine, image=turn(r.cine.image), affine=grid, valid=turn(r.cine.valid))
     fields, inverses = turn_field(r.fields), turn_field(r.inverses)
     images = {name: turn(getattr(r, name)) for name in ("moved", "label", "labels", "fixed")}
     return replace(r, cine=cine, fields=fields, inverses=inverses, **images)

@@ -47,6 +47,7 @@ STYLES = {
     "LV": ("#c2410c", "o"),
     "RV": ("#0b63b0", "s"),
     "circumferential": ("#7a1fa2", "v"),
+    "longitudinal": ("#7a1fa2", "v"),
     "radial": ("#0f766e", "^"),
 }
 # What a ventricle's figures are called, by their keys behind "lv_" and "rv_".
@@ -132,7 +133,8 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
     r = as_displayed(registration)
     cine, view = r.cine, choose_view(r)
     labeled, many = r.label is not None and bool(np.any(r.label)), cine.frames > 1
-    volumes = function.volumes(r.labels, cine.spacing) if labeled and r.labels is not None and many else {}
+    measured = labeled and r.labels is not None and many and cine.is_stack
+    volumes = function.volumes(r.labels, cine.spacing) if measured else {}
     volumes = {name: volumes[name.lower()] for name in ("LV", "RV") if name.lower() in volumes}
     strains = strain_curves(r.strain, cine.frames) if labeled and many else {}
     peaks = summarize_strain(r.strain) if strains else {}
@@ -438,7 +440,7 @@ def strain_curves(rows: Iterable[Mapping[str, Any]], frames: int) -> dict[str, N
     `strain.measure_strain`."""
     curves = {}
     rows = [row for row in rows if row["region"] == "global"]
-    for name in ("circumferential", "radial"):
+    for name in ("circumferential", "longitudinal", "radial"):
         found = {row["frame"]: row[name] for row in rows if row.get(name) is not None}
         if found:
             curves[name] = 100 * np.array([found.get(t, np.nan) for t in range(1, frames + 1)], float)
@@ -450,8 +452,8 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
     figures = flatten({key: value for key, value in values.items() if key not in ("definitions", "caveat")})
     sides = [side for side in ("lv", "rv") if any(f"{side}_{key}" in figures for key in MEASURES)]
     rows = [[figures.pop(f"{side}_{key}", None) for side in sides] for key in MEASURES]
-    for name in ("circumferential", "radial"):
-        if peaks:
+    for name in ("circumferential", "longitudinal", "radial"):
+        if f"peak_{name}" in peaks:
             figures[f"peak_global_{name}_strain_percent"] = 100 * peaks[f"peak_{name}"]
     return {
         "ventricles": [side.upper() for side in sides],

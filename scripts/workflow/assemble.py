@@ -24,6 +24,8 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from scripts.cardiac.cines import Cine, CineRegistration
 from scripts.cardiac.function import measure_function
+from scripts.cardiac.longitudinal import measure_longitudinal
+from scripts.cardiac.planes import is_long_axis
 from scripts.cardiac.quality import assess
 from scripts.cardiac.strain import measure_strain
 from scripts.data.grids import pull
@@ -86,6 +88,9 @@ class AssembleRegistration(Transform):
             image=torch.as_tensor(data["moving_image"]).cpu().float().movedim(0, -1).numpy(),
             affine=fixed_affine(data),
             times=None if times is None else torch.as_tensor(times).numpy(),
+            valid=None if data.get("valid") is None else torch.as_tensor(data["valid"]).cpu().numpy(),
+            plane=str(data.get("plane") or "") or None,
+            plane_basis=str(data.get("plane_basis", "unknown")),
         )
         registration = CineRegistration(
             cine=cine,
@@ -100,10 +105,10 @@ class AssembleRegistration(Transform):
             registration.label, registration.labels = carry_label(data, inverses if reference else fields)
         registration.quality = assess(registration, errors.numpy(), seen_on_both(data, fields))
         if registration.labels is not None and reference:
-            registration.function = measure_function(registration.labels, cine.spacing, cine.times, reference)
-            registration.strain = measure_strain(
-                registration.fields, registration.label, cine.affine, self.sector_origin, cine.times
+            registration.function = measure_function(
+                registration.labels, cine.spacing, cine.times, reference, cine.is_stack
             )
+            registration.strain = self.measure_strain(registration)
         if self.sector_origin is not None and not registration.strain:
             logging.getLogger("inference").warning(
                 f"{cine.name}: has no strain that --sector_origin would divide; give --reference_label with the LV and its "
@@ -112,6 +117,13 @@ class AssembleRegistration(Transform):
         if "points" in data:
             registration.points = carry_points(registration, data["points"])
         return {**data, "registration": registration}
+
+    def measure_strain(self, registration: CineRegistration) -> list[dict]:
+        """Rows of strain by the plane: longitudinal in a long-axis view, else circumferential; radial in both."""
+        cine, fields, label = registration.cine, registration.fields, registration.label
+        if is_long_axis(cine.plane):
+            return measure_longitudinal(fields, label, cine.affine, cine.times)
+        return measure_strain(fields, label, cine.affine, self.sector_origin, cine.times)
 
 
 def fixed_affine(data: Mapping) -> np.ndarray:

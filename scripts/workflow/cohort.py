@@ -37,7 +37,7 @@ from tqdm import tqdm
 SUMMARY = "summary.csv"
 WORST = {"folding_percent": max, "jacobian_min": min, "inverse_error_mm_p95": max}
 FUNCTION = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "rv_esv_ml", "rv_ef_percent", "lv_mass_g")
-STRAIN = ("peak_radial", "peak_circumferential")
+STRAIN = ("peak_radial", "peak_circumferential", "peak_longitudinal")
 COLUMNS = ("case", "status", "trustworthy", "verdict", *WORST, *FUNCTION, *STRAIN, "reason")
 
 
@@ -67,6 +67,8 @@ def run_cases(
         InputError: at the end, in one process of each node, with the names of the cases that failed and the first one's
             reason.
     """
+    if not len(dataset.data):
+        return []
     # A failed case is reported by one line, not by the engine's traceback as well.
     evaluator.logger.setLevel(logging.CRITICAL)
     # Ignite would resume a run that failed, and so skip the next case; and it would keep the length of the first data
@@ -246,4 +248,5 @@ def read_strain(path: Path) -> list[dict]:
         return []
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["region"] == "global"]
-    return [row | {key: float(row[key]) for key in ("radial", "circumferential")} for row in rows]
+    names = ("radial", "circumferential", "longitudinal")
+    return [row | {key: float(row[key]) for key in names if row.get(key)} for row in rows]

@@ -109,7 +109,8 @@ def write_case(folder: Path, registration: CineRegistration) -> None:
             write_nifti(folder / "labels.nii.gz", registration.labels, cine)
             if registration.function:
                 write_json(folder / "function.json", registration.function)
-            write_csv(folder / "volumes.csv", volume_rows(registration.labels, cine.spacing, cine.times))
+            if cine.is_stack:
+                write_csv(folder / "volumes.csv", volume_rows(registration.labels, cine.spacing, cine.times))
             write_csv(folder / "strain.csv", registration.strain)
     write_csv(folder / "points.csv", registration.points)
     write_json(folder / DONE, registration.quality)

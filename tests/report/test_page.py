@@ -252,7 +252,7 @@ def test_single_frame_and_slice(label: bool, tmp_path: Path) -> None:
     assert "slice 1 of 1" in page.text
     assert ("function" in page.ids) == label
     # One slice of two frames is a cine.
-    assert len(Page(write_report(tmp_path / "report.html", whole, {})).pictures()) == 2 * 2 + 2 + (4 if label else 2)
+    assert len(Page(write_report(tmp_path / "report.html", whole, {})).pictures()) == 2 * 2 + 2 + (3 if label else 2)
 
 
 def test_pair_alternates_between_fixed_and_moved(registered: CineRegistration, tmp_path: Path) -> None:

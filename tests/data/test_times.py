@@ -1,0 +1,31 @@
+"""Whether times can be those of a heartbeat."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scripts.data.times import cycle_ms, is_heartbeat
+
+
+@pytest.mark.parametrize(
+    ("step", "frames", "plausible"),
+    [
+        (34.0, 25, True),
+        (3.4, 20, False),  # TR in the place of the frame time
+        (12.5, 20, True),  # 240 beats a minute
+        (12.4, 20, False),
+        (120.0, 25, True),
+        (121.0, 25, False),
+        (0.034, 25, False),  # seconds taken for milliseconds
+    ],
+)
+def test_a_cycle_lasts_as_long_as_a_heartbeat_may(step: float, frames: int, plausible: bool) -> None:
+    times = step * np.arange(frames) + np.array([[0.0], [7.0]])
+    assert cycle_ms(times) == pytest.approx(step * frames)
+    assert is_heartbeat(times) == plausible
+
+
+def test_one_slice_of_many_does_not_decide() -> None:
+    times = np.tile(34.0 * np.arange(25), (5, 1))
+    times[2] *= 100
+    assert is_heartbeat(times)
