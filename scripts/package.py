@@ -11,15 +11,18 @@
 
 """The bundle as one zip, as the model zoo serves it: regular files under one folder.
 
-Its README is `docs/README.md`; that of the root has the repository's commands.
+Its README is `docs/README.md`; that of the root has the repository's commands. `monai.bundle.load` and MONAI's clients
+of federated learning look for configs in JSON, so that each of `configs/` is there in JSON, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import zipfile
 from pathlib import Path
 
+from monai.bundle import ConfigParser
 from scripts.files import whole_file
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +47,16 @@ def build_zip(path: str | Path, name: str) -> Path:
     with whole_file(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for member in members:
             archive.write(member, f"{name}/{member.relative_to(ROOT)}")
+            if member.parent.name == "configs" and member.suffix == ".yaml":
+                twin = zipfile.ZipInfo(f"{name}/configs/{member.stem}.json")
+                twin.external_attr = 0o644 << 16
+                archive.writestr(twin, _as_json(member), zipfile.ZIP_DEFLATED)
     return path
+
+
+def _as_json(config: Path) -> str:
+    """A YAML config in JSON, laid out as the zoo's hooks lay it out."""
+    return json.dumps(ConfigParser.load_config_file(config), indent=4) + "\n"
 
 
 def main() -> None:

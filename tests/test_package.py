@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from monai.bundle import ConfigParser
 from scripts import package
 from scripts.package import build_zip
 
@@ -28,8 +30,22 @@ def test_zip_holds_regular_files_of_the_bundle(tmp_path: Path) -> None:
     tracked = subprocess.run(["git", "ls-files", *package.FOLDERS], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode == 0:
         assert {f"bundle/{name}" for name in tracked.stdout.split()} <= members.keys()
+    assert len({name.casefold() for name in members}) == len(members)
+    assert max(entry.file_size for entry in members.values()) <= 25e6  # larger ones the zoo hosts elsewhere
     assert not any("__pycache__" in name or "/sample/" in name for name in members)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["bundle.zip"]
+
+
+def test_every_config_has_a_twin_in_json(tmp_path: Path) -> None:
+    with zipfile.ZipFile(build_zip(tmp_path / "bundle.zip", "bundle")) as archive:
+        archive.extractall(tmp_path)
+    configs = sorted((ROOT / "configs").glob("*.yaml"))
+    assert {"train", "evaluate", "inference"} <= {config.stem for config in configs}
+    for config in configs:
+        twin = tmp_path / "bundle" / "configs" / f"{config.stem}.json"
+        assert ConfigParser.load_config_file(twin) == ConfigParser.load_config_file(config)
+    command = [Path(sys.executable).with_name("pretty-format-json"), "--no-sort-keys", "--indent=4"]
+    subprocess.run([*command, *(tmp_path / "bundle" / "configs").glob("*.json")], check=True)
 
 
 def test_documents_of_the_zip_speak_of_what_it_holds(tmp_path: Path) -> None:

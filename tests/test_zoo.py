@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,10 +19,30 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, write_options
-from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from monai.bundle import (
+    ConfigParser,
+    ConfigWorkflow,
+    ckpt_export,
+    load,
+    onnx_export,
+    verify_metadata,
+    verify_net_in_out,
+)
+from monai.utils import set_determinism
 from scripts.cardiac.phantom import Phantom
 from scripts.package import build_zip
 
+NAME = "gsmorph_cardiac_registration"
+# What the zoo's unit tests import, in its `ci/unit_tests/utils.py`, does this with a workflow.
+CHECK_WORKFLOW = """
+def check_workflow(workflow, check_properties=False):
+    workflow.initialize()
+    missing = workflow.check_properties() if check_properties else None
+    if missing:
+        raise ValueError(missing)
+    workflow.run()
+    workflow.finalize()
+"""
 CONFIG = {"config_file": "configs/inference.yaml", "meta_file": "configs/metadata.json"}
 SCHEMA = ROOT.parent / "shared" / "data" / "meta_schema_20240725.json"
 FORMAT = {"type": str, "format": str, "num_channels": int, "spatial_shape": list, "dtype": str, "value_range": list}
@@ -33,6 +54,7 @@ REQUIRED = {
     "pytorch_version": str,
     "numpy_version": str,
     "required_packages_version": dict,
+    "optional_packages_version": dict,
     "name": str,
     "task": str,
     "description": str,
@@ -75,6 +97,9 @@ def test_metadata_has_the_required_keys() -> None:
     assert metadata["pytorch_version"] == pinned["torch"]
     for name, version in metadata["required_packages_version"].items():
         assert pinned[name] == version
+    tested = Path("requirements-dev.txt").read_text().splitlines()
+    for name, version in metadata["optional_packages_version"].items():
+        assert f"{name}=={version}" in tested
 
 
 def test_metadata_follows_the_schema(tmp_path: Path) -> None:
@@ -82,6 +107,28 @@ def test_metadata_follows_the_schema(tmp_path: Path) -> None:
         pytest.skip(f"no schema at {SCHEMA}")
     shutil.copy(SCHEMA, tmp_path / "schema.json")
     verify_metadata(meta_file="configs/metadata.json", filepath=tmp_path / "schema.json")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("train", ["train"]),
+        ("train", ["train", "evaluate"]),
+        ("train", ["train", "finetune"]),
+        ("train", ["train", "labeled"]),
+        ("infer", ["inference"]),
+    ],
+)
+def test_workflows_have_the_properties_of_their_kind(kind: str, names: list[str]) -> None:
+    files = [f"configs/{name}.yaml" for name in names]
+    workflow = ConfigWorkflow(
+        config_file=files, meta_file="configs/metadata.json", logging_file=False, workflow_type=kind
+    )
+    workflow.initialize()
+    try:
+        assert workflow.check_properties() == []
+    finally:
+        workflow.finalize()
 
 
 def test_network_takes_and_gives_what_the_metadata_says() -> None:
@@ -126,6 +173,41 @@ def test_onnx_gives_the_same_field(pair: torch.Tensor, expected: torch.Tensor, t
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: pair.numpy()})
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model zoo's folders, with the bundle as its zip has it and the bundle's unit tests."""
+    root = tmp_path_factory.mktemp("zoo")
+    with zipfile.ZipFile(build_zip(root / "bundle.zip", NAME)) as archive:
+        archive.extractall(root / "models")
+    shutil.copytree(ROOT / "ci", root / "ci")
+    (root / "ci" / "unit_tests" / "utils.py").write_text(CHECK_WORKFLOW)
+    return root
+
+
+def test_unit_tests_of_the_zoo_pass(zoo: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, f"ci/unit_tests/test_{NAME}.py"],
+        cwd=zoo,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Ran 3 tests" in result.stderr
+
+
+def test_load_gives_the_network_with_its_weights(
+    zoo: Path, pair: torch.Tensor, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(zoo)
+    try:
+        network = load(NAME, bundle_dir=str(zoo / "models"), device="cpu")
+    finally:
+        set_determinism(None)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(pair), expected)
 
 
 def run_python(*words: object, cwd: Path) -> str:
