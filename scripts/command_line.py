@@ -32,7 +32,7 @@ from types import TracebackType
 
 import yaml
 from fire.parser import DefaultParseValue
-from scripts.errors import InputError, first_cause
+from scripts.errors import InputError, first_cause, printable
 from scripts.help import bundle_version, describe_files
 from tqdm import tqdm
 
@@ -234,7 +234,7 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
     sys.stdout.flush()
-    print(f"error: {cause if str(cause) else kind.__name__}", file=sys.stderr, flush=True)
+    print(f"error: {printable(str(cause)) or kind.__name__}", file=sys.stderr, flush=True)
     record_error(cause)
 
 

@@ -29,6 +29,11 @@ def first_cause(error: BaseException) -> BaseException:
     return error
 
 
+def printable(text: str) -> str:
+    """A text without what a terminal would obey: control characters and broken characters become "?"."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
 @contextmanager
 def one_line() -> Iterator[None]:
     """End the program at an `InputError` with its message as the last line on stderr, without a traceback, and status
@@ -39,4 +44,4 @@ def one_line() -> Iterator[None]:
         cause = first_cause(error)
         if not isinstance(cause, InputError):
             raise
-        raise SystemExit(f"error: {cause}") from error
+        raise SystemExit(f"error: {printable(str(cause))}") from error

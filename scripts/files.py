@@ -28,6 +28,9 @@ import numpy as np
 from scripts.errors import InputError
 
 # What a DICOM file without a preamble begins with, in little endian.
+LONGEST_NAME = 100
+# What spreadsheets take for the beginning of a formula.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 FIRST_TAGS = tuple(
     bytes([group, 0, element, 0]) for group, element in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22))
 )
@@ -171,15 +174,46 @@ def write_json(path: str | Path, content: Mapping) -> None:
     write_text(path, json.dumps(plain(content), indent=2) + "\n")
 
 
+def read_json(path: str | Path) -> object:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: naming the file, for one that is a folder, is not UTF-8, is not JSON, or nests too deeply.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder, where a JSON file is needed; give the file.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not text in UTF-8; save it as UTF-8.") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nests lists too deeply to be read; write it again.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); correct it.") from error
+
+
+def clean_name(name: str) -> str:
+    """A name that a folder, a terminal and a spreadsheet take as it is: without control characters, slashes and broken
+    characters, not a formula, and at most 100 characters long."""
+    clean = "".join("_" if c in "/\\" or not c.isprintable() else c for c in name)[:LONGEST_NAME]
+    return f"_{clean}" if clean.startswith(FORMULA) else clean
+
+
 def write_csv(path: str | Path, rows: Sequence[Mapping]) -> None:
-    """A CSV file with the columns of the first row, an empty cell where a figure does not exist; no file without
-    rows."""
+    """A CSV file with the columns of the first row, an empty cell where a figure does not exist; no file without rows.
+
+    Words that a spreadsheet would run as a formula get an apostrophe before them.
+    """
     if not rows:
         return
     with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(plain(row) for row in rows)
+        writer.writerows({key: _as_words(value) for key, value in plain(row).items()} for row in rows)
+
+
+def _as_words(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def plain(value: object) -> object:

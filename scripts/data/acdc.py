@@ -23,8 +23,15 @@ DIRECTIONS = {"ES_to_ED": ("ES", "ED"), "ED_to_ES": ("ED", "ES")}
 
 
 def read_info(path: str | Path) -> dict[str, str]:
-    """The `key: value` lines of an ACDC `Info.cfg`; ED and ES are frame numbers counted from 1."""
-    lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    """The `key: value` lines of an ACDC `Info.cfg`; ED and ES are frame numbers counted from 1.
+
+    Raises:
+        InputError: for a file in UTF-16 or none of text.
+    """
+    content = Path(path).read_bytes()
+    if b"\0" in content:
+        raise InputError(f"{path}: is not text in UTF-8; save it as UTF-8.")
+    lines = content.decode("utf-8-sig", errors="replace").splitlines()
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
 
 

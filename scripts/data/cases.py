@@ -28,7 +28,7 @@ from scripts.data.dicom import is_one_study, list_series, slices_of_one
 from scripts.data.nifti import shape_of, stem_of
 from scripts.data.results import is_result
 from scripts.errors import InputError
-from scripts.files import files_below, is_dicom, plain_path
+from scripts.files import clean_name, files_below, is_dicom, plain_path
 
 # Of a NIfTI file that is no cine, by its stem: ACDC's and M&Ms' `_gt`, UK Biobank's `seg_`, ITK-SNAP's and 3D Slicer's
 # habits.
@@ -206,8 +206,10 @@ def end_diastole(folder: Path) -> int | None:
     """
     path = folder / "Info.cfg"
     ed = read_info(path).get("ED") if path.is_file() else None
-    if ed and not re.fullmatch(r"[1-9]\d*", ed):
-        raise InputError(f"{path}: ED is {ed}, which is not a frame (counted from 1); correct or remove that line.")
+    if ed and not re.fullmatch(r"[1-9]\d{0,4}", ed):
+        raise InputError(
+            f"{path}: ED is {ed[:20]}, which is not a frame (counted from 1); correct or remove that line."
+        )
     return int(ed) if ed else None
 
 
@@ -366,10 +368,11 @@ def unique_names(items: Sequence[dict]) -> list[dict]:
         folders.setdefault(item["case"].casefold(), []).append(parent(item).casefold())
     renamed: dict[str, dict] = {}
     for item in items:
-        name, among = item["case"], folders[item["case"].casefold()]
+        name, among = clean_name(item["case"]), folders[item["case"].casefold()]
         if len(among) > 1 and len(set(among)) == len(among):
-            name = f"{parent(item)}_{name}"
+            name = clean_name(f"{parent(item)}_{name}")
         names = (name if number == 1 else f"{name}_{number}" for number in count(1))
         name = next(name for name in names if name.casefold() not in renamed)
-        renamed[name.casefold()] = {**item, "case": name}
+        subject = {"subject": clean_name(str(item["subject"]))} if "subject" in item else {}
+        renamed[name.casefold()] = {**item, **subject, "case": name}
     return list(renamed.values())

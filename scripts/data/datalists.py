@@ -20,7 +20,6 @@ own, 0, 1, 2, ….
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import random
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from scripts.data.acdc import acdc_pairs, acdc_subjects
 from scripts.data.mms import mms_pairs, mms_splits, mms_subjects, mms_table
 from scripts.data.nifti import stem_of
 from scripts.errors import InputError
+from scripts.files import read_json
 
 FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label", "points")
 NAME_KEYS = ("case", "subject", "direction")
@@ -65,9 +65,9 @@ def published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
     if not path.exists():
         return mms_splits(dataset_dir) if mms_table(dataset_dir) else None
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         splits = {name: content[name] for name in SPLITS}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(
             f"{path}: needs the lists train, val and test ({error!r}); correct it or remove it."
         ) from error
@@ -103,11 +103,11 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
             case that names no folder.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path}: no such file; --data_list takes a MONAI data list in JSON.")
     try:
         # MONAI's own reader would take a case for a path where a folder of its name lies beside the list.
-        items = [dict(item) for item in json.loads(path.read_text()).get(section, [])]
+        items = [dict(item) for item in read_json(path).get(section, [])]
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not a MONAI data list ({error}); see the README for one.") from error
     for number, item in enumerate(items, start=1):

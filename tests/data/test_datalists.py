@@ -208,7 +208,7 @@ def spoil_layout(root: Path) -> None:
         (spoil_info, ("Info.cfg", "no frame number for ES", "ES: 1")),
         (spoil_frame, ("phantom001_frame01.nii.gz", "no such file", "correct Info.cfg")),
         (spoil_splits, ("splits.json", "needs the lists train, val and test", "correct it")),
-        (spoil_bytes, ("splits.json", "needs the lists train, val and test", "correct it")),
+        (spoil_bytes, ("splits.json", "is not text in UTF-8", "save it as UTF-8")),
         (list_numbers, ("splits.json", "its train is not a list of subject names", "correct it")),
         (name_one, ("splits.json", "its train is not a list of subject names", "correct it")),
         (repeat_name, ("splits.json", "names subjects more than once: phantom001", "belongs to one of")),
