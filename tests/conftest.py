@@ -17,6 +17,7 @@ import pytest
 import torch.distributed as dist
 from phantom_cases import prepare_cine, write_cine, write_pair
 from scripts.cardiac.phantom import write_phantom_dataset
+from scripts.data import nifti
 from scripts.training import cache
 
 # torch.compile looks at all backends that are installed, OpenVINO's too, whose telemetry forks to tell of it.
@@ -34,6 +35,12 @@ SMALL = {
     "device": "cpu",
     "cache_dir": CACHE.name,
 }
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said() -> None:
+    """What is said once of the files of a data set is said again in each test."""
+    nifti._heard.cache_clear()
 
 
 @pytest.fixture(scope="session")

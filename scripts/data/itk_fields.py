@@ -29,13 +29,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from scripts.data.nifti import check_one_place, check_right_angles, check_whole, unreadable
+from scripts.data.nifti import VECTOR, check_right_angles, open_nifti
 from scripts.errors import InputError
 from scripts.files import whole_file
 
 Array = NDArray[np.floating]
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
-VECTOR = 1007
 ONE_SLICE = "one slice, written twice for ITK"
 # Displacements are written in steps of a quarter of a micrometer: what is finer is noise, which gzip cannot shrink.
 STEP_MM = 2.0**-12
@@ -96,23 +95,14 @@ def read_field(path: str | Path) -> tuple[Array, Array]:
     Raises:
         InputError: naming the file, for one that is not a field of this kind.
     """
-    try:
-        image = nib.load(path)
-        check_whole(path)
-        displacement = np.asarray(image.dataobj, dtype=np.float64)
-    except Exception as error:
-        raise unreadable(path, error) from error
-    check_one_place(path)
-    if displacement.ndim != 5 or displacement.shape[3:] != (1, 3):
+    file = open_nifti(path)
+    if len(file.shape) != 5 or file.shape[3:] != (1, 3):
+        raise InputError(f"{path}: has the shape {file.shape}; a displacement field is (X, Y, Z, 1, 3), mm along LPS.")
+    if int(file.header["intent_code"]) != VECTOR:
         raise InputError(
-            f"{path}: has the shape {displacement.shape}; a displacement field is (X, Y, Z, 1, 3), mm along LPS."
+            f"{path}: has intent code {int(file.header['intent_code'])}; a field in mm along LPS has {VECTOR} (vector)."
         )
-    if int(image.header["intent_code"]) != VECTOR:
-        raise InputError(
-            f"{path}: has intent code {int(image.header['intent_code'])}; a field in mm along LPS has {VECTOR} (vector)."
-        )
-    if not np.isfinite(displacement).all():
-        raise InputError(f"{path}: holds NaN or Inf; write the field again.")
-    if image.shape[2] == 2 and image.header["descrip"].item().decode("latin-1") == ONE_SLICE:
+    displacement = file.voxels(dtype=np.float64)
+    if file.shape[2] == 2 and file.header["descrip"].item().decode("latin-1") == ONE_SLICE:
         displacement = displacement[:, :, :1]
-    return lps_to_voxels(displacement[..., 0, :], image.affine), image.affine
+    return lps_to_voxels(displacement[..., 0, :], file.affine), file.affine

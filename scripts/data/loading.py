@@ -27,20 +27,9 @@ from scripts.cardiac.cines import ESTIMATED, LABELS, Cine, largest_cavity
 from scripts.cardiac.planes import plane_of
 from scripts.data.dicom import read_dicom_cine
 from scripts.data.grids import AFFINE_TOLERANCE_MM, check_meets, check_same_grid, resample, turn_to
-from scripts.data.nifti import (
-    check_image,
-    check_one_place,
-    check_right_angles,
-    check_slices_last,
-    read_frame,
-    read_image,
-    read_nifti_cine,
-    shape_of,
-    unreadable,
-)
+from scripts.data.nifti import NiftiFile, check_right_angles, check_slices_last, open_nifti, read_nifti_cine
 from scripts.data.points import check_in_image, read_points
 from scripts.errors import InputError
-from scripts.files import is_dicom
 from torch import Tensor
 
 # Millimeters that a label drawn on a converter's copy of DICOM may lie off: its affine comes from other slices or
@@ -74,20 +63,16 @@ class LoadPaird(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, str]) -> dict:
         item = dict(data)
+        # A path that leads to several frames of one file is opened once.
+        files = {data[key]: open_nifti(data[key]) for key in self.key_iterator(data)}
         for key in self.key_iterator(data):
-            is_label, frame = str(key).endswith("_label"), data.get(f"{str(key).removesuffix('_label')}_frame")
-            item[key] = self.load(data[key], is_label, frame)
-            if is_label:
-                check_structures(item[key], data[key])
-                if not item[key].any():
-                    where = "" if frame is None else f" in frame {frame}, counted from 0"
-                    logging.getLogger("data").warning(f"{data[key]}: holds no structure{where}, and gives no scores.")
-                if "label_values" in data:
-                    item[key] = rename_labels(item[key], data["label_values"])
-        for key, reference in (("moving_label", "moving"), ("fixed_label", "fixed")):
-            if key in item and reference in item:
-                item[key] = turn_to(item[key], item[reference])
-                check_same_grid(item[key], data[key], item[reference], data[reference])
+            if not str(key).endswith("_label"):
+                check_slices_last(files[data[key]])
+                item[key] = load_image(files[data[key]], data.get(f"{key}_frame"))
+        for key in self.key_iterator(data):
+            role = str(key).removesuffix("_label")
+            if role != key:
+                item[key] = self._load_label(files[data[key]], item.get(role), data, role)
         if "moving" in item and "fixed" in item:
             if self.resample_moving:
                 check_meets(
@@ -102,30 +87,59 @@ class LoadPaird(MapTransform):
             check_same_grid(item["moving"], data["moving"], item["fixed"], data["fixed"], cure)
         return item
 
-    def load(self, path: str, is_label: bool = False, frame: int | None = None) -> MetaTensor:
-        """One checked image (1, X, Y, Z): a file, or one frame, counted from 0, of a file (X, Y, Z, T)."""
-        if Path(path).is_dir() or is_dicom(path):
-            raise InputError(
-                f"{path}: is a folder or DICOM, where a NIfTI file is needed; convert it, by `dcm2niix` for example."
-            )
-        try:
-            image = read_image(path) if frame is None else read_frame(path, frame)
-        except InputError:
-            raise
-        except Exception as error:
-            raise unreadable(path, error) from error
-        check_image(image, path, is_label)
-        return image
+    def _load_label(self, file: NiftiFile, image: MetaTensor | None, data: Mapping, role: str) -> MetaTensor:
+        """The label of the "moving" or the "fixed" image of an item, renamed where the item says how."""
+        frame = data.get(f"{role}_frame")
+        if image is None:
+            label = load_image(file, frame, is_label=True)
+            check_structures(label, file.path)
+        else:
+            label = load_label(file, image, data[role], frame)
+        if not label.any():
+            where = "" if frame is None else f" in frame {frame}, counted from 0"
+            logging.getLogger("data").warning(f"{file.path}: holds no structure{where}, and gives no scores.")
+        return rename_labels(label, data["label_values"]) if "label_values" in data else label
 
-    def load_label(
-        self, path: str, image: MetaTensor, name: str, frame: int | None = None, tolerance: float = AFFINE_TOLERANCE_MM
-    ) -> MetaTensor:
-        """One checked label (1, X, Y, Z) that lies on the grid of an image to a tolerance in mm, which messages call
-        `name`; see `load`."""
-        label = turn_to(self.load(path, is_label=True, frame=frame), image)
-        check_same_grid(label, path, image, name, tolerance=tolerance)
-        check_structures(label, path)
-        return label
+
+def load_image(file: NiftiFile, frame: int | None = None, is_label: bool = False) -> MetaTensor:
+    """An opened file, or one frame of it, counted from 0, as (1, X, Y, Z) in fp32.
+
+    Raises:
+        InputError: naming the file, for one without that frame, with more than three axes where no frame is given, and
+            for a label that holds fractions.
+    """
+    if frame is not None and (len(file.shape) != 4 or not 0 <= frame < file.shape[3]):
+        raise InputError(
+            f"{file.path}: has no frame {frame}, counted from 0, in the shape {file.shape}; correct its ED and ES in the "
+            "table."
+        )
+    if frame is None and len(file.shape) != 3:
+        raise InputError(
+            f"{file.path}: has the shape {file.shape}; one stack of slices (X, Y, Z) is needed: pick one frame of a cine."
+        )
+    array = torch.from_numpy(file.voxels(frame))[None]
+    if is_label and not torch.equal(array, array.round()):
+        raise InputError(f"{file.path}: holds fractions, so it is not a label image; labels are the integers {LABELS}.")
+    return MetaTensor(array, affine=file.affine, meta={"filename_or_obj": file.path, "placed": file.placed})
+
+
+def load_label(
+    file: NiftiFile, image: MetaTensor, name: str, frame: int | None = None, tolerance: float = AFFINE_TOLERANCE_MM
+) -> MetaTensor:
+    """The label (1, X, Y, Z) of an image, with its axes turned to the image's, on whose grid it lies to a tolerance in
+    mm; messages call the image `name`. Where one of the two files says nowhere where it lies, voxels of one index belong
+    together.
+
+    Raises:
+        InputError: naming the file, for one that `load_image` refuses, or that lies elsewhere.
+    """
+    label = load_image(file, frame, is_label=True)
+    if label.shape == image.shape and not (label.meta["placed"] and image.meta.get("placed", True)):
+        label.affine = image.affine
+    label = turn_to(label, image)
+    check_same_grid(label, file.path, image, name, tolerance=tolerance)
+    check_structures(label, file.path)
+    return label
 
 
 def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:
@@ -214,12 +228,7 @@ class LoadCase(Transform):
             raise data["error"]
         if "cine" not in data:
             item = self.load(data)
-            check_right_angles(item["fixed"].affine.double().numpy(), data["fixed"])
             check_areal(item["fixed"].shape[1:3], data["fixed"])
-            check_slices_last(data["fixed"])
-            for key in ("fixed", "moving", "moving_label"):
-                if key in data:
-                    check_one_place(data[key])
             if "moving_label" in item:
                 check_order(item["moving_label"], data["moving_label"])
             label = {"reference_label": item.pop("moving_label")} if "moving_label" in item else {}
@@ -250,12 +259,10 @@ class LoadCase(Transform):
         if "reference_label" in data:
             name = f"frame {item['reference']} of {data['cine']}"
             # A file may hold a label of each frame, most of them 0.
-            frame = item["reference"] - 1 if shape_of(data["reference_label"])[3:] == (cine.frames,) else None
+            file = open_nifti(data["reference_label"])
+            frame = item["reference"] - 1 if file.shape[3:] == (cine.frames,) else None
             tolerance = CONVERTED_MM if Path(data["cine"]).is_dir() else AFFINE_TOLERANCE_MM
-            item["reference_label"] = self.load.load_label(
-                data["reference_label"], item["fixed"], name, frame, tolerance
-            )
-            check_one_place(data["reference_label"])
+            item["reference_label"] = load_label(file, item["fixed"], name, frame, tolerance)
             check_order(item["reference_label"], data["reference_label"])
             if not item["reference_label"].any():
                 raise InputError(f"{data['reference_label']}: is 0 everywhere; give the label of {name}.")

@@ -9,7 +9,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The one door for NIfTI: opening a file, judging its header, and reading images, frames and cines from it."""
+"""The one door for NIfTI: a file is opened once, its header judged once, for training, evaluation and inference alike.
+
+Where qform, sform and pixdim of a header disagree, the rule is ITK's, as far as ITK has one (`_judge_place`).
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,125 @@ import gzip
 import itertools
 import logging
 import re
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
-from monai.data import MetaTensor
 from nibabel.affines import voxel_sizes
-from scripts.cardiac.cines import LABELS, Array, Cine
+from nibabel.spatialimages import HeaderDataError
+from scripts.cardiac.cines import Array, Cine
 from scripts.errors import InputError, first_cause
 from scripts.files import is_dicom
-from torch import Tensor
 
 # How far the cosine of the angle between two axes may be from 0; ITK reads no image beyond that.
 RIGHT_ANGLE = 1e-4
-# Millimeters that qform and sform of a file may be apart; quaternions in single precision are closer.
+# Degrees of shear that are taken for a converter's rounding, and straightened.
+STRAIGHTENED = 2.0
+# Millimeters that two places of one file may be apart; quaternions in single precision are closer.
 SAME_PLACE = 0.1
 FASTEST = 3.0  # ms from frame to frame, a third of what the fastest cines of a heart have
 # How many times longer than both others an axis' spacing is where slices lie along it.
 CLEARLY_THICKER = 1.5
+# Intent codes of files of vectors: "vector" is what ITK writes for displacements, "displacement vector" its other name.
+VECTOR, DISPLACEMENT = 1007, 1006
+
+
+class NiftiFile:
+    """A NIfTI file whose header was judged; made by `open_nifti`.
+
+    Attributes:
+        path: as it was given.
+        shape: (X, Y, Z) or (X, Y, Z, T): a lone slice has Z = 1, axes of length 1 after these are dropped, and time in
+            the fifth axis is moved to the fourth. What is neither keeps its own shape.
+        affine: voxel index to RAS in mm, (4, 4), where ITK puts the file.
+        placed: whether the header says where the file lies; else `affine` is ITK's choice.
+        notes: what is to be said of the header that was taken, in sentences.
+        header: as it was read.
+    """
+
+    def __init__(
+        self, path: str | Path, image: nib.Nifti1Pair, affine: Array, placed: bool = True, notes: Sequence[str] = ()
+    ) -> None:
+        self.path = str(path)
+        self.shape = _true_shape(image)
+        self.affine = affine
+        self.placed = placed
+        self.notes = tuple(notes)
+        self.header = image.header
+        self._image = image
+        self._is_whole = False
+
+    def voxels(self, frame: int | None = None, dtype: type[np.floating] = np.float32) -> np.ndarray:
+        """The voxels in `shape`, or (X, Y, Z) of one frame, counted from 0.
+
+        Raises:
+            InputError: naming the file, for one that is damaged, or holds NaN, Inf, complex numbers or colors.
+        """
+        if self._image.get_data_dtype().kind == "c":
+            raise InputError(f"{self.path}: holds complex numbers; write their magnitude to a new file.")
+        if self._image.get_data_dtype().kind == "V":
+            raise InputError(f"{self.path}: its voxels are colors: convert them to gray.")
+        try:
+            if not self._is_whole:
+                _check_whole(self.path)
+                self._is_whole = True
+            if frame is None:
+                stored = np.asanyarray(self._image.dataobj).reshape(self.shape)
+            else:
+                later = tuple(0 if length == 1 else frame for length in self._image.shape[3:])
+                stored = self._image.dataobj[(slice(None),) * 3 + later]
+            with np.errstate(over="ignore"):
+                array = np.array(stored, dtype=dtype)
+        except Exception as error:
+            raise unreadable(self.path, error) from error
+        if not np.isfinite(array).all():
+            raise InputError(f"{self.path}: {_not_finite(stored)}")
+        return array
+
+
+def open_nifti(path: str | Path) -> NiftiFile:
+    """Open a NIfTI file and judge its header; voxels are read later.
+
+    What there is to say of the header is logged for the first file of its kind in a data set.
+
+    Raises:
+        InputError: naming the file and the cure, for a file that is not there, is none or cannot be read, or whose header
+            puts it at two places, gives voxels no size, lengths in another unit, or axes off right angles by more than
+            `STRAIGHTENED`.
+    """
+    if Path(path).is_dir() or is_dicom(path):
+        raise InputError(
+            f"{path}: is a folder or DICOM, where a NIfTI file is needed; convert it, by `dcm2niix` for example."
+        )
+    try:
+        image = nib.load(path)
+    except Exception as error:
+        # nibabel says of a quaternion that is no rotation that "w2 should be positive".
+        raise _bad_qform(path, error) if "w2 " in str(error) else unreadable(path, error) from error
+    if not isinstance(image, nib.Nifti1Pair):
+        raise InputError(f"{path}: is {type(image).__name__.removesuffix('Image')}, no NIfTI; convert it to .nii.gz.")
+    affine, placed, notes = _judge_place(path, image)
+    file = NiftiFile(path, image, affine, placed, notes)
+    for note in notes:
+        # Files of a data set share their fault: hundreds of lines would say no more than one.
+        if _is_new(re.sub(r"[\d.]+", "", note), str(Path(path).absolute().parent.parent)):
+            logging.getLogger("data").warning(f"{path}: {note} (Said for the first such file alone.)")
+    return file
+
+
+def shape_of(path: str | Path) -> tuple[int, ...]:
+    """The shape of a NIfTI file as `NiftiFile` has it; () where it has none that can be read."""
+    try:
+        return _true_shape(nib.load(path))
+    except Exception:
+        return ()
+
+
+def stem_of(path: str | Path) -> str:
+    """File name without _4d and the endings of NIfTI files."""
+    return re.sub(r"(_4d)?(\.(nii|img|hdr)(\.gz)?)?$", "", Path(path).name, flags=re.IGNORECASE)
 
 
 def check_right_angles(affine: Array, name: object) -> None:
@@ -44,233 +147,66 @@ def check_right_angles(affine: Array, name: object) -> None:
     Raises:
         InputError: with `name`, which says whose grid it is; for voxels without extent, too.
     """
-    lengths = voxel_sizes(affine)
-    if not (lengths > 0).all() or not np.isfinite(affine).all():
+    _check_sizes(affine, name)
+    degrees = _shear_degrees(affine)
+    if degrees > np.rad2deg(RIGHT_ANGLE):
         raise InputError(
-            f"{name}: its voxels are {' x '.join(f'{n:g}' for n in lengths)} mm; write the file again with their true size."
-        )
-    axes = affine[:3, :3] / lengths
-    cosine = np.abs(axes.T @ axes - np.eye(3)).max()
-    if cosine > RIGHT_ANGLE:
-        raise InputError(
-            f"{name}: its axes are off right angles by {np.rad2deg(np.arcsin(min(cosine, 1))):.2g} degrees, and ITK "
-            "takes no field on such a grid; resample the image onto one with right angles."
+            f"{name}: its axes are off right angles by {degrees:.2g} degrees, and ITK takes no field on such a grid; "
+            "resample the image onto one with right angles."
         )
 
 
-def check_one_place(path: str | Path) -> None:
-    """Stop at a NIfTI file that other programs put elsewhere: whose qform and sform, where it has both, are two places,
-    whose voxels have no size or by the sform alone another one, or whose unit is not the millimeter. Where it has
-    neither, a line in the log says so.
-
-    Raises:
-        InputError: naming the file; for two places or sizes where corners are more than `SAME_PLACE` mm apart.
-    """
-    image = nib.load(path)
-    if not isinstance(image, nib.Nifti1Pair):
-        return
-    try:
-        (qform, q_code), (sform, s_code) = image.get_qform(coded=True), image.get_sform(coded=True)
-    except nib.spatialimages.HeaderDataError as error:
-        raise InputError(
-            f"{path}: its header has no valid qform ({error}); write it again, with nibabel for example."
-        ) from error
-    unit = image.header.get_xyzt_units()[0]
-    if unit not in ("mm", "unknown"):
-        raise InputError(f"{path}: its header gives lengths in units of a {unit}; write it again in mm.")
-    # nibabel takes sizes of 0 for 1 when it loads an image.
-    header = image.file_map.get("header", image.file_map["image"])  # a file of its own beside .img
-    with nib.openers.ImageOpener(header.filename) as file:
-        pixdim = type(image.header).from_fileobj(file, check=False)["pixdim"][1:4]
-    if not s_code and not (pixdim > 0).all():
-        sizes = " x ".join(f"{n:g}" for n in pixdim)
-        raise InputError(f"{path}: its header gives voxels of {sizes} mm; write it again with their true size.")
-    if not q_code and not s_code:
-        logging.getLogger("inference").warning(
-            f"{path}: its header says nowhere where it lies (neither qform nor sform), so that ITK, ANTs and 3D Slicer put it "
-            "elsewhere than the fields: they fit what is written beside them."
-        )
-    cure = f"write `img = nibabel.load({Path(path).name!r}); img.set_qform(img.affine, 1)` to a new file."
-    shape = np.array((*image.shape, 1, 1)[:3])  # a lone slice may have two axes
-    # ITK takes sizes from pixdim, which goes with the qform, and directions from the sform.
-    sizes = voxel_sizes(image.affine)
-    if s_code and not q_code and (np.abs(sizes - pixdim) * shape).max() > SAME_PLACE:
-        listed, other = (" x ".join(f"{n:.4g}" for n in lengths) for lengths in (pixdim, sizes))
-        raise InputError(
-            f"{path}: its header gives voxels of {listed} mm and its sform such of {other} mm, and ITK and ANTs may "
-            f"take others than are taken here; where the sform is right, {cure}"
-        )
-    if not (q_code and s_code):
-        return
-    corners = np.array([*itertools.product(*((0, n - 1) for n in shape), (1,))])
-    gap = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
-    if gap > SAME_PLACE:
-        raise InputError(
-            f"{path}: its qform and its sform put it up to {gap:.3g} mm apart, and ITK and ANTs may take another one "
-            f"than is taken here; where the sform is right, {cure}"
-        )
-
-
-def stem_of(path: str | Path) -> str:
-    """File name without _4d and the endings of NIfTI files."""
-    return re.sub(r"(_4d)?(\.(nii|img|hdr)(\.gz)?)?$", "", Path(path).name, flags=re.IGNORECASE)
-
-
-def read_image(path: str) -> MetaTensor:
-    """A NIfTI file (X, Y, Z) as (1, X, Y, Z), with the affine that its header gives.
-
-    MONAI's reader takes the qform for the affine where the sform disagrees with the voxel sizes, whatever its code
-    says.
-    """
-    file = nib.load(path)
-    array = read_voxels(file)
-    # A lone slice has two axes, and some writers add axes of length 1.
-    array = array.reshape(*array.shape, *[1] * (3 - array.ndim)) if array.ndim < 3 else array
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    return MetaTensor(torch.from_numpy(array.copy())[None], affine=file.affine, meta={"filename_or_obj": str(path)})
-
-
-def read_frame(path: str, frame: int) -> MetaTensor:
-    """One frame, counted from 0, of a NIfTI file (X, Y, Z, T), as (1, X, Y, Z).
-
-    Raises:
-        InputError: for a file without that frame.
-    """
-    file = nib.load(path)
-    if file.ndim != 4 or not 0 <= frame < file.shape[3]:
-        raise InputError(
-            f"{path}: has no frame {frame}, counted from 0, in the shape {file.shape}; correct its ED and ES in the table."
-        )
-    return MetaTensor(
-        torch.from_numpy(read_voxels(file, frame))[None], affine=file.affine, meta={"filename_or_obj": str(path)}
-    )
-
-
-def check_image(image: Tensor, path: str, is_label: bool = False) -> None:
-    """Stop at an image that is not a stack of slices or holds NaN, Inf or, as a label, a fraction.
-
-    Raises:
-        InputError: naming the file.
-    """
-    if image.ndim != 4 or image.shape[0] != 1:
-        shape = tuple(image.shape[1:]) + tuple(image.shape[:1]) * (image.shape[0] > 1)
-        raise InputError(
-            f"{path}: has the shape {shape}; one stack of slices (X, Y, Z) is needed: pick one frame of a cine."
-        )
-    if not torch.isfinite(image).all():
-        raise InputError(f"{path}: holds NaN or Inf; replace those voxels.")
-    if is_label and not torch.equal(image, image.round()):
-        raise InputError(f"{path}: holds fractions, so it is not a label image; labels are the integers {LABELS}.")
-
-
-def read_nifti_cine(path: str | Path) -> Cine:
-    """A 4-D NIfTI file, with the frame time of its header.
-
-    Raises:
-        InputError: naming the file, for one that is not there, cannot be read, is no cine, holds NaN, Inf or complex
-            numbers, lies at two places (`itk_fields.check_one_place`), or has its slices along another axis than the
-            third.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give --cine a 4-D NIfTI file or a folder of DICOM files.")
-    if path.suffix.lower() == ".dcm" or is_dicom(path):
-        raise InputError(f"{path}: is one DICOM file; give --cine the folder that holds all files of the cine.")
-    try:
-        file = nib.load(path)
-        image = read_voxels(file)
-    except InputError:
-        raise
-    except Exception as error:
-        raise unreadable(path, error) from error
-    if not isinstance(file, nib.Nifti1Pair):
-        raise InputError(f"{path}: is {type(file).__name__.removesuffix('Image')}, no NIfTI; convert it to .nii.gz.")
-    # Some writers add axes of length 1.
-    image = image.reshape(image.shape[:4]) if set(image.shape[4:]) <= {1} else image
-    if image.ndim != 4 or image.shape[3] < 2:
-        raise InputError(
-            f"{path}: has the shape {image.shape}; a cine is (X, Y, Z, T) with two frames or more. Register two 3-D images by "
-            "--moving and --fixed."
-        )
-    if not np.isfinite(image).all():
-        raise InputError(f"{path}: holds NaN or Inf; replace those voxels.")
-    check_one_place(path)
-    check_slices_last(path)
-    return Cine(stem_of(path), image, file.affine, frame_times(file))
-
-
-def shape_of(path: str | Path) -> tuple[int, ...]:
-    """The shape of a NIfTI file, by its header; () where it has none that can be read."""
-    try:
-        return nib.load(path).shape
-    except Exception:
-        return ()
-
-
-def check_slices_last(path: str | Path) -> None:
+def check_slices_last(file: NiftiFile) -> None:
     """Stop at a file of several slices whose thick slices do not lie along its third axis: registration would run
     across them.
 
     Raises:
         InputError: naming file, axis and cure, where the first or second axis has by far the largest spacing.
     """
-    file = nib.load(path)
     spacing = voxel_sizes(file.affine)
     axis = int(spacing.argmax())
-    if (
-        axis < 2
-        and file.ndim > 2
-        and file.shape[2] > 1
-        and spacing[axis] > CLEARLY_THICKER * np.delete(spacing, axis).max()
-    ):
+    if axis < 2 and file.shape[2] > 1 and spacing[axis] > CLEARLY_THICKER * np.delete(spacing, axis).max():
         order = [[2, 1], [0, 1], [1, 1]] if axis == 0 else [[0, 1], [2, 1], [1, 1]]
         listed = " x ".join(f"{length:.3g}" for length in spacing)
         raise InputError(
-            f"{path}: its slices lie along axis {axis + 1} of its three (voxels of {listed} mm); reorder it to (X, "
-            f"Y, Z), for example by `nibabel.load({Path(path).name!r}).as_reoriented({order})` written to a new file."
+            f"{file.path}: its slices lie along axis {axis + 1} of its three (voxels of {listed} mm); reorder it to (X, "
+            f"Y, Z), for example by `nibabel.load({Path(file.path).name!r}).as_reoriented({order})` written to a new file."
         )
 
 
-def frame_times(file: nib.Nifti1Image) -> Array | None:
+def read_nifti_cine(path: str | Path) -> Cine:
+    """A 4-D NIfTI file, with the frame time of its header.
+
+    Raises:
+        InputError: naming the file, for one that `open_nifti` refuses, that is no cine, or has its slices along another
+            axis than the third.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give --cine a 4-D NIfTI file or a folder of DICOM files.")
+    if path.suffix.lower() == ".dcm" or is_dicom(path):
+        raise InputError(f"{path}: is one DICOM file; give --cine the folder that holds all files of the cine.")
+    file = open_nifti(path)
+    if len(file.shape) != 4 or file.shape[3] < 2:
+        raise InputError(f"{path}: {_no_cine(file)}")
+    check_slices_last(file)
+    return Cine(stem_of(path), file.voxels(), file.affine, frame_times(file))
+
+
+def frame_times(file: NiftiFile) -> Array | None:
     """Milliseconds of each slice and frame (Z, T) by a NIfTI header, the same for all slices; None where it does not
     tell."""
-    length, unit = float(file.header.get_zooms()[3]), file.header.get_xyzt_units()[1]
+    length, unit = float(file.header["pixdim"][4]), file.header.get_xyzt_units()[1]
     step = length * {"sec": 1e3, "msec": 1.0, "usec": 1e-3}.get(unit, 0.0)
     # A header that was never filled in says one second, or one millisecond.
     if not FASTEST <= step < 1000:
         if length not in (0, 1):
             logging.getLogger("inference").warning(
-                f"{file.get_filename()}: a frame time of {length:g} {unit} is implausible, so times are left out; correct "
+                f"{file.path}: a frame time of {length:g} {unit} is implausible, so times are left out; correct "
                 "the header with nibabel's set_zooms and set_xyzt_units('mm', 'msec')"
             )
         return None
     return np.tile(step * np.arange(file.shape[3]), (file.shape[2], 1))
-
-
-def read_voxels(file: nib.Nifti1Pair, frame: int | None = None) -> np.ndarray:
-    """The voxels of a NIfTI file, or of one frame of it, counted from 0, in fp32.
-
-    Raises:
-        InputError: for complex numbers, of which fp32 would keep the real part.
-        OSError, EOFError, zlib.error: for a file that is damaged.
-    """
-    check_whole(file.get_filename())
-    if file.get_data_dtype().kind == "c":
-        raise InputError(f"{file.get_filename()}: holds complex numbers; write their magnitude to a new file.")
-    return np.asarray(file.dataobj if frame is None else file.dataobj[..., frame], dtype=np.float32)
-
-
-def check_whole(path: str | Path) -> None:
-    """Read a compressed file to its end, where its checksum is; who reads voxels stops before.
-
-    Raises:
-        OSError, EOFError, zlib.error: for a file that is damaged.
-    """
-    if str(path).lower().endswith(".gz"):
-        with gzip.open(path) as file:
-            while file.read(1 << 20):
-                pass
 
 
 def unreadable(path: str | Path, error: Exception) -> InputError:
@@ -287,8 +223,201 @@ def unreadable(path: str | Path, error: Exception) -> InputError:
         cure = "it is compressed: rename it to .nii.gz."
     elif name.endswith(".gz") and {int.from_bytes(head, order) for order in ("little", "big")} & {348, 540}:
         cure = "it is not compressed: rename it to .nii."
-    elif "Void" in str(error):
-        cure = "its voxels are colors: convert them to gray."
     cause = first_cause(error)
     reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
     return InputError(f"{path}: cannot be read as NIfTI ({reason}); {cure}")
+
+
+def _judge_place(path: str | Path, image: nib.Nifti1Pair) -> tuple[Array, bool, list[str]]:
+    """Where a file lies: its affine, whether the header says so, and what the log says of it.
+
+    By the codes of the header:
+        neither qform nor sform: where ITK puts such files, the first voxel at 0 and the axes along LPS;
+        qform alone: the qform;
+        sform: the sform. Where its columns have length 1 and pixdim has other sizes, as in ACDC's files, it has pixdim's
+            sizes, and keeps its own directions and origin. Axes off right angles by up to `STRAIGHTENED` are straightened,
+            to the qform where there is one;
+        both: they must agree after this, since ITK takes the one or the other by the codes, and nibabel the sform.
+
+    Raises:
+        InputError: see `open_nifti`.
+    """
+    header = image.header
+    try:
+        (qform, q_code), (sform, s_code) = header.get_qform(coded=True), header.get_sform(coded=True)
+    except (HeaderDataError, ValueError) as error:
+        raise _bad_qform(path, error) from error
+    unit = header.get_xyzt_units()[0]
+    if unit not in ("mm", "unknown"):
+        raise InputError(f"{path}: its header gives lengths in units of a {unit}; write it again in mm.")
+    pixdim = _stored_sizes(image)
+    if not s_code and not (np.isfinite(pixdim) & (pixdim > 0)).all():
+        raise InputError(
+            f"{path}: its header gives voxels of {_listed(pixdim)} mm; write it again with their true size."
+        )
+    shape = np.array((*image.shape, 1, 1)[:3])  # a lone slice may have two axes
+    if not s_code and not q_code:
+        return np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0]), False, [_PLACELESS]
+    if not s_code:
+        check_right_angles(qform, path)
+        return qform, True, []
+    notes = []
+    _check_sizes(sform, path)
+    sizes = voxel_sizes(sform)
+    differs = (pixdim > 0).all() and (np.abs(sizes - pixdim) * shape).max() > SAME_PLACE
+    if differs and np.allclose(sizes, 1, atol=1e-3):
+        sform = sform @ np.diag([*(pixdim / sizes), 1])
+        notes.append(
+            f"its sform has voxels of 1 x 1 x 1 mm and its pixdim says {_listed(pixdim)}; pixdim's sizes are taken, with "
+            "the sform's directions and origin, as ITK does (docs/files.md)."
+        )
+    elif differs and not q_code:
+        raise InputError(
+            f"{path}: its header gives voxels of {_listed(pixdim)} mm and its sform such of {_listed(sizes)} mm, and ITK "
+            f"and ANTs may take others than are taken here; where the sform is right, {_set_form(path, 'qform')}"
+        )
+    affine, shear = sform, _shear_degrees(sform)
+    if np.rad2deg(RIGHT_ANGLE) < shear <= STRAIGHTENED:
+        affine = _straightened(sform, shape)
+        moved = _largest_gap(affine, sform, shape)
+        # ITK takes the qform, which has right angles, and which programs derive from such an sform.
+        if q_code and _largest_gap(qform, sform, shape) <= 2 * moved + SAME_PLACE:
+            affine, moved = qform, _largest_gap(qform, sform, shape)
+        notes.append(
+            f"its axes are off right angles by {shear:.2g} degrees and are straightened, which moves voxels by up to "
+            f"{moved:.2g} mm."
+        )
+    check_right_angles(affine, path)
+    if q_code and (gap := _largest_gap(qform, affine, shape)) > SAME_PLACE:
+        raise InputError(
+            f"{path}: its qform and its sform put it up to {gap:.3g} mm apart, and ITK and ANTs may take another one "
+            f"than is taken here; where the sform is right, {_set_form(path, 'qform')}"
+        )
+    return affine, True, notes
+
+
+_PLACELESS = (
+    "its header says nowhere where it lies (neither qform nor sform), so it is put where ITK, ANTs and 3D Slicer put it; "
+    "nibabel puts it elsewhere."
+)
+
+
+def _stored_sizes(image: nib.Nifti1Pair) -> Array:
+    """The three voxel sizes of a header as they are stored: nibabel takes sizes of 0 for 1 when it loads an image."""
+    header = image.file_map.get("header", image.file_map["image"])  # a file of its own beside .img
+    with nib.openers.ImageOpener(header.filename) as file:
+        return type(image.header).from_fileobj(file, check=False)["pixdim"][1:4].astype(float)
+
+
+def _largest_gap(one: Array, other: Array, shape: Array) -> float:
+    """Millimeters that two affines put the corners of an image (X, Y, Z) apart at most."""
+    corners = np.array([*itertools.product(*((0, n - 1) for n in shape), (1,))])
+    return float(np.linalg.norm(corners @ (one - other).T, axis=1).max())
+
+
+def _straightened(affine: Array, shape: Array) -> Array:
+    """An affine with axes at right angles: in-plane axes nearest to its own, slices along their normal at the same
+    distances, and the center of the image where it was."""
+    sizes = voxel_sizes(affine)
+    u, _, v = np.linalg.svd(affine[:3, :2] / sizes[:2], full_matrices=False)
+    in_plane = u @ v
+    normal = np.cross(*in_plane.T)
+    step = affine[:3, 2] @ normal
+    straight = np.eye(4)
+    straight[:3, :3] = np.column_stack([in_plane * sizes[:2], normal * step])
+    center = np.array([*(np.asarray(shape) - 1) / 2, 1])
+    straight[:3, 3] = (affine @ center - straight @ (center * [1, 1, 1, 0]))[:3]
+    return straight
+
+
+def _shear_degrees(affine: Array) -> float:
+    """Degrees by which the axes of an affine are off right angles at most."""
+    axes = affine[:3, :3] / voxel_sizes(affine)
+    cosine = np.abs(axes.T @ axes - np.eye(3)).max()
+    return float(np.rad2deg(np.arcsin(min(cosine, 1))))
+
+
+def _check_sizes(affine: Array, name: object) -> None:
+    """Stop at voxels without extent.
+
+    Raises:
+        InputError: with `name`.
+    """
+    sizes = voxel_sizes(affine)
+    if not (sizes > 0).all() or not np.isfinite(affine).all():
+        raise InputError(f"{name}: its voxels are {_listed(sizes)} mm; write the file again with their true size.")
+
+
+def _listed(sizes: Array) -> str:
+    """Voxel sizes in a message."""
+    return " x ".join(f"{size:.4g}" for size in sizes)
+
+
+def _set_form(path: str | Path, form: str) -> str:
+    """The cure of a header by nibabel, which makes a form that of the affine that nibabel reads."""
+    return f"write `img = nibabel.load({Path(path).name!r}); img.set_{form}(img.affine, 1)` to a new file."
+
+
+def _bad_qform(path: str | Path, error: Exception) -> InputError:
+    """What to say of a header whose quaternion gives no rotation."""
+    return InputError(
+        f"{path}: its header has no valid qform ({error}); write it again with an affine, by nibabel for example."
+    )
+
+
+def _true_shape(image: nib.Nifti1Pair) -> tuple[int, ...]:
+    """See `NiftiFile`."""
+    shape = image.shape
+    is_nifti = isinstance(image, nib.Nifti1Pair)
+    has_vectors = is_nifti and int(image.header["intent_code"]) in (VECTOR, DISPLACEMENT)
+    if len(shape) >= 5 and shape[3] == 1 and not has_vectors:
+        shape = (*shape[:3], *shape[4:])
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return (*shape, 1) if len(shape) == 2 else shape
+
+
+def _no_cine(file: NiftiFile) -> str:
+    """Why a file is no cine, with the cure."""
+    words = f"has the shape {file.shape}; a cine is (X, Y, Z, T) with two frames or more."
+    if len(file.shape) == 3 and file.shape[2] > 1:
+        name = Path(file.path).name
+        words += (
+            f" Where its third axis is time, write `img = nibabel.load({name!r}); nibabel.Nifti1Image("
+            "img.dataobj[:, :, None], img.affine)` to a new file; register two 3-D images by --moving and --fixed."
+        )
+    if int(file.header["intent_code"]) == VECTOR:
+        words = "is a displacement field; give it as --field, or give --cine a cine."
+    return words
+
+
+def _not_finite(stored: np.ndarray) -> str:
+    """Why voxels are not finite, with the cure."""
+    if np.isfinite(stored).all():
+        return f"holds {np.abs(stored).max():.3g}, beyond single precision; scale its intensities."
+    return "holds NaN or Inf; replace those voxels."
+
+
+def _check_whole(path: str | Path) -> None:
+    """Read a compressed file to its end, where its checksum is; who reads voxels stops before.
+
+    Raises:
+        OSError, EOFError, zlib.error: for a file that is damaged.
+    """
+    if str(path).lower().endswith(".gz"):
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+
+
+@lru_cache(maxsize=4096)
+def _heard(kind: str, folder: str) -> list[None]:
+    """A list for each kind of note and each folder of a data set, which is empty until the note was made."""
+    return []
+
+
+def _is_new(kind: str, folder: str) -> bool:
+    """Whether a note is made for the first time of the files of a data set."""
+    heard = _heard(kind, folder)
+    heard.append(None)
+    return len(heard) == 1

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from scripts.cardiac.cines import Cine
 from scripts.data.grids import check_meets, check_same_grid, pull
 from scripts.data.itk_fields import read_field
-from scripts.data.loading import LoadPaird
-from scripts.data.nifti import check_one_place
+from scripts.data.loading import load_image
+from scripts.data.nifti import open_nifti
 from scripts.data.points import check_in_image, move_points, read_points, to_lps
 from scripts.data.results import DONE, check_writable, refused
 from scripts.errors import InputError
@@ -79,8 +79,7 @@ def apply_field(
     outputs = {}
     for name, (path, is_label) in given.items():
         if path:
-            image = LoadPaird().load(str(path), is_label=is_label)
-            check_one_place(path)
+            image = load_image(open_nifti(path), is_label=is_label)
             grid = MetaTensor(torch.empty(1, *voxels.shape[1:]), affine=torch.from_numpy(affine))
             if not resample_moving:
                 check_same_grid(

@@ -255,7 +255,7 @@ def test_refuses_other_files(damage: str, tmp_path: Path) -> None:
         "image": r"has the shape \(12, 11, 3\); a displacement field is \(X, Y, Z, 1, 3\), mm along LPS",
         "two vectors": r"has the shape \(12, 11, 3, 1, 2\)",
         "intent": "has intent code 1006; a field in mm along LPS has 1007",
-        "nan": "holds NaN or Inf; write the field again",
+        "nan": "holds NaN or Inf; replace those voxels",
         "missing": "no such file; correct the path",
     }.get(damage, "cannot be read as NIfTI .*; is the file complete?")
     with pytest.raises(InputError, match=f"^{re.escape(str(path))}: {message}"):
