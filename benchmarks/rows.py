@@ -272,7 +272,7 @@ def mean_of(rows: Sequence[dict]) -> dict[str, float]:
     return {key: nan_mean([row[key] for row in rows]) for key in COLUMNS}
 
 
-# --- what `train` and `val` settle
+# --- what is fitted on `train` and chosen on `val`
 
 
 def read_json(path: Path) -> dict | None:

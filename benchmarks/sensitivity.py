@@ -6,7 +6,7 @@ weighted sums.
 
 Every run trains `train.yaml` on native pixels with the same number of slice presentations and is scored on `val`, with
 the last weights and with their running mean. The network is one whose fields can fold: a displacement, neither
-integrated nor smoothed, one direction at a time; so what keeps a field smooth is how the two gradients are settled.
+integrated nor smoothed, one direction at a time; so what keeps a field smooth is how the two gradients are combined.
 A finished run is a file in the output folder and is not run
 again; `--runs` stops after so many. `sensitivity.json`, `sensitivity.csv` and the figure hold what is finished so far.
 """

@@ -98,7 +98,7 @@ def make_step(
     Args:
         network: trained in place.
         pair: the batch (B, 2, X, Y), on its device.
-        surgery: settle both gradients; else descend the weighted sum of the losses.
+        surgery: gradient surgery; else descend the weighted sum of the losses.
         channels_last: memory format of network and batch.
         bf16: autocast of the network.
         compile: `torch.compile` of the network.

@@ -35,7 +35,7 @@ from scripts.data.preprocessing import PreparePair
 from scripts.devices import allow_tf32, check_device, time_kernels
 from scripts.errors import InputError, one_line
 from scripts.files import write_json
-from scripts.surgery.rules import settle
+from scripts.surgery.rules import aggregate as aggregate_gradients
 from scripts.training.datasets import SliceDataset, batch_loader
 from scripts.training.graphs import WARM_UP
 from torch import Tensor
@@ -177,7 +177,7 @@ def check_rule(aggregate: Callable[[Tensor], Tensor], device: torch.device) -> N
     """
     for seed in range(4):
         s, r = torch.randn(2, 50, generator=torch.Generator().manual_seed(seed)).to(device)
-        error = float((aggregate(torch.stack([s, r])) - settle([s], [r])[0][0]).abs().max())
+        error = float((aggregate(torch.stack([s, r])) - aggregate_gradients([s], [r])[0][0]).abs().max())
         if error > 1e-4:
             raise InputError(f"torchjd: its aggregation differs from the projection by {error:.1e}; nothing was timed.")
 

@@ -121,14 +121,14 @@ def train(
 @contextmanager
 def recorded_decisions() -> Iterator[list[Tensor]]:
     """Which groups conflicted, (groups,) of booleans for each settlement within."""
-    decisions, settle = [], surgery_handler.settle
+    decisions, aggregate = [], surgery_handler.aggregate
 
     def recording(*arguments: object) -> tuple:
-        settled, conflicts = settle(*arguments)
+        combined, conflicts = aggregate(*arguments)
         decisions.append(conflicts.conflicting)
-        return settled, conflicts
+        return combined, conflicts
 
-    with mock.patch.object(surgery_handler, "settle", recording):
+    with mock.patch.object(surgery_handler, "aggregate", recording):
         yield decisions
 
 

@@ -23,7 +23,7 @@ from scripts.registration.fields import resize_field
 from scripts.registration.inferers import FieldInferer
 from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity, full_precision
 from scripts.registration.networks import GaussianSmoothing
-from scripts.surgery.rules import settle
+from scripts.surgery.rules import aggregate
 from torch import Tensor, nn
 
 # Gradient of a voxel's squared error below which Adam's steps get shorter (its epsilon): where images are flat, it is
@@ -106,7 +106,6 @@ class RefiningInferer(FieldInferer):
                     for n, loss in enumerate(losses)
                 ]
                 # No guard: it would compare slices.
-                settled, _ = settle(*gradients, tau=0.0)
-                correction.grad = torch.stack(settled)
+                correction.grad = torch.stack(aggregate(*gradients, tau=0.0)[0])
                 optimizer.step()
             return (field + resize_field(smooth(correction), size)).detach()

@@ -21,7 +21,7 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 from scripts.errors import InputError
-from scripts.surgery.rules import RULES, STRATEGIES, group_indices, settle
+from scripts.surgery.rules import RULES, STRATEGIES, aggregate, group_indices
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,7 +44,7 @@ def prepare_to_compile(network: nn.Module) -> None:
 
 
 class GradientSurgeryHandler:
-    """Settles the gradients of similarity and smoothness in MONAI's `SupervisedTrainer`, before the optimizer steps.
+    """Makes one gradient of those of similarity and smoothness in MONAI's `SupervisedTrainer`, before the optimizer steps.
 
     The trainer's loss function is the similarity alone; its `backward` leaves s in `.grad`. On LOSS_COMPLETED this
     handler takes the gradient r of the smoothness from the same forward pass, and on BACKWARD_COMPLETED it replaces s
@@ -53,13 +53,13 @@ class GradientSurgeryHandler:
     orthogonal to r.
 
     Right with fp32 and float64, fp16 with a GradScaler (r is scaled as s is), bf16, `accumulation_steps` (both
-    gradients are summed, then settled once), `torch.compile`, unused parameters, BatchNorm and DistributedDataParallel
-    (both gradients are averaged over the ranks, then settled).
+    gradients are summed before it), `torch.compile`, unused parameters, BatchNorm and DistributedDataParallel
+    (both gradients are averaged over the ranks before it).
 
     After each iteration `engine.state.output` holds "smoothness", "conflict_ratio" and "cosine" as scalar tensors
-    beside the trainer's "loss" (values under accumulation: those of the last settlement, 0 before the first). After
+    beside the trainer's "loss" (values under accumulation: those of the optimizer's last step, 0 before the first). After
     each epoch `engine.state.metrics` holds the epoch's means: `similarity` and `smoothness` over its iterations,
-    `conflict_ratio`, `cosine` and `ill_posed` (number of groups left alone by the guard) over its settlements.
+    `conflict_ratio`, `cosine` and `ill_posed` (number of groups left alone by the guard) over the optimizer's steps.
 
     Args:
         network: the network to train, bare or wrapped as the trainer's is.
@@ -115,15 +115,15 @@ class GradientSurgeryHandler:
 
     def attach(self, engine: Engine) -> None:
         """Listen to a `SupervisedTrainer`."""
-        self.check(engine)
-        engine.add_event_handler(Events.STARTED, self.check)
-        engine.add_event_handler(Events.STARTED, self.announce)
-        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.differentiate)
-        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.operate)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.report)
+        self._check(engine)
+        engine.add_event_handler(Events.STARTED, self._check)
+        engine.add_event_handler(Events.STARTED, self._announce)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._differentiate)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._operate)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._report)
 
-    def check(self, engine: Engine) -> None:
+    def _check(self, engine: Engine) -> None:
         """Refuse a trainer whose gradients could not be right, and see to those of a compiled one."""
         # MONAI attaches handlers before its trainer has a network: hence once more on STARTED.
         for network in (unwrap(self.network), unwrap(getattr(engine, "network", self.network))):
@@ -142,29 +142,29 @@ class GradientSurgeryHandler:
         if hasattr(getattr(engine, "network", None), "_orig_mod"):
             prepare_to_compile(engine.network)
 
-    def announce(self, engine: Engine) -> None:
-        """Log what settles the gradients."""
+    def _announce(self, engine: Engine) -> None:
+        """Log the strategy."""
         guard = f"tau {self.tau:g}" if self.strategy in RULES else f"weight {self.weight:g}"
         groups = max(self.groups) + 1
         engine.logger.info(
             f"gradient surgery: {self.strategy}, {groups} groups of {len(self.parameters)} tensors, {guard}"
         )
 
-    def start_epoch(self, engine: Engine) -> None:
+    def _start_epoch(self, engine: Engine) -> None:
         if self.sums is None:
             # Losses, conflicts, and how many there were of each.
             self.sums = self.parameters[0].new_zeros(7, dtype=torch.float32)
             self.conflicts = self.sums.new_zeros(3)
         # In place: a step that was recorded as a CUDA graph adds to this very tensor.
         self.sums.zero_()
-        self.forget()
+        self._forget()
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """Reset the sum of the smoothness gradients."""
         self.smoothness_gradients = None
         self.reached = [False] * len(self.parameters)
 
-    def differentiate(self, engine: Engine) -> None:
+    def _differentiate(self, engine: Engine) -> None:
         """Take the smoothness gradient from the forward pass of this iteration (before the trainer's backward frees its
         graph)."""
         field = engine.state.output[CommonKeys.PRED]
@@ -181,59 +181,59 @@ class GradientSurgeryHandler:
         else:
             torch._foreach_add_(self.smoothness_gradients, gradients)
         engine.state.output["smoothness"] = smoothness.detach()
-        if self.is_last_of_accumulation(engine):
-            self.start_averaging(engine)
+        if self._is_last_of_accumulation(engine):
+            self._start_averaging(engine)
 
     @staticmethod
-    def is_last_of_accumulation(engine: Engine) -> bool:
+    def _is_last_of_accumulation(engine: Engine) -> bool:
         """Whether the trainer's optimizer steps after this iteration (as `SupervisedTrainer._iteration` decides it)."""
         steps, length = getattr(engine, "accumulation_steps", 1), engine.state.epoch_length
         done = engine.state.iteration if length is None else (engine.state.iteration - 1) % length + 1
         return done % steps == 0 or done == length
 
-    def start_averaging(self, engine: Engine) -> None:
+    def _start_averaging(self, engine: Engine) -> None:
         """Under DDP, average the smoothness gradients over the ranks, all at once: `autograd.grad` goes past DDP's
         reducer."""
         if not isinstance(unwrap(engine.network), DistributedDataParallel):
             return
         group = unwrap(engine.network).process_group
         flat = torch.cat([gradient.flatten() for gradient in self.smoothness_gradients]) / dist.get_world_size(group)
-        self.smoothness_gradients = self.as_parameters(flat)
+        self.smoothness_gradients = self._as_parameters(flat)
         # Asynchronous: it overlaps with the trainer's backward pass.
         self.exchange = dist.all_reduce(flat, group=group, async_op=True)
 
-    def as_parameters(self, flat: Tensor) -> list[Tensor]:
+    def _as_parameters(self, flat: Tensor) -> list[Tensor]:
         """One vector, cut into tensors of the parameters' shapes."""
         parts = flat.split([parameter.numel() for parameter in self.parameters])
         return [part.view_as(parameter) for part, parameter in zip(parts, self.parameters)]
 
     @torch.no_grad()
-    def operate(self, engine: Engine) -> None:
-        """Replace the similarity gradients in `.grad` by the settled ones, where the optimizer is about to step."""
-        output, settles = engine.state.output, self.is_last_of_accumulation(engine)
-        if settles:
+    def _operate(self, engine: Engine) -> None:
+        """Replace the similarity gradients in `.grad` by the combined ones, where the optimizer is about to step."""
+        output, steps = engine.state.output, self._is_last_of_accumulation(engine)
+        if steps:
             if self.exchange is not None:
                 self.exchange.wait()
             similarity = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
             gradients = similarity, self.smoothness_gradients
-            settled, conflicts = settle(*gradients, self.strategy, self.groups, self.tau, self.weight)
-            there = [(p.grad, g) for p, g in zip(self.parameters, settled) if p.grad is not None]
+            combined, conflicts = aggregate(*gradients, self.strategy, self.groups, self.tau, self.weight)
+            there = [(p.grad, g) for p, g in zip(self.parameters, combined) if p.grad is not None]
             if there:
                 torch._foreach_copy_(*map(list, zip(*there)))
-            for parameter, gradient, reached in zip(self.parameters, settled, self.reached):
+            for parameter, gradient, reached in zip(self.parameters, combined, self.reached):
                 # Where neither loss knows the parameter it stays without a gradient, and weight decay leaves it alone
                 # too.
                 if parameter.grad is None and reached:
                     parameter.grad = gradient
-            self.forget()
+            self._forget()
             self.conflicts = torch.stack([conflicts.ratio, conflicts.cosine, (~conflicts.well_posed).sum()]).float()
         losses = torch.stack([output[CommonKeys.LOSS].detach(), output["smoothness"]]).float()
-        counts = [losses.new_ones(1), losses.new_full((1,), float(settles))]
-        self.sums += torch.cat([losses, self.conflicts * float(settles), *counts])
+        counts = [losses.new_ones(1), losses.new_full((1,), float(steps))]
+        self.sums += torch.cat([losses, self.conflicts * float(steps), *counts])
         output["conflict_ratio"], output["cosine"] = self.conflicts[0], self.conflicts[1]
 
-    def report(self, engine: Engine) -> None:
+    def _report(self, engine: Engine) -> None:
         """The epoch's means into `engine.state.metrics`: the only place that waits for the device."""
-        *values, iterations, settlements = self.sums.tolist()
-        counts = [iterations] * 2 + [max(settlements, 1.0)] * 3
+        *values, iterations, steps = self.sums.tolist()
+        counts = [iterations] * 2 + [max(steps, 1.0)] * 3
         engine.state.metrics.update({name: v / n for name, v, n in zip(self.records, values, counts)})

@@ -71,7 +71,7 @@ def test_prints_and_writes_ratios_of_each_round(tmp_path: Path, capsys: pytest.C
 
 
 def test_wrong_surgery_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RULES, "projection", lambda similarity, *_: [1.001 * s for s in similarity])
+    monkeypatch.setitem(RULES, "projection", lambda conflicts: (1, 0.001 * torch.ones_like(conflicts.dot)))
     monkeypatch.setattr(step, "time_rounds", lambda *_: pytest.fail("timed"))
     with pytest.raises(SystemExit, match="nothing was timed"):
         step.main(TINY)
