@@ -14,6 +14,7 @@ take."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -122,15 +123,19 @@ def largest_cavity(image: Array) -> int:
         image: (X, Y, Z, T). The beating region is where intensities vary most over time; bright is above Otsu's
             threshold in it.
     """
-    smooth = smooth_slices(image)
-    spread = gaussian_filter(smooth.std(axis=-1), (3, 3, 0))
-    values = smooth[spread > 0.5 * spread.max(axis=(0, 1), keepdims=True)]
+    beating = []
+    for smooth in smooth_slices(image):
+        spread = gaussian_filter(smooth.std(axis=-1), (3, 3))
+        beating.append(smooth[spread > 0.5 * spread.max()])
+    values = np.concatenate(beating)
     return int((values > otsu_threshold(values)).sum(axis=0).argmax()) + 1
 
 
-def smooth_slices(image: Array) -> Array:
-    """(X, Y, Z, T) under a small Gaussian in each slice."""
-    return gaussian_filter(np.asarray(image, dtype=np.float64), (1.5, 1.5, 0, 0))
+def smooth_slices(image: Array) -> Iterator[Array]:
+    """Each slice (X, Y, T) of a cine (X, Y, Z, T) under a small Gaussian, in double precision; one at a time, for a
+    cine may fill the memory."""
+    for z in range(image.shape[2]):
+        yield gaussian_filter(np.asarray(image[:, :, z], dtype=np.float64), (1.5, 1.5, 0))
 
 
 def otsu_threshold(values: Array) -> float:

@@ -186,16 +186,22 @@ def cycle_figures(registration: CineRegistration) -> dict:
     cycle do not close.
     """
     spacing = np.array(registration.cine.spacing[:2])
-    amplitude = np.zeros(registration.fields.shape[2:])
+    amplitude = np.zeros(registration.fixed.shape)
     for u in registration.fields:
         amplitude = np.maximum(amplitude, np.hypot(u[0] * spacing[0], u[1] * spacing[1]))
     moving = amplitude > max(MOVING * float(amplitude.max()), 1e-6)
     if not moving.any():
         return {}
-    track = registration.fields[:, :, moving] * spacing[:, None]
-    steps = np.linalg.norm(np.roll(track, -1, axis=0) - track, axis=1).mean(axis=1)
-    bend = np.roll(track, -1, axis=0) - 2 * track + np.roll(track, 1, axis=0)
-    others, roughness = steps[:-1], np.linalg.norm(bend[1:-1], axis=1).mean(axis=1)
+    count = len(registration.fields)
+    # Three frames at a time: all of them might not fit into memory.
+    track = [registration.fields[t % count][:, moving] * spacing[:, None] for t in range(2)]
+    steps, bends = [], []
+    for t in range(2, count + 2):
+        steps.append(np.linalg.norm(track[1] - track[0], axis=0).mean())
+        track.append(registration.fields[t % count][:, moving] * spacing[:, None])
+        bends.append(np.linalg.norm(track[2] - 2 * track[1] + track[0], axis=0).mean())
+        track.pop(0)
+    steps, others, roughness = np.array(steps), np.array(steps[:-1]), np.array(bends[:-2])
     return {
         "step_mm_mean": float(others.mean()),
         "step_mm_max": float(others.max()),

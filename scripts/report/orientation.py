@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -53,6 +54,20 @@ def display_orientation(affine: Array) -> NDArray[np.integer]:
     return orientation
 
 
+class _EachFrame(Sequence):
+    """What a function makes of each frame, when it is asked for: all at once might not fit into memory."""
+
+    def __init__(self, frames: Sequence[Array], function: Callable[[Array], Array]) -> None:
+        self.frames = frames
+        self.function = function
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, frame: int) -> Array:
+        return self.function(self.frames[frame])
+
+
 def as_displayed(registration: CineRegistration) -> CineRegistration:
     """The same registration, its in-plane axes exchanged and turned so that the first runs to the right and the second
     downwards as readers expect; as it is where its affine does not tell (`is_known`)."""
@@ -64,15 +79,15 @@ def as_displayed(registration: CineRegistration) -> CineRegistration:
     def turn(array: NDArray | None) -> NDArray | None:
         return None if array is None else apply_orientation(array, orientation)
 
-    def turn_field(fields: Array) -> Array:
-        """(T, 2, X, Y, Z); channels follow their axes."""
-        turned = turn(fields.transpose(2, 3, 4, 0, 1)).transpose(3, 4, 0, 1, 2)
+    def turn_field(field: Array) -> Array:
+        """(2, X, Y, Z); channels follow their axes."""
+        turned = turn(field.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2)
         sources = np.argsort(orientation[:2, 0])
-        return turned[:, sources] * orientation[sources, 1].reshape(1, 2, 1, 1, 1)
+        return turned[sources] * orientation[sources, 1].reshape(2, 1, 1, 1)
 
     grid = affine @ inv_ornt_aff(orientation, r.cine.image.shape[:3])
     cine = replace(r.cine, image=turn(r.cine.image), affine=grid, valid=turn(r.cine.valid))
-    fields, inverses = turn_field(r.fields), turn_field(r.inverses)
+    fields, inverses = (_EachFrame(frames, turn_field) for frames in (r.fields, r.inverses))
     images = {name: turn(getattr(r, name)) for name in ("moved", "label", "labels", "fixed")}
     return replace(r, cine=cine, fields=fields, inverses=inverses, **images)
 

@@ -182,13 +182,12 @@ def choose_view(registration: CineRegistration) -> View:
     """Frame, slices and crop: around the label in all frames, otherwise around what beats."""
     r, cine = registration, registration.cine
     spacing = cine.spacing[:2]
-    length = np.stack([np.hypot(u[0] * spacing[0], u[1] * spacing[1]) for u in r.fields])
     named = r.label is not None and bool((r.label > 0).any())
     if named:
         heart = (r.label > 0) if r.labels is None else (r.label > 0) | (r.labels > 0).any(axis=-1)
     else:
         heart = np.zeros(cine.image.shape[:3], bool)
-        heart[beating_box(np.concatenate([cine.image, r.fixed[..., None]], axis=-1), spacing)] = True
+        heart[beating_box(cine.image, r.fixed, spacing)] = True
     z = np.flatnonzero(heart.any(axis=(0, 1)))
     picks = [int(z[i]) for i in sorted({int((2 * k + 1) * len(z) / 6) for k in range(3)})]
     area = heart.sum(axis=(0, 1))
@@ -202,10 +201,10 @@ def choose_view(registration: CineRegistration) -> View:
         bounds.append(slice(int(max(inside[0] - margin, 0)), int(min(inside[-1] + margin + 1, heart.shape[axis]))))
     box = (bounds[0], bounds[1])
     window = np.percentile(r.fixed[(*box, picks)], (0.5, 99.5))
-    most = int(length[(slice(None), *box)].mean(axis=(1, 2, 3)).argmax())
+    motion = [np.hypot(u[0] * spacing[0], u[1] * spacing[1])[box].mean() for u in r.fields]
     es = r.function.get("es_frame")
     return View(
-        frame=most if es in (None, r.reference) else es - 1,
+        frame=int(np.argmax(motion)) if es in (None, r.reference) else es - 1,
         slices=[(i, f"{place}slice {i + 1} of {heart.shape[2]}") for i, place in zip(picks, places)],
         box=box,
         extent=tuple((b.stop - b.start) * step for b, step in zip(box, spacing)),
@@ -214,15 +213,18 @@ def choose_view(registration: CineRegistration) -> View:
     )
 
 
-def beating_box(image: NDArray, spacing: Sequence[float]) -> tuple[slice, slice]:
+def beating_box(image: NDArray, fixed: NDArray, spacing: Sequence[float]) -> tuple[slice, slice]:
     """A window of `HEART` mm, or what the image has of it, around what varies most over time in the mean of all slices.
 
     Args:
         image: (X, Y, Z, T).
+        fixed: (X, Y, Z), which counts as one frame more.
         spacing: pixel size in mm, (2,).
     """
     sigma = [HEART / 12 / s for s in spacing]  # that of a wall and its motion
-    spread = ndimage.gaussian_filter(smooth_slices(image).std(axis=-1).mean(axis=-1), sigma)
+    slices = zip(smooth_slices(image), smooth_slices(fixed[..., None]))
+    varies = np.mean([np.concatenate(pair, axis=-1).std(axis=-1) for pair in slices], axis=0)
+    spread = ndimage.gaussian_filter(varies, sigma)
     parts, count = ndimage.label(spread > 0.5 * spread.max())
     # A heart is larger than a vessel or a bowel that varies as much.
     largest = parts == 1 + np.bincount(parts.flat)[1:].argmax() if count else np.ones_like(parts)

@@ -49,7 +49,7 @@ def test_slices_are_shown_alike_however_they_are_stored(swap: bool, flips: tuple
     np.testing.assert_array_equal(shown.moved, shown.cine.image + 1)
     np.testing.assert_array_equal(shown.labels[..., 1], shown.label)
     # Fields point where they did, at the same voxels.
-    for before, after in ((stored.fields, shown.fields), (stored.inverses, shown.inverses)):
+    for before, after in ((stored.fields, np.stack(shown.fields)), (stored.inverses, np.stack(shown.inverses))):
         motion = [np.moveaxis(u, 1, -1) @ r.cine.affine[:3, :2].T for u, r in ((before, stored), (after, shown))]
         np.testing.assert_allclose(np.sort(motion[1][0], axis=None), np.sort(motion[0][0], axis=None))
         assert after[0, 0, 1, 2, 1] == pytest.approx(

@@ -403,7 +403,7 @@ def test_a_heart_in_a_corner_fills_the_view_without_a_label() -> None:
     for t in range(6):
         image[130 - 2 * t : 170 + 2 * t, 120 - 2 * t : 160 + 2 * t, :, t] = 1.0
         image[20:25, 20:25, :, t] = 4.0 * (t % 2)
-    x, y = report.beating_box(image, (1.5, 1.5))
+    x, y = report.beating_box(image[..., 1:], image[..., 0], (1.5, 1.5))
     assert (x.stop - x.start, y.stop - y.start) == (100, 100)
     assert x.start <= 120 < 180 <= x.stop
     assert y.start <= 110 < 170 <= y.stop
