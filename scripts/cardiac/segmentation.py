@@ -1,55 +1,94 @@
-"""Right ventricle, myocardium and left ventricle of short-axis slices, by a 2-D network that sees a slice between its
-neighbors."""
+"""Right ventricle, myocardium and left ventricle of short-axis slices, by a 2-D network that sees each slice between
+its neighbors.
+
+The network knows pixels of one size and intensities of one range; what it finds comes back to the image's own grid.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from monai.networks.nets import DynUNet
 from monai.transforms import KeepLargestConnectedComponent
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
-STRUCTURES = (1, 2, 3)
+CLASSES = 4
+"""Background, RV, myocardium and LV cavity: the values of a label map."""
+WORKING_SPACING = 1.5  # mm
 NEIGHBOR_MM = 10.0
-"""How far the neighbors lie that a network sees beside a slice, as near as the stack's slices allow."""
+"""How far from a slice its neighbors lie, as nearly as its stack allows."""
 BRIGHTEST = 1.5
 """Intensities are clipped there; 1 is the 99th percentile."""
+
+
+def make_network(features: Sequence[int] = (16, 32, 64, 128, 192)) -> DynUNet:
+    """MONAI's `DynUNet` for slices: (B, 3, X, Y), a slice between its neighbors -> logits (B, CLASSES, X, Y).
+
+    X and Y are multiples of `stride_of` it. Its batch norms make a crop and a whole image the same to it.
+
+    Args:
+        features: channels of each level, the finest first.
+    """
+    below = len(features) - 1
+    return DynUNet(
+        spatial_dims=2,
+        in_channels=3,
+        out_channels=CLASSES,
+        kernel_size=[3] * len(features),
+        strides=[1] + [2] * below,
+        upsample_kernel_size=[2] * below,
+        filters=list(features),
+        norm_name=("batch", {"affine": True, "momentum": 0.05}),
+    )
+
+
+def stride_of(network: DynUNet) -> int:
+    """Pixels of which the network's input needs multiples along both axes."""
+    return int(np.prod(network.strides))
 
 
 def normalize(stack: Tensor) -> Tensor:
     """A stack (X, Y, Z) with its 1st percentile at 0 and its 99th at 1, clipped to [0, BRIGHTEST]; 0 where it is
     constant.
 
-    The darkest voxels do not count, so that a padded image is scaled as it was before.
+    Its lowest value does not count, so that an image is scaled alike with padding and without.
     """
     values = stack.numpy()
-    inside = values[values > values.min()]
-    if inside.size == 0:
+    counted = values[values > values.min()]
+    if not counted.size:
         return torch.zeros_like(stack)
-    low, high = np.percentile(inside, (1, 99))
+    low, high = np.percentile(counted, (1, 99))
     if not high > low:
-        low, high = values.min(), inside.max()
+        low, high = values.min(), counted.max()
     return ((stack - float(low)) / float(high - low)).clamp(0, BRIGHTEST)
 
 
-def working_size(shape: Sequence[int], spacing: Sequence[float], working: float) -> tuple[int, int]:
-    """In-plane size in pixels of `working` mm of an image of this shape and spacing (mm)."""
-    x, y = (max(round(n * length / working), 1) for n, length in zip(shape[:2], spacing))
-    return x, y
-
-
 def resize(slices: Tensor, size: Sequence[int]) -> Tensor:
-    """Slices (N, C, X, Y) on a grid of another size, their outer pixel edges where they were; linear."""
+    """Slices (N, C, X, Y) on a grid of another size, linear, their outer pixel edges where they were."""
     if tuple(slices.shape[2:]) == tuple(size):
         return slices
     return F.interpolate(slices, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
 
 
-def neighbors(count: int, distance: float) -> tuple[Tensor, Tensor]:
-    """Indices (Z,) of the slices below and above each slice of a stack, about NEIGHBOR_MM away; at its ends the last
-    ones.
+def prepare(stack: Tensor, spacing: Sequence[float], working_spacing: float = WORKING_SPACING) -> Tensor:
+    """A stack (X, Y, Z) in any unit as normalized slices (Z, 1, X', Y').
+
+    Args:
+        stack: intensities.
+        spacing: voxel size in mm along X, Y and Z.
+        working_spacing: pixel size of the slices in mm, to half a pixel over the whole image.
+    """
+    slices = normalize(stack.float()).movedim(-1, 0)[:, None].contiguous()
+    return resize(slices, [max(round(n * d / working_spacing), 1) for n, d in zip(stack.shape[:2], spacing)])
+
+
+def neighbors(count: int, distance: float) -> Tensor:
+    """Indices (2, Z) of the slices below and above each slice of a stack, about NEIGHBOR_MM away, or its ends.
 
     Args:
         count: of slices.
@@ -57,56 +96,84 @@ def neighbors(count: int, distance: float) -> tuple[Tensor, Tensor]:
     """
     step = max(round(NEIGHBOR_MM / distance), 1) if distance > 0 else 1
     index = torch.arange(count)
-    return (index - step).clamp(min=0), (index + step).clamp(max=count - 1)
+    return torch.stack([index - step, index + step]).clamp(0, max(count - 1, 0))
 
 
-def prepare(stack: Tensor, spacing: Sequence[float], working: float) -> Tensor:
-    """A stack (X, Y, Z) of any intensities as slices (Z, 1, X', Y') of pixels of `working` mm, normalized."""
-    slices = normalize(stack.float()).movedim(-1, 0)[:, None].contiguous()
-    return resize(slices, working_size(stack.shape, spacing, working))
-
-
-def pad_to_multiple(slices: Tensor, stride: int) -> tuple[Tensor, tuple[slice, slice]]:
-    """Slices (N, C, X, Y) padded with zeros on all sides to multiples of a stride, and where they lie in it."""
-    gaps = [-n % stride for n in slices.shape[2:]]
-    (left, right), (top, bottom) = ((gap // 2, gap - gap // 2) for gap in gaps)
-    inside = slice(left, left + slices.shape[2]), slice(top, top + slices.shape[3])
-    return F.pad(slices, (top, bottom, left, right)), inside
-
-
-@torch.inference_mode()
-def probabilities(
-    network: nn.Module,
+@torch.no_grad()
+def segment_stack(
+    network: DynUNet,
     stack: Tensor,
     spacing: Sequence[float],
-    working: float = 1.5,
-    stride: int = 16,
+    working_spacing: float = WORKING_SPACING,
     batch_size: int = 4,
 ) -> Tensor:
-    """Probabilities (4, X, Y, Z) of background, RV, myocardium and LV in each voxel of a stack.
+    """Probabilities (CLASSES, X, Y, Z) in each voxel of a stack, on the CPU; a blank slice is background.
 
     Args:
-        network: (B, 3, X', Y') a slice between its lower and its upper neighbor -> (B, 4, X', Y') logits.
-        stack: (X, Y, Z) intensities.
+        network: as `make_network` makes it, in evaluation mode.
+        stack: intensities (X, Y, Z) in any unit.
         spacing: voxel size in mm along X, Y and Z.
-        working: mm; pixels of the network.
-        stride: of which the network's input has a multiple.
+        working_spacing: pixel size of the network in mm.
         batch_size: slices at once.
     """
-    device = next(network.parameters()).device
-    slices, inside = pad_to_multiple(prepare(stack, spacing, working), stride)
-    slices = slices[:, 0].to(device)
+    slices = prepare(stack, spacing, working_spacing)[:, 0]
+    inside, pads = _pad_to(slices.shape[1:], stride_of(network))
+    slices = F.pad(slices, pads).to(next(network.parameters()).device)
     below, above = neighbors(len(slices), float(spacing[2]))
     parts = []
     for chosen in torch.arange(len(slices)).split(batch_size):
         images = torch.stack([slices[below[chosen]], slices[chosen], slices[above[chosen]]], dim=1)
-        logits = network(images.contiguous(memory_format=torch.channels_last)).float()
-        shares = logits[:, :, inside[0], inside[1]].softmax(dim=1)
-        parts.append(resize(shares.contiguous(), stack.shape[:2]).cpu())
-    return torch.cat(parts).permute(1, 2, 3, 0)
+        logits = network(images.contiguous(memory_format=torch.channels_last))[(..., *inside)]
+        parts.append(resize(logits.float().softmax(dim=1).contiguous(), stack.shape[:2]).cpu())
+    shares = torch.cat(parts).permute(1, 2, 3, 0)
+    blank = stack.amax(dim=(0, 1)) == stack.amin(dim=(0, 1))
+    background = torch.eye(CLASSES)[0].view(-1, 1, 1, 1)
+    return torch.where(blank, background, shares)
+
+
+def _pad_to(shape: Sequence[int], stride: int) -> tuple[tuple[slice, ...], list[int]]:
+    """Where an image (X, Y) lies in one padded about it to multiples of a stride, and `F.pad`'s numbers."""
+    first = [(-n % stride) // 2 for n in shape]
+    inside = tuple(slice(start, start + n) for start, n in zip(first, shape))
+    pads = [[start, -n % stride - start] for start, n in zip(first, shape)]
+    return inside, [*pads[1], *pads[0]]
 
 
 def keep_largest(labels: Tensor) -> Tensor:
-    """Labels (X, Y, Z) with the largest connected component of each structure alone."""
-    keep = KeepLargestConnectedComponent(applied_labels=STRUCTURES, independent=True, connectivity=1)
-    return keep(labels[None])[0]
+    """A label map (X, Y, Z) with the largest connected component of each structure alone; faces connect voxels."""
+    keep = KeepLargestConnectedComponent(applied_labels=range(1, CLASSES), independent=True, connectivity=1)
+    return torch.as_tensor(keep(labels[None])[0])
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """Labels of a frame, or of all frames of a cine, one after the other, on their own grid: 1 RV, 2 myocardium, 3
+    LV."""
+
+    network: DynUNet
+    """With its weights, see `make_network`."""
+    working_spacing: float = WORKING_SPACING
+    """Pixel size in mm that it was trained with."""
+
+    def probabilities(self, image: NDArray, spacing: Sequence[float]) -> NDArray[np.float32]:
+        """Of background, RV, myocardium and LV, (CLASSES, X, Y, Z), in a frame (X, Y, Z) with voxels in mm."""
+        self.network.eval()
+        stack = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+        return segment_stack(self.network, stack, spacing, self.working_spacing).numpy()
+
+    def __call__(self, image: NDArray, spacing: Sequence[float]) -> NDArray[np.uint8]:
+        """The label map of a frame (X, Y, Z) or of a cine (X, Y, Z, T), in its shape.
+
+        Args:
+            image: intensities in any unit; a frame is labeled alike alone and in a cine.
+            spacing: voxel size in mm along X, Y and Z, gaps between slices included.
+
+        Raises:
+            ValueError: for an image of other axes.
+        """
+        if image.ndim == 4:
+            return np.stack([self(image[..., t], spacing) for t in range(image.shape[3])], axis=-1)
+        if image.ndim != 3:
+            raise ValueError(f"a frame is (X, Y, Z) and a cine (X, Y, Z, T), got {image.shape}.")
+        labels = torch.from_numpy(self.probabilities(image, spacing)).argmax(dim=0)
+        return keep_largest(labels).numpy().astype(np.uint8)

@@ -1,0 +1,217 @@
+"""Labeled short-axis slices and stacks as MONAI's engines take them, to train and to validate a segmentation
+network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import nibabel as nib
+import torch
+from monai.inferers import Inferer, SimpleInferer
+from scripts.cardiac.segmentation import CLASSES, neighbors, prepare, resize, segment_stack
+from scripts.errors import InputError
+from scripts.transforms import LoadCased
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+ROLES = ("moving", "fixed")
+
+
+def labeled_frames(pairs: Sequence[dict]) -> list[dict]:
+    """The labeled frames of the pairs of a data list (`datalists.select_pairs`), each once.
+
+    Returns:
+        Items with "subject", "phase" (as "ED", where the direction of the pair tells), "fixed" and "fixed_label"
+        (paths), and where the pair has them "fixed_frame" and "label_values".
+
+    Raises:
+        InputError: where there are pairs and none has a label.
+    """
+    items = {}
+    for pair in pairs:
+        phases = dict(zip(ROLES, str(pair.get("direction", "")).split("_to_")))
+        for role in ROLES:
+            if f"{role}_label" not in pair:
+                continue
+            given = {"fixed": role, "fixed_label": f"{role}_label", "fixed_frame": f"{role}_frame"}
+            item = {name: pair[key] for name, key in given.items() if key in pair}
+            item |= {key: pair[key] for key in ("subject", "label_values") if key in pair}
+            items[item["fixed"], item.get("fixed_frame")] = item | {"phase": phases.get(role, role)}
+    if pairs and not items:
+        raise InputError(f"{pairs[0]['moving']}: has no label, nor has any other image of its split; add moving_label.")
+    return list(items.values())
+
+
+def load_stack(item: Mapping) -> dict:
+    """An item of `labeled_frames` with "image" and "label" (1, X, Y, Z), the latter uint8, and "spacing" (3,) in mm.
+
+    Raises:
+        InputError: as `LoadCased`.
+    """
+    loaded = LoadCased(keys=("fixed", "fixed_label"))(item)
+    spacing = nib.load(item["fixed"]).header.get_zooms()[:3]
+    return {
+        "subject": item["subject"],
+        "phase": item["phase"],
+        "image": loaded["fixed"].as_tensor(),
+        "label": loaded["fixed_label"].as_tensor().to(torch.uint8),
+        "spacing": torch.tensor([float(length) for length in spacing]),
+    }
+
+
+class LabeledSlices(Dataset):
+    """All slices of labeled frames as one tensor, with their labels, their neighbors, and where the heart lies.
+
+    Args:
+        data: items of `labeled_frames`.
+        spacing: mm; pixels of the network.
+        size: pixels; slices are cropped about their center or padded with zeros to this.
+        device: where the tensors live.
+        progress: whether to show a progress bar while files are read.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        spacing: float,
+        size: Sequence[int],
+        device: str | torch.device = "cpu",
+        progress: bool = True,
+    ) -> None:
+        stacks = [
+            _prepare_labeled(load_stack(item), spacing, size)
+            for item in tqdm(data, desc="reading stacks", disable=not progress, unit="stack")
+        ]
+        columns = {name: [stack[name] for stack in stacks] for name in ("image", "label", "center", "extent")}
+        counts = [len(image) for image in columns["image"]]
+        # Neighbors are counted within their stack, and slices over all stacks.
+        starts = torch.tensor([0, *counts]).cumsum(0).tolist()
+        around = [(stack["neighbors"] + start) for stack, start in zip(stacks, starts)]
+        empty = {"image": (0, 1, *size), "label": (0, 1, *size), "center": (0, 2), "extent": (0, 2)}
+        self.columns = {
+            name: torch.cat(parts).to(device) if parts else torch.zeros(empty[name]) for name, parts in columns.items()
+        }
+        self.neighbors = torch.cat(around, dim=1).to(device) if around else torch.zeros(2, 0, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.columns["image"])
+
+    def __getitem__(self, index: Sequence[int]) -> dict[str, Tensor]:
+        """Of a list of B slices "image" (B, 3, *size), each between its neighbors, "label" (B, 1, *size), and where
+        the heart of their stack has its center and how far the image reaches, "center" and "extent", (B, 2) in
+        pixels."""
+        index = torch.as_tensor(index, device=self.neighbors.device)
+        images, (below, above) = self.columns["image"], self.neighbors[:, index]
+        batch = {name: column[index] for name, column in self.columns.items()}
+        return batch | {"image": torch.cat([images[below], batch["image"], images[above]], dim=1)}
+
+
+def _prepare_labeled(stack: dict, spacing: float, size: Sequence[int]) -> dict[str, Tensor]:
+    """A stack of `load_stack` as `LabeledSlices` holds it: its slices, and for each what goes with it."""
+    slices = prepare(stack["image"][0], stack["spacing"].tolist(), spacing)
+    shares = F.one_hot(stack["label"][0].long(), CLASSES).permute(2, 3, 0, 1).float()
+    label = resize(shares.contiguous(), slices.shape[2:]).argmax(dim=1, keepdim=True)
+    extent = torch.tensor([min(n, limit) for n, limit in zip(slices.shape[2:], size)]).float()
+    slices, label = _fit(slices, size), _fit(label, size).to(torch.uint8)
+    heart = label.nonzero()[:, 2:].float()
+    center = heart.mean(dim=0) if len(heart) else torch.tensor(size).float() / 2
+    return {
+        "image": slices,
+        "label": label,
+        "center": center.expand(len(slices), 2),
+        "extent": extent.expand(len(slices), 2),
+        "neighbors": neighbors(len(slices), float(stack["spacing"][2])),
+    }
+
+
+def _fit(slices: Tensor, size: Sequence[int]) -> Tensor:
+    """Slices (N, C, X, Y) cropped or padded with zeros about their center to a size."""
+    pads = []
+    for old, new in zip(reversed(slices.shape[2:]), reversed(size)):
+        first = (new - old) // 2
+        pads += [first, new - old - first]
+    return F.pad(slices, pads)
+
+
+class LabeledStacks(Dataset):
+    """Labeled frames one a time, whole and on their own grid, see `load_stack`; read once.
+
+    Args:
+        data: items of `labeled_frames`.
+    """
+
+    def __init__(self, data: Sequence[dict]) -> None:
+        self.stacks = [load_stack(item) for item in data]
+
+    def __len__(self) -> int:
+        return len(self.stacks)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.stacks[index]
+
+
+class PrepareSlices:
+    """`prepare_batch` of MONAI's trainer for batches of `LabeledSlices`: (network input, label), augmented.
+
+    Args:
+        augment: as `slice_augmentation.RandomSliceAugmentation`.
+    """
+
+    def __init__(self, augment: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self.augment = augment
+
+    def __call__(
+        self, batchdata: Mapping[str, Tensor], device: torch.device, non_blocking: bool = False, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        keys = ("image", "label", "center", "extent")
+        image, label = self.augment(*(batchdata[key].to(device, non_blocking=non_blocking) for key in keys))
+        return image.contiguous(memory_format=torch.channels_last), label
+
+
+def prepare_stack(
+    batchdata: Mapping, device: torch.device, non_blocking: bool = False, **kwargs: object
+) -> tuple[Tensor, Tensor, tuple[list[float]], dict]:
+    """`prepare_batch` of MONAI's evaluator for `LabeledStacks` one a time: image and label (1, 1, X, Y, Z), and the
+    spacing for `StackInferer`."""
+    return batchdata["image"], batchdata["label"], (batchdata["spacing"][0].tolist(),), {}
+
+
+class PrecisionInferer(SimpleInferer):
+    """A forward pass in bfloat16 where wanted; its prediction is fp32.
+
+    Args:
+        bf16: whether to.
+    """
+
+    def __init__(self, bf16: bool = False) -> None:
+        super().__init__()
+        self.bf16 = bf16
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: object, **kwargs: object) -> Tensor:
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
+            prediction = super().__call__(inputs, network, *args, **kwargs)
+        return prediction.float()
+
+
+class StackInferer(Inferer):
+    """Probabilities (1, C, X, Y, Z) of a stack (1, 1, X, Y, Z) with a spacing in mm, see
+    `cardiac.segmentation.segment_stack`.
+
+    Args:
+        working_spacing: mm; pixels of the network.
+    """
+
+    def __init__(self, working_spacing: float) -> None:
+        super().__init__()
+        self.working_spacing = working_spacing
+
+    def __call__(self, inputs: Tensor, network: nn.Module, spacing: Sequence[float]) -> Tensor:
+        return segment_stack(network, inputs[0, 0].cpu(), spacing, self.working_spacing)[None]
+
+
+def of_structure(value: int) -> Callable[[list[dict]], tuple[list[Tensor], list[Tensor]]]:
+    """An `output_transform` of MONAI's metrics that takes one structure's channel of predictions and labels in one-hot
+    form."""
+    return lambda output: tuple([item[key][value : value + 1] for item in output] for key in ("pred", "label"))

@@ -1,0 +1,49 @@
+"""The segmentation network is trained by its config, as a user types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import ROOT, last_line, run_bundle, succeed
+from monai.bundle import ConfigParser
+from scripts.cardiac.segmentation import Segmenter, make_network
+from scripts.checkpoints import load_weights
+
+CONFIG = "configs/segmentation.yaml"
+SMALL = {
+    "slice_size": [48, 48],
+    "crop_size": [32, 32],
+    "network_def::features": [4, 6, 8],
+    "batch_size": 4,
+    "max_epochs": 2,
+    "val_interval": 1,
+    "device": "cpu",
+}
+
+
+def test_training_improves_validates_resumes_and_its_weights_segment(phantoms: Path, tmp_path: Path) -> None:
+    options = {**SMALL, "dataset_dir": phantoms, "output_dir": tmp_path}
+    result = succeed(run_bundle(config_file=CONFIG, **options))
+    printed = result.stdout + result.stderr
+    assert printed.count("val_dice_rv") == 2
+    assert {path.name for path in tmp_path.glob("*.pt")} == {"segmentation.pt", "last_checkpoint_epoch=2.pt"}
+    network = load_weights(make_network((4, 6, 8)), tmp_path / "segmentation.pt")
+    assert Segmenter(network)(np.random.default_rng(0).random((30, 20, 2)), (1.5, 1.5, 10)).shape == (30, 20, 2)
+    state = torch.load(tmp_path / "last_checkpoint_epoch=2.pt", weights_only=True)
+    start = ConfigParser.load_config_file(str(ROOT / CONFIG))["seed"]
+    torch.manual_seed(start)
+    fresh = make_network((4, 6, 8)).state_dict()
+    assert any(not torch.equal(state["network"][name], value) for name, value in fresh.items())
+    assert "earlier training" in last_line(run_bundle(config_file=CONFIG, **options))
+    options |= {"max_epochs": 3, "resume": tmp_path / "last_checkpoint_epoch=2.pt"}
+    succeed(run_bundle("train", config_file=CONFIG, **options))
+    assert (tmp_path / "last_checkpoint_epoch=3.pt").is_file()
+
+
+def test_mistyped_options_are_refused(phantoms: Path, tmp_path: Path) -> None:
+    options = {**SMALL, "dataset_dir": phantoms, "output_dir": tmp_path}
+    assert "--learning_rat: no such option" in last_line(run_bundle(config_file=CONFIG, **options, learning_rat=1e-3))
+    assert "--crop_size" in last_line(run_bundle(config_file=CONFIG, **{**options, "crop_size": [64, 64]}))
+    assert "--data_list; got none" in last_line(run_bundle(config_file=CONFIG, **SMALL, output_dir=tmp_path))
