@@ -18,14 +18,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from scripts.api import ROOT
+from scripts.cardiac.cines import LABELS
 from scripts.cardiac.segmentation import Segmenter, make_network
-from scripts.checkpoints import load_weights
-from scripts.cines import LABELS
-from scripts.datalists import SPLITS, select_pairs
+from scripts.data.datalists import SPLITS
 from scripts.errors import one_line
 from scripts.files import write_json
-from scripts.metrics import dice_percent, hd95_mm, summarize
-from scripts.training.labeled_slices import labeled_frames, load_stack
+from scripts.registration.metrics import dice_percent, hd95_mm, summarize
+from scripts.training.checkpoints import load_weights
+from scripts.training.labeled_slices import load_stack, select_frames
 from tqdm import tqdm
 
 from benchmarks.options import writable
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     options = parser.parse_args(argv)
     network = load_weights(make_network(), options.checkpoint).to(options.device)
     segmenter = Segmenter(network.to(memory_format=torch.channels_last))
-    frames = labeled_frames(select_pairs(options.dataset_dir, None, options.split))
+    frames = select_frames(options.dataset_dir, None, options.split)
     rows = [score_frame(segmenter, item) for item in tqdm(frames, desc="frames", unit="frame")]
     summary = summarize_all(rows)
     print_table(summary)

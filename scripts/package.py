@@ -29,7 +29,15 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("configs", "scripts", "models")
 FILES = ("LICENSE", "CHANGELOG.md", "requirements.txt", "metadata.json")
 # Of `docs`: not the pages of what the repository alone has.
-DOCS = ("README.md", "inference.md", "training.md", "files.md", "data_license.txt", "figures/heartbeat.png")
+DOCS = (
+    "README.md",
+    "inference.md",
+    "training.md",
+    "segmentation.md",
+    "files.md",
+    "data_license.txt",
+    "figures/heartbeat.png",
+)
 LEFT_OUT = (".pyc", ".ts", ".onnx")  # the last two are exports of a user's own
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, last_line, run_bundle, succeed
 from monai.bundle import ConfigParser
 from scripts.cardiac.segmentation import Segmenter, make_network
-from scripts.checkpoints import load_weights
+from scripts.training.checkpoints import load_weights
 
 CONFIG = "configs/segmentation.yaml"
 SMALL = {

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Right ventricle, myocardium and left ventricle of short-axis slices, by a 2-D network that sees each slice between
 its neighbors.
 
@@ -17,13 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-CLASSES = 4
-"""Background, RV, myocardium and LV cavity: the values of a label map."""
+CLASSES = 4  # background, RV, myocardium and LV cavity, the values of a label map
 WORKING_SPACING = 1.5  # mm
-NEIGHBOR_MM = 10.0
-"""How far from a slice its neighbors lie, as nearly as its stack allows."""
-BRIGHTEST = 1.5
-"""Intensities are clipped there; 1 is the 99th percentile."""
+NEIGHBOR_MM = 10.0  # how far from a slice its neighbors lie, as nearly as its stack allows
+BRIGHTEST = 1.5  # intensities are clipped there; 1 is the 99th percentile
 
 
 def make_network(features: Sequence[int] = (16, 32, 64, 128, 192)) -> DynUNet:
@@ -150,10 +158,10 @@ class Segmenter:
     """Labels of a frame, or of all frames of a cine, one after the other, on their own grid: 1 RV, 2 myocardium, 3
     LV."""
 
+    # With its weights, see `make_network`.
     network: DynUNet
-    """With its weights, see `make_network`."""
+    # Pixel size in mm that it was trained with.
     working_spacing: float = WORKING_SPACING
-    """Pixel size in mm that it was trained with."""
 
     def probabilities(self, image: NDArray, spacing: Sequence[float]) -> NDArray[np.float32]:
         """Of background, RV, myocardium and LV, (CLASSES, X, Y, Z), in a frame (X, Y, Z) with voxels in mm."""

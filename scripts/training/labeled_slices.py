@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Labeled short-axis slices and stacks as MONAI's engines take them, to train and to validate a segmentation
 network."""
 
@@ -9,14 +20,20 @@ import nibabel as nib
 import torch
 from monai.inferers import Inferer, SimpleInferer
 from scripts.cardiac.segmentation import CLASSES, neighbors, prepare, resize, segment_stack
+from scripts.data.datalists import select_pairs
+from scripts.data.loading import LoadPaird
 from scripts.errors import InputError
-from scripts.transforms import LoadCased
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 ROLES = ("moving", "fixed")
+
+
+def select_frames(dataset_dir: str | None, data_list: str | None, split: str, seed: int = 0) -> list[dict]:
+    """The labeled frames of a split, see `datalists.select_pairs` for the arguments and `labeled_frames`."""
+    return labeled_frames(select_pairs(dataset_dir, data_list, split, seed=seed))
 
 
 def labeled_frames(pairs: Sequence[dict]) -> list[dict]:
@@ -48,9 +65,9 @@ def load_stack(item: Mapping) -> dict:
     """An item of `labeled_frames` with "image" and "label" (1, X, Y, Z), the latter uint8, and "spacing" (3,) in mm.
 
     Raises:
-        InputError: as `LoadCased`.
+        InputError: as `LoadPaird`.
     """
-    loaded = LoadCased(keys=("fixed", "fixed_label"))(item)
+    loaded = LoadPaird(keys=("fixed", "fixed_label"))(item)
     spacing = nib.load(item["fixed"]).header.get_zooms()[:3]
     return {
         "subject": item["subject"],

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import write_nifti
 from scripts.cardiac.segmentation import make_network
-from scripts.datalists import select_pairs
+from scripts.data.datalists import select_pairs
 from scripts.errors import InputError
 from scripts.training.labeled_slices import (
     LabeledSlices,

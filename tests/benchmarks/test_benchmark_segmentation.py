@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from scripts.cardiac.segmentation import Segmenter, make_network
+from scripts.training.labeled_slices import load_stack, select_frames
+
+from benchmarks.segmentation import agreement, ejection_fractions, main, score_frame
+
+
+class Oracle(Segmenter):
+    """Gives the drawn label back, without its RV."""
+
+    def __init__(self, item: dict) -> None:
+        object.__setattr__(self, "label", load_stack(item)["label"][0].numpy())
+
+    def __call__(self, image, spacing):
+        return self.label * (self.label != 1)
+
+
+def test_a_missed_structure_scores_nothing_and_the_others_everything(phantoms: Path) -> None:
+    item = select_frames(str(phantoms), None, "test")[0]
+    row = score_frame(Oracle(item), item)
+    assert (row["dice_rv"], row["dice_myo"], row["dice_lv"]) == (0, 100, 100)
+    assert row["hd95_mm_lv"] == 0
+    assert row["rv_ml"] == 0 < row["rv_ml_drawn"]
+    assert row["lv_ml"] == row["lv_ml_drawn"] > 1
+
+
+def test_ejection_fractions_and_their_limits_of_agreement() -> None:
+    volumes = {"ED": (100.0, 120.0), "ES": (40.0, 60.0)}
+    rows = [
+        {
+            "subject": "s",
+            "phase": phase,
+            **{f"{name}_ml{end}": v for name in ("lv", "rv") for end, v in zip(("", "_drawn"), pair)},
+        }
+        for phase, pair in volumes.items()
+    ]
+    (found,) = ejection_fractions([*rows, {**rows[0], "subject": "without ES"}])
+    assert (found["lv_ef"], found["rv_ef_drawn"]) == (60, 50)
+    limits = agreement([1.0, 3.0, float("nan")])
+    assert limits["bias"] == 2
+    assert limits["limits"] == pytest.approx(1.96 * 2**0.5)
+
+
+def test_it_prints_and_writes_what_it_measured(phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    torch.manual_seed(0)
+    torch.save(make_network().state_dict(), tmp_path / "weights.pt")
+    options = ["--dataset_dir", str(phantoms), "--split", "test", "--checkpoint", str(tmp_path / "weights.pt")]
+    main([*options, "--json", str(tmp_path / "found.json")])
+    printed = capsys.readouterr().out
+    assert "Dice rv" in printed or "Dice RV" in printed
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["summary"]["phases"]["ED"]["frames"] == 1
+    assert str(tmp_path) not in json.dumps(found)

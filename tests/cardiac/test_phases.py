@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scripts.cardiac.phantom import Phantom
+from scripts.cardiac.phases import enclosed_share, find_contours, find_phases, shows_short_axis
+
+SPACING = (1.5, 1.5, 8.0)
+
+
+@pytest.fixture(scope="module")
+def labels() -> NDArray:
+    """Of a phantom's frames; the first is end diastole."""
+    phantom = Phantom.random((0, 3), size=(96, 96), slices=4, frames=8)
+    return np.stack([phantom.label(t) for t in range(1, 9)], axis=-1)
+
+
+def long_axis() -> NDArray:
+    """A U of myocardium around an LV that is open at its base, an atrium's blood beyond."""
+    label = np.zeros((60, 40, 1), np.uint8)
+    label[10:50, 8:32] = 2
+    label[20:50, 14:26] = 3
+    return label
+
+
+def test_phases_are_those_of_the_phantom(labels: NDArray) -> None:
+    ed, es = find_phases(labels, SPACING)
+    volumes = (labels == 3).sum((0, 1, 2))
+    assert (ed, es) == (1, volumes.argmin() + 1)
+    # Whichever frame the cine begins with.
+    assert find_phases(np.roll(labels, 3, axis=3), SPACING) == (4, (volumes.argmin() + 3) % 8 + 1)
+
+
+def test_one_frame_s_error_does_not_decide(labels: NDArray) -> None:
+    wrong = np.repeat(labels, 3, axis=3)
+    expected = find_phases(wrong, SPACING)
+    lost = wrong[..., 20] == 3
+    wrong[..., 20][lost & (np.arange(96)[:, None, None] % 2 > 0)] = 0
+    assert find_phases(wrong, SPACING)[1] == expected[1]
+
+
+def test_without_an_lv_there_is_no_phase(labels: NDArray) -> None:
+    assert find_phases(np.where(labels == 3, 0, labels), SPACING) is None
+    assert find_phases(labels[..., :1], SPACING) == (1, 1)
+
+
+def test_a_ring_is_a_short_axis_and_an_arch_is_not(labels: NDArray) -> None:
+    assert enclosed_share(labels[..., 0]) > 0.95
+    assert shows_short_axis(labels[..., 0])
+    assert not shows_short_axis(long_axis())
+    assert np.isnan(enclosed_share(np.zeros((4, 4, 1))))
+    assert not shows_short_axis(np.zeros((4, 4, 1)))
+
+
+def test_contours_are_those_of_the_segmentation(labels: NDArray) -> None:
+    image = labels.astype(float)
+    found = find_contours(image, SPACING, lambda image, spacing: labels)
+    assert found.labels is labels
+    assert (found.ed, found.es) == find_phases(labels, SPACING)
+
+
+def test_no_contours_on_a_long_axis_or_where_nothing_is_found() -> None:
+    arch = np.stack([long_axis()] * 3, axis=-1)
+    assert find_contours(arch, SPACING, lambda image, spacing: arch) is None
+    assert find_contours(arch, SPACING, lambda image, spacing: 0 * arch) is None
