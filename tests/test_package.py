@@ -52,7 +52,7 @@ def test_documents_of_the_zip_speak_of_what_it_holds(tmp_path: Path) -> None:
     with zipfile.ZipFile(build_zip(tmp_path / "bundle.zip", "bundle")) as archive:
         archive.extractall(tmp_path)
     pages = sorted((tmp_path / "bundle" / "docs").glob("*.md"))
-    assert len(pages) == 4
+    assert len(pages) == 5
     for page in pages:
         text = page.read_text()
         assert not re.search(r"\bmake [a-z]|benchmarks|\btests/|experiments|performance\.md", text), page.name

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import nibabel as nib
 import torch
 from monai.inferers import Inferer, SimpleInferer
 from scripts.cardiac.segmentation import CLASSES, neighbors, prepare, resize, segment_stack
@@ -68,13 +67,12 @@ def load_stack(item: Mapping) -> dict:
         InputError: as `LoadPaird`.
     """
     loaded = LoadPaird(keys=("fixed", "fixed_label"))(item)
-    spacing = nib.load(item["fixed"]).header.get_zooms()[:3]
     return {
         "subject": item["subject"],
         "phase": item["phase"],
         "image": loaded["fixed"].as_tensor(),
         "label": loaded["fixed_label"].as_tensor().to(torch.uint8),
-        "spacing": torch.tensor([float(length) for length in spacing]),
+        "spacing": loaded["fixed"].pixdim,
     }
 
 
