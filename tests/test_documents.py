@@ -120,6 +120,19 @@ def test_the_figures_of_the_model_card_are_those_of_the_evaluation(evaluation: d
             assert cell == as_in(cell, [f"{mean} ± {std}"]), (name, key)
 
 
+def test_the_figures_of_the_front_page_are_those_of_the_evaluation(evaluation: dict) -> None:
+    to_ed, to_es = evaluation["registered"], evaluation["ED_to_ES"]["registered"]
+    dice, back = to_ed["dice"], to_es["dice"]["mean"]
+    shown = (
+        f"{dice['mean']:.1f} ± {dice['std']:.1f} % (HD95 {to_ed['hd95_voxel']['mean']:.2f} voxels), and {back:.1f} %"
+    )
+    text = (ROOT / "README.md").read_text()
+    assert shown in text
+    lv, rv = (to_es[f"volume_error_{name}"] for name in ("lv", "rv"))
+    assert f"off by {abs(lv['mean']):.1f} ± {lv['std']:.1f} points in the LV" in text
+    assert f"too small by {rv['mean']:.0f} ± {rv['std']:.0f} in the RV" in text
+
+
 def test_the_figures_of_the_metadata_are_those_of_the_evaluation(evaluation: dict) -> None:
     figures = json.loads((ROOT / "configs" / "metadata.json").read_text())["eval_metrics"]
     mean = {key: value["mean"] for key, value in evaluation["registered"].items()}
