@@ -103,8 +103,7 @@ def score(
                 "checkpoint": checkpoint,
                 "device": device,
                 "output_dir": folder,
-                "validate::dataset::data": "$scripts.data.datalists.select_pairs(@dataset_dir, None, "
-                f"'{split}', 'both', seed=@seed)",
+                "validate::dataset::data::split": split,
                 "validate::handlers": parser["validate::handlers"][:1],  # the report alone
             }
         )

@@ -31,8 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.command_line import report_error
-from scripts.errors import InputError
+from scripts.errors import InputError, report_error
 from scripts.help import bundle_version, describe_files
 
 _ROOT = Path(__file__).resolve().parents[1]

@@ -38,10 +38,10 @@ import numpy as np
 from monai.bundle import ConfigParser
 from numpy.typing import ArrayLike, NDArray
 from scripts.cardiac.cines import Cine, CineRegistration
-from scripts.command_line import check_path
 from scripts.data.itk_fields import voxels_to_lps
 from scripts.devices import settings_kept
 from scripts.errors import InputError, first_cause
+from scripts.options import check_option
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
@@ -149,7 +149,7 @@ def _register_one(**options: object) -> Registration:
 
 def _run_workflow(options: Mapping[str, object]) -> Registration:
     for name, value in {"bundle_root": ROOT, **options}.items():
-        check_path(name, value)
+        check_option(name, value)
     parser = ConfigParser()
     parser.read_config(str(CONFIG))
     # Nothing is written, unless asked for.

@@ -19,28 +19,21 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
-import os
 import re
 import sys
-import time
-import traceback
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from pydoc import locate
 
 import yaml
 from fire.parser import DefaultParseValue
-from scripts.errors import InputError, first_cause, printable
+from scripts.errors import InputError, report_error
 from scripts.help import bundle_version, describe_files
-from tqdm import tqdm
 
 OPTION = re.compile(r"--?[A-Za-z_]")
-LOST = re.compile(r"by peer|Broken pipe")  # what gloo says of a process that is gone
-PATIENCE = 15  # seconds that torchrun has to end a process that lost another one
 RUN_BY_NAME = ("imports", "initialize", "run", "finalize")  # keys of a config that MONAI reads by itself
-PATHS = ("bundle_root", "moving", "fixed", "cine", "field", "points", "checkpoint", "initial_weights", "onnx", "resume")
+JUDGES = ("check_options",)  # keys of a config that look at options without using them
+READ_BY_MONAI = ("workflow_type", "workflow_name", "properties_path")
 
 
 def check(argv: Sequence[str] | None = None) -> None:
@@ -66,87 +59,86 @@ def check(argv: Sequence[str] | None = None) -> None:
         print(describe_files(config_files(options)))
         raise SystemExit
     config = load_configs(options)
+    for name, value in options.items():
+        check_known(name, config)
+        check_word(name, value, config)
+
+
+def check_known(name: str, config: Mapping) -> None:
+    """Stop at an option that no config file has, or that nothing in them reads.
+
+    Raises:
+        InputError: naming the option, and the nearest one that there is.
+    """
     from monai.bundle import run
 
-    known = set(config) | set(inspect.signature(run).parameters) | {"workflow_type", "workflow_name", "properties_path"}
-    for name, value in options.items():
-        top = name.replace("#", "::").split("::")[0]
-        if top not in known:
-            close = difflib.get_close_matches(top, known, n=1)
-            hint = f"did you mean --{close[0]}?" if close else "the options are the top-level keys of the config file."
-            raise InputError(f"--{name}: no such option; {hint}")
-        if name in config and name not in RUN_BY_NAME and not is_read(name, config):
-            raise InputError(
-                f"--{name}: nothing in these config files reads it, so it would change nothing; leave it out."
-            )
-        check_path(name, value)
-        read = DefaultParseValue(value) if value is not None else True
-        if read is None or read in ("null", "~"):
-            # MONAI drops None, and takes the others for words.
-            raise InputError(
-                f"--{name} {value}: MONAI would drop it or read it as text; leave --{name} out, or write --{name} '$None'"
-            )
-        # Fire reads false as a word, which would count as true.
-        if str(read).lower() in ("true", "false") and not isinstance(read, bool):
-            raise InputError(f"--{name} {value}: would be read as text; write --{name} {str(read).capitalize()}")
-        if isinstance(config.get(name), bool) and not isinstance(read, bool):
-            raise InputError(f"--{name} {value}: is a switch; write --{name} True or --{name} False")
-        # False is how a path is left out.
-        if is_path(name) and read is not False and read != value:
-            raise InputError(f"--{name} {value}: was read as {read!r}; write it as --{name} ./{value}")
+    top, *inner = name.replace("#", "::").split("::")
+    known = {*config, *inspect.signature(run).parameters, *READ_BY_MONAI}
+    if top not in known:
+        raise InputError(f"--{name}: no such option; {did_you_mean('', top, known)}")
+    if name in config and name not in RUN_BY_NAME and not is_read(name, config):
+        raise InputError(f"--{name}: nothing in these config files reads it, so it would change nothing; leave it out.")
+    place, above = config.get(top), f"{top}::"
+    for part in inner:
+        settings = settings_of(place)
+        if settings is not None and part not in settings:
+            raise InputError(f"--{name}: no such option; {did_you_mean(above, part, settings)}")
+        place = place.get(part) if isinstance(place, Mapping) else None
+        above += f"{part}::"
 
 
-def check_counts(at_least: int = 1, **options: object) -> None:
-    """Stop where an option that counts something is not a whole number of `at_least` or more.
-
-    Args:
-        at_least: the smallest number that the options may be.
-        options: values by name.
-
-    Raises:
-        InputError: naming the option and the cure.
-    """
-    for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
-            raise InputError(
-                f"--{name} {value}: must be a whole number, {at_least} or more; give one, or leave --{name} out."
-            )
+def did_you_mean(above: str, name: str, known: Iterable[str]) -> str:
+    """A hint at the nearest of the names below a place in the config, or at all of them."""
+    known = sorted(known)
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"did you mean --{above}{close[0]}?"
+    return f"it has {', '.join(known)}." if above else "the options are the top-level keys of the config file."
 
 
-def check_rates(at_most: float = math.inf, **options: object) -> None:
-    """Stop where an option is not a number above 0.
+def settings_of(place: object) -> set[str] | None:
+    """What can be set at a place in the config: its keys, and the parameters of the target that it names; None where
+    anything can."""
+    if not isinstance(place, Mapping):
+        return None
+    names = {str(key) for key in place}
+    if "_target_" not in place:
+        return names
+    target = locate(str(place["_target_"]))
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return None if anything else names | {parameter.name for parameter in parameters} | {"_disabled_", "_mode_"}
 
-    Args:
-        at_most: the largest number that the options may be.
-        options: values by name.
+
+def check_word(name: str, value: str | None, config: Mapping) -> None:
+    """Stop at a value that fire or MONAI would read as something else than was meant, or that does not suit its option.
 
     Raises:
         InputError: naming the option and the cure.
     """
-    for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= at_most:
-            limit = "" if at_most == math.inf else f" and at most {at_most:g}"
-            raise InputError(f"--{name} {value}: must be a number above 0{limit}; give one, or leave --{name} out.")
+    from scripts.options import RULES, check_option, is_path
 
-
-def check_sizes(slice_size: object, crop_size: object) -> None:
-    """Stop where the size of slices or crops is not two numbers of pixels, or crops are larger than slices.
-
-    Raises:
-        InputError: naming the option and the cure.
-    """
-    for name, size in (("slice_size", slice_size), ("crop_size", crop_size)):
-        if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-            raise InputError(f"--{name} {size}: must be two numbers of pixels, such as [128,128].")
-    if any(crop > whole for crop, whole in zip(crop_size, slice_size)):
+    if is_path(name) and value is not None:
+        check_option(name, value)
+    read = True if value is None else DefaultParseValue(value)
+    if read is None or read in ("null", "~"):
+        # MONAI drops None, and takes the others for words.
         raise InputError(
-            f"--crop_size {crop_size}: is larger than --slice_size {slice_size}; give a smaller one, or larger slices."
+            f"--{name} {value}: MONAI would drop it or read it as text; leave --{name} out, or write --{name} '$None'"
         )
-
-
-def under_torchrun() -> bool:
-    """Whether this process is one of those that torchrun starts."""
-    return "LOCAL_RANK" in os.environ
+    # Fire reads false as a word, which would count as true.
+    if str(read).lower() in ("true", "false") and not isinstance(read, bool):
+        raise InputError(f"--{name} {value}: would be read as text; write --{name} {str(read).capitalize()}")
+    if isinstance(read, str) and read.startswith(("$", "@", "%")):
+        return  # known when it is computed
+    # False is how a path is left out.
+    if is_path(name) and not isinstance(read, bool) and read != value:
+        raise InputError(f"--{name} {value}: was read as {read!r}; write it as --{name} ./{value}")
+    if isinstance(config.get(name), bool) and name not in RULES and not isinstance(read, bool):
+        raise InputError(f"--{name} {value}: is a switch; write --{name} True or --{name} False")
+    check_option(name.replace("#", "::"), read)
 
 
 def is_bundle_run(argv: Sequence[str]) -> bool:
@@ -191,79 +183,9 @@ def load_configs(options: dict[str, str | None]) -> dict:
 
 
 def is_read(name: str, config: object) -> bool:
-    """Whether anything in a config refers to one of its top-level keys."""
-    if isinstance(config, (dict, list)):
-        return any(is_read(name, value) for value in (config.values() if isinstance(config, dict) else config))
+    """Whether anything in a config uses one of its top-level keys."""
+    if isinstance(config, dict):
+        return any(is_read(name, value) for key, value in config.items() if key not in JUDGES)
+    if isinstance(config, list):
+        return any(is_read(name, value) for value in config)
     return isinstance(config, str) and re.search(rf"@{name}\b", config) is not None
-
-
-def is_path(name: str) -> bool:
-    """Whether an option takes a file or a folder, by its name."""
-    return name.endswith(("_dir", "_label", "_list", "_path")) or name in PATHS
-
-
-def check_path(name: str, value: object) -> None:
-    """Stop at a value that is not a path where one is meant, and at a file or folder whose name a config would change.
-
-    Raises:
-        InputError: naming the option and the cure.
-    """
-    if is_path(name) and not isinstance(value, (str, Path, bool, type(None))):
-        raise InputError(
-            f"--{name}: takes the path of a file or folder, got {type(value).__name__}; write it to a file first."
-        )
-    if name == "output_dir" and str(value).lower() == "false":
-        raise InputError("--output_dir False: results need a folder; name one, or leave --output_dir out.")
-    if is_path(name) and "#" in str(value) and not str(value).startswith(("@", "$")):
-        raise InputError(
-            f"--{name} {value}: holds #, which MONAI would read as ::, another name; rename that file or folder."
-        )
-
-
-def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An `excepthook` whose last line is the first error of the chain: MONAI adds its own "Failed to evaluate" after
-    it."""
-    cause = first_cause(error)
-    if under_torchrun() and is_lost_process(cause):
-        # Another process failed: torchrun is about to end this one and to print that one's reason, in which ours would
-        # drown it.
-        time.sleep(PATIENCE)
-    if not isinstance(cause, (InputError, KeyboardInterrupt)):
-        traceback.print_exception(kind, error, trace)
-    # An open progress bar would draw itself once more after the last line.
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()
-    sys.stdout.flush()
-    print(f"error: {printable(str(cause)) or kind.__name__}", file=sys.stderr, flush=True)
-    record_error(cause)
-
-
-def is_lost_process(error: BaseException) -> bool:
-    """Whether an error is what a process sees of another one that ended."""
-    from torch.distributed import DistError
-
-    return isinstance(error, DistError) or LOST.search(str(error)) is not None
-
-
-def record_error(error: BaseException) -> None:
-    """Leave an error where torchrun looks for the reason that a process ended; elsewhere nothing happens."""
-    if not under_torchrun():
-        return
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-    try:
-        raise error.with_traceback(None) from None
-    except type(error):
-        get_error_handler().record_exception(error)
-
-
-def require_one(**sources: object) -> None:
-    """Stop unless exactly one source of data is given.
-
-    Raises:
-        InputError: naming the options.
-    """
-    given = [name for name, value in sources.items() if value]
-    if len(given) != 1:
-        options = ", ".join(f"--{name}" + (" with --fixed" if name == "moving" else "") for name in sources)
-        raise InputError(f"give exactly one of {options}; got {' and '.join(f'--{name}' for name in given) or 'none'}.")

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,14 +26,50 @@ from itertools import zip_longest
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
-from scripts.command_line import under_torchrun
-from scripts.errors import InputError
+from monai.utils import set_determinism
+from scripts.errors import InputError, under_torchrun
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 
 def default_device() -> str:
     """The first CUDA device, under torchrun the one of this process, or the CPU where there is none."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def by_device(device: str | torch.device, cpu: int, other: int) -> int:
+    """One number on a CPU, another on any other device."""
+    return cpu if torch.device(device).type == "cpu" else other
+
+
+def to_device(network: nn.Module, device: str | torch.device, channels_last: bool = True) -> nn.Module:
+    """The network itself on a device, the weights of its 2-D convolutions in a memory format."""
+    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    return network.to(device=device, memory_format=memory_format)
+
+
+def distribute(network: nn.Module, device: str | torch.device) -> DistributedDataParallel:
+    """The network as each of the processes trains it.
+
+    BatchNorm sees the whole batch on CUDA devices, each process's own share on a CPU. The similarity's gradient is
+    exchanged at once, as the smoothness's is.
+    """
+    device = torch.device(device)
+    normed = any("BatchNorm" in type(layer).__name__ for layer in network.modules())
+    if device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return DistributedDataParallel(
+        network,
+        device_ids=[device] if device.type == "cuda" else None,
+        bucket_cap_mb=1024,
+        forward_sync_buffers=normed,  # other buffers are constant
+    )
+
+
+def seed_process(seed: int, rank: int = 0) -> None:
+    """Seed all generators, those of each process with another number, and have operations repeat bit for bit."""
+    set_determinism(seed=seed + rank)
 
 
 def is_first_of_node() -> bool:
@@ -108,8 +144,8 @@ def check_device(device: str | torch.device) -> None:
     """
     there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # one that only pretends, such as meta, holds no number
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"--device {device}: no such device here; use one of {', '.join(there)}.") from error
     if torch.device(device).type == "cuda" and torch.device(device).index is not None:
         torch.cuda.set_device(device)
@@ -142,41 +178,19 @@ def fit_threads(device: str | torch.device) -> None:
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """Torch's number of threads, its current CUDA device and the use of TF32 are afterwards what they were before."""
-    threads = torch.get_num_threads()
+    """Torch's number of threads, its current CUDA device, the use of TF32 and where Python looks for modules are
+    afterwards what they were before."""
+    threads, places = torch.get_num_threads(), list(sys.path)
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
         yield
     finally:
+        sys.path[:] = places
         torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
         if torch.cuda.is_initialized():
             torch.cuda.set_device(device)
-
-
-def check_switches(
-    device: str | torch.device, amp: bool = False, graph: bool = False, compile: bool = False, tf32: bool = False
-) -> None:
-    """Stop where a switch of speed could do nothing on this device, or not what it says.
-
-    Raises:
-        InputError: naming the switch and the cure.
-    """
-    on_cuda = torch.device(device).type == "cuda"
-    for name, given in (("amp", amp), ("graph", graph), ("tf32", tf32)):
-        if given and not on_cuda:
-            raise InputError(
-                f"--{name} True: needs a CUDA device, not {device}; leave it out, or give --device cuda:0."
-            )
-    for name, given in (("amp", amp), ("compile", compile)):
-        if given and graph:
-            raise InputError(f"--graph True: a step with {name} is not recorded; give one of --graph and --{name}.")
-    compiler = os.environ.get("CXX", "g++")
-    if compile and not on_cuda and shutil.which(compiler) is None:
-        raise InputError(
-            f"--compile True: there is no C++ compiler {compiler}; install it, name another one in CXX, or leave compile out."
-        )
 
 
 def allow_tf32(allowed: bool = True) -> None:

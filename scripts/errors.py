@@ -9,12 +9,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a user can correct: one message that names the file and the cure."""
+"""What a user can correct: one message that names the file and the cure; and how any error ends a program."""
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
+
+from tqdm import tqdm
+
+_LOST = re.compile(r"by peer|Broken pipe")  # what gloo says of a process that is gone
+_PATIENCE = 15  # seconds that torchrun has to end a process that lost another one
 
 
 class InputError(ValueError):
@@ -45,3 +56,45 @@ def one_line() -> Iterator[None]:
         if not isinstance(cause, InputError):
             raise
         raise SystemExit(f"error: {printable(str(cause))}") from error
+
+
+def under_torchrun() -> bool:
+    """Whether this process is one of those that torchrun starts."""
+    return "LOCAL_RANK" in os.environ
+
+
+def report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An `excepthook` whose last line is the first error of the chain: MONAI adds its own "Failed to evaluate" after
+    it."""
+    cause = first_cause(error)
+    if under_torchrun() and _is_lost_process(cause):
+        # Another process failed: torchrun is about to end this one and to print that one's reason, in which ours would
+        # drown it.
+        time.sleep(_PATIENCE)
+    if not isinstance(cause, (InputError, KeyboardInterrupt)):
+        traceback.print_exception(kind, error, trace)
+    # An open progress bar would draw itself once more after the last line.
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+    sys.stdout.flush()
+    print(f"error: {printable(str(cause)) or kind.__name__}", file=sys.stderr, flush=True)
+    _record_error(cause)
+
+
+def _is_lost_process(error: BaseException) -> bool:
+    """Whether an error is what a process sees of another one that ended."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or _LOST.search(str(error)) is not None
+
+
+def _record_error(error: BaseException) -> None:
+    """Leave an error where torchrun looks for the reason that a process ended; elsewhere nothing happens."""
+    if not under_torchrun():
+        return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    try:
+        raise error.with_traceback(None) from None
+    except type(error):
+        get_error_handler().record_exception(error)

@@ -38,7 +38,7 @@ def registered(phantoms: Path) -> Registration:
 
 def test_a_cine_is_that_of_the_workflow(phantoms: Path, registered: Registration, tmp_path: Path) -> None:
     cine, _, _, label = paths(phantoms)
-    options = {"cine": cine, "reference_label": label, "output_dir": tmp_path, "device": "cpu", "report": False}
+    options = {"cine": cine, "reference_label": label, "output_dir": tmp_path, "device": "cpu", "write": "moved,fields"}
     succeed(run_bundle(config_file="configs/inference.yaml", **options))
     assert registered.reference == 1
     assert registered.reference_basis == "end diastole by Info.cfg"
@@ -104,7 +104,9 @@ def test_the_network_is_kept_until_its_weights_change(
 ) -> None:
     _, ed, es, _ = paths(phantoms)
     read, load = [], checkpoints.load_weights
-    monkeypatch.setattr(checkpoints, "load_weights", lambda *args: read.append(args[1]) or load(*args))
+    monkeypatch.setattr(
+        checkpoints, "load_weights", lambda network, path, device: read.append(path) or load(network, path, device)
+    )
     file = tmp_path / "model.pt"
     weights = torch.load(ROOT / "models" / "model.pt", weights_only=True)
     torch.save(weights, file)

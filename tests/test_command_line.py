@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from scripts import command_line, devices
-from scripts.command_line import require_one
+from scripts import command_line, devices, errors
 from scripts.errors import InputError, first_cause
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
@@ -37,16 +37,30 @@ RUN = ["python", "run", "--config_file", "configs/inference.yaml"]
         ),
         (["--integration", "None"], r"write --integration '\$None'"),
         (["--points", "None"], "leave --points out"),
-        (["--report", "false"], "--report false: would be read as text; write --report False"),
+        (["--overwrite", "false"], "--overwrite false: would be read as text; write --overwrite False"),
         (["--output_dir", "False"], "--output_dir False: results need a folder; name one, or leave --output_dir out"),
-        (["--output_dir", "false"], "--output_dir False: results need a folder"),
+        (["--output_dir", "false"], "--output_dir false: results need a folder"),
         (
             ["--output_dir", "visit #2"],
             "--output_dir visit #2: holds #, which MONAI would read as ::, another name; rename",
         ),
         (["--cine", "a/b#c/d.nii.gz"], "--cine a/b#c/d.nii.gz: holds #"),
         (["--dataset_dir", "DOE,JOHN"], r"write it as --dataset_dir \./DOE,JOHN"),
-        (["--report", "maybe"], "--report maybe: is a switch; write --report True or --report False"),
+        (["--overwrite", "maybe"], "--overwrite maybe: is a switch; write --overwrite True or --overwrite False"),
+        (["--direction", "up"], "--direction up: must be one of ES_to_ED, ED_to_ES, both; give one, or leave"),
+        (["--output_dir", ""], "--output_dir : results need a folder; name one"),
+        (["--checkpoint="], "--checkpoint '': names nothing; give a path"),
+        (
+            ["--working_spacing", "0.001"],
+            "--working_spacing 0.001: must be False, .* or a pixel size from 0.2 to 20 mm",
+        ),
+        (["--write", "fields,everything"], "--write .*: names what is kept; give one or more of fields,inverse,moved"),
+        (["--inferer::passses", "2"], r"--inferer::passses: no such option; did you mean --inferer::passes\?"),
+        (["--network_def#backbone#hiden", "2"], r"did you mean --network_def::backbone::hidden\?"),
+        (
+            ["--network_def#backbone#hidden", "-2"],
+            "--network_def::backbone::hidden -2: must be a whole number, 1 or more",
+        ),
     ],
 )
 def test_refuses(words: list[str], message: str) -> None:
@@ -67,9 +81,27 @@ def test_refuses_what_another_config_left_without_a_reader(option: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--augmentation#zoom", "-5"], "--augmentation::zoom -5: must be a number, 0 or more"),
+        (["--augmentation#zom", "1"], r"--augmentation#zom: no such option; did you mean --augmentation::zoom\?"),
+        (["--working_spacing", "1.2"], None),
+        (["--working_spacing", "True"], "--working_spacing True: must be False"),
+    ],
+)
+def test_settings_inside_others_are_judged_too(words: list[str], message: str | None) -> None:
+    run = [*RUN[:2], "--config_file", "['configs/train.yaml','configs/demo.yaml']", *words]
+    if message is None:
+        command_line.check(run)
+        return
+    with pytest.raises(InputError, match=message):
+        command_line.check(run)
+
+
+@pytest.mark.parametrize(
     "words",
     [
-        ["--moving", "a.nii.gz", "--fixed=b.nii.gz", "--output-dir", "x", "--report", "False", "--bf16"],
+        ["--moving", "a.nii.gz", "--fixed=b.nii.gz", "--output-dir", "x", "--write", "moved", "--bf16"],
         ["--network_def#backbone#hidden", "48", "--postprocessing::transforms::1::output_dir", "y"],
         [
             "--config_file",
@@ -88,75 +120,33 @@ def test_accepts(words: list[str]) -> None:
     command_line.check(RUN + words)
 
 
-@pytest.mark.parametrize("value", [0, -2, 1.5, "4", None, True])
-def test_what_counts_nothing_is_refused(value: object) -> None:
-    command_line.check_counts(batch_size=1, log_every=20)
-    command_line.check_counts(at_least=0, seed=0)
-    with pytest.raises(
-        InputError, match=f"^--log_every {value}: must be a whole number, 1 or more; give one, or leave --log_every out"
-    ):
-        command_line.check_counts(batch_size=1, log_every=value)
-
-
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), 1.5, "abc", None, True])
-def test_what_is_no_rate_is_refused(value: object) -> None:
-    command_line.check_rates(averaging=1, at_most=1)
-    command_line.check_rates(learning_rate=1.5)
-    with pytest.raises(
-        InputError,
-        match=f"^--averaging {value}: must be a number above 0 and at most 1; give one, or leave --averaging out",
-    ):
-        command_line.check_rates(averaging=value, at_most=1)
-
-
-@pytest.mark.parametrize("files", [["train"], ["train", "multi_gpu_train"], ["train", "finetune"]])
-@pytest.mark.parametrize("name", ["learning_rate", "averaging"])
-def test_each_training_checks_its_rates_first(files: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def workflow(files: list[str], monkeypatch: pytest.MonkeyPatch, **options: object) -> ConfigParser:
+    """The merged configs as a workflow has them, on the CPU."""
     monkeypatch.setattr(devices, "start_process_group", lambda *_, **__: None)
     config = ConfigParser()
     config.read_config([f"configs/{file}.yaml" for file in files])
-    config.update({"device": "cpu", name: "abc"})
-    with pytest.raises(RuntimeError) as caught:
-        config.get_parsed_content("initialize")
-    assert str(first_cause(caught.value)).startswith(f"--{name} abc: must be a number above 0")
+    config.update({"device": "cpu", **options})
+    return config
+
+
+TRAININGS = (["train"], ["train", "multi_gpu_train"], ["train", "finetune"], ["train", "evaluate"])
 
 
 @pytest.mark.parametrize(
-    ("sizes", "words"),
+    ("files", "name", "value"),
     [
-        ({"crop_size": 32}, "--crop_size 32: must be two numbers of pixels"),
-        ({"slice_size": [64]}, r"--slice_size \[64\]: must be two numbers of pixels"),
-        ({"slice_size": [64, 0]}, "must be two numbers of pixels"),
-        ({"slice_size": [100, 100]}, r"--crop_size \[128, 128\]: is larger than --slice_size \[100, 100\]"),
+        *((files, name, -1) for files in TRAININGS for name in ("max_epochs", "log_every", "seed", "batch_size")),
+        *((files, name, "abc") for files in TRAININGS for name in ("learning_rate", "averaging", "strategy")),
+        *((["inference"], name, -1) for name in ("slices_at_once", "passes", "cine", "direction", "bf16")),
+        (["inference", "inference_onnx"], "slices_at_once", -1),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(sizes: dict, words: str) -> None:
-    command_line.check_sizes([160, 160], (128, 128))
-    with pytest.raises(InputError, match=words):
-        command_line.check_sizes(**{"slice_size": [160, 160], "crop_size": [128, 128], **sizes})
-
-
-COUNTS = ("max_epochs", "batch_size", "log_every", "seed")
-
-
-@pytest.mark.parametrize(
-    ("files", "name"),
-    [
-        *((["train"], name) for name in COUNTS),
-        (["inference"], "slices_at_once"),
-        (["inference", "inference_onnx"], "slices_at_once"),
-        *((["train", "multi_gpu_train"], name) for name in COUNTS),
-        *((["train", "finetune"], name) for name in COUNTS),
-    ],
-)
-def test_each_workflow_checks_its_counts_first(files: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "start_process_group", lambda *_, **__: None)
-    config = ConfigParser()
-    config.read_config([f"configs/{file}.yaml" for file in files])
-    config.update({"device": "cpu", name: -1})
+def test_each_workflow_checks_its_options_first(
+    files: list[str], name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(RuntimeError) as caught:
-        config.get_parsed_content("initialize")
-    assert str(first_cause(caught.value)).startswith(f"--{name} -1: must be a whole number")
+        workflow(files, monkeypatch, **{name: value}).get_parsed_content("initialize")
+    assert re.match(rf"--{name}:? {value}|--{name}: takes the path", str(first_cause(caught.value)))
 
 
 def test_does_nothing_outside_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,12 +166,12 @@ def test_the_last_line_is_the_first_cause(capsys: pytest.CaptureFixture) -> None
         except InputError as error:
             raise RuntimeError("Failed to evaluate") from error
     except RuntimeError as error:
-        command_line.report_error(type(error), error, error.__traceback__)
+        errors.report_error(type(error), error, error.__traceback__)
     assert capsys.readouterr().err == "error: a.nii.gz: correct it\n"
     try:
         raise RuntimeError("wrapper") from ValueError("what went wrong")
     except RuntimeError as error:
-        command_line.report_error(type(error), error, error.__traceback__)
+        errors.report_error(type(error), error, error.__traceback__)
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "error: what went wrong"
     assert "Traceback (most recent call last):" in lines
@@ -199,7 +189,7 @@ def fail_in_one_process() -> None:
             raise InputError("b.nii.gz: correct it")
         torch.distributed.all_reduce(torch.zeros(1))
     except Exception as error:
-        command_line.report_error(type(error), error, error.__traceback__)
+        errors.report_error(type(error), error, error.__traceback__)
         os._exit(1)
 
 
@@ -216,16 +206,3 @@ def test_one_process_that_fails_ends_all_with_its_reason(capfd: pytest.CaptureFi
     printed = capfd.readouterr().err
     assert printed.count("error: b.nii.gz: correct it") == 1
     assert "by peer" not in printed
-
-
-@pytest.mark.parametrize(
-    ("sources", "words"),
-    [
-        ({"moving": None, "dataset_dir": None}, "got none"),
-        ({"moving": "a", "dataset_dir": "b"}, "got --moving and --dataset_dir"),
-    ],
-)
-def test_exactly_one_source(sources: dict, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        require_one(**sources)
-    require_one(moving="a", dataset_dir=None)

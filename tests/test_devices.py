@@ -9,23 +9,26 @@ from monai.utils import set_determinism
 from scripts import devices
 from scripts.devices import (
     allow_tf32,
+    by_device,
     check_bf16,
     check_device,
-    check_switches,
     default_device,
+    distribute,
     fit_threads,
     gather_rows,
     start_process_group,
     time_kernels,
+    to_device,
 )
 from scripts.errors import InputError
+from scripts.registration.networks import RegistrationUNet
 
 
 def test_the_default_device_is_there() -> None:
     check_device(default_device())
 
 
-@pytest.mark.parametrize("device", [f"cuda:{torch.cuda.device_count()}", "gpu"])
+@pytest.mark.parametrize("device", [f"cuda:{torch.cuda.device_count()}", "gpu", "meta", ""])
 def test_a_device_that_is_not_there_is_named_with_those_that_are(device: str) -> None:
     with pytest.raises(InputError, match=f"--device {device}: no such device here; use one of cpu"):
         check_device(device)
@@ -33,38 +36,36 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(device: str) ->
 
 def test_a_cuda_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[str] = []
-    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(1))
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     for device in ("cpu", "cuda", "cuda:1"):
         check_device(device)
     assert chosen == ["cuda:1"]
 
 
-@pytest.mark.parametrize(
-    ("device", "switches", "words"),
-    [
-        ("cpu", {"amp": True}, "--amp True: needs a CUDA device, not cpu; leave it out"),
-        ("cpu", {"graph": True}, "--graph True: needs a CUDA device, not cpu; leave it out"),
-        ("cpu", {"tf32": True}, "--tf32 True: needs a CUDA device, not cpu; leave it out"),
-        ("cuda:0", {"graph": True, "amp": True}, "a step with amp is not recorded; give one of --graph and --amp"),
-        ("cuda:0", {"graph": True, "compile": True}, "a step with compile is not recorded"),
-        ("cpu", {"compile": True}, "--compile True: there is no C++ compiler nothing"),
-    ],
-)
-def test_a_switch_that_would_do_nothing_is_refused(
-    device: str, switches: dict, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CXX", "nothing")
-    with pytest.raises(InputError, match=words.replace("+", r"\+")):
-        check_switches(device, **switches)
+def test_a_number_by_the_device() -> None:
+    assert [by_device(device, cpu=4, other=32) for device in ("cpu", "cuda:1", torch.device("cpu"))] == [4, 32, 4]
 
 
-def test_switches_that_suit_the_device_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "sh")
-    check_switches("cpu")
-    check_switches("cpu", compile=True)
-    check_switches("cuda:0", graph=True, tf32=True)
-    check_switches("cuda:0", amp=True, compile=True)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_network_goes_to_a_device_in_its_memory_format(channels_last: bool) -> None:
+    network = torch.nn.Conv2d(3, 4, 3)
+    assert to_device(network, "cpu", channels_last) is network
+    assert network.weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_batch_norm_sees_the_whole_batch_on_cuda_devices(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a network that stays on the CPU."""
+    seen = {}
+    monkeypatch.setattr(devices, "DistributedDataParallel", lambda network, **options: seen.update(options) or network)
+    network = distribute(RegistrationUNet(2, features=(4, 4), norm="batch"), device)
+    norms = {type(layer).__name__ for layer in network.modules() if "Norm" in type(layer).__name__}
+    assert norms == {"SyncBatchNorm" if device == "cuda:0" else "BatchNorm2d"}
+    assert seen["device_ids"] == ([torch.device(device)] if device == "cuda:0" else None)
+    assert seen["forward_sync_buffers"]
+    distribute(RegistrationUNet(2, features=(4, 4), norm="instance"), "cpu")
+    assert not seen["forward_sync_buffers"]
 
 
 @pytest.mark.parametrize("busy", [False, True])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).parent.parent
@@ -128,11 +131,74 @@ def test_scripts_bear_the_header_of_monai() -> None:
     )
 
 
-def test_configs_name_what_exists() -> None:
-    for name in CONFIGS:
-        for module, member in re.findall(r"\b((?:scripts|benchmarks)\.[a-z_.]+)\.(\w+)", (ROOT / name).read_text()):
-            if not module.endswith(("scripts", *(f"scripts.{room}" for room in set().union(*LEVELS)))):
-                assert hasattr(importlib.import_module(module), member), f"{name}: {module}.{member}"
+def texts(config: object) -> Iterator[str]:
+    """Every text in a config, and every key."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield str(key)
+            yield from texts(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from texts(value)
+    elif isinstance(config, str):
+        yield config
+
+
+def components(config: object) -> Iterator[dict]:
+    """Every part of a config that names a target."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config
+        config = list(config.values())
+    for value in config if isinstance(config, list) else []:
+        yield from components(value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_name_what_exists(name: str) -> None:
+    for part in components(yaml.safe_load((ROOT / name).read_text())):
+        module, _, member = part["_target_"].rpartition(".")
+        if module.startswith(("scripts", "benchmarks")):
+            target = getattr(importlib.import_module(module), member)
+            taken = inspect.signature(target).parameters
+            given = {key for key in part if not key.startswith("_")}
+            assert given <= set(taken) or any(p.kind is p.VAR_KEYWORD for p in taken.values()), part
+
+
+JOINED = re.compile(r"(bundle_root|output_dir) \+ '/[^']+'")
+
+
+def is_wiring(node: ast.AST) -> bool:
+    """Whether an expression only wires: a name, a constant, an attribute, a call of such, or a path joined to one of
+    the two folders."""
+    if isinstance(node, (ast.Name, ast.Constant)):
+        return True
+    if isinstance(node, ast.Attribute):
+        return is_wiring(node.value)
+    if isinstance(node, ast.Call):
+        return all(map(is_wiring, (node.func, *node.args, *(keyword.value for keyword in node.keywords))))
+    return JOINED.fullmatch(ast.unparse(node)) is not None or ast.unparse(node) in ("lambda x: x['loss']", "rank > 0")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_wire_and_do_not_compute(name: str) -> None:
+    for text in texts(yaml.safe_load((ROOT / name).read_text())):
+        if text.startswith("$import "):
+            continue
+        assert not re.search(r"(::|#)\d", text), f"{name}: {text} refers to a list item by its number"
+        if text.startswith("$"):
+            # MONAI's references are names.
+            expression = re.sub(r"@([\w:]+)", lambda found: found[1].replace("::", "__"), text[1:])
+            assert is_wiring(
+                ast.parse(expression, mode="eval").body
+            ), f"{name}: {text} computes; give it a name in Python"
+
+
+@pytest.mark.parametrize(
+    "text", ["1 + 1", "a if b else c", "a and b", "[x for x in y]", "output_dir + name", "lambda x: x", "seed + rank"]
+)
+def test_what_computes_is_seen(text: str) -> None:
+    assert not is_wiring(ast.parse(text, mode="eval").body)
 
 
 @pytest.mark.parametrize("name", ["train", "inference"])
@@ -140,11 +206,7 @@ def test_every_plain_option_has_a_comment(name: str) -> None:
     config = ConfigParser.load_config_file(str(ROOT / "configs" / f"{name}.yaml"))
     lines = (ROOT / "configs" / f"{name}.yaml").read_text().splitlines()
     for key, value in config.items():
-        if (
-            isinstance(value, (dict, list))
-            or str(value).startswith(("@", "$@", "$scripts.training", "$scripts.data", "$scripts.command_line"))
-            or key == "seed"
-        ):
+        if isinstance(value, (dict, list)) or str(value).startswith(("@", "$@")) or key == "seed":
             continue
         line = next(line for line in lines if line.startswith(f"{key}:"))
         assert "#" in line, f"{name}.yaml: {key} has no comment"

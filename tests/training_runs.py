@@ -13,8 +13,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser
 from monai.engines import IterationEvents, SupervisedTrainer
+from scripts.devices import distribute
 from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.registration.networks import RegistrationUNet
 from scripts.surgery import handler as surgery_handler
@@ -160,9 +160,8 @@ def ddp_train(
 
 def count_exchanges(steps: int = 3) -> int:
     """All-reduces in some steps of a network of several megabytes, wrapped as multi_gpu_train.yaml does it."""
-    wrapping = ConfigParser.load_config_file("configs/multi_gpu_train.yaml")["network"]
     network = RegistrationUNet(2, norm="instance", flow_std=0.2).double()
-    wrapped = DistributedDataParallel(network, bucket_cap_mb=wrapping["bucket_cap_mb"])
+    wrapped = distribute(network, "cpu")
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         train(wrapped, make_pairs(steps, (32, 32)).split(1))
     return sum(event.name == "gloo:all_reduce" for event in profiler.events())

@@ -55,8 +55,8 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def refused(path: Path, cure: str = "free space, or give another --output_dir.") -> Iterator[None]:
-    """Errors of writing to a path, as on a full disk, as an `InputError` that names it."""
+def explain_write_errors(path: Path, cure: str = "free space, or give another --output_dir.") -> Iterator[None]:
+    """Turn errors of writing to a path, as on a full disk, into an `InputError` that names it."""
     try:
         yield
     except OSError as error:

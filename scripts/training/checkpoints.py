@@ -69,6 +69,11 @@ def load_weights(network: nn.Module, path: str | Path, device: str | torch.devic
     return network
 
 
+def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
+    """The network, with the weights of a file where one is given; errors as of `load_weights`."""
+    return load_weights(network, path) if path else network
+
+
 def require_checkpoint(path: str | Path | None) -> None:
     """Stop where a checkpoint is not a file.
 

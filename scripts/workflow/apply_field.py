@@ -26,7 +26,7 @@ from scripts.data.itk_fields import read_field
 from scripts.data.loading import load_image
 from scripts.data.nifti import open_nifti
 from scripts.data.points import check_in_image, move_points, read_points, to_lps
-from scripts.data.results import DONE, check_writable, refused
+from scripts.data.results import DONE, check_writable, explain_write_errors
 from scripts.errors import InputError
 from scripts.files import write_csv
 from scripts.workflow.writers import write_nifti
@@ -95,7 +95,7 @@ def apply_field(
         moved = to_lps(move_points(positions, voxels, affine))
         rows = [{"name": name, "x": x, "y": y, "z": z} for name, (x, y, z) in zip(names, moved)]
     check_writable(folder)
-    with refused(folder):
+    with explain_write_errors(folder):
         for name, array in outputs.items():
             write_nifti(folder / name, array, Cine("", array[..., None], affine))
             written.append(folder / name)

@@ -32,9 +32,9 @@ from scripts.data.grids import pull
 from scripts.data.itk_fields import Array
 from scripts.data.points import move_points, read_points, to_lps
 from scripts.errors import InputError
+from scripts.progress import stage
 from scripts.registration import fields as field_algebra
 from scripts.registration.fields import balance_inverse, in_view, warp_label, warp_stack
-from tqdm import tqdm
 
 
 def invert_field(field: Array, tolerance: float = field_algebra.INVERTED) -> tuple[Array, Array]:
@@ -198,12 +198,12 @@ def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Balanced inverses of in-plane fields (T, 2, X, Y, Z), slice by slice, and in voxels how far `invert` missed (T,
     X, Y, Z)."""
     inverses, errors = torch.empty_like(fields), torch.empty_like(fields[:, 0])
-    for t, field in enumerate(
-        tqdm(fields.numpy(), desc="inverting fields", unit="frame", leave=False, disable=len(fields) == 1)
-    ):
-        inverse, error = invert_field(field)
-        both = (torch.from_numpy(f).movedim(-1, 0) for f in (field, inverse))
-        inverses[t], errors[t] = balance_inverse(*both).movedim(0, -1), torch.from_numpy(error)
+    with stage("inverting fields", len(fields), "frame") as bar:
+        for t, field in enumerate(fields.numpy()):
+            inverse, error = invert_field(field)
+            both = (torch.from_numpy(f).movedim(-1, 0) for f in (field, inverse))
+            inverses[t], errors[t] = balance_inverse(*both).movedim(0, -1), torch.from_numpy(error)
+            bar.update()
     return inverses, errors
 
 

@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -27,10 +27,13 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from scripts.cardiac.strain import summarize_strain
 from scripts.data.datalists import FILE_KEYS
-from scripts.data.results import DONE, check_place, check_writable, refused
+from scripts.data.results import DONE, check_place, check_writable, explain_write_errors
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError, first_cause
 from scripts.files import clear_leftovers, parts_of, write_csv
+from scripts.help import bundle_version
+from scripts.options import names_of
+from scripts.progress import stage
 from torch import nn
 from tqdm import tqdm
 
@@ -69,37 +72,24 @@ def run_cases(
     """
     if not len(dataset.data):
         return []
-    # A failed case is reported by one line, not by the engine's traceback as well.
-    evaluator.logger.setLevel(logging.CRITICAL)
-    # Ignite would resume a run that failed, and so skip the next case; and it would keep the length of the first data
-    # loader.
-    evaluator.interrupt_resume_enabled = False
-    evaluator.state.epoch_length = 1
     # A single case was asked for by its files and options: what lies there may come from others.
-    single = len(dataset.data) == 1
-    computed_by = {name: describe(getattr(evaluator, name)) for name in ("network", "inferer")}
-    summary = Path(output_dir) / SUMMARY
-    check_writable(Path(output_dir))
-    clear_leftovers(Path(output_dir))
+    folder, single = Path(output_dir), len(dataset.data) == 1
+    summary = folder / SUMMARY
+    check_writable(folder)
+    clear_leftovers(folder)
     if not single:
         check_summary(summary)
+    _let_cases_fail_alone(evaluator)
+    settings = {**(parameters or {}), "bundle": bundle_version(), **describe_settings(evaluator)}
     done, reasons = [], {}
     # Shared before looking at what is done, which changes while the other processes work.
     share = dataset.data[idist.get_rank() :: idist.get_world_size()]
-    bar = tqdm(share, desc="cases", unit="case", disable=idist.get_rank() > 0)
-    for item in bar:
+    for item in tqdm(share, desc="cases", unit="case", disable=single or idist.get_rank() > 0):
         name = str(item["case"])
-        bar.set_postfix_str(name)
         try:
-            item = {**item, "fingerprint": fingerprint(item, {**(parameters or {}), **computed_by})}
-            if not (overwrite or single) and is_done(output_dir, item):
-                continue
-            # Before it is computed, not after.
-            check_place(Path(output_dir) / name)
-            evaluator.data_loader = DataLoader(Dataset([item], dataset.transform), batch_size=1)
-            evaluator.run()
-            done.append(name)
-            tqdm.write(tell(Path(output_dir) / name))
+            if run_case(evaluator, dataset, item, folder, settings, anew=overwrite or single):
+                done.append(name)
+                tqdm.write(describe_case(folder / name))
         except Exception as error:
             if single:
                 raise
@@ -107,33 +97,82 @@ def run_cases(
             # Some errors have no words.
             reasons[name] = str(cause) or type(cause).__name__
             tqdm.write(f"{name}: failed, {reasons[name]}")
-    # Of all processes, of which the first one speaks.
-    skipped = idist.all_reduce(len(share) - len(done) - len(reasons))
-    if skipped:
-        logging.getLogger("inference").info(
-            f"{skipped} of {len(dataset.data)} cases were done already with these files and options; "
-            "--overwrite True runs them again"
-        )
-    own = [summarize_case(output_dir, item, reasons.get(str(item["case"]))) for item in share]
+    _count_skipped(len(share) - len(done) - len(reasons), len(dataset.data))
+    own = [summarize_case(folder, item, reasons.get(str(item["case"]))) for item in share]
     rows = gather_rows(own, len(dataset.data))
-    complaints = []
-    if idist.get_rank() == 0 and not single:
-        items = {str(item["case"]): item for item in dataset.data}
-        try:
-            with refused(summary, "free space and run the same command again."):
-                write_csv(
-                    summary, [row | {"reason": without_folders(row["reason"], items[row["case"]])} for row in rows]
-                )
-        except InputError as error:
-            complaints.append(str(error))  # with the failures, which it must not hide
+    complaints = [] if single or idist.get_rank() > 0 else _write_summary(summary, rows, dataset.data)
     idist.barrier()
-    failed = {row["case"]: row["reason"] for row in rows if row["status"] == "failed"}
-    if failed and is_first_of_node():
-        first = next(iter(failed.values()))
-        complaints.append(f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {first}")
+    complaints += _list_failures(rows) if is_first_of_node() else []
     if complaints:
         raise InputError(" ".join(complaints))
     return done
+
+
+def run_case(
+    evaluator: SupervisedEvaluator, dataset: Dataset, item: dict, folder: Path, settings: Mapping, anew: bool
+) -> bool:
+    """Run an evaluator on one case of a data set, unless it is done already.
+
+    Args:
+        evaluator: see `run_cases`.
+        dataset: whose transform prepares the case.
+        item: of its data list.
+        folder: of the cases.
+        settings: on what the results depend beside the case's files.
+        anew: whether to run a case that is done.
+
+    Returns:
+        Whether it was run.
+    """
+    name = str(item["case"])
+    with stage(f"{name}: reading", shown=idist.get_rank() == 0) as bar:
+        item = {**item, "fingerprint": fingerprint(item, settings)}
+        if not anew and is_done(folder, item, names_of(settings.get("kept", "fields,moved"))):
+            return False
+        check_place(folder / name)  # before it is computed, not after
+        loaded = Dataset([item], dataset.transform)[0]
+        bar.set_description(f"{name}: registering")
+        evaluator.data_loader = DataLoader(Dataset([loaded]), batch_size=1)
+        evaluator.run()
+    return True
+
+
+def _let_cases_fail_alone(evaluator: SupervisedEvaluator) -> None:
+    """Have an engine run any number of data loaders, one after the other, whatever became of those before."""
+    # A failed case is reported by one line, not by the engine's traceback as well.
+    evaluator.logger.setLevel(logging.CRITICAL)
+    # Ignite would resume a run that failed, and so skip the next case; and it would keep the length of the first data
+    # loader.
+    evaluator.interrupt_resume_enabled = False
+    evaluator.state.epoch_length = 1
+
+
+def _count_skipped(own: int, cases: int) -> None:
+    """Log how many cases all processes together left as they were."""
+    if skipped := idist.all_reduce(own):
+        logging.getLogger("inference").info(
+            f"{skipped} of {cases} cases were done already with these files and options; --overwrite True runs them again"
+        )
+
+
+def _write_summary(path: Path, rows: Sequence[dict], items: Sequence[dict]) -> list[str]:
+    """Write the table of all cases; returns the complaint where it cannot be written, which must not hide failures."""
+    known = {str(item["case"]): item for item in items}
+    try:
+        with explain_write_errors(path, "free space and run the same command again."):
+            write_csv(path, [row | {"reason": without_folders(row["reason"], known[row["case"]])} for row in rows])
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def _list_failures(rows: Sequence[dict]) -> list[str]:
+    """One sentence on all cases that failed, if any did."""
+    failed = {row["case"]: row["reason"] for row in rows if row["status"] == "failed"}
+    if not failed:
+        return []
+    first = next(iter(failed.values()))
+    return [f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {first}"]
 
 
 def check_summary(path: Path) -> None:
@@ -146,13 +185,29 @@ def check_summary(path: Path) -> None:
         raise InputError(f"{path}: exists and is not the summary of an earlier run; give another --output_dir.")
 
 
-def tell(folder: Path) -> str:
-    """One line on a case that was written to a folder: where to look, and whether to trust it."""
-    report, path = folder / "report.html", folder / DONE
-    place = report if report.is_file() else folder
-    quality = json.loads(path.read_text()) if path.is_file() else {}
+def describe_case(folder: Path) -> str:
+    """The lines that the console shows of a case that was written to a folder: volumes and ejection fraction where
+    there are labels, the verdict, and where to look."""
+    quality, function = (_read_json(folder / name) for name in (DONE, "function.json"))
+    report = folder / "report.html"
+    volumes = [
+        f"{chamber.upper()} EDV {function[f'{chamber}_edv_ml']:.0f} ml, ESV {function[f'{chamber}_esv_ml']:.0f} ml, "
+        f"EF {function[f'{chamber}_ef_percent']:.0f} %"
+        for chamber in ("lv", "rv")
+        if function.get(f"{chamber}_ef_percent") is not None
+    ]
     word = "trustworthy" if quality.get("trustworthy") else "look closely"
-    return f"{place}: {word}. {' '.join(quality.get('verdict', []))}".rstrip()
+    lines = [
+        *(["; ".join(volumes)] if volumes else []),
+        f"{word}. {' '.join(quality.get('verdict', []))}".rstrip(),
+        str(report if report.is_file() else folder),
+    ]
+    return "\n".join(f"{folder.name}: {line}" for line in lines)
+
+
+def _read_json(path: Path) -> dict:
+    """The content of a JSON file; empty where it is not there."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def without_folders(reason: str, item: Mapping) -> str:
@@ -166,12 +221,16 @@ def without_folders(reason: str, item: Mapping) -> str:
     return reason
 
 
-def is_done(output_dir: str | Path, item: Mapping) -> bool:
-    """Whether a case's folder is there with images, fields and quality, of the same fingerprint."""
+def is_done(output_dir: str | Path, item: Mapping, kept: Sequence[str] = ("fields", "moved")) -> bool:
+    """Whether a case's folder is there with quality of the same fingerprint, and with the images and fields that are
+    kept."""
     folder = Path(output_dir) / str(item["case"])
-    if not (folder / "moved.nii.gz").is_file() or not any(
-        (folder / name).exists() for name in ("fields", "field.nii.gz")
-    ):
+    names = {
+        "moved": ("moved.nii.gz",),
+        "fields": ("fields", "field.nii.gz"),
+        "inverse": ("fields", "field_inverse.nii.gz"),
+    }
+    if not all(any((folder / name).exists() for name in names.get(kind, (DONE,))) for kind in kept):
         return False
     try:
         return json.loads((folder / DONE).read_text())["fingerprint"] == item["fingerprint"]
@@ -192,6 +251,11 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
         for file in (part for part in parts_of(path) if part.is_file()):
             total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]
+
+
+def describe_settings(evaluator: SupervisedEvaluator) -> dict[str, str]:
+    """What decides the fields that an evaluator makes, beside weights: the settings of its network and inferer."""
+    return {name: describe(getattr(evaluator, name)) for name in ("network", "inferer")}
 
 
 def describe(value: object) -> str:
@@ -228,9 +292,7 @@ def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None
     if reason:
         return row
     folder = Path(output_dir) / name
-    quality, function = (
-        json.loads(path.read_text()) if path.is_file() else {} for path in (folder / DONE, folder / "function.json")
-    )
+    quality, function = (_read_json(folder / name) for name in (DONE, "function.json"))
     row |= {"trustworthy": quality.get("trustworthy", ""), "verdict": " ".join(quality.get("verdict", []))}
 
     def known(key):

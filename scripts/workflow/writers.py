@@ -13,9 +13,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import monai
@@ -27,23 +26,31 @@ from numpy.typing import NDArray
 from scripts.cardiac.cines import Cine, CineRegistration
 from scripts.cardiac.function import volume_rows
 from scripts.data.itk_fields import write_field
-from scripts.data.results import DONE, check_place, refused
+from scripts.data.results import DONE, check_place, explain_write_errors
 from scripts.files import own_name, replace_folder, whole_file, write_csv, write_json
+from scripts.help import bundle_version
+from scripts.options import KEPT, names_of
+from scripts.progress import stage
 from scripts.report.page import write_report
+from scripts.training.checkpoints import hash_checkpoint
+
+_WORDS = {("working spacing", False): "native", ("sector origin", None): "by the RV, where it is labeled"}
 
 
 class WriteRegistration(Transform):
     """Writes the "registration" of a case to `<output_dir>/<case>/`, under another name until all is there.
 
-    A cine leaves `moved.nii.gz` (4-D), `fields/frame_NN.nii.gz` and `fields/frame_NN_inverse.nii.gz`, `times.csv`
-    where its times are known, and with a label `labels.nii.gz`, `function.json`, `volumes.csv` and `strain.csv`; a pair
-    leaves `moved.nii.gz`, `field.nii.gz`, `field_inverse.nii.gz` and `moved_label.nii.gz`. Both leave `quality.json`,
-    `report.html` and, with landmarks, `points.csv`.
+    Of what can be kept, a cine leaves `fields/frame_NN.nii.gz`, as `inverse` `fields/frame_NN_inverse.nii.gz`, as
+    `moved` `moved.nii.gz` (4-D), and with a label `labels.nii.gz`; a pair leaves `field.nii.gz`,
+    `field_inverse.nii.gz`, `moved.nii.gz` and `moved_label.nii.gz`; both leave `report.html`. Figures are always
+    written: `quality.json`, `times.csv` where times are known, with a label `function.json`, `volumes.csv` and
+    `strain.csv`, and with landmarks `points.csv`.
 
     Args:
         output_dir: folder of the cases; None writes nothing.
-        report: whether to write `report.html`.
-        parameters: shown in the report.
+        write: what is kept, of `options.KEPT`: a list, or a text with commas.
+        parameters: shown in the report; "weights" is the path of a checkpoint.
+        device: shown in the report.
 
     Raises:
         InputError: for a case's folder that holds something else than results, such as the case itself, or that cannot
@@ -51,11 +58,15 @@ class WriteRegistration(Transform):
     """
 
     def __init__(
-        self, output_dir: str | Path | None, report: bool = True, parameters: Mapping[str, object] | None = None
+        self,
+        output_dir: str | Path | None,
+        write: str | Sequence[str] = KEPT,
+        parameters: Mapping[str, object] | None = None,
+        device: str = "cpu",
     ) -> None:
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.report = report
-        self.parameters = {**versions(), **{key: str(value) for key, value in (parameters or {}).items()}}
+        self.kept = names_of(write)
+        self.parameters = {} if output_dir is None else {**versions(), **describe_parameters(parameters or {}, device)}
 
     def __call__(self, data: Mapping) -> dict:
         if self.output_dir is None:
@@ -68,11 +79,12 @@ class WriteRegistration(Transform):
         partial = own_name(final, "part")
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            with refused(final):
+            with explain_write_errors(final):
                 partial.mkdir(parents=True)
-                write_case(partial, registration)
-                if self.report:
-                    write_report(partial / "report.html", registration, self.parameters)
+                write_case(partial, registration, self.kept)
+                if "report" in self.kept:
+                    with stage("writing the report"):
+                        write_report(partial / "report.html", registration, self.parameters)
                 replace_folder(partial, final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -81,39 +93,61 @@ class WriteRegistration(Transform):
 
 def versions() -> dict[str, str]:
     """Versions of the bundle and of what it computes with."""
-    metadata = json.loads((Path(__file__).parents[2] / "configs" / "metadata.json").read_text())
-    return {
-        "bundle": f"{metadata['name']} {metadata['version']}",
-        "torch": torch.__version__,
-        "MONAI": monai.__version__,
-    }
+    return {"bundle": bundle_version(), "torch": torch.__version__, "MONAI": monai.__version__}
 
 
-def write_case(folder: Path, registration: CineRegistration) -> None:
+def describe_parameters(parameters: Mapping[str, object], device: str) -> dict[str, str]:
+    """Parameters in the words of the report, the checkpoint with its hash, and the device."""
+    words = {name: _WORDS.get((name, value), str(value)) for name, value in parameters.items() if name != "kept"}
+    if checkpoint := parameters.get("weights"):
+        words["weights"] = f"{checkpoint}, SHA-256 {hash_checkpoint(checkpoint)[:16]}"
+    return {**words, "device": str(device)}
+
+
+def write_case(folder: Path, registration: CineRegistration, kept: Sequence[str] = KEPT) -> None:
     """The files of a registration but its report, into a folder that is there."""
-    cine, affine = registration.cine, registration.cine.affine
-    if registration.reference is None:
-        write_nifti(folder / "moved.nii.gz", registration.moved[..., 0].astype(np.float32), cine)
-        write_field(folder / "field.nii.gz", registration.fields[0], affine)
-        write_field(folder / "field_inverse.nii.gz", registration.inverses[0], affine)
-        if registration.labels is not None:
-            write_nifti(folder / "moved_label.nii.gz", registration.labels[..., 0], cine)
-    else:
-        write_nifti(folder / "moved.nii.gz", registration.moved.astype(np.float32), cine)
-        (folder / "fields").mkdir()
-        for t in range(cine.frames):
-            write_field(folder / "fields" / f"frame_{t + 1:02d}.nii.gz", registration.fields[t], affine)
-            write_field(folder / "fields" / f"frame_{t + 1:02d}_inverse.nii.gz", registration.inverses[t], affine)
-        write_csv(folder / "times.csv", time_rows(cine))
-        if registration.labels is not None:
-            write_nifti(folder / "labels.nii.gz", registration.labels, cine)
-            if registration.function:
-                write_json(folder / "function.json", registration.function)
-            if cine.is_stack:
-                write_csv(folder / "volumes.csv", volume_rows(registration.labels, cine.spacing, cine.times))
-            write_csv(folder / "strain.csv", registration.strain)
+    cine = registration.cine
+    images = [(folder / name, write) for kind, name, write in image_writers(registration) if kind in kept]
+    with stage("writing images", len(images), "file") as bar:
+        for path, write in images:
+            path.parent.mkdir(exist_ok=True)
+            write(path)
+            bar.update()
+    write_csv(folder / "times.csv", time_rows(cine))
+    if registration.labels is not None and registration.reference is not None:
+        if registration.function:
+            write_json(folder / "function.json", registration.function)
+        if cine.is_stack:
+            write_csv(folder / "volumes.csv", volume_rows(registration.labels, cine.spacing, cine.times))
+        write_csv(folder / "strain.csv", registration.strain)
     write_csv(folder / "points.csv", registration.points)
     write_json(folder / DONE, registration.quality)
+
+
+def image_writers(registration: CineRegistration) -> list[tuple[str, str, Callable[[Path], None]]]:
+    """Of each image that a registration has: its kind, of `options.KEPT`, the path in the case's folder, and what
+    writes it to a path."""
+    cine, labels = registration.cine, registration.labels
+
+    def image(array: NDArray) -> Callable[[Path], None]:
+        return lambda path: write_nifti(path, array, cine)
+
+    def field(array: NDArray) -> Callable[[Path], None]:
+        return lambda path: write_field(path, array, cine.affine)
+
+    moved = registration.moved.astype(np.float32, copy=False)
+    if registration.reference is None:
+        found = [
+            ("moved", "moved.nii.gz", image(moved[..., 0])),
+            ("fields", "field.nii.gz", field(registration.fields[0])),
+            ("inverse", "field_inverse.nii.gz", field(registration.inverses[0])),
+        ]
+        return found if labels is None else [*found, ("labels", "moved_label.nii.gz", image(labels[..., 0]))]
+    found = [("moved", "moved.nii.gz", image(moved))]
+    for t, (one, back) in enumerate(zip(registration.fields, registration.inverses), start=1):
+        found.append(("fields", f"fields/frame_{t:02d}.nii.gz", field(one)))
+        found.append(("inverse", f"fields/frame_{t:02d}_inverse.nii.gz", field(back)))
+    return found if labels is None else [*found, ("labels", "labels.nii.gz", image(labels))]
 
 
 def time_rows(cine: Cine) -> list[dict]:

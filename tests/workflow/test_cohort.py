@@ -20,7 +20,16 @@ from scripts.data.results import DONE
 from scripts.errors import InputError, first_cause
 from scripts.registration.inferers import FieldInferer
 from scripts.workflow import cohort
-from scripts.workflow.cohort import COLUMNS, SUMMARY, describe, fingerprint, run_cases, summarize_case, without_folders
+from scripts.workflow.cohort import (
+    COLUMNS,
+    SUMMARY,
+    describe,
+    describe_case,
+    fingerprint,
+    run_cases,
+    summarize_case,
+    without_folders,
+)
 
 
 class Study:
@@ -156,14 +165,36 @@ def test_a_fingerprint_is_of_contents_not_of_names(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
-def test_a_fingerprint_is_of_version_and_each_option_that_changes_results() -> None:
+def test_another_version_of_the_bundle_runs_cases_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make("a", "b")
+    assert study.run() == ["a", "b"]
+    assert study.run() == []
+    monkeypatch.setattr(cohort, "bundle_version", lambda: "another")
+    assert study.run() == ["a", "b"]
+
+
+def test_the_console_tells_volumes_verdict_and_place(tmp_path: Path) -> None:
+    figures = {f"{chamber}_{name}": 60.4 for chamber in ("lv", "rv") for name in ("edv_ml", "esv_ml", "ef_percent")}
+    (tmp_path / "quality.json").write_text(json.dumps({"trustworthy": True, "verdict": ["It fits."]}))
+    assert describe_case(tmp_path).splitlines() == [
+        f"{tmp_path.name}: trustworthy. It fits.",
+        f"{tmp_path.name}: {tmp_path}",
+    ]
+    (tmp_path / "function.json").write_text(json.dumps(figures | {"rv_ef_percent": None}))
+    (tmp_path / "report.html").touch()
+    assert describe_case(tmp_path).splitlines() == [
+        f"{tmp_path.name}: LV EDV 60 ml, ESV 60 ml, EF 60 %",
+        f"{tmp_path.name}: trustworthy. It fits.",
+        f"{tmp_path.name}: {tmp_path / 'report.html'}",
+    ]
+
+
+def test_a_fingerprint_is_of_each_option_that_changes_results() -> None:
     def parameters(**options: object) -> dict:
         parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.yaml")))
         parser.update({"bundle_root": str(ROOT), "device": "cpu", **options})
         return parser.get_parsed_content("parameters")
 
-    version = json.loads((ROOT / "configs" / "metadata.json").read_text())["version"]
-    assert parameters()["bundle version"] == version
     assert parameters(slices_at_once=3) == parameters()
     changes = {
         "checkpoint": "a.pt",
@@ -173,7 +204,7 @@ def test_a_fingerprint_is_of_version_and_each_option_that_changes_results() -> N
         "refine_iterations": 2,
         "bf16": True,
     }
-    changes |= {"sector_origin": 30.0, "resample_moving": True, "report": False}
+    changes |= {"sector_origin": 30.0, "resample_moving": True, "write": "fields"}
     for name, value in changes.items():
         assert parameters(**{name: value}) != parameters(), name
 

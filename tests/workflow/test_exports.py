@@ -82,7 +82,7 @@ def infer(small: Path, phantoms: Path, *configs: str, **options: object) -> subp
         fixed=ed,
         checkpoint=small / "small.pt",
         device="cpu",
-        report=False,
+        write="moved,fields",
         **options,
     )
 

@@ -21,6 +21,7 @@ from scripts.data.itk_fields import read_field
 from scripts.data.results import DONE
 from scripts.errors import InputError
 from scripts.files import own_name, plain
+from scripts.options import KEPT
 from scripts.workflow import writers
 from scripts.workflow.writers import WriteRegistration, write_nifti
 
@@ -30,6 +31,7 @@ CINE_FILES = {"moved.nii.gz", "times.csv", "quality.json"} | {
     f"fields/frame_{t:02d}{end}.nii.gz" for t in (1, 2, 3) for end in ("", "_inverse")
 }
 LABEL_FILES = {"labels.nii.gz", "function.json", "volumes.csv", "strain.csv"}
+IMAGES = [kind for kind in KEPT if kind != "report"]
 PAIR_FILES = {"moved.nii.gz", "field.nii.gz", "field_inverse.nii.gz", "quality.json"}
 
 
@@ -60,7 +62,7 @@ def register(
 
 
 def write(folder: Path, registration: CineRegistration, **options: object) -> Path:
-    WriteRegistration(folder, **{"report": False, **options})({"registration": registration})
+    WriteRegistration(folder, **{"write": IMAGES, **options})({"registration": registration})
     return folder / registration.cine.name
 
 
@@ -97,6 +99,21 @@ def test_a_cine_leaves_all_its_files(cine: CineRegistration, tmp_path: Path) -> 
             assert len(list(csv.DictReader(file))) == expected
 
 
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("kept", [["report"], ["fields"], ["inverse", "moved"], ["labels"]])
+def test_what_is_kept_is_chosen_and_figures_stay(kept: list[str], pair: bool, tmp_path: Path) -> None:
+    names = {"fields": "field", "inverse": "inverse", "moved": "moved.nii.gz", "labels": "label", "report": "report"}
+    all_files = files(write(tmp_path / "all", register(pair=pair), write=KEPT))
+    images = {name for name in all_files if name.endswith((".nii.gz", ".html"))}
+    found = files(write(tmp_path / "some", register(pair=pair), write=",".join(kept)))
+    assert found >= all_files - images
+    assert found & images == {
+        name
+        for name in images
+        if any(names[kind] in name and ("inverse" in name) == (kind == "inverse") for kind in kept)
+    }
+
+
 def test_without_label_there_is_neither_function_nor_strain(tmp_path: Path) -> None:
     assert files(write(tmp_path, register(label=False))) == CINE_FILES
 
@@ -123,7 +140,7 @@ def test_landmarks_and_the_report_are_written_where_there_are_some(cine: CineReg
     rows = [{"frame": 1, "name": 'apex, "tip"', "x": 1.5, "y": -2.0, "z": 3.25}]
     cine.points = rows
     try:
-        folder = write(tmp_path / "a" / "b", cine, report=True, parameters={"working spacing": 1.5})
+        folder = write(tmp_path / "a" / "b", cine, write=KEPT, parameters={"working spacing": 1.5})
     finally:
         cine.points = []
     with (folder / "points.csv").open() as file:
@@ -156,14 +173,14 @@ def test_a_failing_report_leaves_no_folder(
     with pytest.raises(
         InputError, match=r"heart: cannot be written \(disk full\); free space, or give another --output_dir"
     ):
-        write(tmp_path, cine, report=True)
+        write(tmp_path, cine, write=KEPT)
     assert not list(tmp_path.iterdir())
     # Nor does it touch what was there.
     before = {path: path.read_bytes() for path in write(tmp_path, cine).rglob("*") if path.is_file()}
     with pytest.raises(
         InputError, match=r"heart: cannot be written \(disk full\); free space, or give another --output_dir"
     ):
-        write(tmp_path, cine, report=True)
+        write(tmp_path, cine, write=KEPT)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -251,12 +268,12 @@ def test_a_stack_is_written_in_mm_without_time(cine: CineRegistration, tmp_path:
 
 
 def test_the_times_of_slices_and_frames_are_kept(tmp_path: Path) -> None:
-    WriteRegistration(tmp_path, report=False)({"registration": register(label=False)})
+    WriteRegistration(tmp_path, IMAGES)({"registration": register(label=False)})
     with (tmp_path / "heart" / "times.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["slice", "frame", "time_ms"]
     assert {(int(row["slice"]), int(row["frame"])): float(row["time_ms"]) for row in rows} == {
         (z + 1, t + 1): time for (z, t), time in np.ndenumerate(TIMES)
     }
-    WriteRegistration(tmp_path, report=False)({"registration": register(label=False, times=None)})
+    WriteRegistration(tmp_path, IMAGES)({"registration": register(label=False, times=None)})
     assert not (tmp_path / "heart" / "times.csv").exists()

@@ -1,0 +1,49 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a user sees while something runs: the stage, what of it is done, and its seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+from tqdm import tqdm
+
+_BEAT = 1.0  # seconds between two looks at the clock
+
+
+@contextmanager
+def stage(name: str, total: int | None = None, unit: str = "it", shown: bool = True) -> Iterator[tqdm]:
+    """A bar that goes once its stage is over; its seconds go on while nothing is counted.
+
+    Args:
+        name: of the stage.
+        total: what is to be counted by `update`; None counts nothing.
+        unit: what is counted.
+        shown: False draws nothing.
+    """
+    form = None if total else "{desc}: {elapsed}"
+    with tqdm(total=total, desc=name, unit=unit, leave=False, disable=not shown, bar_format=form) as bar:
+        over = Event()
+
+        def beat() -> None:
+            while not over.wait(_BEAT):
+                bar.refresh()
+
+        thread = Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield bar
+        finally:
+            over.set()
+            thread.join()

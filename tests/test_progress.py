@@ -1,0 +1,27 @@
+"""A stage moves while it lasts."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from scripts import progress
+
+
+def test_seconds_go_on_while_nothing_is_counted(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_BEAT", 0.01)
+    with progress.stage("reading"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err.count("reading") >= 5
+
+
+def test_nothing_is_drawn_where_it_is_not_shown(capsys: pytest.CaptureFixture) -> None:
+    with progress.stage("reading", 3, shown=False) as bar:
+        bar.update()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stage_that_fails_is_over() -> None:
+    with pytest.raises(ValueError, match="inside"), progress.stage("reading") as bar:
+        raise ValueError("inside")
+    assert bar.disable
