@@ -29,8 +29,11 @@ _COLUMN = 26  # where the comments begin
 
 
 def bundle_version() -> str:
-    """The bundle's name and version."""
-    metadata = json.loads((Path(__file__).parents[1] / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    """The bundle's name and version; without its metadata, as some clients unpack it, that the version is unknown."""
+    path = Path(__file__).parents[1] / "configs" / "metadata.json"
+    if not path.is_file():
+        return "GSMorph for MONAI, version unknown"
+    metadata = json.loads(path.read_text(encoding="utf-8"))
     return f"{metadata['name']} {metadata['version']}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from scripts import help
 from scripts.help import bundle_version, describe_file
 
 CONFIG = """\
@@ -59,5 +60,8 @@ def test_every_line_of_help_is_an_option(path: Path) -> None:
     assert len(names) == len(set(names))
 
 
-def test_the_version_is_that_of_the_metadata() -> None:
+def test_the_version_is_that_of_the_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(help, "__file__", str(tmp_path / "scripts" / "help.py"))
+    assert bundle_version().endswith("version unknown")
+    monkeypatch.undo()
     assert re.fullmatch(r"\w.* \d+\.\d+\.\d+", bundle_version())
