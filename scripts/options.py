@@ -193,6 +193,11 @@ TOGETHER: dict[str, tuple[_Pair, ...]] = {
         _belongs("reference_frame", ("cine", *_MANY), "cines; give it with --cine, --dataset_dir or --data_list"),
         _belongs("reference_label", ("cine",), "one cine; give it with --cine"),
         _Pair(
+            ("series", "cine"),
+            lambda series, cine: series is None or (bool(cine) and Path(str(cine)).is_dir()),
+            "--series: belongs to a folder of DICOM files; give it with --cine.",
+        ),
+        _Pair(
             ("moving", "fixed", "cine", *_MANY),
             lambda moving, fixed, *others: bool(moving) == bool(fixed) or any(others),
             "--moving and --fixed: give both or neither.",

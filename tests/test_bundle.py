@@ -67,6 +67,28 @@ def test_run_train_trains_once_and_alike(trained: tuple, phantoms: Path, tmp_pat
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("workflow", ["train", "inference"])
+def test_workflows_run_from_another_folder(workflow: str, phantoms: Path, tmp_path: Path) -> None:
+    """Where `scripts` is not; the user's own paths are relative to that folder."""
+    (tmp_path / "data").symlink_to(phantoms)
+    options: dict[str, object] = {"bundle_root": ROOT, "config_file": ROOT / "configs" / f"{workflow}.yaml"}
+    if workflow == "train":
+        options |= {"dataset_dir": "data", **SMALL, "max_epochs": 1}
+    else:
+        options |= {"cine": "data/phantom001/phantom001_4d.nii.gz", "device": "cpu", "write": "moved"}
+    succeed(run_bundle(cwd=tmp_path, output_dir="out", **options))
+    left = {"train": ["model.pt"], "inference": ["phantom001/moved.nii.gz", "phantom001/quality.json"]}[workflow]
+    assert all((tmp_path / "out" / name).is_file() for name in left)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+
+
+def test_help_and_version_come_from_the_config_file(tmp_path: Path) -> None:
+    for word, known in (("--help", "--reference_frame"), ("--version", "GSMorph")):
+        result = succeed(run_bundle(word, cwd=tmp_path, bundle_root=ROOT, config_file=ROOT / INFERENCE))
+        assert known in result.stdout
+        assert "Traceback" not in result.stderr
+
+
 def test_tensorboard_holds_losses_conflicts_and_validation(trained: tuple) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

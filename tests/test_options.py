@@ -81,6 +81,8 @@ def test_a_huge_value_is_shortened() -> None:
         ("inference", {"moving_label": "l.nii.gz", "cine": "c"}, "--moving_label: belongs to one pair"),
         ("inference", {"reference_frame": 2, "moving": "a", "fixed": "b"}, "--reference_frame: belongs to cines"),
         ("inference", {"reference_label": "l", "dataset_dir": "D"}, "--reference_label: belongs to one cine"),
+        ("inference", {"series": 3, "cine": "FILE"}, "--series: belongs to a folder of DICOM files"),
+        ("inference", {"plane": "XYZ", "cine": "FILE"}, "--plane XYZ: must be one of SAX"),
         ("inference", {"fixed": "b"}, "--moving and --fixed: give both or neither"),
         ("apply_field", {"moving": "a"}, "--field: is missing"),
         ("apply_field", {"field": "f.nii.gz"}, "--field: needs something to move"),

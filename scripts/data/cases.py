@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from itertools import chain, count
 from pathlib import Path
 
-from scripts.cardiac.planes import PLANES
 from scripts.data.acdc import acdc_pairs, find_image, read_info
 from scripts.data.datalists import check_files, json_pairs
 from scripts.data.dicom import is_one_study, list_series, slices_of_one
@@ -38,7 +37,7 @@ LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$", re.IGNORECA
 def inference_cases(
     series: int | str | None = None, plane: str | None = None, only_list: bool = False, **sources: object
 ) -> list[dict]:
-    """The cases of `find_cases`, with names that differ.
+    """The cases of `find_cases`, with names that differ. Options are judged before, in `options`.
 
     Args:
         series: of the DICOM folder `cine`, see `dicom.read_dicom_cine`.
@@ -49,10 +48,6 @@ def inference_cases(
     Raises:
         InputError: naming the file or option and the cure.
     """
-    if plane is not None and plane not in PLANES:
-        raise InputError(f"--plane {plane}: is none of {', '.join(PLANES)}; give one of these, or leave --plane out.")
-    if series is not None and not (sources.get("cine") and Path(str(sources["cine"])).is_dir()):
-        raise InputError("--series: belongs to a folder of DICOM files; give it with --cine.")
     items = unique_names(find_cases(**sources))
     if only_list:
         print_series(items)
@@ -114,16 +109,8 @@ def find_cases(
     Raises:
         InputError: naming the file or option and the cure.
     """
-    if points and (dataset_dir or data_list):
-        raise InputError("--points: belongs to one case; give it with --cine, or with --moving and --fixed.")
-    if moving_label and not (moving or fixed):
-        raise InputError("--moving_label: belongs to one pair; give it with --moving and --fixed.")
-    if reference_frame is not None and not (cine or dataset_dir or data_list):
-        raise InputError("--reference_frame: belongs to cines; give it with --cine, --dataset_dir or --data_list.")
     if cine:
         return [cine_case(cine, reference_frame, reference_label, points)]
-    if reference_label:
-        raise InputError("--reference_label: belongs to one cine; give it with --cine.")
     if moving or fixed:
         return [single_pair(moving, fixed, moving_label, points)]
     if data_list:

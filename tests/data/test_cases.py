@@ -82,18 +82,6 @@ def test_an_ed_that_is_no_frame_is_refused_by_the_name_of_info_cfg(subject: Path
     assert find_cases(cine=path)[0]["reference"] == 3
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"cine": "c.nii.gz", "moving_label": "l.nii.gz"}, "--moving_label: belongs to one pair"),
-        ({"moving": "a.nii.gz", "fixed": "b.nii.gz", "reference_frame": 2}, "--reference_frame: belongs to cines"),
-    ],
-)
-def test_an_option_that_does_not_fit_is_refused(options: dict, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        find_cases(**options)
-
-
 @pytest.mark.parametrize("frame", [0, -1, 1.5, "ED"])
 def test_a_frame_that_is_no_number_from_one_is_refused(subject: Path, frame: object) -> None:
     with pytest.raises(InputError, match="counted from 1"):
@@ -106,8 +94,6 @@ def test_a_label_or_points_need_a_known_frame_and_one_cine(subject: Path) -> Non
     assert item["reference_label"] == str(label)
     with pytest.raises(InputError, match=r"nowhere.nii: no such file \(reference_label"):
         find_cases(cine=str(path), reference_label="nowhere.nii")
-    with pytest.raises(InputError, match="give it with --cine"):
-        find_cases(dataset_dir=str(subject.parent), reference_label=str(label))
     (subject / "Info.cfg").unlink()
     with pytest.raises(InputError, match=r"p\.csv: nobody knows which frame these points belong to"):
         find_cases(cine=str(path), points="p.csv")
