@@ -135,6 +135,7 @@ RULES: dict[str, _Rule] = {
     "val_interval": _whole(1),
     "log_every": _whole(1),
     "seed": _whole(0),
+    "warmup": _whole(0),
     "rank": _whole(0),
     "learning_rate": _positive(),
     "averaging": _positive(1),

@@ -169,12 +169,14 @@ JOINED = re.compile(r"(bundle_root|output_dir) \+ '/[^']+'")
 
 
 def is_wiring(node: ast.AST) -> bool:
-    """Whether an expression only wires: a name, a constant, an attribute, a call of such, or a path joined to one of
+    """Whether an expression only wires: a name, a constant, a list, an attribute, a call of such, or a path joined to one of
     the two folders."""
     if isinstance(node, (ast.Name, ast.Constant)):
         return True
     if isinstance(node, ast.Attribute):
         return is_wiring(node.value)
+    if isinstance(node, ast.List):
+        return all(map(is_wiring, node.elts))
     if isinstance(node, ast.Call):
         return all(map(is_wiring, (node.func, *node.args, *(keyword.value for keyword in node.keywords))))
     return JOINED.fullmatch(ast.unparse(node)) is not None or ast.unparse(node) in ("lambda x: x['loss']", "rank > 0")

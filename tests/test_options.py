@@ -106,7 +106,7 @@ def test_options_that_do_not_go_together_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["FILE"], "nothing is made"
 
 
-@pytest.mark.parametrize("name", ["train", "inference", "apply_field"])
+@pytest.mark.parametrize("name", ["train", "inference", "apply_field", "segmentation"])
 def test_every_option_of_a_workflow_is_judged(name: str) -> None:
     """Each top-level key that has a plain value and that help shows, or whose default is computed."""
     config = ConfigParser.load_config_file(str(ROOT / "configs" / f"{name}.yaml"))
@@ -114,7 +114,7 @@ def test_every_option_of_a_workflow_is_judged(name: str) -> None:
     options = text[text.index("# --- ") : text.index("# --- wiring")]
     names = {key for key in config if f"\n{key}:" in options}
     judged = config["check_options"].keys() - {"_target_", "workflow"}
-    parts = {"network_def", "integration", "similarity", "smoothness", "warp", "augmentation"}
+    parts = {"network_def", "integration", "similarity", "smoothness", "warp", "augmentation", "network"}
     assert names - parts == judged
     assert all(config["check_options"][key] == f"@{key}" for key in judged)
 
