@@ -27,6 +27,8 @@ from torch.nn import functional as F
 
 # Pixels along an axis that are left of a resampled image at least.
 SMALLEST = 8
+# And at most, where resampling adds pixels: no scanner has so many, so that a size or a spacing must be wrong.
+LARGEST = 2048
 
 
 class ScaleSlicesd(MapTransform):
@@ -116,6 +118,13 @@ class ResizeToSpacingd(MapTransform):
         if all(1 / (1 + self.tolerance) <= factor <= 1 + self.tolerance for factor in factors):
             return item
         size = [max(round(n * factor), 1) for n, factor in zip(shape, factors)]
+        if max(size) > max(LARGEST, *shape):
+            name = data[keys[0]].meta.get("filename_or_obj", keys[0])
+            raise InputError(
+                f"{name}: has {' x '.join(map(str, shape))} pixels of {pixels[0]:g} x {pixels[1]:g} mm, of which "
+                f"--working_spacing {self.spacing:g}: would make {' x '.join(map(str, size))}; correct the file's voxel "
+                "sizes, or give a larger spacing."
+            )
         if min(size) < SMALLEST <= min(shape):
             raise InputError(
                 f"--working_spacing {self.spacing:g}: leaves {size[0]} x {size[1]} pixels of {tuple(shape)}; give a smaller one."

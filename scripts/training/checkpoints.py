@@ -55,7 +55,7 @@ def load_weights(network: nn.Module, path: str | Path, device: str | torch.devic
     """Load a flat state_dict, as training writes and `models/` holds it, into a network; returns the network.
 
     Raises:
-        InputError: naming the file, for one that is not there, not readable, or of another network.
+        InputError: naming the file, for one that is not there, not readable, of another network, or of NaN.
     """
     weights = read_checkpoint(path, device)
     try:
@@ -66,6 +66,8 @@ def load_weights(network: nn.Module, path: str | Path, device: str | torch.devic
             f"{path}: holds the weights of another network than the config's network_def; give the weights that belong to it "
             f"or the network_def they were trained with ({detail})"
         ) from error
+    if not all(value.isfinite().all() for value in network.state_dict().values()):
+        raise InputError(f"{path}: holds weights of NaN or Inf; give those of an earlier epoch, or train again.")
     return network
 
 
