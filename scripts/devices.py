@@ -40,7 +40,7 @@ def default_device() -> str:
 
 def by_device(device: str | torch.device, cpu: int, other: int) -> int:
     """One number on a CPU, another on any other device."""
-    return cpu if torch.device(device).type == "cpu" else other
+    return cpu if str(device).startswith("cpu") else other
 
 
 def to_device(network: nn.Module, device: str | torch.device, channels_last: bool = True) -> nn.Module:

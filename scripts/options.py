@@ -246,6 +246,10 @@ def check_options(workflow: str, **options: object) -> None:
             raise InputError(words.format(**{name: options.get(name) for name in names}))
     if options.get("output_dir") is not None:
         _check_folder(options["output_dir"])
+    if options.get("resume") and not Path(str(options["resume"])).is_file():
+        raise InputError(
+            f"--resume {options['resume']}: no such file; give the last_checkpoint_epoch=N.pt of the training."
+        )
     if "device" in options:
         check_device(options["device"])
         check_bf16(options["device"], bool(options.get("bf16")))
