@@ -1,0 +1,581 @@
+"""Every fault by every door that takes it: one line with file and cure, a failing exit status, and nothing written.
+
+Runs the real commands, `python -m scripts …`, in this process.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import runpy
+import shutil
+import struct
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scripts.cardiac.phantom import write_phantom_dataset
+from scripts.command_line import report_error
+
+SMALL = ("--slice_size", "[32,32]", "--crop_size", "[32,32]", "--max_epochs", "1", "--cache_dir", "False")
+CPU = ("--device", "cpu")
+
+
+class Outcome(NamedTuple):
+    """What a command left: exit status, what it printed on stderr, and the files below its output folder."""
+
+    status: int
+    printed: str
+    written: list[str]
+
+    @property
+    def last_line(self) -> str:
+        return self.printed.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., Outcome]:
+    """Runs a command of `python -m scripts` with an output folder of its own, as the interpreter would."""
+
+    def command(*words: object, output_dir: object = tmp_path / "OUT") -> Outcome:
+        argv = [str(word) for word in (*words, "--output_dir", output_dir)]
+        monkeypatch.setattr(sys, "argv", ["scripts/__main__.py", *argv])
+        monkeypatch.setattr(sys, "excepthook", report_error)
+        capfd.readouterr()
+        status = 0
+        try:
+            runpy.run_module("scripts", run_name="__main__", alter_sys=False)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        except Exception as error:
+            status = 1
+            sys.excepthook(type(error), error, error.__traceback__)
+        folder = Path(str(output_dir))
+        written = (
+            sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
+        )
+        return Outcome(status, capfd.readouterr().err, written)
+
+    return command
+
+
+@pytest.fixture(autouse=True)
+def kept_settings() -> Iterator[None]:
+    """Commands set threads and flags of the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three subjects in ACDC's layout, one each for training, validation and test."""
+    root = write_phantom_dataset(
+        tmp_path_factory.mktemp("tiny") / "data", subjects=3, size=(32, 32), slices=2, frames=3, progress=False
+    )
+    names = sorted(path.name for path in root.glob("*/"))
+    (root / "splits.json").write_text(json.dumps(dict(zip(("train", "val", "test"), ([n] for n in names)))))
+    return root
+
+
+# --- faults of a NIfTI file: each spoils the file at a path
+
+
+def _header(path: Path, change: Callable[[bytearray], None]) -> None:
+    """Change the bytes of a header, whatever nibabel thinks of it."""
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    change(content)
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+def _array(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None) -> None:
+    image = nib.load(path)
+    array = change(np.asarray(image.dataobj).astype(np.float32))
+    nib.save(nib.Nifti1Image(array, image.affine if affine is None else affine), path)
+
+
+def _set_affine(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    image = nib.load(path)
+    array = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image(array, change(image.affine.copy())), path)
+
+
+def _pack(offset: int, kind: str, *values: float) -> Callable[[bytearray], None]:
+    def change(content: bytearray) -> None:
+        struct.pack_into(f"<{len(values)}{kind}", content, offset, *values)
+
+    return change
+
+
+def _first_voxel(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array.flat[0] = value
+        return array
+
+    return change
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def cut_in_header(path: Path) -> None:
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:200]))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("no image at all\n" * 40)
+
+
+def not_compressed(path: Path) -> None:
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+
+
+def flipped_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def nan(path: Path) -> None:
+    _array(path, _first_voxel(np.nan))
+
+
+def infinite(path: Path) -> None:
+    _array(path, _first_voxel(np.inf))
+
+
+def beyond_single_precision(path: Path) -> None:
+    image = nib.load(path)
+    array = np.asarray(image.dataobj).astype(np.float64)
+    array.flat[0] = 1e300
+    nib.save(nib.Nifti1Image(array, image.affine), path)
+
+
+def complex_numbers(path: Path) -> None:
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj).astype(np.complex64), image.affine), path)
+
+
+def colors(path: Path) -> None:
+    image = nib.load(path)
+    rgb = np.zeros(image.shape, [(c, np.uint8) for c in "RGB"])
+    nib.save(nib.Nifti1Image(rgb, image.affine), path)
+
+
+def constant(path: Path) -> None:
+    _array(path, np.zeros_like)
+
+
+def meters(path: Path) -> None:
+    _header(path, lambda content: content.__setitem__(123, 1))
+
+
+def micrometers(path: Path) -> None:
+    _header(path, lambda content: content.__setitem__(123, 3))
+
+
+def no_size(path: Path) -> None:
+    def change(content: bytearray) -> None:
+        _pack(80, "f", 0.0, 0.0, 0.0)(content)
+        _pack(252, "h", 0, 0)(content)
+
+    _header(path, change)
+
+
+def affine_of_nan(path: Path) -> None:
+    def change(content: bytearray) -> None:
+        _pack(252, "h", 0, 1)(content)
+        _pack(280, "f", *[float("nan")] * 12)(content)
+
+    _header(path, change)
+
+
+def bad_quaternion(path: Path) -> None:
+    def change(content: bytearray) -> None:
+        _pack(252, "h", 1, 0)(content)
+        _pack(256, "f", 1.0, 1.0, 1.0)(content)
+
+    _header(path, change)
+
+
+def pixels_of_meters(path: Path) -> None:
+    _set_affine(path, lambda affine: affine @ np.diag([2000.0, 2000.0, 1.0, 1.0]))
+
+
+def sheared(path: Path) -> None:
+    def change(affine: np.ndarray) -> np.ndarray:
+        affine[:3, 0] += 0.3 * affine[:3, 1]
+        return affine
+
+    _set_affine(path, change)
+
+
+def slices_first(path: Path) -> None:
+    def turned(array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array, 2, 0)
+
+    _array(path, turned, np.diag([8.0, 1.5, 1.5, 1.0]))
+
+
+def never_meant(path: Path) -> None:
+    """A header that asks for terabytes."""
+    _header(path, _pack(42, "h", 30000, 30000, 3000))
+
+
+def expands_without_end(path: Path) -> None:
+    """A small file that expands to far more than its header tells."""
+    content = gzip.decompress(path.read_bytes())
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(content)
+        for _ in range(300):
+            file.write(bytes(1 << 20))
+
+
+FAULTS: dict[Callable[[Path], None], str] = {
+    cut_off: "complete|damaged|cut|end",
+    cut_in_header: "complete|header|cut",
+    empty: "empty|complete|cut",
+    text: "complete|no NIfTI|not NIfTI|as NIfTI",
+    not_compressed: r"rename it to \.nii",
+    flipped_byte: "complete|damaged|checksum|CRC",
+    folder: "is a folder|NIfTI file|DICOM",
+    loop: "no such file|link|loop|levels",
+    nan: "replace those voxels",
+    infinite: "replace those voxels",
+    beyond_single_precision: "too large|single precision|scale",
+    complex_numbers: "magnitude",
+    colors: "gray",
+    constant: "constant",
+    meters: "in mm",
+    micrometers: "in mm",
+    no_size: "true size",
+    affine_of_nan: "affine|true size|sform",
+    bad_quaternion: "qform|quaternion",
+    pixels_of_meters: "mm",
+    sheared: "right angles",
+    slices_first: "reorder",
+    never_meant: "memory|complete|voxels",
+}
+
+
+def check(outcome: Outcome, name: str, cure: str) -> None:
+    """One line that names file (or option) and cure, no traceback, and nothing written."""
+    assert outcome.status != 0, outcome.printed[-1500:]
+    assert "Traceback" not in outcome.printed, outcome.printed[-3000:]
+    assert outcome.last_line.startswith("error: "), outcome.last_line
+    assert name in outcome.last_line
+    assert re.search(cure, outcome.last_line), outcome.last_line
+    assert len(outcome.last_line) < 600
+    assert not outcome.written
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_cine(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: Callable[[Path], None]) -> None:
+    path = Path(shutil.copy(next(tiny.glob("*1/*_4d.nii.gz")), tmp_path / "spoiled_4d.nii.gz"))
+    fault(path)
+    check(run("register", path, *CPU), path.name, FAULTS[fault])
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_pair(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: Callable[[Path], None]) -> None:
+    frames = sorted(tiny.glob("*1/*_frame0?.nii.gz"))
+    paths = [Path(shutil.copy(frame, tmp_path / frame.name)) for frame in frames[:2]]
+    fault(paths[0])
+    check(run("register", *paths, *CPU), paths[0].name, FAULTS[fault])
+
+
+def spoil_all(source: Path, folder: Path) -> None:
+    """A good cine and one for each fault, named after it."""
+    folder.mkdir()
+    for name in ("good", *(fault.__name__ for fault in FAULTS)):
+        shutil.copy(source, folder / f"{name}_4d.nii.gz")
+    for fault in FAULTS:
+        fault(folder / f"{fault.__name__}_4d.nii.gz")
+
+
+def check_summary(outcome: Outcome, folder: Path, faults: Iterable[Callable[[Path], None]]) -> None:
+    """Each spoiled case fails alone, with its own reason; the good one is done."""
+    assert outcome.status != 0
+    assert "Traceback" not in outcome.printed, outcome.printed[-3000:]
+    with (folder / "summary.csv").open(newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    assert {name.split("/")[0] for name in outcome.written} == {"good", "summary.csv"}
+    assert "good" in rows
+    for fault in faults:
+        line = " ".join(rows[fault.__name__].values())
+        assert re.search(FAULTS[fault], line), line
+
+
+def test_folder(tiny: Path, tmp_path: Path, run: Callable[..., Outcome]) -> None:
+    spoil_all(next(tiny.glob("*1/*_4d.nii.gz")), tmp_path / "data")
+    outcome = run("register", "--dataset_dir", tmp_path / "data", *CPU)
+    check_summary(outcome, tmp_path / "OUT", set(FAULTS) - {folder})  # A folder without images is no case.
+
+
+def test_list(tiny: Path, tmp_path: Path, run: Callable[..., Outcome]) -> None:
+    spoil_all(next(tiny.glob("*1/*_4d.nii.gz")), tmp_path / "data")
+    items = [
+        {"cine": f"data/{name}_4d.nii.gz", "case": name} for name in ("good", *(fault.__name__ for fault in FAULTS))
+    ]
+    (tmp_path / "list.json").write_text(json.dumps({"test": items}))
+    check_summary(run("register", "--data_list", tmp_path / "list.json", *CPU), tmp_path / "OUT", FAULTS)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_training_and_evaluation(
+    tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: Callable[[Path], None], command: str
+) -> None:
+    data = Path(shutil.copytree(tiny, tmp_path / "data"))
+    splits = json.loads((data / "splits.json").read_text())
+    subject = splits["train" if command == "train" else "test"][0]
+    path = sorted((data / subject).glob("*_frame0?.nii.gz"))[0]
+    fault(path)
+    check(run(command, data, *SMALL, *CPU), path.name, FAULTS[fault])
+
+
+# --- faults of what is around the images: lists, tables, options
+
+
+def _write(name: str, content: str | bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        path = folder / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return make
+
+
+def _make_folder(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).mkdir()
+        return folder / name
+
+    return make
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+LISTS = {
+    "no list": (_write("list.json", "cines: all"), "MONAI data list"),
+    "UTF-16": (_write("list.json", '{"test": []}'.encode("utf-16")), "MONAI data list|UTF-8"),
+    "deep": (_write("list.json", DEEP), "MONAI data list"),
+    "folder": (_make_folder("list.json"), "no such file|folder"),
+    "numbers": (_write("list.json", "[1, 2]"), "MONAI data list"),
+    "empty": (_write("list.json", '{"test": []}'), "add cases"),
+    "item of text": (_write("list.json", '{"test": ["a.nii.gz"]}'), "MONAI data list|item 1"),
+    "number for a path": (_write("list.json", '{"test": [{"cine": 7}]}'), "path of a file"),
+    "way out": (_write("list.json", '{"test": [{"cine": "a.nii.gz", "case": "../a"}]}'), "without /"),
+}
+
+
+@pytest.mark.parametrize("fault", LISTS)
+def test_data_list(tmp_path: Path, run: Callable[..., Outcome], fault: str) -> None:
+    make, cure = LISTS[fault]
+    path = make(tmp_path)
+    check(run("register", "--data_list", path, *CPU), "list.json", cure)
+
+
+def test_names_are_cleaned(tiny: Path, tmp_path: Path, run: Callable[..., Outcome]) -> None:
+    """No control character reaches a terminal, no formula a spreadsheet, no long name a file system."""
+    cine = str(next(tiny.glob("*1/*_4d.nii.gz")))
+    names = ["a\n\x1b[2Jb", "=1+1", "\udc80" + "a" * 400]
+    (tmp_path / "list.json").write_text(json.dumps({"test": [{"cine": cine, "case": name} for name in names]}))
+    outcome = run("register", "--data_list", tmp_path / "list.json", *CPU)
+    assert outcome.status == 0, outcome.printed[-2000:]
+    with (tmp_path / "OUT" / "summary.csv").open(newline="") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == ["a__[2Jb", "_=1+1", "_" + "a" * 99]
+    assert "\x1b[2J" not in outcome.printed
+
+
+def test_a_landmark_is_no_formula(tiny: Path, tmp_path: Path, run: Callable[..., Outcome]) -> None:
+    cine = next(tiny.glob("*1/*_4d.nii.gz"))
+    center = nib.affines.apply_affine(nib.load(cine).affine, [16, 16, 0]) * [-1, -1, 1]
+    line = ",".join(f"{x:.3f}" for x in center)
+    (tmp_path / "points.csv").write_text(f'x,y,z,name\n{line},"=HYPERLINK(1)"\n')
+    outcome = run("register", cine, "--reference_frame", "1", "--points", tmp_path / "points.csv", *CPU)
+    assert outcome.status == 0, outcome.printed[-2000:]
+    (table,) = (tmp_path / "OUT").rglob("points.csv")
+    assert "'=HYPERLINK" in table.read_text()
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("fault", ["no list", "UTF-16", "deep", "folder", "numbers"])
+def test_splits(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: str, command: str) -> None:
+    data = Path(shutil.copytree(tiny, tmp_path / "data"))
+    (data / "splits.json").unlink()
+    made = LISTS[fault][0](tmp_path)
+    made.rename(data / "splits.json")
+    check(run(command, data, *SMALL, *CPU), "splits.json", "correct it|save it|write it again|give the file")
+
+
+INFOS = {
+    "5,000 digits": ("ED: " + "1" * 5000, "ED"),
+    "word": ("ED: first", "ED"),
+    "beyond": ("ED: 99", "99"),
+    "zero": ("ED: 0", "ED"),
+    "UTF-16": ("ED: 1\nES: 2\n".encode("utf-16"), "UTF-8|text"),
+}
+
+
+@pytest.mark.parametrize("fault", INFOS)
+def test_info(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: str) -> None:
+    content, cure = INFOS[fault]
+    subject = Path(shutil.copytree(next(tiny.glob("*1/")), tmp_path / "subject"))
+    (subject / "Info.cfg").write_bytes(content if isinstance(content, bytes) else content.encode())
+    cine = next(subject.glob("*_4d.nii.gz")).rename(subject / "subject_4d.nii.gz")
+    outcome = run("register", cine, *CPU)
+    check(outcome, "", cure)
+    assert "Info.cfg" in outcome.last_line or cine.name in outcome.last_line
+
+
+OPTIONS = {
+    ("register", "--direction", "up"): "--direction up: ",
+    ("register", "--clip_percentile", "-1"): "--clip_percentile -1: ",
+    ("register", "--working_spacing", "0.001"): "--working_spacing 0.001: ",
+    ("register", "--device", "meta"): "--device meta: ",
+    ("register", "--device", "toaster"): "--device toaster: ",
+    ("register", "--reference_frame", "99"): "99",
+    ("register", "--reference_frame", "first"): "first",
+    ("register", "--slices_at_once", "0"): "--slices_at_once 0: ",
+    ("register", "--passes", "0"): "--passes 0: ",
+    ("register", "--refine_iterations", "-2"): "--refine_iterations -2: ",
+    ("register", "--checkpoint", "none.pt"): "none.pt",
+    ("register", "--referense_frame", "1"): "did you mean --reference_frame",
+    ("register", "--config", "nothing"): "--config nothing: no such file",
+    ("train", "--augmentation#zoom", "-5"): "zoom",
+    ("train", "--learning_rate", "0"): "--learning_rate 0: ",
+    ("train", "--batch_size", "0"): "--batch_size 0: ",
+    ("train", "--max_epochs", "0"): "--max_epochs 0: ",
+    ("train", "--strategy", "hope"): "hope",
+    ("train", "--granularity", "atom"): "atom",
+    ("train", "--slice_size", "[0,1]"): "--slice_size",
+    ("train", "--resume", "none.pt"): "none.pt",
+    ("train", "--working_spacing", "0.001"): "--working_spacing 0.001: ",
+    ("evaluate", "--checkpoint", "none.pt"): "none.pt",
+}
+
+
+@pytest.mark.parametrize("words", OPTIONS, ids=" ".join)
+def test_option(tiny: Path, run: Callable[..., Outcome], words: tuple[str, ...]) -> None:
+    command, *option = words
+    source = ["--dataset_dir", tiny] if "--direction" in words else [next(tiny.glob("*1/*_4d.nii.gz"))]
+    source = source if command == "register" else [tiny, *SMALL[:4]]
+    device = () if "--device" in words else CPU
+    check(run(command, *source, *option, *device), OPTIONS[words], "[;:,]")
+
+
+def test_an_expression_is_no_path(run: Callable[..., Outcome]) -> None:
+    check(run("register", "--cine", "$1+1", *CPU), "--cine", "path of a file")
+
+
+@pytest.mark.parametrize("command", ["register", "train", "evaluate"])
+@pytest.mark.parametrize("place", ["file", "below a file", "nothing"])
+def test_output_that_is_no_folder(
+    tiny: Path, tmp_path: Path, run: Callable[..., Outcome], command: str, place: str
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    output = {"file": tmp_path / "taken", "below a file": tmp_path / "taken" / "deeper", "nothing": ""}[place]
+    source = next(tiny.glob("*1/*_4d.nii.gz")) if command == "register" else tiny
+    extra = () if command == "register" else SMALL
+    outcome = run(command, source, *extra, *CPU, output_dir=output)
+    check(outcome._replace(written=[]), "taken" if output else "--output_dir", "output_dir|folder")
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def _weights(folder: Path, change: Callable[[dict], object]) -> Path:
+    content = torch.load(Path(__file__).parent.parent / "models" / "model.pt", weights_only=True)
+    torch.save(change(content), folder / "weights.pt")
+    return folder / "weights.pt"
+
+
+WEIGHTS = {
+    "text": (lambda folder: _write("weights.pt", "weights")(folder), "weights|checkpoint"),
+    "of NaN": (
+        lambda folder: _weights(
+            folder, lambda w: {k: v * np.nan if v.is_floating_point() else v for k, v in w.items()}
+        ),
+        "NaN",
+    ),
+    "of another network": (lambda folder: _weights(folder, lambda w: {"a": torch.ones(2)}), "network"),
+    "of a number": (lambda folder: _weights(folder, lambda w: 7), "weights|network|checkpoint"),
+}
+
+
+@pytest.mark.parametrize("command", ["register", "evaluate"])
+@pytest.mark.parametrize("fault", WEIGHTS)
+def test_weights(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], command: str, fault: str) -> None:
+    make, cure = WEIGHTS[fault]
+    path = make(tmp_path)
+    source = [next(tiny.glob("*1/*_4d.nii.gz"))] if command == "register" else [tiny, *SMALL[:4]]
+    outcome = run(command, *source, "--checkpoint", path, *CPU)
+    check(outcome, "weights.pt" if fault != "of NaN" or command == "evaluate" else "", cure)
+
+
+POINTS = {
+    "no columns": ("a,b\n1,2\n", "columns x, y, z"),
+    "words": ("x,y,z\none,2,3\n", "not a number"),
+    "infinite": ("x,y,z\ninf,2,3\n", "not a number"),
+    "far": ("x,y,z\n9999,2,3\n", "outside the image"),
+    "UTF-16": ("x,y,z\n1,2,3\n".encode("utf-16"), "UTF-8"),
+    "empty": ("", "columns x, y, z"),
+}
+
+
+@pytest.mark.parametrize("fault", POINTS)
+def test_points(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: str) -> None:
+    content, cure = POINTS[fault]
+    path = _write("points.csv", content)(tmp_path)
+    cine = next(tiny.glob("*1/*_4d.nii.gz"))
+    check(run("register", cine, "--reference_frame", "1", "--points", path, *CPU), "points.csv", cure)
+
+
+LABELS = {
+    "fractions": (lambda label: label * 0.5, "fractions"),
+    "another structure": (lambda label: label + 4 * (label > 0), "values"),
+    "empty": (lambda label: label * 0, "0 everywhere"),
+    "cut": (lambda label: label[:-3], "shape"),
+}
+
+
+@pytest.mark.parametrize("command", ["register", "train", "evaluate"])
+@pytest.mark.parametrize("fault", LABELS)
+def test_label(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], command: str, fault: str) -> None:
+    change, cure = LABELS[fault]
+    data = Path(shutil.copytree(tiny, tmp_path / "data"))
+    splits = json.loads((data / "splits.json").read_text())
+    subject = splits["test" if command == "evaluate" else "train"][0]
+    for path in (data / subject).glob("*_gt.nii.gz"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj)).astype(np.float32), image.affine), path)
+    if command == "register":
+        cine = next((data / subject).glob("*_4d.nii.gz"))
+        label = sorted((data / subject).glob("*_gt.nii.gz"))[0]
+        outcome = run("register", cine, "--reference_frame", "1", "--reference_label", label, *CPU)
+    else:
+        if fault == "empty":
+            pytest.skip("a label of nothing gives no scores, and a line in the log")
+        outcome = run(command, data, *SMALL, *CPU)
+    check(outcome, "_gt.nii.gz", cure)
