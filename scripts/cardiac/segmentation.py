@@ -113,7 +113,7 @@ def segment_stack(
     stack: Tensor,
     spacing: Sequence[float],
     working_spacing: float = WORKING_SPACING,
-    batch_size: int = 4,
+    batch_size: int = 1,
 ) -> Tensor:
     """Probabilities (CLASSES, X, Y, Z) in each voxel of a stack, on the CPU; a blank slice is background.
 
@@ -122,7 +122,7 @@ def segment_stack(
         stack: intensities (X, Y, Z) in any unit.
         spacing: voxel size in mm along X, Y and Z.
         working_spacing: pixel size of the network in mm.
-        batch_size: slices at once.
+        batch_size: slices at once; on a CPU one a time is fastest.
     """
     slices = prepare(stack, spacing, working_spacing)[:, 0]
     inside, pads = _pad_to(slices.shape[1:], stride_of(network))
@@ -147,9 +147,12 @@ def _pad_to(shape: Sequence[int], stride: int) -> tuple[tuple[slice, ...], list[
     return inside, [*pads[1], *pads[0]]
 
 
-def keep_largest(labels: Tensor) -> Tensor:
-    """A label map (X, Y, Z) with the largest connected component of each structure alone; faces connect voxels."""
-    keep = KeepLargestConnectedComponent(applied_labels=range(1, CLASSES), independent=True, connectivity=1)
+def keep_heart(labels: Tensor) -> Tensor:
+    """A label map (X, Y, Z) with the largest connected component of all structures together; faces connect voxels.
+
+    By itself, what is taken for an RV elsewhere may be larger than the RV.
+    """
+    keep = KeepLargestConnectedComponent(applied_labels=range(1, CLASSES), independent=False, connectivity=1)
     return torch.as_tensor(keep(labels[None])[0])
 
 
@@ -184,4 +187,4 @@ class Segmenter:
         if image.ndim != 3:
             raise ValueError(f"a frame is (X, Y, Z) and a cine (X, Y, Z, T), got {image.shape}.")
         labels = torch.from_numpy(self.probabilities(image, spacing)).argmax(dim=0)
-        return keep_largest(labels).numpy().astype(np.uint8)
+        return keep_heart(labels).numpy().astype(np.uint8)

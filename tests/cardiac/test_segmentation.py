@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scripts.cardiac.segmentation import (
     CLASSES,
     Segmenter,
-    keep_largest,
+    keep_heart,
     make_network,
     neighbors,
     normalize,
@@ -154,16 +154,18 @@ def test_slices_have_the_working_spacing() -> None:
     assert prepare(torch.rand(100, 60, 5), (0.75, 3.0, 8.0), 1.5).shape == (5, 1, 50, 120)
 
 
-def test_largest_components_are_kept_one_for_each_structure() -> None:
-    labels = torch.zeros(12, 12, 3, dtype=torch.uint8)
-    labels[1:5, 1:5] = 1
-    labels[6:9, 6:9] = 3
+def test_of_all_that_is_labeled_one_heart_is_left() -> None:
+    labels = torch.zeros(14, 14, 3, dtype=torch.uint8)
+    labels[1:4, 1:4] = 1
+    labels[4:9, 1:6] = 2
+    labels[5:8, 2:5] = 3
     expected = labels.clone()
-    labels[10, 10, 0] = 1
+    # Larger than the RV of the heart, and elsewhere; a speck, and one in a slice alone.
+    labels[10:14, 7:14] = 1
     labels[1, 10] = 3
-    labels[10, 1, 2] = 2
-    expected[10, 1, 2] = 2
-    assert torch.equal(keep_largest(labels), expected)
+    labels[12, 1, 2] = 2
+    assert torch.equal(keep_heart(labels), expected)
+    assert torch.equal(keep_heart(0 * labels), 0 * labels)
 
 
 def test_shipped_network_fits_its_limits() -> None:
