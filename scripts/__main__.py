@@ -33,6 +33,7 @@ from pathlib import Path
 
 from scripts.errors import InputError, report_error
 from scripts.help import bundle_version, describe_files
+from scripts.progress import stage
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,6 +91,8 @@ def main(words: Sequence[str]) -> None:
         return
     arguments = _to_bundle_run(name, configs, rest)
     print(f"{name}: loading PyTorch and MONAI ...", flush=True)
+    with stage("loading"):
+        import monai.bundle  # noqa: F401  most of what a run imports; some seconds
     # MONAI warns of running config files that others wrote.
     warnings.filterwarnings("ignore", message="parsing config_file")
     sys.argv = arguments
