@@ -16,10 +16,12 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import mmap
 import os
 import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +31,8 @@ from scripts.errors import InputError
 
 # What a DICOM file without a preamble begins with, in little endian.
 LONGEST_NAME = 100
+# Bytes from which a scratch array is a file.
+LARGE = 1 << 26
 # What spreadsheets take for the beginning of a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 FIRST_TAGS = tuple(
@@ -144,6 +148,41 @@ def replace_folder(new: Path, final: Path) -> None:
         else:
             shutil.rmtree(old, ignore_errors=True)
             return
+
+
+def scratch_array(shape: Sequence[int], kind: type = np.float32, folder: str | Path | None = None) -> np.ndarray:
+    """An array of no particular content: in memory, or, where it is large, in a file without a name in a folder, which
+    goes with the array.
+
+    `let_go` gives the memory of such a file's pages back.
+
+    Args:
+        shape: of the array.
+        kind: of its numbers.
+        folder: for the file; None keeps every array in memory.
+    """
+    if folder is None or np.prod(shape) * np.dtype(kind).itemsize < LARGE:
+        return np.empty(shape, kind)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, kind, "w+", shape=tuple(shape))
+
+
+def let_go(*arrays: np.ndarray | None) -> None:
+    """Give the memory back that pages of a `scratch_array`'s file took when they were read or written; other arrays
+    stay as they are."""
+    for array in arrays:
+        while array is not None and not isinstance(array, mmap.mmap):
+            array = getattr(array, "base", None)
+        if array is not None and hasattr(mmap, "MADV_DONTNEED"):
+            array.madvise(mmap.MADV_DONTNEED)
+
+
+def one_by_one(frames: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Each of some frames, which are let go of (`let_go`) once the next one is asked for."""
+    for t in range(len(frames)):
+        yield frames[t]
+        let_go(frames)
 
 
 @contextmanager

@@ -38,7 +38,13 @@ def registered(phantoms: Path) -> Registration:
 
 def test_a_cine_is_that_of_the_workflow(phantoms: Path, registered: Registration, tmp_path: Path) -> None:
     cine, _, _, label = paths(phantoms)
-    options = {"cine": cine, "reference_label": label, "output_dir": tmp_path, "device": "cpu", "write": "moved,fields"}
+    options = {
+        "cine": cine,
+        "reference_label": label,
+        "output_dir": tmp_path,
+        "device": "cpu",
+        "write": "moved,fields,inverse",
+    }
     succeed(run_bundle(config_file="configs/inference.yaml", **options))
     assert registered.reference == 1
     assert registered.reference_basis == "end diastole by Info.cfg"

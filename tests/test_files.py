@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import files
 from scripts.errors import InputError
 from scripts.files import (
     clear_leftovers,
@@ -165,3 +166,16 @@ def test_links_to_folders_are_followed_and_each_folder_counts_once(tmp_path: Pat
     assert files_below(root) == [root / "b" / "c", root / "gone", root / "linked" / "a"]
     with pytest.raises(InputError, match=r"nowhere: cannot be listed \(No such file or directory\); make it readable"):
         files_below(tmp_path / "nowhere")
+
+
+def test_a_large_array_is_a_file_that_goes_with_it(tmp_path: Path) -> None:
+    for folder, shape in ((tmp_path, (64, 1 << 18)), (tmp_path, (8, 8)), (None, (64, 1 << 18))):
+        array = files.scratch_array(shape, folder=folder)
+        assert isinstance(array, np.memmap) == (folder is not None and len(shape) == 2 and shape[0] == 64)
+        array[:] = np.arange(shape[0])[:, None]
+        view = np.moveaxis(array, 0, -1)
+        files.let_go(view, None)
+        assert not list(tmp_path.iterdir())
+        # What was let go of is read again.
+        np.testing.assert_array_equal(view[0], np.arange(shape[0]))
+        assert [row[0] for row in files.one_by_one(array)] == list(range(shape[0]))

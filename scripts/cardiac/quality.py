@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scripts.cardiac.cines import LABELS, CineRegistration
+from scripts.files import let_go, one_by_one
 from scripts.registration import fields
 from scripts.registration.fields import compose, in_view, jacobian_determinant
 
@@ -66,6 +67,9 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
     for t in range(len(registration.fields)):
         errors = None if inversion_errors is None else inversion_errors[t]
         frames.append(frame_figures(registration, t, errors, reached))
+        let_go(
+            registration.fields, registration.inverses, registration.moved, registration.cine.image, inversion_errors
+        )
     cycle = cycle_figures(registration) if registration.reference and len(frames) > 2 else {}
     limits = dict(THRESHOLDS)
     unlabeled = limits.pop("compressed_percent_unlabeled")
@@ -187,7 +191,7 @@ def cycle_figures(registration: CineRegistration) -> dict:
     """
     spacing = np.array(registration.cine.spacing[:2])
     amplitude = np.zeros(registration.fixed.shape)
-    for u in registration.fields:
+    for u in one_by_one(registration.fields):
         amplitude = np.maximum(amplitude, np.hypot(u[0] * spacing[0], u[1] * spacing[1]))
     moving = amplitude > max(MOVING * float(amplitude.max()), 1e-6)
     if not moving.any():
@@ -201,6 +205,7 @@ def cycle_figures(registration: CineRegistration) -> dict:
         track.append(registration.fields[t % count][:, moving] * spacing[:, None])
         bends.append(np.linalg.norm(track[2] - 2 * track[1] + track[0], axis=0).mean())
         track.pop(0)
+        let_go(registration.fields)
     steps, others, roughness = np.array(steps), np.array(steps[:-1]), np.array(bends[:-2])
     return {
         "step_mm_mean": float(others.mean()),

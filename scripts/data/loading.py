@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,6 +303,21 @@ def check_points(item: dict) -> dict:
         names, positions = read_points(item["points"])
         check_in_image(item["points"], names, positions, item["fixed"].shape[1:], item["fixed"].affine.double().numpy())
     return item
+
+
+def in_parts(item: Mapping, voxels: int = 1 << 22) -> Iterator[dict]:
+    """A loaded case in parts of some frames of "moving" (T, X, Y, Z), so that what is made of a part fits into memory.
+
+    Each part also has "first_frame", counted from 0, and "frames", the number T of all.
+
+    Args:
+        item: as `LoadCase` gives it.
+        voxels: of a part, at most; a single frame may have more.
+    """
+    moving = item["moving"]
+    step = max(voxels // moving[0].numel(), 1)
+    for first in range(0, len(moving), step):
+        yield {**item, "moving": moving[first : first + step], "first_frame": first, "frames": len(moving)}
 
 
 class PairFrames(Transform):

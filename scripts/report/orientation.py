@@ -20,6 +20,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from numpy.typing import NDArray
 from scripts.cardiac.cines import CineRegistration
+from scripts.files import let_go
 
 Array = NDArray[np.floating]
 # Where a slice's first and second axis point to as it is shown, in RAS: left; back and feet.
@@ -65,7 +66,9 @@ class _EachFrame(Sequence):
         return len(self.frames)
 
     def __getitem__(self, frame: int) -> Array:
-        return self.function(self.frames[frame])
+        made = self.function(self.frames[frame])
+        let_go(self.frames)
+        return made
 
 
 def as_displayed(registration: CineRegistration) -> CineRegistration:

@@ -32,7 +32,7 @@ from scipy import ndimage
 from scripts.cardiac import function
 from scripts.cardiac.cines import ESTIMATED, CineRegistration, smooth_slices
 from scripts.cardiac.strain import summarize_strain
-from scripts.files import write_text
+from scripts.files import let_go, one_by_one, write_text
 from scripts.registration.fields import jacobian_determinant
 from scripts.report.figures import color_wheel
 from scripts.report.orientation import as_displayed, edge_letters
@@ -201,7 +201,7 @@ def choose_view(registration: CineRegistration) -> View:
         bounds.append(slice(int(max(inside[0] - margin, 0)), int(min(inside[-1] + margin + 1, heart.shape[axis]))))
     box = (bounds[0], bounds[1])
     window = np.percentile(r.fixed[(*box, picks)], (0.5, 99.5))
-    motion = [np.hypot(u[0] * spacing[0], u[1] * spacing[1])[box].mean() for u in r.fields]
+    motion = [np.hypot(u[0] * spacing[0], u[1] * spacing[1])[box].mean() for u in one_by_one(r.fields)]
     es = r.function.get("es_frame")
     return View(
         frame=int(np.argmax(motion)) if es in (None, r.reference) else es - 1,
@@ -255,7 +255,9 @@ def make_players(registration: CineRegistration, view: View) -> dict[str, Any]:
 
     def draw_stack(images: NDArray, labels: NDArray | None, z: int) -> list[str]:
         outlines = [None if labels is None else labels[(*view.box, z, t % labels.shape[-1])] for t in range(len(names))]
-        return [draw_tile(images[(*view.box, z, t)], outline, view, side, True) for t, outline in enumerate(outlines)]
+        tiles = [draw_tile(images[(*view.box, z, t)], outline, view, side, True) for t, outline in enumerate(outlines)]
+        let_go(images)
+        return tiles
 
     players = {kind: [(title, draw_stack(*row, z)) for z, title in view.slices] for kind, row in rows.items()}
     pace = {"start": (r.reference or 1) - 1, "interval": 800 if r.reference is None else r.cine.frame_time or 60}

@@ -32,6 +32,7 @@ from scripts.data.grids import pull
 from scripts.data.itk_fields import Array
 from scripts.data.points import move_points, read_points, to_lps
 from scripts.errors import InputError
+from scripts.files import let_go, one_by_one, scratch_array
 from scripts.progress import stage
 from scripts.registration import fields as field_algebra
 from scripts.registration.fields import balance_inverse, in_view, warp_label, warp_stack
@@ -62,14 +63,17 @@ def invert_field(field: Array, tolerance: float = field_algebra.INVERTED) -> tup
 class AssembleRegistration(Transform):
     """From an in-plane field (2, X, Y, Z * T) on the native grid to a "registration", with all that is measured on it.
 
+    A case may come in parts of some frames, one after the other (`loading.in_parts`); the last one has it.
+
     Args:
         sector_origin: degrees, see `strain.measure_strain`; None finds the sectors by the RV.
+        scratch_dir: folder for what does not fit into memory, see `files.scratch_array`; None keeps all in memory.
 
     Raises:
         InputError: for an origin that is not a number, and when called with a field that holds NaN or Inf.
     """
 
-    def __init__(self, sector_origin: float | None = None) -> None:
+    def __init__(self, sector_origin: float | None = None, scratch_dir: str | Path | None = None) -> None:
         is_number = (
             isinstance(sector_origin, (int, float))
             and not isinstance(sector_origin, bool)
@@ -78,14 +82,26 @@ class AssembleRegistration(Transform):
         if sector_origin is not None and not is_number:
             raise InputError(f"--sector_origin {sector_origin}: must be an angle in degrees.")
         self.sector_origin = sector_origin
+        self.scratch_dir = scratch_dir
+        self._frames: _Frames | None = None
 
     def __call__(self, data: Mapping) -> dict:
+        first, count = int(data.get("first_frame", 0)), len(data["moving_image"])
+        total = int(data.get("frames", count))
+        if first == 0:
+            self._frames = _Frames((total, *data["moving_image"].shape[1:]), self.scratch_dir)
+        self._frames.add(data, first)
+        if first + count < total:
+            return dict(data)
+        frames, self._frames = self._frames, None
+        return {**data, "registration": self.assemble(data, frames)}
+
+    def assemble(self, data: Mapping, frames: _Frames) -> CineRegistration:
+        """A registration of all frames, with all that is measured on it."""
         reference, times = int(data["reference"]), data.get("times")
-        fields = frame_fields(data)
-        inverses, errors = invert_stacks(fields)
         cine = Cine(
             name=str(data["case"]),
-            image=torch.as_tensor(data["moving_image"]).cpu().float().movedim(0, -1).numpy(),
+            image=np.moveaxis(frames.image, 0, -1),
             affine=fixed_affine(data),
             times=None if times is None else torch.as_tensor(times).numpy(),
             valid=None if data.get("valid") is None else torch.as_tensor(data["valid"]).cpu().numpy(),
@@ -96,14 +112,16 @@ class AssembleRegistration(Transform):
             cine=cine,
             reference=reference or None,
             reference_basis=str(data["reference_basis"]),
-            fields=fields.numpy(),
-            inverses=inverses.numpy(),
-            moved=move_frames(data, fields).numpy(),
+            fields=frames.fields,
+            inverses=frames.inverses,
+            moved=np.moveaxis(frames.moved, 0, -1),
             fixed=torch.as_tensor(data["fixed_image"]).cpu().float()[0].numpy(),
         )
         if data.get("reference_label") is not None:
-            registration.label, registration.labels = carry_label(data, inverses if reference else fields)
-        registration.quality = assess(registration, errors.numpy(), seen_on_both(data, fields))
+            registration.label = torch.as_tensor(data["reference_label"]).cpu()[0].round().numpy().astype(np.uint8)
+            registration.labels = np.moveaxis(frames.labels, 0, -1)
+        reached = seen_on_both(data, torch.from_numpy(frames.fields[:1]))
+        registration.quality = assess(registration, frames.inversion_errors, reached)
         if registration.labels is not None and reference:
             registration.function = measure_function(
                 registration.labels, cine.spacing, cine.times, reference, cine.is_stack
@@ -116,7 +134,7 @@ class AssembleRegistration(Transform):
             )
         if "points" in data:
             registration.points = carry_points(registration, data["points"])
-        return {**data, "registration": registration}
+        return registration
 
     def measure_strain(self, registration: CineRegistration) -> list[dict]:
         """Rows of strain by the plane: longitudinal in a long-axis view, else circumferential; radial in both."""
@@ -126,13 +144,50 @@ class AssembleRegistration(Transform):
         return measure_strain(fields, label, cine.affine, self.sector_origin, cine.times)
 
 
+class _Frames:
+    """What registration makes of each frame of a case, filled part by part.
+
+    Args:
+        shape: (T, X, Y, Z) of all frames.
+        scratch_dir: see `files.scratch_array`.
+    """
+
+    def __init__(self, shape: tuple[int, ...], scratch_dir: str | Path | None) -> None:
+        frames, *grid = shape
+        self.image, self.moved, self.inversion_errors = (scratch_array(shape, folder=scratch_dir) for _ in range(3))
+        self.fields, self.inverses = (scratch_array((frames, 2, *grid), folder=scratch_dir) for _ in range(2))
+        self.labels = scratch_array(shape, np.uint8, scratch_dir)
+
+    def add(self, data: Mapping, first: int) -> None:
+        """Fill the frames of a part, of which `first` is the first one, counted from 0."""
+        fields = frame_fields(data, first)
+        inverses, errors = invert_stacks(fields)
+        made = {
+            "image": torch.as_tensor(data["moving_image"]).cpu().float(),
+            "fields": fields,
+            "inverses": inverses,
+            "inversion_errors": errors,
+            "moved": move_frames(data, fields).movedim(-1, 0),
+        }
+        if data.get("reference_label") is not None:
+            made["labels"] = carry_label(data, inverses if data["reference"] else fields).movedim(-1, 0)
+        for name, values in made.items():
+            array = getattr(self, name)
+            array[first : first + len(fields)] = values.numpy()
+            let_go(array)
+
+
 def fixed_affine(data: Mapping) -> np.ndarray:
     """Voxel index of the fixed image to RAS in mm, (4, 4)."""
     return data["fixed_image"].affine.cpu().double().numpy()
 
 
-def frame_fields(data: Mapping) -> torch.Tensor:
+def frame_fields(data: Mapping, first: int = 0) -> torch.Tensor:
     """The network's field (2, X, Y, Z * T), frames fastest, as (T, 2, X, Y, Z); the reference frame's is the identity.
+
+    Args:
+        data: of some frames.
+        first: number of the first of them, counted from 0.
 
     Raises:
         InputError: for NaN or Inf.
@@ -141,8 +196,8 @@ def frame_fields(data: Mapping) -> torch.Tensor:
     fields = torch.as_tensor(data["pred"]).cpu().float().unflatten(-1, (-1, frames)).movedim(-1, 0).clone()
     if not fields.isfinite().all():
         raise InputError(f"{data['case']}: the network gives fields with NaN or Inf; check --checkpoint.")
-    if data["reference"]:
-        fields[int(data["reference"]) - 1] = 0
+    if first < data["reference"] <= first + frames:
+        fields[int(data["reference"]) - 1 - first] = 0
     return fields
 
 
@@ -157,8 +212,8 @@ def move_frames(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
     return torch.stack([warp_stack(frame[None], u)[0] * seen(u) for frame, u in zip(frames, fields)], dim=-1)
 
 
-def carry_label(data: Mapping, fields: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The reference label (X, Y, Z), and what each field (T, 2, X, Y, Z) makes of it, (X, Y, Z, T); both uint8."""
+def carry_label(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
+    """What each field (T, 2, X, Y, Z) makes of the reference label, (X, Y, Z, T), uint8."""
     label = torch.as_tensor(data["reference_label"]).cpu().float()
     if "moving_label_native" in data:
         labels = pull_native(data["moving_label_native"], fields[0], fixed_affine(data), is_label=True)
@@ -167,7 +222,7 @@ def carry_label(data: Mapping, fields: torch.Tensor) -> tuple[np.ndarray, np.nda
         labels = torch.stack(
             [warp_label(slices, u.movedim(-1, 0))[:, 0].movedim(0, -1) * seen(u) for u in fields], dim=-1
         )
-    return tuple(x.round().numpy().astype(np.uint8) for x in (label[0], labels))
+    return labels.round().to(torch.uint8)
 
 
 def seen_on_both(data: Mapping, fields: torch.Tensor) -> np.ndarray | None:
@@ -211,7 +266,7 @@ def carry_points(registration: CineRegistration, path: str | Path) -> list[dict]
     """Rows of landmarks in every frame: frame, name, x, y, z in mm along LPS."""
     names, positions = read_points(path)
     rows = []
-    for t, field in enumerate(registration.fields, start=1):
+    for t, field in enumerate(one_by_one(registration.fields), start=1):
         moved = to_lps(move_points(positions, field, registration.cine.affine))
         rows += [{"frame": t, "name": name, "x": x, "y": y, "z": z} for name, (x, y, z) in zip(names, moved)]
     return rows

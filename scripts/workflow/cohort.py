@@ -25,8 +25,10 @@ from pathlib import Path
 import ignite.distributed as idist
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose
 from scripts.cardiac.strain import summarize_strain
 from scripts.data.datalists import FILE_KEYS
+from scripts.data.loading import in_parts
 from scripts.data.results import DONE, check_place, check_writable, explain_write_errors
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError, first_cause
@@ -130,10 +132,11 @@ def run_case(
         if not anew and is_done(folder, item, names_of(settings.get("kept", "fields,moved"))):
             return False
         check_place(folder / name)  # before it is computed, not after
-        loaded = Dataset([item], dataset.transform)[0]
-        bar.set_description(f"{name}: registering")
-        evaluator.data_loader = DataLoader(Dataset([loaded]), batch_size=1)
-        evaluator.run()
+        load, *prepare = dataset.transform.flatten().transforms
+        for part in in_parts(Dataset([item], load)[0]):
+            bar.set_description(f"{name}: registering")
+            evaluator.data_loader = DataLoader(Dataset([part], Compose(prepare)), batch_size=1)
+            evaluator.run()
     return True
 
 

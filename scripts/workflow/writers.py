@@ -27,7 +27,7 @@ from scripts.cardiac.cines import Cine, CineRegistration
 from scripts.cardiac.function import volume_rows
 from scripts.data.itk_fields import write_field
 from scripts.data.results import DONE, check_place, explain_write_errors
-from scripts.files import own_name, replace_folder, whole_file, write_csv, write_json
+from scripts.files import let_go, own_name, replace_folder, whole_file, write_csv, write_json
 from scripts.help import bundle_version
 from scripts.options import KEPT, names_of
 from scripts.progress import stage
@@ -69,7 +69,7 @@ class WriteRegistration(Transform):
         self.parameters = {} if output_dir is None else {**versions(), **describe_parameters(parameters or {}, device)}
 
     def __call__(self, data: Mapping) -> dict:
-        if self.output_dir is None:
+        if self.output_dir is None or "registration" not in data:
             return dict(data)
         registration: CineRegistration = data["registration"]
         if "fingerprint" in data:
@@ -112,6 +112,7 @@ def write_case(folder: Path, registration: CineRegistration, kept: Sequence[str]
         for path, write in images:
             path.parent.mkdir(exist_ok=True)
             write(path)
+            let_go(registration.moved, registration.fields, registration.inverses)
             bar.update()
     write_csv(folder / "times.csv", time_rows(cine))
     if registration.labels is not None and registration.reference is not None:

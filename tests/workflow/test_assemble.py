@@ -13,8 +13,9 @@ import torch
 from conftest import write_nifti
 from phantom_cases import PHANTOM, T, Z, prepare
 from scipy.ndimage import gaussian_filter, map_coordinates
+from scripts import files
 from scripts.cardiac.cines import CineRegistration
-from scripts.data.loading import LoadCase
+from scripts.data.loading import LoadCase, in_parts
 from scripts.errors import InputError
 from scripts.registration.fields import balance_inverse, invert
 from scripts.workflow.assemble import AssembleRegistration, invert_stacks
@@ -51,6 +52,31 @@ def scipy_warp(image: np.ndarray, field: np.ndarray) -> np.ndarray:
 def scipy_warp_label(label: np.ndarray, field: np.ndarray) -> np.ndarray:
     """The value of 0 to 3 that weighs most."""
     return np.argmax([scipy_warp((label == value).astype(float), field) for value in range(4)], axis=0)
+
+
+def test_parts_in_scratch_files_give_what_the_whole_gives_in_memory(
+    item: dict, exact: np.ndarray, registered: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LARGE", 0)
+    transform = AssembleRegistration(scratch_dir=tmp_path / "scratch")
+    whole = {**item, "moving": item["moving_image"]}
+    parts = list(in_parts(whole, voxels=2 * whole["moving"][0].numel()))
+    assert [len(part["moving"]) for part in parts] == [2, 2, 1]
+    for part in parts:
+        assert "registration" not in part
+        fields = exact[part["first_frame"] : part["first_frame"] + len(part["moving"])]
+        pred = torch.from_numpy(np.moveaxis(fields, 0, -1).reshape(*fields.shape[1:4], -1)).float()
+        made = transform({**part, "moving_image": part["moving"], "pred": pred})
+    result: CineRegistration = made["registration"]
+    for name in ("fields", "inverses", "moved", "labels", "label", "fixed"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(registered, name))
+    np.testing.assert_array_equal(result.cine.image, registered.cine.image)
+    assert (result.quality, result.function, result.strain) == (
+        registered.quality,
+        registered.function,
+        registered.strain,
+    )
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_a_sector_origin_that_is_no_number_is_refused() -> None:

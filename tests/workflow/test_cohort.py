@@ -50,7 +50,7 @@ class Study:
     def load(self, item: dict) -> dict:
         if item["case"].startswith("bad"):
             raise InputError(f"{item['case']}.nii.gz: cannot be read")
-        return {**item, "image": torch.zeros(1, 4, 4)}
+        return {**item, "moving": torch.zeros(1, 4, 4, 1), "image": torch.zeros(1, 4, 4)}
 
     def write(self, item: dict) -> dict:
         if item["case"].startswith("late"):
