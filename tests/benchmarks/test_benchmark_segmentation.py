@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from scripts.cardiac.segmentation import Segmenter, make_network
 from scripts.training.labeled_slices import load_stack, select_frames
 
@@ -57,3 +58,24 @@ def test_it_prints_and_writes_what_it_measured(phantoms: Path, tmp_path: Path, c
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["summary"]["phases"]["ED"]["frames"] == 1
     assert str(tmp_path) not in json.dumps(found)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_document_says_what_was_measured(split: str) -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / f"segmentation_{split}.json").read_text())["summary"]
+    text = (ROOT / "docs" / "segmentation.md").read_text()
+    for phase, figures in found["phases"].items():
+        means = [figures[f"{key}_{name}"] for key in ("dice", "hd95_mm") for name in ("rv", "myo", "lv")]
+        cells = [f"{mean['mean']:.1f} ± {mean['std']:.1f}" for mean in means]
+        assert " | ".join([f"| `{split}`, {phase}", str(figures["frames"]), *cells]) in text
+    limits = [found["ejection_fraction"][name] for name in ("lv", "rv")]
+    cells = [f"{one['bias']:+.1f} ± {one['limits']:.1f}" for one in limits]
+    cells += [f"{one['median_absolute']:.1f}" for one in limits]
+    assert " | ".join([f"| `{split}`", *cells]) in text
+
+
+def test_the_shipped_weights_reach_what_is_asked_of_them() -> None:
+    phases = json.loads((ROOT / "benchmarks" / "results" / "segmentation_test.json").read_text())["summary"]["phases"]
+    least = {"ED": {"rv": 90, "myo": 87, "lv": 95}, "ES": {"rv": 84, "myo": 88, "lv": 90}}
+    for phase, structures in least.items():
+        assert all(phases[phase][f"dice_{name}"]["mean"] >= dice for name, dice in structures.items())
