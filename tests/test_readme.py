@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, succeed
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
 from scripts.__main__ import _config_files, _to_bundle_run
@@ -75,6 +80,16 @@ def test_the_front_page_is_short_and_links_each_page_once() -> None:
     assert len(text.encode()) < 9000
     for page in ("README", "inference", "training", "files", "benchmarks"):
         assert LINK.findall(text).count(f"docs/{page}.md") == 1
+
+
+def test_the_first_registration_of_the_front_page_runs(tmp_path: Path) -> None:
+    first = next(words for words in commands("README.md") if words[:3] == ["python", "-m", "scripts"])
+    words = [str(tmp_path) if word == "OUT" else word for word in first[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    succeed(subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True))
+    function = json.loads((tmp_path / "SC-HF-I-2" / "function.json").read_text())
+    assert function["lv_ef_percent"] == pytest.approx(25.1, abs=3)  # by hand
+    assert (tmp_path / "SC-HF-I-2" / "report.html").stat().st_size > 1e6
 
 
 def test_the_surgery_of_the_front_page_runs_in_a_trainer_of_ones_own() -> None:
