@@ -191,6 +191,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     before.
 
     Folders that are missing are made.
+
+    Raises:
+        InputError: naming the file, where its disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,8 +201,23 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except Exception as error:
+        if is_full_disk(error):
+            raise InputError(
+                f"{path}: the disk is full; free some space or write to another folder. What was there before stays."
+            ) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that it arose from, says that a disk or a user's share of it is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -167,11 +167,17 @@ def count_exchanges(steps: int = 3) -> int:
     return sum(event.name == "gloo:all_reduce" for event in profiler.events())
 
 
-def skip_in_one_process(rank: int) -> tuple[list[dict[str, Tensor]], str]:
-    """Weights after each step, and the error, of a training without waits whose third loss is not finite in the second
-    process alone."""
-    network, states, losses = make_unet(), [], iter([1.0, 1.0, float("nan") if rank else 1.0, 1.0, 1.0, 1.0])
-    wrapped, similarity = DistributedDataParallel(network), WarpedSimilarity(nn.MSELoss())
+def spoil_in_one_process(
+    rank: int, waits: bool, similarity_factor: float = 1.0, smoothness_factor: float = 1.0
+) -> tuple[list[dict[str, Tensor]], str]:
+    """Weights after each step, and the error, of a training whose third losses are multiplied by these factors in the
+    second process alone."""
+    network, states, calls = make_unet().float(), [], {"similarity": 0, "smoothness": 0}
+    wrapped, losses = DistributedDataParallel(network), (WarpedSimilarity(nn.MSELoss()), SmoothnessLoss())
+
+    def spoiled(name: str, loss: Tensor, factor: float) -> Tensor:
+        calls[name] += 1
+        return loss * (factor if calls[name] == 3 and rank else 1.0)
 
     class Reader:
         def attach(self, engine: Engine) -> None:
@@ -182,10 +188,11 @@ def skip_in_one_process(rank: int) -> tuple[list[dict[str, Tensor]], str]:
     try:
         train(
             wrapped,
-            make_pairs(12, (16, 16)).split(2),
-            handlers=[Reader(), NonFiniteLossHandler(every=5, waits=False)],
+            make_pairs(12, (16, 16)).float().split(2),
+            {"constraint": lambda field: spoiled("smoothness", losses[1](field), smoothness_factor)},
+            handlers=[Reader(), NonFiniteLossHandler(every=5, waits=waits)],
             optimizer=torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True),
-            loss_function=lambda field, pair: next(losses) * similarity(field, pair),
+            loss_function=lambda field, pair: spoiled("similarity", losses[0](field, pair), similarity_factor),
         )
     except FloatingPointError as error:
         return states, str(error)
@@ -198,5 +205,12 @@ def ddp_process(rank: int, folder: Path, pairs: Tensor) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     results = {name: ddp_train(rank, pairs, **case) for name, case in DDP_CASES.items()}
-    torch.save(results | {"exchanges": count_exchanges(), "skipped": skip_in_one_process(rank)}, folder / f"{rank}.pt")
+    results |= {
+        "exchanges": count_exchanges(),
+        "skipped loss": spoil_in_one_process(rank, waits=False, similarity_factor=float("nan")),
+        "skipped gradient": spoil_in_one_process(rank, waits=False, smoothness_factor=1e30),
+        "stopped at loss": spoil_in_one_process(rank, waits=True, similarity_factor=float("nan")),
+        "stopped at gradient": spoil_in_one_process(rank, waits=True, smoothness_factor=1e30),
+    }
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import random
 import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -24,7 +25,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 from scripts.errors import InputError
 from scripts.files import whole_file
-from torch import nn
+from torch import Tensor, nn
 
 
 class RandomState:
@@ -102,13 +103,37 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     """A checkpoint's content, tensors and plain values only.
 
     Raises:
-        InputError: naming the file, for one that is not there or not readable.
+        InputError: naming the file, for one that is not there, not readable, or holds NaN or infinite values.
     """
     require_checkpoint(path)
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise InputError(f"{path}: is not a readable checkpoint ({type(error).__name__}); give another one.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no weights by name ({type(content).__name__}); give another checkpoint.")
+    if bad := _not_finite(content):
+        raise InputError(f"{path}: holds NaN or infinite values in {bad}; give another checkpoint.")
+    return content
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """The tensors of floating-point numbers in a state of nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for entry in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(entry)
+
+
+def _not_finite(state: Mapping) -> str:
+    """The first entry of a state with a NaN or infinite value; empty without one. Waits for the device."""
+    for name, value in state.items():
+        finite = [tensor.isfinite().all() for tensor in _tensors(value)]
+        if finite and not torch.stack(finite).all():
+            return str(name)
+    return ""
 
 
 def check_unused(output_dir: str | Path, resume: str | Path | None, overwrite: bool = False) -> None:
@@ -128,6 +153,17 @@ def check_unused(output_dir: str | Path, resume: str | Path | None, overwrite: b
             f"{left[-1]}: is of an earlier training, which this one would replace; go on from it by --resume, give another "
             "--output_dir, or --overwrite True."
         )
+
+
+def _save(state: dict, path: Path) -> None:
+    """Write a state that is finite, whole or not at all."""
+    if bad := _not_finite(state):
+        raise FloatingPointError(
+            f"{path}: was not written, since {bad} is not finite; the checkpoint before stays. Lower learning_rate."
+        )
+    # To a file of Python's, whose errors say that the disk is full; torch's own do not.
+    with whole_file(path) as part, part.open("wb") as file:
+        torch.save(state, file)
 
 
 class BestWeights:
@@ -152,8 +188,7 @@ class BestWeights:
         if score > self.score:
             self.score = score
             if idist.get_rank() == 0:
-                with whole_file(self.path) as part:
-                    torch.save(self.network.state_dict(), part)
+                _save(self.network.state_dict(), self.path)
 
     def state_dict(self) -> dict:
         return {"score": self.score}
@@ -171,8 +206,8 @@ def of_trainer(engine: Engine) -> dict:
 
 
 class LastCheckpoint:
-    """Writes the whole training state every epoch as `last_checkpoint_epoch=N.pt`, whole or not at all, and then
-    removes older ones.
+    """Writes the whole training state every epoch as `last_checkpoint_epoch=N.pt`, finite and whole or not at all, and
+    then removes older ones.
 
     MONAI's `CheckpointSaver` removes the old one first, and both are lost where the disk is full.
 
@@ -180,6 +215,10 @@ class LastCheckpoint:
         save_dir: folder of the checkpoint.
         save_dict: the objects to save; the trainer itself is added as "trainer", and its GradScaler, if any, as
             "scaler".
+
+    Raises:
+        FloatingPointError: for NaN or infinite values in the state; the checkpoint before stays.
+        InputError: on a full disk; the checkpoint before stays.
     """
 
     def __init__(self, save_dir: str, save_dict: dict) -> None:
@@ -192,8 +231,7 @@ class LastCheckpoint:
 
     def __call__(self, engine: Engine) -> None:
         path = self.save_dir / f"last_checkpoint_epoch={engine.state.epoch}.pt"
-        with whole_file(path) as part:
-            torch.save({name: thing.state_dict() for name, thing in self.save_dict.items()}, part)
+        _save({name: thing.state_dict() for name, thing in self.save_dict.items()}, path)
         for older in self.save_dir.glob("last_checkpoint_epoch=*.pt"):
             if older != path:
                 older.unlink()

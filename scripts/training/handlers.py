@@ -56,13 +56,14 @@ class Validation(ValidationHandler):
 
 
 class NonFiniteLossHandler:
-    """Stops training before a NaN or infinite loss or field reaches the weights.
+    """Stops training before a NaN or infinite loss, field or gradient reaches the weights.
 
-    On a CPU, and where the optimizer cannot skip a step by itself, each step is looked at before its backward pass
-    (torch's backward pass of `grid_sample` on a CPU crashes at NaN coordinates). Else, on a GPU, nothing waits for the
-    device: a flag there, which several processes share, makes the fused optimizer skip this and all later steps, as a
-    GradScaler does, and it is read every few steps and before an epoch's validation and checkpoint. Attach it before
-    `GradientSurgeryHandler`, validation and checkpoints.
+    On a CPU, and where the optimizer cannot skip a step by itself, each step is checked before its backward pass
+    (torch's backward pass of `grid_sample` on a CPU crashes at NaN coordinates) and before the optimizer's step. Else,
+    on a GPU, nothing waits for the device: a flag there makes the fused optimizer skip this and all later steps, as a
+    GradScaler does, and it is read every few steps and before an epoch's validation and checkpoint. Several processes
+    share the flag. Gradients are checked as the optimizer gets them, after surgery and clipping; with a GradScaler,
+    which skips steps of its own, they are not. Attach it before `GradientSurgeryHandler`, validation and checkpoints.
 
     Args:
         every: iterations between two readings of the flag.
@@ -78,12 +79,12 @@ class NonFiniteLossHandler:
         self.flag: Tensor | None = None
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.look)
-        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self.stop)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.stop)
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._stop)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._stop)
 
-    def start(self, engine: Engine) -> None:
+    def _start(self, engine: Engine) -> None:
         skips = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
         if self.waits is None:
             self.waits = engine.state.device.type != "cuda" or not skips
@@ -91,27 +92,43 @@ class NonFiniteLossHandler:
         self.flag = torch.zeros((), device=engine.state.device) if self.flag is None else self.flag.zero_()
         if not self.waits and skips and not engine.amp:
             engine.optimizer.found_inf = self.flag
+        event, scaler = IterationEvents.BACKWARD_COMPLETED, engine.scaler if engine.amp else None
+        scaled = scaler is not None and scaler.is_enabled()
+        if not scaled and not engine.has_event_handler(self._check_gradients, event):
+            # Attached only now, to see what all other handlers made of the gradients.
+            engine.add_event_handler(event, self._check_gradients)
 
-    def look(self, engine: Engine) -> None:
+    def _check_loss(self, engine: Engine) -> None:
         # The field, too: sampling clips NaN coordinates to the border, so the similarity stays finite, and its backward
         # may crash.
         output = engine.state.output
         values = [output[key] for key in (CommonKeys.LOSS, CommonKeys.PRED) if key in output]
-        finite = torch.stack([value.detach().isfinite().all() for value in values]).all()
-        torch.maximum(self.flag, (~finite).to(self.flag.dtype), out=self.flag)
-        if self.waits:
-            self.stop(engine)
-        elif idist.get_world_size() > 1:
-            # All skip alike: they would average in the gradients of the one whose step is not finite. Between GPUs this
-            # is but queued.
+        self._mark(torch.stack([value.detach().isfinite().all() for value in values]).all())
+        if idist.get_world_size() > 1:
+            # All stop alike: they would average in the gradients of the one whose step is not finite. GPUs only queue
+            # this.
             dist.all_reduce(self.flag, dist.ReduceOp.MAX)
+        if self.waits:
+            self._stop(engine)
 
-    def stop(self, engine: Engine) -> None:
+    def _check_gradients(self, engine: Engine) -> None:
+        parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # Largest magnitudes: unlike sums of squares they are finite where all entries are. Processes share them already.
+        self._mark(torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite().all())
+        if self.waits:
+            self._stop(engine)
+
+    def _mark(self, finite: Tensor) -> None:
+        """Set the flag where something is not finite, without waiting for the device."""
+        torch.maximum(self.flag, (~finite).to(self.flag.dtype), out=self.flag)
+
+    def _stop(self, engine: Engine) -> None:
         """Raise where the flag is set: this waits for the device."""
         if self.flag:
             when = "" if self.waits else f"{max(engine.state.iteration - self.every, 0) + 1} to "
             raise FloatingPointError(
-                f"the loss or the field is not finite at step {when}{engine.state.iteration} (epoch "
+                f"the loss, the field or a gradient is not finite at step {when}{engine.state.iteration} (epoch "
                 f"{engine.state.epoch}); the weights of the last checkpoint are intact. Lower learning_rate, or "
                 "check the images for NaN."
             )
@@ -137,6 +154,8 @@ class WeightAveraging:
     """Updates a running mean of the weights after the optimizer's step of each iteration.
 
     What `AveragedModel.update_parameters` does, without its copy of the count to the device, for which it would wait.
+    Where the weights were replaced between two runs of the trainer, as in federated learning by the server's, the mean
+    starts anew from them.
 
     Args:
         averager: its `module` is the network with the mean weights; its `multi_avg_fn` takes all of them at the first
@@ -148,17 +167,39 @@ class WeightAveraging:
         self.averager = averager
         self.network = network
         self.count = 0
+        self.norms: Tensor | None = None
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
 
-    def start_epoch(self, engine: Engine) -> None:
+    def _norms(self) -> Tensor:
+        """The norm of each tensor of weights, which tells whether they are the same."""
+        return torch.stack(torch._foreach_norm(list(unwrap(self.network).parameters())))
+
+    @torch.no_grad()
+    def _start(self, engine: Engine) -> None:
+        if self.norms is not None and not torch.equal(self.norms, self._norms()):
+            for mean, new in zip(
+                self.averager.module.state_dict().values(), unwrap(self.network).state_dict().values()
+            ):
+                mean.copy_(new)
+            self.averager.n_averaged.zero_()
+        # Of a run that does not complete nothing is known.
+        self.norms = None
+
+    @torch.no_grad()
+    def _finish(self, engine: Engine) -> None:
+        self.norms = self._norms()
+
+    def _start_epoch(self, engine: Engine) -> None:
         # Not before: a resumed training knows the count only then.
         self.count = int(self.averager.n_averaged)
 
     @torch.no_grad()
-    def update(self, engine: Engine) -> None:
+    def _update(self, engine: Engine) -> None:
         mean, network = self.averager.module, unwrap(self.network)
         self.averager.multi_avg_fn(list(mean.parameters()), list(network.parameters()), self.count)
         if buffers := list(mean.buffers()):

@@ -386,9 +386,10 @@ def test_each_loss_is_exchanged_once_a_step(ddp_results: list[dict[str, tuple]])
     assert [result["exchanges"] for result in ddp_results] == [2 * 3] * 2
 
 
-def test_all_processes_skip_the_step_that_is_not_finite_in_one(ddp_results: list[dict[str, tuple]]) -> None:
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_all_processes_skip_the_step_that_is_not_finite_in_one(what: str, ddp_results: list[dict[str, tuple]]) -> None:
     """As on several GPUs, where nothing waits: all end alike, with the weights of the last good step."""
-    (first, reason), (second, other) = (result["skipped"] for result in ddp_results)
+    (first, reason), (second, other) = (result[f"skipped {what}"] for result in ddp_results)
     assert "not finite at step 1 to 5 (epoch 1)" in reason
     assert reason == other
     assert len(first) == len(second) == 5
@@ -396,6 +397,16 @@ def test_all_processes_skip_the_step_that_is_not_finite_in_one(ddp_results: list
         assert not torch.equal(value, first[0][name]) or "bias" in name
         for state in (*first[2:], *second[1:]):
             assert torch.equal(state[name], value), name
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_all_processes_stop_at_the_step_that_is_not_finite_in_one(
+    what: str, ddp_results: list[dict[str, tuple]]
+) -> None:
+    """On CPUs, where waiting costs nothing."""
+    for states, reason in (result[f"stopped at {what}"] for result in ddp_results):
+        assert "not finite at step 3 (epoch 1)" in reason
+        assert len(states) == 2
 
 
 @pytest.mark.usefixtures("process_group")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from scripts import files
 from scripts.errors import InputError
 from scripts.training import checkpoints
 from scripts.training.checkpoints import (
@@ -48,7 +52,8 @@ def test_weights_load(tmp_path: Path) -> None:
         (nn.Linear(4, 4).state_dict(), "weights of another network"),
         (nn.Conv2d(1, 1, 1).state_dict(), "weights of another network"),
         ({f"layer{n}": torch.zeros(1) for n in range(200)}, "weights of another network"),
-        ([1, 2], "weights of another network"),
+        ([1, 2], "holds no weights by name"),
+        ({"weight": torch.full((3, 2), torch.nan), "bias": torch.zeros(3)}, "NaN or infinite values in weight"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path: Path, content: object, words: str) -> None:
@@ -193,14 +198,35 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path, monkeypat
     state = torch.load(tmp_path / "last_checkpoint_epoch=2.pt", weights_only=True)
     assert set(state) == {"network", "trainer"}
 
-    def full_disk(_: object, part: Path) -> None:
-        part.write_bytes(b"half")
-        raise OSError("No space left on device")
+    def full_disk(_: object, file: BinaryIO) -> None:
+        # As torch does: the system's error is hidden behind one of its own.
+        try:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 576 vs 534")
 
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        engine.run([0], max_epochs=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_disk)
+        with pytest.raises(InputError, match=r"last_checkpoint_epoch=3\.pt: the disk is full; free some space"):
+            engine.run([0], max_epochs=3)
     assert [path.name for path in tmp_path.iterdir()] == ["last_checkpoint_epoch=2.pt"]
+    with torch.no_grad():
+        network.weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"last_checkpoint_epoch=3\.pt: was not written, since network is"):
+        LastCheckpoint(str(tmp_path), {"network": network})(engine)
+    assert [path.name for path in tmp_path.iterdir()] == ["last_checkpoint_epoch=2.pt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real error of a real writer."""
+    monkeypatch.setattr(files, "own_name", lambda *_: tmp_path / "part")
+    (tmp_path / "part").symlink_to("/dev/full")
+    best = BestWeights(tmp_path / "model.pt", nn.Linear(500, 500))
+    with pytest.raises(InputError, match=r"model\.pt: the disk is full; free some space"):
+        best(SimpleNamespace(state=SimpleNamespace(metrics={"score": 1.0}, key_metric_name="score")))
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_processes_resume_with_draws_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

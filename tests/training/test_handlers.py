@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import IterationEvents
+from monai.engines import IterationEvents, SupervisedTrainer
 from monai.handlers import CheckpointSaver, StatsHandler
 from scripts.errors import InputError
-from scripts.registration.losses import WarpedSimilarity
+from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
+from scripts.surgery.handler import GradientSurgeryHandler
+from scripts.training.checkpoints import LastCheckpoint, ResumeHandler
+from scripts.training.graphs import GraphTrainer
 from scripts.training.handlers import (
     EpochShuffling,
     NonFiniteLossHandler,
@@ -142,6 +148,50 @@ def test_the_flag_is_read_before_an_epoch_ends(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "trainer_class", [SupervisedTrainer, partial(GraphTrainer, graph=True, record=lambda step: step)]
+)
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_gradient_that_is_not_finite_reaches_neither_weights_nor_checkpoint(
+    waits: bool, accumulation_steps: int, trainer_class: Callable, tmp_path: Path
+) -> None:
+    """The last step of the second epoch: both losses are finite in single precision, the square of |r| is not."""
+    if accumulation_steps > 1 and trainer_class is not SupervisedTrainer:
+        pytest.skip("a recorded step does not accumulate")
+    network, smoothness, calls, states = make_unet().float(), SmoothnessLoss(), [], []
+
+    def constraint(field: Tensor) -> Tensor:
+        calls.append(1)
+        return smoothness(field) * (1e30 if len(calls) == 8 else 1.0)
+
+    class Reader:
+        def attach(self, engine: Engine) -> None:
+            engine.add_event_handler(Events.ITERATION_STARTED, lambda _: states.append(parameters_of(network)))
+
+    # As in the configs, the check is attached before the surgery.
+    with pytest.raises(FloatingPointError, match=r"a gradient is not finite at step .*8 \(epoch 2\)"):
+        train(
+            network,
+            list(make_pairs(8, (16, 16)).float().split(2)),
+            handler=NonFiniteLossHandler(every=5, waits=waits),
+            handlers=[
+                GradientSurgeryHandler(network, constraint),
+                LastCheckpoint(str(tmp_path), {"network": network}),
+                Reader(),
+            ],
+            optimizer=torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True),
+            trainer_class=trainer_class,
+            accumulation_steps=accumulation_steps,
+            max_epochs=3,
+        )
+    assert len(calls) == 8
+    for name, value in parameters_of(network).items():
+        assert torch.equal(value, states[-1][name]), name
+    (checkpoint,) = tmp_path.iterdir()
+    assert checkpoint.name == "last_checkpoint_epoch=1.pt"
+
+
 def test_each_epoch_has_an_order_of_its_own() -> None:
     sampler = DistributedSampler(range(64), num_replicas=2, rank=1)
     orders: list[list[int]] = []
@@ -176,3 +226,40 @@ def test_running_mean_follows_its_recursion(share: float) -> None:
     assert torch.equal(averager.module[0].weight, network[0].weight) == (share == 1)
     # Statistics are those of the network, not a mean.
     assert torch.equal(averager.module[1].running_mean, network[1].running_mean)
+
+
+def test_the_running_mean_starts_anew_where_weights_come_from_outside() -> None:
+    """As a federated server sends them between two rounds; weights that stay do not interrupt the mean."""
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    averager = AveragedModel(network, multi_avg_fn=running_mean(0.1))
+    trainer = Engine(lambda *_: [parameter.data.add_(1.0) for parameter in network.parameters()])
+    WeightAveraging(averager, network).attach(trainer)
+    trainer.run([0] * 5)
+    trainer.run([0] * 5)
+    assert averager.n_averaged == 10
+    assert not torch.equal(averager.module[0].weight, network[0].weight)
+    sent = {name: torch.full_like(value, 7) for name, value in network.state_dict().items()}
+    network.load_state_dict(sent)
+    trainer.run([0])
+    assert averager.n_averaged == 1
+    for mean, now in zip(averager.module.parameters(), network.parameters()):
+        assert torch.equal(mean, now)
+        assert (mean == 8).all()
+
+
+def test_the_running_mean_of_a_resumed_training_goes_on(tmp_path: Path) -> None:
+    """Its weights come from outside, too, and its mean with them."""
+    network = nn.Linear(3, 2).double()
+    results = []
+    for resume in (None, str(tmp_path / "last_checkpoint_epoch=2.pt")):
+        trained = copy.deepcopy(network)
+        averager = AveragedModel(trained, multi_avg_fn=running_mean(0.1))
+        trainer = Engine(lambda *_, trained=trained: [parameter.data.add_(1.0) for parameter in trained.parameters()])
+        trainer.optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+        state = {"network": trained, "averager": averager}
+        WeightAveraging(averager, trained).attach(trainer)
+        LastCheckpoint(str(tmp_path), state).attach(trainer)
+        ResumeHandler(resume, state).attach(trainer)
+        trainer.run([0] * 5, max_epochs=2 if resume is None else 3)
+        results.append(averager)
+    assert [int(averager.n_averaged) for averager in results] == [10, 15]
