@@ -13,18 +13,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from tqdm import tqdm
 
-_LOST = re.compile(r"by peer|Broken pipe")  # what gloo says of a process that is gone
+_LOST = re.compile(r"by peer|Broken pipe|Timed out waiting")  # what gloo says of a process that is gone
 _PATIENCE = 15  # seconds that torchrun has to end a process that lost another one
 
 
@@ -68,9 +71,16 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     it."""
     cause = first_cause(error)
     if under_torchrun() and _is_lost_process(cause):
-        # Another process failed: torchrun is about to end this one and to print that one's reason, in which ours would
-        # drown it.
+        # Another process failed: torchrun is about to end this one and to print that one's reason, which ours would
+        # hide.
         time.sleep(_PATIENCE)
+        # It did not: the processes were started by hand.
+        cause = InputError(
+            "another process of this run has ended, see its own last line; start all of them again, a training with "
+            "--resume from its last checkpoint."
+        )
+    elif is_full_disk(cause):
+        cause = InputError("--output_dir: its disk is full; free some space or give another folder.")
     if not isinstance(cause, (InputError, KeyboardInterrupt)):
         traceback.print_exception(kind, error, trace)
     # An open progress bar would draw itself once more after the last line.
@@ -79,6 +89,27 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     sys.stdout.flush()
     print(f"error: {printable(str(cause)) or kind.__name__}", file=sys.stderr, flush=True)
     _record_error(cause)
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that it arose from, says that a disk or a user's share of it is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def clean_up_at_sigterm() -> None:
+    """At SIGTERM, by which schedulers and torchrun end a process, remove what is half-written, as at Ctrl-C."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        # Once: a second one would interrupt the removal.
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 def _is_lost_process(error: BaseException) -> bool:

@@ -25,9 +25,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from scripts.errors import InputError
+from scripts.errors import InputError, is_full_disk
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 # What a DICOM file without a preamble begins with, in little endian.
 LONGEST_NAME = 100
@@ -211,13 +217,51 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or one that it arose from, says that a disk or a user's share of it is full."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+@contextmanager
+def claimed(folder: str | Path) -> Iterator[None]:
+    """Keep other processes from claiming a folder, which is made where it is missing.
+
+    The system lets go of it when this process ends, however that may be. File systems without locks claim nothing.
+
+    Raises:
+        InputError: naming the folder, where another process has claimed it, or a file is in its place.
+    """
+    path = Path(folder) / ".in_use"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder}: a file is in the place of a folder; give another folder.") from error
+    with path.open("a+", encoding="utf-8") as file:
+        if fcntl is not None and not _lock(file):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            if holder != _this_process():
+                raise InputError(
+                    f"{folder}: is in use by {holder}, which writes there; wait for its end or give another folder."
+                )
+            # A training of this very process that failed: nobody else writes.
+        file.truncate(0)
+        file.write(_this_process())
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _lock(file: IO) -> bool:
+    """Lock an open file, where the file system has locks; False where another process did so before."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from monai.bundle import ConfigParser
 from scripts import command_line, devices, errors
 from scripts.errors import InputError, first_cause
@@ -175,6 +179,39 @@ def test_the_last_line_is_the_first_cause(capsys: pytest.CaptureFixture) -> None
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "error: what went wrong"
     assert "Traceback (most recent call last):" in lines
+
+
+def test_a_full_disk_and_a_lost_process_end_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    errors.report_error(OSError, full, None)
+    assert capsys.readouterr().err == "error: --output_dir: its disk is full; free some space or give another folder.\n"
+    # Processes that were started by hand: nobody ends this one while it waits.
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(errors, "_PATIENCE", 0)
+    monkeypatch.setattr(errors, "_record_error", lambda _: None)
+    lost = RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:4242")
+    errors.report_error(RuntimeError, lost, None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: another process of this run has ended")
+    assert "--resume" in line
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_sigterm_removes_what_is_half_written(tmp_path: Path) -> None:
+    program = (
+        "import time; from scripts.errors import clean_up_at_sigterm; from scripts.files import whole_file\n"
+        "clean_up_at_sigterm()\n"
+        f"with whole_file({str(tmp_path / 'model.pt')!r}) as part:\n"
+        "    part.touch(); print('ready', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.readline()
+        assert list(tmp_path.iterdir())
+        process.terminate()
+    assert process.returncode == 128 + 15
+    assert not list(tmp_path.iterdir())
 
 
 def fail_in_one_process() -> None:

@@ -15,6 +15,7 @@ import pytest
 from scripts import files
 from scripts.errors import InputError
 from scripts.files import (
+    claimed,
     clear_leftovers,
     files_below,
     is_dicom,
@@ -28,6 +29,7 @@ from scripts.files import (
     write_json,
     write_text,
 )
+from scripts.training.checkpoints import check_unused
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
@@ -40,6 +42,36 @@ def test_a_file_is_replaced_at_the_end(tmp_path: Path) -> None:
     write_text(path, "z\u00e4hlt")
     assert path.read_bytes() == b"z\xc3\xa4hlt"
     assert [file.name for file in path.parent.iterdir()] == ["a.nii.gz"]
+
+
+def test_a_folder_is_claimed_by_one_process_at_a_time(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    folder = tmp_path / "new" / "output"
+    with claimed(folder):
+        assert str(os.getpid()) in (folder / ".in_use").read_text()
+        # A training of this process that failed does not keep its next one out.
+        with claimed(folder):
+            pass
+    assert not list(folder.iterdir())
+    # What a dead process left, nobody holds.
+    (folder / ".in_use").write_text("process 7 on elsewhere")
+    with claimed(folder):
+        pass
+    with (folder / ".in_use").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("process 7 on elsewhere")
+        file.flush()
+        with pytest.raises(InputError, match=r"output: is in use by process 7 on elsewhere.*another folder"), claimed(
+            folder
+        ):
+            pass
+        assert (folder / ".in_use").read_text() == "process 7 on elsewhere"
+        with pytest.raises(InputError, match="is in use by process 7"):
+            check_unused(folder, None)
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="a file is in the place of a folder"), claimed(place):
+            pass
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])

@@ -13,10 +13,12 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import random
 import textwrap
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -24,7 +26,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 from scripts.errors import InputError
-from scripts.files import whole_file
+from scripts.files import claimed, whole_file
 from torch import Tensor, nn
 
 
@@ -137,7 +139,7 @@ def _not_finite(state: Mapping) -> str:
 
 
 def check_unused(output_dir: str | Path, resume: str | Path | None, overwrite: bool = False) -> None:
-    """Stop where a training would remove what another one left.
+    """Stop where a training would remove what another one left, or is still writing.
 
     Args:
         output_dir: folder of the training.
@@ -145,8 +147,12 @@ def check_unused(output_dir: str | Path, resume: str | Path | None, overwrite: b
         overwrite: whether the other one may go.
 
     Raises:
-        InputError: for a folder with a checkpoint that the training does not go on from.
+        InputError: for a folder with a checkpoint that the training does not go on from, or in use by another process.
     """
+    # Only a look: `LastCheckpoint` claims the folder when training starts.
+    if Path(output_dir).is_dir() and idist.get_rank() == 0:
+        with claimed(output_dir):
+            pass
     left = sorted(Path(output_dir).glob("last_checkpoint_epoch=*.pt"))
     if left and not overwrite and not resume:
         raise InputError(
@@ -207,7 +213,7 @@ def of_trainer(engine: Engine) -> dict:
 
 class LastCheckpoint:
     """Writes the whole training state every epoch as `last_checkpoint_epoch=N.pt`, finite and whole or not at all, and
-    then removes older ones.
+    then removes older ones. From start to end of the training its folder is claimed, so that no other one writes there.
 
     MONAI's `CheckpointSaver` removes the old one first, and both are lost where the disk is full.
 
@@ -218,16 +224,24 @@ class LastCheckpoint:
 
     Raises:
         FloatingPointError: for NaN or infinite values in the state; the checkpoint before stays.
-        InputError: on a full disk; the checkpoint before stays.
+        InputError: on a full disk, where the checkpoint before stays; for a folder that another training writes to.
     """
 
     def __init__(self, save_dir: str, save_dict: dict) -> None:
         self.save_dir = Path(save_dir)
         self.save_dict = dict(save_dict)
+        self.claim = ExitStack()
+        atexit.register(self.claim.close)
 
     def attach(self, engine: Engine) -> None:
         self.save_dict |= of_trainer(engine)
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.claim.close())
+
+    def _start(self, engine: Engine) -> None:
+        self.claim.close()
+        self.claim.enter_context(claimed(self.save_dir))
 
     def __call__(self, engine: Engine) -> None:
         path = self.save_dir / f"last_checkpoint_epoch={engine.state.epoch}.pt"
@@ -275,7 +289,7 @@ class ResumeHandler(CheckpointLoader):
         options, epochs = optimizer_options(engine), engine.state.max_epochs
         try:
             super().__call__(engine)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             if epochs is not None and engine.state.epoch > epochs:
                 raise InputError(
                     f"{self.load_path}: has had {engine.state.epoch} epochs, and --max_epochs is {epochs}; give a larger one."

@@ -210,12 +210,12 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path, monkeypat
         patch.setattr(torch, "save", full_disk)
         with pytest.raises(InputError, match=r"last_checkpoint_epoch=3\.pt: the disk is full; free some space"):
             engine.run([0], max_epochs=3)
-    assert [path.name for path in tmp_path.iterdir()] == ["last_checkpoint_epoch=2.pt"]
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["last_checkpoint_epoch=2.pt"]
     with torch.no_grad():
         network.weight[0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match=r"last_checkpoint_epoch=3\.pt: was not written, since network is"):
         LastCheckpoint(str(tmp_path), {"network": network})(engine)
-    assert [path.name for path in tmp_path.iterdir()] == ["last_checkpoint_epoch=2.pt"]
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["last_checkpoint_epoch=2.pt"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
