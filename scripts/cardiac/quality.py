@@ -14,6 +14,10 @@ plain words."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -218,76 +222,132 @@ def cycle_figures(registration: CineRegistration) -> dict:
     }
 
 
+@dataclass(frozen=True)
+class _Evidence:
+    """What a verdict rests on: figures of the frames but the reference, of the cycle, and the limits."""
+
+    frames: list[dict]
+    cycle: dict
+    limit: dict[str, float]
+
+    def above(self, figure: str) -> list[dict]:
+        """Frames with a figure above its limit."""
+        return [f for f in self.frames if f[figure] > self.limit[figure]]
+
+    def cycle_above(self, figure: str) -> list[dict]:
+        """All frames where a figure of the cycle is above its limit."""
+        return self.frames if self.cycle.get(figure, 0) > self.limit[figure] else []
+
+    @cached_property
+    def motionless(self) -> list[dict]:
+        """All frames, where nothing moves in any of them."""
+        moved = [f for f in self.frames if f["largest_displacement_mm"] >= self.limit["moved_mm"]]
+        return [] if moved else self.frames
+
+    @cached_property
+    def no_better(self) -> list[dict]:
+        """Frames whose images fit hardly better than before; those that resembled the reference then had nothing to
+        gain."""
+        apart = self.limit["share_of_the_largest_mse_before"] * max((f["mse_before"] for f in self.frames), default=0.0)
+        gain = self.limit["mse_after_to_before"]
+        seen = [f for f in self.frames if f["blank_slices"] < len(f["slices"])]
+        return [f for f in seen if f["mse_before"] > apart and f["mse_after"] > gain * f["mse_before"]]
+
+    @cached_property
+    def typical(self) -> float:
+        """Median error of a slice."""
+        errors = [row["mse_after"] for f in self.frames for row in f["slices"]]
+        return float(np.median(errors)) if errors else 0.0
+
+    @cached_property
+    def misfits(self) -> list[dict]:
+        """Frames that do not fit where most slices do not, so that none stands out."""
+        limit = self.limit["mse_after"]
+        bad = [f for f in self.frames if f["mse_after"] > limit and f not in self.no_better]
+        return bad if self.typical > limit else []
+
+    @property
+    def contrast_percent(self) -> float:
+        return 100 * self.limit["mse_after"]
+
+    def is_odd(self, row: dict) -> bool:
+        """Whether a slice fits far worse than most, where most do."""
+        high = max(self.limit["mse_after"], self.limit["mse_of_a_slice_to_median"] * self.typical)
+        return self.typical <= self.limit["mse_after"] and row["mse_after"] > high and not row["blank_slices"]
+
+    def with_slices(self, bad: Callable[[dict], bool]) -> list[dict]:
+        """Frames with a bad slice."""
+        return [f for f in self.frames if any(bad(row) for row in f["slices"])]
+
+    def _numbers(self, bad: Callable[[dict], bool]) -> str:
+        return ", ".join(map(str, sorted({row["slice"] for f in self.frames for row in f["slices"] if bad(row)})))
+
+    @property
+    def blank_slices(self) -> str:
+        return self._numbers(_is_blank)
+
+    @property
+    def odd_slices(self) -> str:
+        return self._numbers(self.is_odd)
+
+
+def _is_blank(row: dict) -> bool:
+    return row["blank_slices"] > 0
+
+
+def _cannot_be_inverted(evidence: _Evidence) -> list[dict]:
+    # NaN, where a whole slice leaves the view or folds, is no good error either.
+    unknown = evidence.with_slices(lambda row: np.isnan(row["inverse_error_mm_p95"]))
+    limit = evidence.limit["inverse_error_mm_p95"]
+    return [f for f in evidence.frames if f in unknown or not f["inverse_error_mm_p95"] <= limit]
+
+
+# What a verdict calls out: in which frames of the evidence e it is so, and the sentence.
+_FINDINGS: tuple[tuple[Callable[[_Evidence], list[dict]], str], ...] = (
+    (lambda e: e.above("folding_percent"), "The field folds: tissue would pass through itself{frames}."),
+    (
+        lambda e: [f for f in e.frames if 0 < f["folding_percent"] <= e.limit["folding_percent"]],
+        "The field folds at single points, in {e.limit[folding_percent]} % of the area or less{frames}.",
+    ),
+    (
+        lambda e: e.above("compressed_percent"),
+        "Tissue is compressed to less than a fiftieth in more than {e.limit[compressed_percent]:g} % of what moves{frames}.",
+    ),
+    (
+        lambda e: e.with_slices(_is_blank),
+        "Nothing is registered, and nothing moves, where a slice is blank: {e.blank_slices}{frames}.",
+    ),
+    (_cannot_be_inverted, "The field cannot be inverted accurately{frames}."),
+    (lambda e: e.motionless, "Nothing moves by more than {e.limit[moved_mm]} mm: were the images registered already?"),
+    (lambda e: [] if e.motionless else e.no_better, "The images hardly fit better than before{frames}."),
+    (
+        lambda e: e.misfits,
+        "The images do not fit: more than {e.contrast_percent:g} % of their contrast differs{frames}.",
+    ),
+    (
+        lambda e: e.with_slices(e.is_odd),
+        "The images hardly fit in a slice, far worse than in most others: {e.odd_slices}{frames}.",
+    ),
+    (
+        lambda e: e.cycle_above("jump_ratio"),
+        "Frame {e.cycle[jump_frame]} does not lie between its neighbors in motion: are the frames in order of time?",
+    ),
+    (
+        lambda e: e.cycle_above("closure_ratio"),
+        "The last frame does not lead back to the first (a step of {e.cycle[closure_mm]:.1f} mm against "
+        "{e.cycle[step_mm_max]:.1f} mm at most elsewhere): the cine covers a part of the cycle, or the registration drifts.",
+    ),
+)
+
+
 def judge(frames: list[dict], cycle: dict, reference: int | None, limit: dict[str, float]) -> list[str]:
     """A sentence for each threshold that is crossed, with the frames of a cine; none where all is well."""
-    others = [f for f in frames if f["frame"] != reference]
+    evidence = _Evidence([f for f in frames if f["frame"] != reference], cycle, limit)
     sentences = []
-
-    def call_out(bad: list[dict], words: str) -> None:
-        numbers = ", ".join(str(f["frame"]) for f in bad[:8]) + (", …" if len(bad) > 8 else "")
-        # A pair has no frames.
-        where = f" (frame{'s' if len(bad) > 1 else ''} {numbers})" if reference else ""
-        if bad:
-            sentences.append(f"{words}{where}.")
-
-    folds = [f for f in others if f["folding_percent"] > limit["folding_percent"]]
-    call_out(folds, "The field folds: tissue would pass through itself")
-    points = [f for f in others if f not in folds and f["folding_percent"] > 0]
-    call_out(points, f"The field folds at single points, in {limit['folding_percent']} % of the area or less")
-    call_out(
-        [f for f in others if f["compressed_percent"] > limit["compressed_percent"]],
-        f"Tissue is compressed to less than a fiftieth in more than {limit['compressed_percent']:g} % of what moves",
-    )
-    blank = sorted({row["slice"] for f in others for row in f["slices"] if row["blank_slices"]})
-    numbers = ", ".join(map(str, blank))
-    call_out(
-        [f for f in others if f["blank_slices"]],
-        f"Nothing is registered, and nothing moves, where a slice is blank: {numbers}",
-    )
-
-    # NaN, where a whole slice leaves the view or folds, is no good error either.
-    def unknown(f):
-        return any(np.isnan(row["inverse_error_mm_p95"]) for row in f["slices"])
-
-    call_out(
-        [f for f in others if unknown(f) or not f["inverse_error_mm_p95"] <= limit["inverse_error_mm_p95"]],
-        "The field cannot be inverted accurately",
-    )
-    still = [f for f in others if f["largest_displacement_mm"] < limit["moved_mm"]]
-    # Frames that resemble the reference from the start have nothing to gain.
-    apart = limit["share_of_the_largest_mse_before"] * max((f["mse_before"] for f in others), default=0.0)
-    seen = [f for f in others if f["blank_slices"] < len(f["slices"])]
-    worse = [
-        f for f in seen if f["mse_before"] > apart and f["mse_after"] > limit["mse_after_to_before"] * f["mse_before"]
-    ]
-    if others and len(still) == len(others):
-        sentences.append(f"Nothing moves by more than {limit['moved_mm']} mm: were the images registered already?")
-    else:
-        call_out(worse, "The images hardly fit better than before")
-    typical = float(np.median([row["mse_after"] for f in others for row in f["slices"]])) if others else 0.0
-    if typical > limit["mse_after"]:
-        # All of them are bad, so that none stands out.
-        bad = [f for f in others if f["mse_after"] > limit["mse_after"] and f not in worse]
-        call_out(bad, f"The images do not fit: more than {100 * limit['mse_after']:g} % of their contrast differs")
-    else:
-        high = max(limit["mse_after"], limit["mse_of_a_slice_to_median"] * typical)
-        misfits = {
-            f["frame"]: [row["slice"] for row in f["slices"] if row["mse_after"] > high and not row["blank_slices"]]
-            for f in others
-        }
-        numbers = ", ".join(map(str, sorted(set().union(*misfits.values()))))
-        call_out(
-            [f for f in others if misfits[f["frame"]]],
-            f"The images hardly fit in a slice, far worse than in most others: {numbers}",
-        )
-    if cycle.get("jump_ratio", 0) > limit["jump_ratio"]:
-        sentences.append(
-            f"Frame {cycle['jump_frame']} does not lie between its neighbors in motion: are the frames in order of time?"
-        )
-    if cycle.get("closure_ratio", 0) > limit["closure_ratio"]:
-        sentences.append(
-            f"The last frame does not lead back to the first (a step of {cycle['closure_mm']:.1f} mm against "
-            f"{cycle['step_mm_max']:.1f} mm at most elsewhere): the cine covers a part of the cycle, or the "
-            "registration drifts."
-        )
+    for find, sentence in _FINDINGS:
+        if bad := find(evidence):
+            numbers = ", ".join(str(f["frame"]) for f in bad[:8]) + (", …" if len(bad) > 8 else "")
+            # A pair has no frames.
+            where = f" (frame{'s' if len(bad) > 1 else ''} {numbers})" if reference else ""
+            sentences.append(sentence.format(e=evidence, frames=where))
     return sentences
