@@ -35,6 +35,7 @@ from scripts.registration.metrics import DEFINITIONS, folding_percent, mse_hundr
 CAVITIES = {f"volume_error_{name}": LABELS[name] for name in ("rv", "lv")}
 FIGURES = ("dice", "dice_rv", "dice_myo", "dice_lv", "hd95_mm", "hd95_voxel", *CAVITIES, "mse", "folding_percent")
 STAGES = ("initial", "registered")
+COLUMNS = tuple(f"{stage}_{key}" for stage in STAGES for key in FIGURES)
 
 
 class ScoreRegistrationd(Transform):
@@ -208,28 +209,32 @@ class EvaluationReport:
             return
         summary: dict = {"definitions": DEFINITIONS}
         table: dict[str, dict] = {}
-        order = {name: number for number, name in enumerate(self.directions)}
-        for direction in sorted(
-            {row["direction"] for row in rows}, key=lambda name: (order.get(name, len(order)), name)
-        ):
-            chosen = name_rows([row for row in rows if row["direction"] == direction])
-            labeled = sum(not np.isnan(row["initial_dice"]) for row in chosen.values())
-            figures: dict = {"direction": direction, "subjects": len(chosen), "labeled_subjects": labeled}
-            for stage in STAGES:
-                figures[stage] = summarize([{key: row[f"{stage}_{key}"] for key in FIGURES} for row in chosen.values()])
-            title = f"{direction}, {len(chosen)} subjects" + (f", {labeled} labeled" if labeled < len(chosen) else "")
-            print(format_table(title, figures), flush=True)
-            first = not table
-            summary.update(figures if first else {direction: figures})
-            for subject in sorted(chosen):
-                columns = {f"{stage}_{key}": chosen[subject][f"{stage}_{key}"] for stage in STAGES for key in FIGURES}
-                columns = columns if first else {f"{direction}_{key}": value for key, value in columns.items()}
-                table.setdefault(subject, {"subject": subject}).update(columns)
+        for number, (direction, chosen) in enumerate(self._by_direction(rows)):
+            figures = _summarize_direction(direction, list(chosen.values()))
+            print(_format_summary(figures), flush=True)
+            # The first direction's figures are the summary's own, and its columns bear no name.
+            summary |= {direction: figures} if number else figures
+            prefix = f"{direction}_" if number else ""
+            for subject, row in sorted(chosen.items()):
+                table.setdefault(subject, {"subject": subject}).update({prefix + key: row[key] for key in COLUMNS})
         # A subject of a list may have one direction alone.
         columns = dict.fromkeys(key for row in table.values() for key in row)
         write_csv(self.output_dir / "metrics.csv", [columns | row for row in table.values()])
         write_json(self.output_dir / "summary.json", summary)
         logging.getLogger("evaluation").info(f"wrote {self.output_dir / 'metrics.csv'} and summary.json")
+
+    def _by_direction(self, rows: Sequence[dict]) -> list[tuple[str, dict[str, dict]]]:
+        """Names of the directions, those of `directions` first, each with its rows by name."""
+        order = {name: number for number, name in enumerate(self.directions)}
+        names = sorted({row["direction"] for row in rows}, key=lambda name: (order.get(name, len(order)), name))
+        return [(name, name_rows([row for row in rows if row["direction"] == name])) for name in names]
+
+
+def _summarize_direction(direction: str, rows: Sequence[dict]) -> dict:
+    """How many subjects there are, and mean and deviation of each figure, by stage."""
+    figures = {stage: summarize([{key: row[f"{stage}_{key}"] for key in FIGURES} for row in rows]) for stage in STAGES}
+    labeled = sum(not np.isnan(row["initial_dice"]) for row in rows)
+    return {"direction": direction, "subjects": len(rows), "labeled_subjects": labeled, **figures}
 
 
 def name_rows(rows: Sequence[dict]) -> dict[str, dict]:
@@ -242,10 +247,12 @@ def name_rows(rows: Sequence[dict]) -> dict[str, dict]:
     return named
 
 
-def format_table(title: str, figures: Mapping) -> str:
-    """Mean ± std of each figure, a line a stage."""
+def _format_summary(summary: Mapping) -> str:
+    """Mean ± std of each figure, a line for each stage."""
+    subjects, labeled = summary["subjects"], summary["labeled_subjects"]
+    title = f"{summary['direction']}, {subjects} subjects" + (f", {labeled} labeled" if labeled < subjects else "")
     lines = [f"{title:<28}" + "".join(f"{key:>18}" for key in FIGURES)]
     for stage in STAGES:
-        cells = [f"{figures[stage][key]['mean']:.3f} ± {figures[stage][key]['std']:.3f}" for key in FIGURES]
+        cells = [f"{summary[stage][key]['mean']:.3f} ± {summary[stage][key]['std']:.3f}" for key in FIGURES]
         lines.append(f"{stage:<28}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
