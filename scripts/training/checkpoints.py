@@ -69,8 +69,6 @@ def load_weights(network: nn.Module, path: str | Path, device: str | torch.devic
             f"{path}: holds the weights of another network than the config's network_def; give the weights that belong to it "
             f"or the network_def they were trained with ({detail})"
         ) from error
-    if not all(value.isfinite().all() for value in network.state_dict().values()):
-        raise InputError(f"{path}: holds weights of NaN or Inf; give those of an earlier epoch, or train again.")
     return network
 
 
@@ -115,7 +113,7 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no weights by name ({type(content).__name__}); give another checkpoint.")
     if bad := _not_finite(content):
-        raise InputError(f"{path}: holds NaN or infinite values in {bad}; give another checkpoint.")
+        raise InputError(f"{path}: holds NaN or Inf in {bad}; give that of an earlier epoch, or train again.")
     return content
 
 

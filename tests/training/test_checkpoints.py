@@ -53,7 +53,7 @@ def test_weights_load(tmp_path: Path) -> None:
         (nn.Conv2d(1, 1, 1).state_dict(), "weights of another network"),
         ({f"layer{n}": torch.zeros(1) for n in range(200)}, "weights of another network"),
         ([1, 2], "holds no weights by name"),
-        ({"weight": torch.full((3, 2), torch.nan), "bias": torch.zeros(3)}, "NaN or infinite values in weight"),
+        ({"weight": torch.full((3, 2), torch.nan), "bias": torch.zeros(3)}, "NaN or Inf in weight"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path: Path, content: object, words: str) -> None:
