@@ -57,7 +57,7 @@ from tqdm import tqdm
 from benchmarks.classical import METHODS, limit_itk_to_one_thread
 from benchmarks.options import positive, writable
 from benchmarks.setting import processor, setting
-from benchmarks.step import quartiles, time_rounds
+from benchmarks.timing import format_rows, quartiles, time_rounds
 
 # Pairs (S, 2, X, Y) of moving and fixed slices -> fields (S, 2, X, Y) in pixels, channel i along array axis i, pull
 # convention.
@@ -274,19 +274,6 @@ def compare(seconds: dict[str, list[float]], slices: int) -> dict[str, dict]:
     }
 
 
-def format_table(table: dict[str, dict]) -> str:
-    """A line a method: median [quartiles] of the times, then the scores."""
-    timed, scored = ("milliseconds", "times_ours", "times_as_fast_as_demons"), ("mse", "dice", "folding_percent")
-    lines = [f"{'method':<32}" + "".join(f"{c:>25}" for c in timed) + "".join(f"{c:>17}" for c in scored)]
-    for name, row in table.items():
-        cells = [
-            f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if (v := row.get(column)) else "" for column in timed
-        ]
-        scores = [f"{row[column]:.3f}" if column in row else "" for column in scored]
-        lines.append(f"{name:<32}" + "".join(f"{c:>25}" for c in cells) + "".join(f"{c:>17}" for c in scores))
-    return "\n".join(lines)
-
-
 def main(argv: Sequence[str] | None = None) -> dict:
     """Measure, print the table, write the JSON; returns what it writes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__.splitlines()[0])
@@ -332,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     print(
         f"{len(pairs)} {source}, {options.crop} x {options.crop}, {options.rounds} rounds; {hardware}; times_ours: {OURS} is 1"
     )
-    print(format_table(table))
+    print(format_rows(table))
     case = None
     if not options.no_cine:
         case = time_case(options.device, options.checkpoint, options.crop, options.cine, options.reference_label)

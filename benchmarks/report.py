@@ -54,7 +54,7 @@ def format_cell(value: object) -> str:
     return format_number(value) if isinstance(value, (int, float)) else str(value)
 
 
-def format_table(result: dict, rows: str, columns: Sequence[str] = ()) -> str:
+def markdown_table(result: dict, rows: str, columns: Sequence[str] = ()) -> str:
     """A table in Markdown, a row for each entry of result[rows], and how it was measured."""
     table = result[rows]
     columns = columns or list(dict.fromkeys(column for row in table.values() for column in row))
@@ -79,7 +79,7 @@ def render(document: str, results: Path = RESULTS) -> str:
         path, rows = results / block["file"], block["rows"]
         try:
             columns = [column.strip() for column in (block["columns"] or "").split(",") if column.strip()]
-            table = format_table(json.loads(path.read_text()), rows, columns)
+            table = markdown_table(json.loads(path.read_text()), rows, columns)
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such file; run the benchmark with --json {path}.") from error
         except (KeyError, ValueError) as error:

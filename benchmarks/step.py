@@ -14,14 +14,11 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import random
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
@@ -32,10 +29,10 @@ from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.registration.networks import PyramidNetwork, RegistrationUNet
 from scripts.surgery.handler import GradientSurgeryHandler
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from benchmarks.options import positive, writable
 from benchmarks.setting import processor, setting
+from benchmarks.timing import format_rows, quartiles, time_rounds
 
 NETWORKS = {"unet": lambda: RegistrationUNet(conv_bias=True), "pyramid": PyramidNetwork}
 WEIGHT = 0.01  # of the smoothness in the plain step
@@ -214,34 +211,6 @@ def surgery_error(network: nn.Module, pair: Tensor) -> float:
     return float(max((a - b).abs().max() for a, b in zip(found, expected)) / scale)
 
 
-def time_rounds(
-    steps: dict[str, Callable[[], None]], rounds: int, device: str, seed: int = 0, progress: bool = True
-) -> dict[str, list[float]]:
-    """Seconds of each step in each round; the order within a round is random."""
-    shuffle = random.Random(seed).shuffle
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    on_gpu = device.startswith("cuda")
-    clock = time.perf_counter if on_gpu else time.process_time
-    for _ in tqdm(range(rounds), desc="rounds", unit="round", disable=not progress):
-        names = list(steps)
-        shuffle(names)
-        for name in names:
-            if on_gpu:
-                torch.cuda.synchronize(device)
-            start = clock()
-            steps[name]()
-            if on_gpu:
-                torch.cuda.synchronize(device)
-            seconds[name].append(clock() - start)
-    return seconds
-
-
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(median), "q1": float(low), "q3": float(high)}
-
-
 def baseline(name: str, names: Sequence[str]) -> str:
     """The plain step in the same format."""
     plain = f"plain, {name.partition(', ')[2]}"
@@ -263,18 +232,6 @@ def compare(seconds: dict[str, list[float]]) -> dict[str, dict]:
                 row[label] = quartiles([value / base for value, base in zip(values, seconds[other])])
         table[name] = row
     return table
-
-
-def format_table(table: dict[str, dict]) -> str:
-    """Median [quartiles], a line a variant."""
-    columns = ("milliseconds", "to_plain_same_format", "to_plain_as_written", "to_reference")
-    lines = [f"{'step':<28}" + "".join(f"{column:>24}" for column in columns)]
-    for name, row in table.items():
-        cells = [
-            f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if (v := row.get(column)) else "" for column in columns
-        ]
-        lines.append(f"{name:<28}" + "".join(f"{cell:>24}" for cell in cells))
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -322,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     print(
         f"{options.network}, batch {options.batch}, {options.size} x {options.size}, {options.rounds} rounds; {hardware}"
     )
-    print(format_table(table))
+    print(format_rows(table))
     result = {
         **setting("benchmarks.step", sys.argv[1:] if argv is None else argv, options, hardware),
         "float64_error": error,

@@ -48,7 +48,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.options import positive, writable
 from benchmarks.setting import processor, setting
-from benchmarks.step import import_reference, make_reference, quartiles, time_rounds
+from benchmarks.step import import_reference, make_reference
+from benchmarks.timing import format_rows, quartiles, time_rounds
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = {
@@ -330,21 +331,6 @@ def compare(seconds: dict[str, list[float]], slices: dict[str, int], epoch: int)
     return table
 
 
-def format_table(table: dict[str, dict]) -> str:
-    """A line a row: medians [quartiles] and plain numbers."""
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    width = max(len(column) for column in columns) + 2
-    cell = lambda v: (
-        "" if v is None else f"{v['median']:.3g} [{v['q1']:.3g}, {v['q3']:.3g}]" if isinstance(v, dict) else f"{v:.4g}"
-    )
-    lines = [" " * 30 + "".join(f"{column:>{width}}" for column in columns)]
-    lines += [
-        f"{name:<30}" + "".join(f"{cell(row.get(column)):>{width}}" for column in columns)
-        for name, row in table.items()
-    ]
-    return "\n".join(lines)
-
-
 def prepare_slices(parser: ConfigParser, cache: Path) -> tuple[SliceDataset, dict[str, dict]]:
     """The training slices, and the seconds that they took from the files and then from the cache."""
     parser["cache_dir"] = str(cache)
@@ -526,9 +512,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     print(
         f"{options.network} network, batch {batch}, {len(dataset)} {kind} an epoch, {options.rounds} rounds; {hardware}"
     )
-    print(f"{format_table(table)}\n\n{format_table(preparation)}\n\n{format_table(counts)}")
+    print(f"{format_rows(table)}\n\n{format_rows(preparation)}\n\n{format_rows(counts)}")
     if batches:
-        print(f"\n{format_table(batches)}")
+        print(f"\n{format_rows(batches)}")
     others = () if "torchjd" in options.without else ("torchjd",)
     result = {
         **setting("benchmarks.training", sys.argv[1:] if argv is None else argv, options, hardware, others),
