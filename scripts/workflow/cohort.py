@@ -134,7 +134,7 @@ def run_case(
         check_place(folder / name)  # before it is computed, not after
         load, *prepare = dataset.transform.flatten().transforms
         for part in in_parts(Dataset([item], load)[0]):
-            bar.set_description(f"{name}: registering")
+            bar.set_description_str(f"{name}: registering")
             evaluator.data_loader = DataLoader(Dataset([part], Compose(prepare)), batch_size=1)
             evaluator.run()
     return True
