@@ -107,7 +107,7 @@ def register_cine(cine: Image, **options: object) -> Registration:
     """Register every frame of a cine to its reference frame, with the shipped weights.
 
     Args:
-        cine: a 4-D NIfTI file, a folder of DICOM files that holds one stack, a 4-D nibabel image, whose header tells
+        cine: a 4-D NIfTI file, a folder of DICOM files of a cine or a study, a 4-D nibabel image, whose header tells
             the frame time, or an array (X, Y, Z, T) with its affine.
         options: any top-level key of `configs/inference.yaml` but `bundle_root`, such as `reference_frame`,
             `reference_label` (an image, too), `points` (a CSV, or an array (N, 3) in mm along LPS), `device`, or

@@ -52,8 +52,9 @@ def measure_longitudinal(fields: Array, label: NDArray, affine: Array, times: Ar
         times: milliseconds of each slice and frame (Z, T), or of each frame (T,).
 
     Returns:
-        Rows of `frame` (from 1), `time_ms` (where times are known, mean over slices), `region` ("global"), `longitudinal`
-        and `radial` (ratios), and `length_mm`, that of the lines of all slices. Empty where no slice has one.
+        Rows of `frame` (from 1), `time_ms` (where times are known, mean over slices), `region` ("global"), `slice` and
+        `sector` (None), `longitudinal` and `radial` (ratios), and `length_mm`, that of the lines of all slices. Empty
+        where no slice has one.
 
     Raises:
         ValueError: where the shapes do not fit.
@@ -74,7 +75,8 @@ def measure_longitudinal(fields: Array, label: NDArray, affine: Array, times: Ar
         # Rounding noise of the reference, which has no strain, would look like one; + 0.0 takes a sign from it.
         strains = {"longitudinal": carried / rest - 1, "radial": across.mean()}
         strains = {name: round(float(value), 9) + 0.0 for name, value in strains.items()}
-        rows.append({"frame": t + 1, **time, "region": "global", **strains, "length_mm": float(carried)})
+        where = {"region": "global", "slice": None, "sector": None}
+        rows.append({"frame": t + 1, **time, **where, **strains, "length_mm": float(carried)})
     return rows
 
 

@@ -284,13 +284,17 @@ def report_later(find: Callable[..., list[dict]], item: dict, *args: object) -> 
 def listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:
     """The cases of an item of a JSON list; the reference frame of a cine is found as that of `--cine` is."""
     check_files([item])
+    if item.get("plane", SHORT_AXIS) not in PLANES:
+        raise InputError(
+            f"{item['case']}: has the plane {item['plane']} in the data list; give one of {', '.join(PLANES)}."
+        )
     if "cine" not in item:
         refuse_frame(item["case"], reference_frame)
         return [item]
     case = cine_case(
         item["cine"], item.get("reference", reference_frame), item.get("reference_label"), item.get("points")
     )
-    own = {key: item[key] for key in ("case", "subject")}
+    own = {key: item[key] for key in ("case", "subject", "series", "plane") if key in item}
     return [case | own | ({"reference_basis": "given in the data list"} if "reference" in item else {})]
 
 

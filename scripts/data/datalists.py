@@ -34,7 +34,7 @@ from scripts.files import read_json
 FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label", "points")
 NAME_KEYS = ("case", "subject", "direction")
 # What is read of an item of a JSON list; other keys are the user's own, and left out.
-LIST_KEYS = (*FILE_KEYS, *NAME_KEYS, "reference")
+LIST_KEYS = (*FILE_KEYS, *NAME_KEYS, "reference", "series", "plane")
 SPLITS = ("train", "val", "test")
 HELD_OUT = 0.1  # of the subjects, for val and for test
 
@@ -96,7 +96,7 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
 
     Each item needs "moving" and "fixed", and may have "moving_label", "fixed_label", "subject", "case" and "direction";
     for inference it may have "cine", and with it "reference_frame" (or "reference"; counted from 1) and
-    "reference_label", instead, and "points".
+    "reference_label" and "series" (of a DICOM folder), instead, and "points" and "plane".
 
     Raises:
         InputError: for a file or a section that is not there, an item without an image or with a misspelled key, or a

@@ -41,7 +41,10 @@ from scripts.data.study import Choice, Row, choose_row, list_rows, study_rows
 from scripts.data.times import cycle_ms, is_heartbeat
 from scripts.errors import InputError
 from scripts.files import files_below, plain_path
+from tqdm import tqdm
 
+# Files from which on a bar shows that they are being read.
+MANY_FILES = 200
 # Part of the longest step between phases below which the shortest is called out.
 UNEVEN = 0.25
 # Part of a step between phases by which slices may begin apart without being called out.
@@ -70,17 +73,27 @@ def read_dicom_cine(folder: str | Path, series: int | str | None = None) -> Cine
 
     Raises:
         InputError: without pydicom or a cine, or for several cines of which none is a short-axis stack; for files that
-            cannot be read; for images without geometry, trigger times or readable pixels, or of another matrix than the
-            rest of their series; for slices with unequal numbers of phases, repeated slices or phases, or slices that
-            are not evenly spaced on a line along the normal.
+            cannot be read, where they may be of the stack: it is one slice, or does not fit together; for images
+            without geometry, trigger times or readable pixels, or of another matrix than the rest of their series; for
+            slices with unequal numbers of phases, repeated slices or phases, or slices that are not evenly spaced on a
+            line along the normal.
     """
     folder = Path(folder)
     with _quiet_pydicom(folder):
-        instances = _instances_of(folder)
+        instances, unread = _instances_of(folder)
         choice = choose_row(folder, study_rows(instances), None if series is None else str(series))
+        # Nobody would miss a phase of a lone slice; in several, one slice would have fewer than the others.
+        if unread and len(choice.row.slices) == 1:
+            raise unread[0]
         _check_strays(folder, choice.row, instances)
+        try:
+            cine = _read_stack(folder, choice)
+        except InputError:
+            if unread:
+                raise unread[0] from None
+            raise
         _tell(folder, choice)
-        return _read_stack(folder, choice)
+        return cine
 
 
 def list_series(folder: str | Path) -> str:
@@ -92,7 +105,7 @@ def list_series(folder: str | Path) -> str:
     """
     folder = Path(folder)
     with _quiet_pydicom(folder):
-        return list_rows(folder, study_rows(_instances_of(folder)))
+        return list_rows(folder, study_rows(_instances_of(folder)[0]))
 
 
 def slices_of_one(folders: Sequence[Path]) -> list[list[Path]]:
@@ -146,23 +159,33 @@ def _quiet_pydicom(folder: Path) -> AbstractContextManager[None]:
     return disable_value_validation()
 
 
-def _instances_of(folder: Path) -> list[Instance]:
-    """The headers of all MR images in a folder and below it.
+def _instances_of(folder: Path) -> tuple[list[Instance], list[InputError]]:
+    """The headers of all MR images in a folder and below it, and what is wrong with those that cannot be read, which is
+    logged.
 
     Raises:
-        InputError: for a folder without any.
+        InputError: for a folder without any, or without any that can be read.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder that holds the DICOM files.")
     paths = files_below(folder)
-    instances = [one for path in paths for one in read_instances(folder, path)]
+    instances, unread = [], []
+    for path in tqdm(paths, desc="reading DICOM headers", unit="file", leave=False, disable=len(paths) < MANY_FILES):
+        try:
+            instances += read_instances(folder, path)
+        except InputError as error:
+            unread.append(error)
+    if unread and not instances:
+        raise unread[0]
+    if unread:
+        logging.getLogger("inference").warning(f"{unread[0]} It is left out ({len(unread)} such files).")
     if not instances and any(path.name.endswith((".nii", ".nii.gz")) for path in paths):
         raise InputError(
             f"{folder}: holds NIfTI files and no DICOM MR image; give --cine one of the files, or --dataset_dir the folder."
         )
     if not instances:
         raise InputError(f"{folder}: holds no DICOM MR image; give the folder that holds the DICOM files of the cine.")
-    return instances
+    return instances, unread
 
 
 def _check_strays(folder: Path, row: Row, instances: Iterable[Instance]) -> None:

@@ -84,7 +84,7 @@ def are_parallel(one: Instance, other: Instance) -> bool:
 
 def same_pixels(one: Instance, other: Instance) -> bool:
     """Whether two images have one matrix and pixel spacing."""
-    return one.size == other.size and np.allclose(one.spacing, other.spacing, rtol=1e-3)
+    return one.size == other.size and bool((np.abs(one.spacing - other.spacing) <= 1e-3 * other.spacing).all())
 
 
 def group_stacks(instances: Sequence[Instance]) -> list[list[Instance]]:

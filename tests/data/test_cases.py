@@ -17,8 +17,9 @@ from scripts.data.dicom import read_dicom_cine
 from scripts.data.loading import LoadCase
 from scripts.errors import InputError
 from scripts.workflow.cohort import without_folders
-from test_dicom import make_stack
-from test_dicom import write as write_dicom
+
+from tests.dicom_files import AXES, NORMAL, make_stack, set_tags
+from tests.dicom_files import write as write_dicom
 
 
 @pytest.fixture
@@ -425,3 +426,73 @@ def test_a_label_of_another_frame_by_its_name_is_called_out(subject: Path, caplo
     assert not caplog.records
     find_cases(cine=str(path), reference_frame=3, reference_label=str(label))
     assert "frame01_gt.nii.gz: is of frame 1 by its name, and is taken for that of the reference frame 3" in caplog.text
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """Two patients' studies: a short-axis and a long-axis series each, in folders of their own."""
+    for patient in ("A", "B"):
+        for number, stack in enumerate((make_stack(), make_stack(1, 5, axes=np.stack([NORMAL, AXES[1]]))), start=1):
+            tags = {
+                "StudyInstanceUID": f"1.2.{ord(patient)}",
+                "SeriesNumber": number,
+                "SeriesInstanceUID": f"1.3.{number}",
+            }
+            write_dicom(tmp_path / "cohort" / patient / f"Se{number}", set_tags(stack, lambda z, t, tags=tags: tags))
+    return tmp_path / "cohort"
+
+
+def test_a_folder_of_studies_is_a_cohort_of_patients(cohort: Path) -> None:
+    items = inference_cases(dataset_dir=str(cohort))
+    assert [item["case"] for item in items] == ["A", "B"]
+    assert [LoadCase()(item)["moving"].shape[0] for item in items] == [4, 4]
+
+
+def test_a_folder_of_one_patients_series_is_one_case(cohort: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="inference"):
+        (item,) = inference_cases(dataset_dir=str(cohort / "A"))
+    assert (item["case"], item["cine"]) == ("A", str(cohort / "A"))
+    assert "its 2 folders of DICOM are one patient's study" in caplog.text
+
+
+def test_a_series_is_one_of_a_dicom_folder(cohort: Path, subject: Path) -> None:
+    (item,) = inference_cases(cine=str(cohort / "A"), series=2)
+    loaded = LoadCase()(item)
+    assert (loaded["moving"].shape[0], loaded["plane"], loaded["plane_basis"]) == (5, "2CH", "read")
+    with pytest.raises(InputError, match="is one file, and has no series 2"):
+        LoadCase()({"cine": str(subject / "phantom001_4d.nii.gz"), "series": 2})
+
+
+def test_series_are_listed_and_nothing_is_registered(
+    cohort: Path, subject: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert inference_cases(dataset_dir=str(cohort), only_list=True) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith(str(cohort))] == [
+        f"{cohort / name}: 2 series in 2 stacks; * is taken without --series" for name in ("A", "B")
+    ]
+    assert sum(line.startswith("*  1") for line in lines) == 2
+    for path in (path for path in (cohort / "B").rglob("IM*")):
+        path.write_bytes(bytes(128) + b"DICM")
+    assert inference_cases(dataset_dir=str(cohort), only_list=True) == []
+    assert "cannot be read as DICOM" in capsys.readouterr().out  # of one study; the other is listed
+    with pytest.raises(InputError, match="cannot be read as DICOM"):
+        inference_cases(cine=str(cohort / "B"), only_list=True)
+    with pytest.raises(InputError, match="--list_series: lists folders of DICOM files"):
+        inference_cases(cine=str(subject / "phantom001_4d.nii.gz"), only_list=True)
+
+
+def test_a_plane_is_that_of_its_case_else_of_all(subject: Path, tmp_path: Path) -> None:
+    cine = str(subject / "phantom001_4d.nii.gz")
+    assert "plane" not in inference_cases(cine=cine)[0]
+    assert inference_cases(cine=cine, plane="SAX")[0]["plane"] == "SAX"
+    items = [
+        {"cine": cine, "case": "a", "plane": "4CH"},
+        {"cine": cine, "case": "b"},
+        {"cine": cine, "case": "c", "plane": "5CH"},
+    ]
+    (tmp_path / "list.json").write_text(json.dumps({"test": items}))
+    found = inference_cases(data_list=str(tmp_path / "list.json"), plane="2CH")
+    assert [item["plane"] for item in found[:2]] == ["4CH", "2CH"]
+    with pytest.raises(InputError, match="has the plane 5CH in the data list; give one of SAX, 2CH, 3CH, 4CH, LAX"):
+        LoadCase()(found[2])

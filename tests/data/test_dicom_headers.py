@@ -135,7 +135,7 @@ def test_stops_at_enhanced_files_that_do_not_say_where_their_frames_lie(tmp_path
 
 
 def test_stops_at_classic_files_of_several_frames(tmp_path: Path) -> None:
-    message = error_of(write(tmp_path, make_stack(), [[make_image(CORNER, SeriesNumber=7, NumberOfFrames=3)]]))
+    message = error_of(write(tmp_path, make_stack(1), [[make_image(CORNER, SeriesNumber=7, NumberOfFrames=3)]]))
     assert "(series 7) holds several frames in a class of files that has one each" in message
 
 

@@ -19,8 +19,9 @@ from scripts.data.dicom import read_dicom_cine
 from scripts.data.loading import LoadCase, LoadPaird, check_order, load_image, load_label, read_cine
 from scripts.data.nifti import open_nifti
 from scripts.errors import InputError
-from test_dicom import make_stack
-from test_dicom import write as write_dicom
+
+from tests.dicom_files import make_stack
+from tests.dicom_files import write as write_dicom
 
 
 def scale(stack: np.ndarray, clip: float) -> np.ndarray:
@@ -421,3 +422,44 @@ def test_a_label_in_the_order_of_m_and_ms_is_refused() -> None:
     # A label that lacks a structure says nothing else about the order.
     for missing in (1, 2, 3):
         check_order(torch.from_numpy(np.where(label == missing, 0, label)), "gt.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("turned", "given", "plane", "basis"),
+    [
+        (False, None, "", "unknown"),
+        (True, None, "SAX", "read"),
+        (True, "2CH", "2CH", "given"),
+        (False, "SAX", "SAX", "given"),
+    ],
+)
+def test_a_case_says_its_plane_and_how_it_is_known(
+    tmp_path: Path, turned: bool, given: str | None, plane: str, basis: str
+) -> None:
+    """A cine and a pair alike; slices along the patient's own axes tell no plane."""
+    affine = np.diag([1.5, 1.5, 8.0, 1.0])
+    if turned:
+        affine[:3, :3] = np.column_stack(
+            [[-0.77038, -0.618446, 0.155046], [0.15161, -0.41389, -0.897613], [0.619, -0.668, 0.413]]
+        )
+        affine[:3, :3] *= [1.5, 1.5, 8.0]
+    array = np.random.default_rng(0).random((20, 20, 3, 4))
+    files = {"cine": array, "moving": array[..., 0], "fixed": array[..., 1]}
+    paths = {key: write_nifti(tmp_path / f"{key}.nii.gz", values, affine) for key, values in files.items()}
+    own = {} if given is None else {"plane": given}
+    for item in ({"cine": paths["cine"], "reference": 1}, {key: paths[key] for key in ("moving", "fixed")}):
+        loaded = LoadCase()({**item, **own})
+        assert (loaded["plane"], loaded["plane_basis"]) == (plane, basis)
+
+
+def test_padding_of_dicom_is_handed_on(tmp_path: Path) -> None:
+    stack = make_stack()
+    for image in (image for phases in stack for image in phases):
+        image.PixelPaddingValue = -2000
+        pixels = np.frombuffer(image.PixelData, np.int16).reshape(image.Rows, image.Columns).copy()
+        pixels[:, 0] = -2000
+        image.PixelData = pixels.tobytes()
+    loaded = LoadCase()({"cine": str(write_dicom(tmp_path, stack)), "reference": 1})
+    assert loaded["moving"].min() > -2000
+    assert not loaded["valid"][0].any()
+    assert loaded["valid"][1:].all()

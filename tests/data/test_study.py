@@ -317,3 +317,22 @@ def test_gaps_between_joined_series_are_checked(tmp_path: Path) -> None:
     series = [make_series(10 + z, [phases])[0] for z, phases in enumerate(stack) if z != 1]
     with pytest.raises(InputError, match=f"unequally far apart \\({2 * GAP:.1f}, 9.0, 9.0 mm\\)"):
         read_dicom_cine(write(tmp_path, series))
+
+
+def test_a_file_that_cannot_be_read_spares_a_stack_that_is_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack = make_stack()
+    whole = write(tmp_path / "whole", stack)
+    (whole / "scout.dcm").write_bytes(b"cut off")
+    np.testing.assert_array_equal(read_dicom_cine(whole).image, expected_image(stack))
+    assert "scout.dcm is not DICOM by its first bytes" in caplog.text
+    assert "It is left out (1 such files)." in caplog.text
+    # A slice that lacks a phase, and a lone slice, which may lack one.
+    lone = write(tmp_path / "lone", make_stack(1))
+    (lone / "scout.dcm").write_bytes(b"cut off")
+    with pytest.raises(InputError, match=r"scout\.dcm is not DICOM by its first bytes"):
+        read_dicom_cine(lone)
+    next((whole / "part0").glob("IM*")).unlink()
+    with pytest.raises(InputError, match=r"scout\.dcm is not DICOM by its first bytes"):
+        read_dicom_cine(whole)

@@ -305,3 +305,30 @@ def test_stacks_are_inverted_slice_by_slice() -> None:
             left = np.linalg.norm(v + np.stack(back), axis=0)
             np.testing.assert_allclose(errors[t, ..., z], left, atol=1e-6)
             assert np.percentile(left, 95) < 0.011
+
+
+@pytest.mark.parametrize("plane", ["", "SAX", "2CH", "LAX"])
+def test_a_long_axis_view_has_no_volume_and_strain_along_its_wall(item: dict, exact: np.ndarray, plane: str) -> None:
+    found = assemble({**item, "plane": plane, "plane_basis": "given"}, exact)
+    assert (found.cine.plane, found.quality["plane"], found.quality["plane_basis"]) == (
+        plane or None,
+        plane or None,
+        "given",
+    )
+    is_long = plane in ("2CH", "LAX")
+    assert ("lv_ef_percent" in found.function) != is_long
+    assert ("no volume" in found.function["caveat"]) == is_long
+    assert found.function["es_frame"] > 1
+    # The rings of a short-axis slice have no line from base to base.
+    assert (found.strain == []) == is_long
+
+
+def test_one_slice_has_no_volume(item: dict, exact: np.ndarray) -> None:
+    single = {
+        key: value[..., :1] if key in ("moving", "fixed", "moving_image", "fixed_image", "reference_label") else value
+        for key, value in item.items()
+    }
+    single |= {"times": item["times"][:1]} if "times" in item else {}
+    found = assemble({**single, "plane": "SAX"}, exact[..., :1])
+    assert not [key for key in found.function if key.endswith(("_ml", "_percent", "_g"))]
+    assert {"circumferential", "radial"} <= set(found.strain[0])
