@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import textwrap
 from collections.abc import Callable
@@ -60,6 +61,10 @@ class _Pair(NamedTuple):
     names: tuple[str, ...]
     fit: Callable[..., bool]
     words: str
+
+
+def _is_series(value: object) -> bool:
+    return not isinstance(value, bool) and re.fullmatch(r"[0-9]+[a-z]?", str(value)) is not None
 
 
 def _is_whole(value: object, at_least: int = 0) -> bool:
@@ -114,7 +119,7 @@ _KEPT = _Rule(
 RULES: dict[str, _Rule] = {
     # of data
     "reference_frame": _none_or(_whole(1)),
-    "series": _none_or(_must_be("the number of a series", lambda value: _is_whole(value) or str(value).isdigit())),
+    "series": _none_or(_must_be("the number of a series, with its letter if it has one", _is_series)),
     "plane": _none_or(_one_of(*PLANES)),
     "direction": _one_of(*DIRECTIONS),
     "sector_origin": _none_or(_must_be("an angle in degrees", lambda value: _is_number(value, -1e6, 1e6))),

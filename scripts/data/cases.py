@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain, count
 from pathlib import Path
 
+from scripts.cardiac.planes import PLANES, SHORT_AXIS
 from scripts.data.acdc import acdc_pairs, find_image, read_info
 from scripts.data.datalists import check_files, json_pairs
 from scripts.data.dicom import is_one_study, list_series, slices_of_one
