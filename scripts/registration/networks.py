@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv, Pool
-from scripts.registration.fields import integrate_in_sampler, pull, sampler_grid, to_sampler
+from scripts.registration.fields import integrate_in_sampler, pull, sampler_grid, to_sampler, to_slices, to_stack
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -203,19 +203,43 @@ class GaussianSmoothing(nn.Module):
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Convolution by 3-wide kernels in two or three dimensions that keeps the grid."""
-    return F.conv2d(x, weight, bias, padding=1) if weight.dim() == 4 else F.conv3d(x, weight, bias, padding=1)
+    """Convolution by 3-wide kernels that keeps the grid."""
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+class NeighborConvolution(nn.Conv2d):
+    """What each slice's two neighbors add to a convolution: pointwise kernels for the slice before and the one after.
+
+    With a 3x3 kernel for the slice itself they make a 3x3x3 one that is empty off its axis in the outer planes: in-plane
+    a neighbor's pixels are several times nearer to each other than to this slice. They start at 0, and what lies beyond
+    a stack's ends adds nothing.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, 2 * out_channels, 1, bias=False)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor, weight: Tensor, depth: int) -> Tensor:
+        """Slices (N, in, X, Y) of stacks of `depth` -> (N, out, X, Y), by kernels of these input channels."""
+        before, after = F.conv2d(x, weight).unflatten(0, [-1, depth]).chunk(2, dim=2)
+        before = F.pad(before[:, :-1], [0, 0, 0, 0, 0, 0, 1, 0])
+        after = F.pad(after[:, 1:], [0, 0, 0, 0, 0, 0, 0, 1])
+        return (before + after).flatten(0, 1)
 
 
 class Estimator(nn.Sequential):
     """A level's correction of the velocity from (warped moving features, fixed features, velocity), one above the other
-    as channels.
+    as channels, all as slices (N, ..., X, Y).
 
     The first convolution is linear, so the share of the fixed features is computed once for all corrections of the
-    level.
+    level. In 3-D both convolutions of the block see the neighboring slices, too; norms never do.
 
     Args:
-        spatial_dims: 2 or 3.
+        spatial_dims: 2 or 3, the components of the velocity.
         channels: of the features.
         hidden: channels between.
         norm: a MONAI norm.
@@ -223,24 +247,36 @@ class Estimator(nn.Sequential):
     """
 
     def __init__(self, spatial_dims: int, channels: int, hidden: int, norm: str | tuple, flow_std: float) -> None:
-        flow = Conv[Conv.CONV, spatial_dims](hidden, spatial_dims, 3, padding=1)
+        flow = nn.Conv2d(hidden, spatial_dims, 3, padding=1)
         nn.init.normal_(flow.weight, std=flow_std)
         nn.init.zeros_(flow.bias)
-        super().__init__(ConvBlock(spatial_dims, 2 * channels + spatial_dims, hidden, norm, bias=False), flow)
+        inputs = 2 * channels + spatial_dims
+        super().__init__(ConvBlock(2, inputs, hidden, norm, bias=False), flow)
         self.channels = channels
+        self.first_neighbors = NeighborConvolution(inputs, hidden) if spatial_dims == 3 else None
+        self.second_neighbors = NeighborConvolution(hidden, hidden) if spatial_dims == 3 else None
 
-    def share_of_fixed(self, fixed: Tensor) -> Tensor:
-        """What fixed features (B, C, *spatial) add to the first convolution, (B, hidden, *spatial)."""
+    def share_of_fixed(self, fixed: Tensor, depth: int = 1) -> Tensor:
+        """What fixed features (N, C, X, Y) add to the first convolution, (N, hidden, X, Y)."""
         first = self[0][0].conv
-        return convolve(fixed, first.weight[:, self.channels : 2 * self.channels], first.bias)
+        share = convolve(fixed, first.weight[:, self.channels : 2 * self.channels], first.bias)
+        if self.first_neighbors is not None:
+            weight = self.first_neighbors.weight[:, self.channels : 2 * self.channels]
+            share = share + self.first_neighbors(fixed, weight, depth)
+        return share
 
-    def forward(self, warped: Tensor, share: Tensor, velocity: Tensor, antisymmetric: bool) -> Tensor:
-        """Correction (B, d, *spatial); with `antisymmetric` half the difference of the first and the second half of the
-        batch."""
-        weight = self[0][0].conv.weight
-        weight = torch.cat([weight[:, : self.channels], weight[:, 2 * self.channels :]], dim=1)
-        x = convolve(torch.cat([warped.to(velocity.dtype), velocity], dim=1), weight)
-        x = self[0][1](self[0][0].adn(x + share))
+    def forward(self, warped: Tensor, share: Tensor, velocity: Tensor, antisymmetric: bool, depth: int = 1) -> Tensor:
+        """Correction (N, d, X, Y); with `antisymmetric` half the difference of the first and the second half of the
+        batch. Slices come in stacks of `depth`."""
+        inputs = torch.cat([warped.to(velocity.dtype), velocity], dim=1)
+        x = convolve(inputs, self.of_moving(self[0][0].conv.weight)) + share
+        if self.first_neighbors is not None:
+            x = x + self.first_neighbors(inputs, self.of_moving(self.first_neighbors.weight), depth)
+        x = self[0][0].adn(x)
+        if self.second_neighbors is not None:
+            x = self[0][1].adn(self[0][1].conv(x) + self.second_neighbors(x, self.second_neighbors.weight, depth))
+        else:
+            x = self[0][1](x)
         if not antisymmetric:
             return self[1](x)
         # The last convolution is linear as well, and its bias cancels; times 0 it keeps a gradient, which is 0.
@@ -248,6 +284,10 @@ class Estimator(nn.Sequential):
         bias = self[1].bias
         assert bias is not None  # for TorchScript
         return convolve(0.5 * (x[:half] - x[half:]), self[1].weight, 0.0 * bias)
+
+    def of_moving(self, weight: Tensor) -> Tensor:
+        """Kernels of the moving features and the velocity."""
+        return torch.cat([weight[:, : self.channels], weight[:, 2 * self.channels :]], dim=1)
 
 
 class PyramidNetwork(nn.Module):
@@ -258,6 +298,10 @@ class PyramidNetwork(nn.Module):
     sees the warped moving features, the fixed features and the velocity, and adds to the velocity. This is the
     coarse-to-fine warping of pyramid networks (PWC-Net, Sun et al., CVPR 2018; LapIRN, Mok and Chung, MICCAI 2020) and
     what multi-resolution Demons does by hand.
+
+    A stack keeps its slices on all levels, since they lie farther apart than pixels by far: strides, norms and the
+    Gaussian are in-plane. Blocks see the slices before and after, and warps lead through the stack. All that a 3-D
+    network has beyond a 2-D one may be 0, and then it is that one (`inflate`).
 
     Args:
         spatial_dims: 2 or 3.
@@ -276,6 +320,7 @@ class PyramidNetwork(nn.Module):
         antisymmetric: whether each correction is half the difference of what the block says of both directions, so that
             exchanging the images turns the sign of the velocity, and the field of the way back is the inverse; for up
             to twice the time.
+        depth_scale: of a 3-D velocity's component through the slices, in slices per unit of what the blocks say.
     """
 
     def __init__(
@@ -290,42 +335,47 @@ class PyramidNetwork(nn.Module):
         smoothing: float = 1.5,
         flow_std: float = 1e-3,
         antisymmetric: bool = True,
+        depth_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.axes = spatial_dims
         self.corrections = corrections
         self.antisymmetric = antisymmetric
         self.integration_steps = integration_steps
-        self.mode = {2: "bilinear", 3: "trilinear"}[spatial_dims]
+        self.depth_scale = depth_scale
         self.encoders = nn.ModuleList(
-            ConvBlock(spatial_dims, i, o, norm, bias=False, stride=2) for i, o in zip((1, *features), features)
+            ConvBlock(2, i, o, norm, bias=False, stride=2) for i, o in zip((1, *features), features)
         )
         self.estimators = nn.ModuleList(
             Estimator(spatial_dims, channels, hidden, norm, flow_std) for channels in reversed(features)
         )
-        self.smooth = GaussianSmoothing(spatial_dims, spatial_dims, smoothing)
+        self.smooth = GaussianSmoothing(2, spatial_dims, smoothing)
         if norm_window is not None:
             for level, (encoder, estimator) in enumerate(zip(self.encoders, reversed(self.estimators)), start=1):
                 for block in (encoder, estimator):
                     replace_group_norms(block, partial(central_norm, window=norm_window // 2**level))
 
     def forward(self, pair: Tensor) -> Tensor:
-        """(B, 2, *spatial), spatial sizes divisible by 2 ** levels -> (B, d, *spatial) velocity, voxels."""
+        """(B, 2, X, Y) or (B, 2, X, Y, Z), X and Y divisible by 2 ** levels -> (B, d, *spatial) velocity, voxels."""
+        stacks = pair
+        pair = to_slices(pair)
         batch = pair.shape[0]
+        depth = batch // stacks.shape[0]
         pyramid: list[Tensor] = []
         x = torch.cat([pair[:, :1], pair[:, 1:]])
         for encoder in self.encoders:
             x = encoder(x)
             pyramid.append(x)
         coarsest = pyramid[-1].shape[2:]
-        velocity = torch.zeros([batch, len(coarsest)] + list(coarsest), dtype=pair.dtype, device=pair.device)
+        velocity = torch.zeros([batch, self.axes] + list(coarsest), dtype=pair.dtype, device=pair.device)
         for level, estimator in enumerate(self.estimators):
             features = pyramid[len(pyramid) - 1 - level]
             if level > 0:
-                velocity = 2.0 * F.interpolate(velocity, size=features.shape[2:], mode=self.mode, align_corners=False)
+                velocity = self.enlarge(velocity, features)
             moving, fixed = features[:batch], features[batch:]
             if self.antisymmetric:
                 moving, fixed = features, torch.cat([fixed, moving])
-            share = estimator.share_of_fixed(fixed)
+            share = estimator.share_of_fixed(fixed, depth)
             grid = sampler_grid(velocity)
             # At the finest level before a correction is judged by what is left, not after the last one.
             finest = level == len(self.estimators) - 1
@@ -333,10 +383,38 @@ class PyramidNetwork(nn.Module):
                 velocity = self.smooth(velocity).to(pair.dtype)
             for _ in range(self.corrections):
                 there = torch.cat([velocity, -velocity]) if self.antisymmetric else velocity
-                points = grid + integrate_in_sampler(to_sampler(there), grid, self.integration_steps)
-                correction = estimator(pull(moving, points), share, there, self.antisymmetric)
+                points = grid + integrate_in_sampler(to_sampler(there), grid, self.integration_steps, depth)
+                correction = estimator(pull(moving, points, depth), share, there, self.antisymmetric, depth)
+                if self.axes == 3:
+                    correction = torch.cat([correction[:, :2], self.depth_scale * correction[:, 2:]], dim=1)
                 velocity = velocity + (self.smooth(correction) if finest else correction)
-        return 2.0 * F.interpolate(velocity, size=pair.shape[2:], mode=self.mode, align_corners=False)
+        return to_stack(self.enlarge(velocity, pair), stacks)
+
+    def enlarge(self, velocity: Tensor, like: Tensor) -> Tensor:
+        """A velocity of slices (N, d, X, Y) on a grid twice as fine in-plane, that of `like`."""
+        fine = F.interpolate(velocity, size=like.shape[2:], mode="bilinear", align_corners=False)
+        if self.axes == 2:
+            return 2.0 * fine
+        return torch.cat([2.0 * fine[:, :2], fine[:, 2:]], dim=1)
+
+
+def inflate(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The weights of a 2-D `PyramidNetwork` for a 3-D one, whose velocity is then that of each slice, exactly: what it
+    has beyond is 0.
+
+    Args:
+        weights: state dict of the 2-D network.
+        network: the 3-D one, or a module around it; its names and shapes are taken, its values are not.
+
+    Raises:
+        ValueError: for weights of a network that does not fit into it.
+    """
+    inflated = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    for name, value in weights.items():
+        if name not in inflated or any(new < old for new, old in zip(inflated[name].shape, value.shape)):
+            raise ValueError(f"{name} of the 2-D network has no place in the 3-D one.")
+        inflated[name][tuple(slice(size) for size in value.shape)] = value
+    return inflated
 
 
 class PaddedNetwork(nn.Module):
@@ -348,18 +426,20 @@ class PaddedNetwork(nn.Module):
     Args:
         backbone: (B, 2, *spatial) -> (B, d, *spatial), for spatial sizes divisible by `stride`; such sizes reach it as
             they are.
-        stride: total downsampling of the backbone, for instance 16 for five levels; 32 for `SwinUNETR`.
+        stride: total downsampling of the backbone, for instance 16 for five levels; 32 for `SwinUNETR`; one number, or
+            one an axis, such as (16, 16, 1) for a `PyramidNetwork` of stacks.
     """
 
-    def __init__(self, backbone: nn.Module, stride: int = 16) -> None:
+    def __init__(self, backbone: nn.Module, stride: int | Sequence[int] = 16) -> None:
         super().__init__()
         self.backbone = backbone
-        self.stride = stride
+        self.strides = [stride] * 3 if isinstance(stride, int) else list(stride)
+        self.stride = self.strides[0]
 
     def forward(self, pair: Tensor) -> Tensor:
         """(B, 2, *spatial) -> (B, d, *spatial), voxels of the image."""
         sizes = pair.shape[2:]
-        missing = [(self.stride - size % self.stride) % self.stride for size in sizes]
+        missing = [(stride - size % stride) % stride for size, stride in zip(sizes, self.strides)]
         if sum(missing) == 0:
             return self.backbone(pair)
         padding: list[int] = []
@@ -378,8 +458,13 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     Norms of the input's own statistics stay, and so do BatchNorms elsewhere.
     """
     network = copy.deepcopy(network).eval()
+    # In 3-D neighboring slices add to what their convolutions give.
+    blocks = [
+        block for block in network.modules() if isinstance(block, Estimator) and block.first_neighbors is not None
+    ]
+    shared = {module for block in blocks for module in block.modules()}
     for module in network.modules():
-        if not isinstance(module, Convolution) or not hasattr(module, "adn"):
+        if module in shared or not isinstance(module, Convolution) or not hasattr(module, "adn"):
             continue
         name, norm = next(module.adn.named_children(), ("", None))
         if name == "N" and isinstance(norm, nn.modules.batchnorm._BatchNorm):

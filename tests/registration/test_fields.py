@@ -20,11 +20,11 @@ from scripts.registration.fields import (
     integrate,
     invert,
     jacobian_determinant,
-    pull,
     resize_field,
     sample,
-    sampler_grid,
     to_sampler,
+    to_slices,
+    to_stack,
     warp,
     warp_label,
 )
@@ -99,15 +99,32 @@ def test_compose_is_one_warp_after_the_other(axes: int) -> None:
     np.testing.assert_allclose(inner(compose(first, second)), inner(expected), atol=1e-10)
 
 
-@pytest.mark.parametrize("shape", [(9, 11), (9, 11, 7), (1, 5), (16, 1, 3)])
-def test_pull_is_the_warp_of_monai_and_integrate_its_dvf2ddf(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(9, 11), (9, 11, 7), (1, 5), (16, 1, 3), (8, 7, 1)])
+def test_linear_warp_is_that_of_monai_and_integrate_its_dvf2ddf(shape: tuple[int, ...]) -> None:
     image = torch.rand(2, 3, *shape, dtype=torch.float64)
     field = 3 * torch.randn(2, len(shape), *shape, dtype=torch.float64)
-    found = pull(image, sampler_grid(field) + to_sampler(field))
-    torch.testing.assert_close(found, warp(image, field))
-    torch.testing.assert_close(from_sampler(to_sampler(field)), field)
+    for linear_warp in (LinearWarp(), torch.jit.script(LinearWarp())):
+        torch.testing.assert_close(linear_warp(image, field), warp(image, field))
+    slices = to_slices(field)
+    torch.testing.assert_close(from_sampler(to_sampler(slices)), slices)
+    assert torch.equal(to_stack(slices, field), field)
     for integration in (integrate, torch.jit.script(Integration())):
         torch.testing.assert_close(integration(field), DVF2DDF(num_steps=7, padding_mode="border")(field))
+
+
+def test_gradients_through_slices_are_those_of_grid_sample() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(2, 3, 7, 6, 5, dtype=torch.float64)
+    field = 2 * torch.randn(2, 3, 7, 6, 5, dtype=torch.float64)
+    field[0, 2] = 0.0  # between two slices' derivatives that of the slice after counts, as there
+    field[0, 2, ..., -1] = 0.3
+    gradients = []
+    for warping in (LinearWarp(), warp):
+        inputs = [image.clone().requires_grad_(), field.clone().requires_grad_()]
+        gradients.append(torch.autograd.grad(warping(*inputs).square().sum(), inputs))
+    for found, expected in zip(*gradients):
+        torch.testing.assert_close(found, expected)
+    assert gradients[0][1][0, 2, ..., 0].abs().min() > 0
 
 
 @pytest.mark.parametrize("axes", [2, 3])

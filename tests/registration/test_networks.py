@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from monai.networks.blocks import Convolution
 from monai.networks.nets import BasicUNet, RegUNet, SwinUNETR, VoxelMorphUNet
+from scripts.cardiac.phantom import Phantom
+from scripts.data.preprocessing import scale_slices
+from scripts.registration.fields import LinearWarp
 from scripts.registration.networks import (
     CentralGroupNorm,
     Estimator,
@@ -16,10 +21,12 @@ from scripts.registration.networks import (
     PyramidNetwork,
     RegistrationUNet,
     fold_batch_norm,
+    inflate,
     repeat_border,
 )
 from torch import nn
 
+ROOT = Path(__file__).parents[2]
 GROUP = ("group", {"num_groups": 4})
 
 
@@ -87,23 +94,81 @@ def test_padding_is_split_and_cropped_back() -> None:
     assert torch.equal(PaddedNetwork(Shift(), 8)(pair), pair)
 
 
+def whole_convolution(convolution: nn.Conv2d, neighbors: nn.Conv2d) -> nn.Conv3d:
+    """One 3x3x3 convolution: a 3x3 kernel in its middle plane, pointwise ones before and after."""
+    out, into = convolution.weight.shape[:2]
+    whole = nn.Conv3d(into, out, 3, padding=1, bias=False).double()
+    with torch.no_grad():
+        whole.weight.zero_()
+        whole.weight[..., 1] = convolution.weight
+        whole.weight[..., 1, 1, 0], whole.weight[..., 1, 1, 2] = neighbors.weight[..., 0, 0].split(out)
+    return whole
+
+
 @pytest.mark.parametrize("axes", [2, 3])
 def test_an_estimator_sees_all_its_inputs_above_one_another(axes: int) -> None:
     torch.manual_seed(0)
+    depth = {2: 1, 3: 5}[axes]
     estimator = Estimator(axes, 8, 8, GROUP, flow_std=0.1).double()
-    nn.init.normal_(estimator[1].bias)
-    shape = (9, 7, 5)[:axes]
-    warped, fixed = torch.rand(2, 4, 8, *shape, dtype=torch.float64)
-    velocity = torch.randn(4, axes, *shape, dtype=torch.float64)
-    expected = nn.Sequential(*estimator)(torch.cat([warped, fixed, velocity], dim=1))
-    share = estimator.share_of_fixed(fixed)
-    torch.testing.assert_close(estimator(warped, share, velocity, antisymmetric=False), expected)
-    found = estimator(warped, share, velocity, antisymmetric=True)
-    torch.testing.assert_close(found, 0.5 * (expected[:2] - expected[2:]))
+    for parameter in estimator.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    warped, fixed = torch.rand(2, 4 * depth, 8, 9, 7, dtype=torch.float64)
+    velocity = torch.randn(4 * depth, axes, 9, 7, dtype=torch.float64)
+    x = torch.cat([warped, fixed, velocity], dim=1)
+    if axes == 2:
+        expected = estimator[1](estimator[0](x))
+    else:
+        for block, neighbors in zip(estimator[0], (estimator.first_neighbors, estimator.second_neighbors)):
+            volume = x.unflatten(0, (4, depth)).movedim(1, -1)
+            x = block.adn(whole_convolution(block.conv, neighbors)(volume).movedim(-1, 1).flatten(0, 1))
+        expected = estimator[1](x)
+    share = estimator.share_of_fixed(fixed, depth)
+    torch.testing.assert_close(estimator(warped, share, velocity, False, depth), expected)
+    found = estimator(warped, share, velocity, True, depth)
+    torch.testing.assert_close(found, 0.5 * (expected[: 2 * depth] - expected[2 * depth :]))
     # Every parameter has a gradient, as several devices need; the bias that cancels has none to speak of.
-    gradients = torch.autograd.grad(found.square().sum(), list(estimator.parameters()))
-    assert gradients[-1].eq(0).all()
-    assert all(gradient.abs().max() > 0 for gradient in gradients[:-1])
+    named = dict(estimator.named_parameters())
+    gradients = dict(zip(named, torch.autograd.grad(found.square().sum(), list(named.values()))))
+    assert gradients.pop("1.bias").eq(0).all()
+    assert all(gradient.abs().max() > 0 for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("antisymmetric", [False, True])
+def test_an_inflated_network_is_the_one_of_each_slice(antisymmetric: bool) -> None:
+    flat, deep = (
+        PaddedNetwork(PyramidNetwork(d, norm_window=64, antisymmetric=antisymmetric), s).eval()
+        for d, s in ((2, 16), (3, (16, 16, 1)))
+    )
+    shipped = torch.load(ROOT / "models" / "model.pt", weights_only=True)
+    flat.load_state_dict(shipped)
+    deep.load_state_dict(inflate(shipped, deep))
+    heart = Phantom.random(3, size=(88, 72), slices=3, frames=4)
+    pair = scale_slices(torch.from_numpy(np.stack([heart.image(frame) for frame in (heart.end_systole, 1)]))).float()
+    with torch.no_grad():
+        slices = flat(pair.movedim(-1, 0)).movedim(0, -1)
+        field = deep(pair[None])[0]
+    assert slices.abs().max() > 2
+    torch.testing.assert_close(field[:2], slices, atol=1e-5, rtol=0)
+    assert field[2].eq(0).all()
+    with pytest.raises(ValueError, match="no place"):
+        inflate(shipped, PyramidNetwork(3, (8, 8)))
+
+
+def test_a_deep_network_learns_motion_through_the_slices() -> None:
+    torch.manual_seed(0)
+    network = PyramidNetwork(3, (8, 8), hidden=8, norm=GROUP, flow_std=1e-2, depth_scale=2.0)
+    fixed = torch.rand(1, 1, 4, 4, 10)
+    fixed = nn.functional.interpolate(fixed, size=(32, 32, 10), mode="trilinear")
+    pair = torch.cat([fixed.roll(1, -1), fixed], dim=1)[..., 2:-2]
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for _ in range(60):
+        velocity = network(pair)
+        loss = (LinearWarp()(pair[:, :1], velocity)[..., :-1] - pair[:, 1:, ..., :-1]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # From the slice after: moved(x) = moving(x + u(x)).
+    assert velocity[:, 2, ..., :-1].median() == pytest.approx(1.0, abs=0.3)
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 9, 4), (2, 12, 5, 6, 8), (2, 12, 7)])
