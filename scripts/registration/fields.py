@@ -220,6 +220,16 @@ def in_view(field: Tensor, margin: float = 0.0) -> Tensor:
     return inside
 
 
+def within_stack(field: Tensor, margin: float = 0.0) -> Tensor:
+    """Where a field (B, 3, X, Y, Z) stays between the first and the last slice of its stack, (B, X, Y, Z), up to a
+    margin in slices; everywhere where it is in-plane, (B, 2, ...)."""
+    if field.shape[1] < 3:
+        return torch.ones_like(field[:, 0], dtype=torch.bool)
+    depth = field.shape[-1]
+    z = field[:, 2] + torch.arange(depth, dtype=field.dtype, device=field.device)
+    return (z >= -margin) & (z <= depth - 1 + margin)
+
+
 def length(field: Tensor) -> Tensor:
     """Length of the vectors of a field, (B, d, ...) -> (B, ...)."""
     # Tensor.norm takes fifty times as long over so short an axis.

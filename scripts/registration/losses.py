@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from scripts.registration.fields import LinearWarp
+from scripts.registration.fields import LinearWarp, within_stack
 from torch import Tensor, nn
 
 
@@ -29,6 +29,8 @@ def full_precision(tensor: Tensor) -> Tensor:
 class WarpedSimilarity(nn.Module):
     """Dissimilarity of the moved and the fixed image, for a field and the pair it registers; with labels, of their
     structures as well.
+
+    What a field brings from beyond the ends of a stack nobody has seen: there, moved counts as equal to fixed.
 
     Args:
         similarity: a loss of (moved, fixed), both (B, 1, *spatial): `torch.nn.MSELoss`, or MONAI's
@@ -62,20 +64,25 @@ class WarpedSimilarity(nn.Module):
         with torch.autocast(field.device.type, enabled=False):
             pair, field = full_precision(pair), full_precision(field)
             if label is None:
-                return self.similarity(self.warp(pair[:, :1], field), pair[:, 1:])
+                return self.similarity(self.seen(self.warp(pair[:, :1], field), pair[:, 1:], field), pair[:, 1:])
             moving, fixed = (
                 torch.cat([label[:, i : i + 1] == value for value in self.structures], dim=1).to(pair) for i in (0, 1)
             )
-            moved = self.warp(torch.cat([pair[:, :1], moving], dim=1), field)
+            target = torch.cat([pair[:, 1:], fixed], dim=1)
+            moved = self.seen(self.warp(torch.cat([pair[:, :1], moving], dim=1), field), target, field)
             return self.similarity(moved[:, :1], pair[:, 1:]) + structure_error(moved[:, 1:], moving, fixed)
+
+    def seen(self, moved: Tensor, fixed: Tensor, field: Tensor) -> Tensor:
+        """The moved images where the field stays in the stack, the fixed ones elsewhere."""
+        return moved if field.shape[1] < 3 else torch.where(within_stack(field).unsqueeze(1), moved, fixed)
 
 
 def structure_error(moved: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
     """Squared error of moved masks, summed over structures, mean over voxels and batch: images whose values are 0 and
     1.
 
-    A structure that one slice of a pair lacks, as the base of the heart often does at end systole, has nowhere to go
-    and is left out.
+    A structure that one image of a pair lacks, as slices at the base of the heart often do at end systole, has nowhere
+    to go and is left out. In a stack it can come from the next slice, and counts.
 
     Args:
         moved: (B, structures, *spatial), the moving masks after the warp.
@@ -97,35 +104,51 @@ class SmoothnessLoss(nn.Module):
         norm: "l1" (mean absolute difference) or "l2" (mean squared difference).
         spacing: voxel size along each axis, in any one unit; components and differences are then in that unit. None is
             isotropic.
+        free_shifts: whether each slice of a stack may shift in-plane as a whole for nothing, as between two breath-holds.
 
     Raises:
         ValueError: for another norm, or a spacing that does not fit the field.
     """
 
-    def __init__(self, norm: str = "l1", spacing: Sequence[float] | None = None) -> None:
+    def __init__(self, norm: str = "l1", spacing: Sequence[float] | None = None, free_shifts: bool = False) -> None:
         super().__init__()
         if norm not in ("l1", "l2"):
             raise ValueError(f"norm is 'l1' or 'l2', got {norm!r}.")
         self.norm = norm
         self.spacing = spacing
+        self.free_shifts = free_shifts
 
     def magnitude(self, values: Tensor) -> Tensor:
         return values.abs().mean() if self.norm == "l1" else values.square().mean()
 
-    def forward(self, field: Tensor) -> Tensor:
-        """A scalar, for a field (B, d, *spatial) in voxels with channel i along array axis i."""
+    def forward(self, field: Tensor, spacing: Tensor | None = None) -> Tensor:
+        """A scalar, for a field (B, d, *spatial) in voxels with channel i along array axis i.
+
+        Args:
+            field: voxels.
+            spacing: (B, d), of each item; instead of the one that all share.
+        """
         axes = field.ndim - 2
-        if field.shape[1] != axes or (self.spacing is not None and len(self.spacing) != axes):
-            raise ValueError(
-                f"a field of {axes} axes has {axes} channels and spacings: {tuple(field.shape)}, {self.spacing}."
-            )
+        sizes = self.spacing if spacing is None else spacing.T
+        if field.shape[1] != axes or (sizes is not None and len(sizes) != axes):
+            raise ValueError(f"a field of {axes} axes has {axes} channels and spacings: {tuple(field.shape)}, {sizes}.")
         with torch.autocast(field.device.type, enabled=False):
             field = full_precision(field)
-            if self.spacing is not None:
+            if spacing is not None:
+                sizes = [size.to(field).view(-1, *[1] * axes) for size in sizes]
+            if sizes is not None:
                 # Not by a tensor of the spacing, whose copy to the device would wait for it.
-                field = torch.stack([field[:, axis] * size for axis, size in enumerate(self.spacing)], dim=1)
+                field = torch.stack([field[:, axis] * size for axis, size in enumerate(sizes)], dim=1)
             terms = []
             for axis in range(axes):
-                difference = field.diff(dim=axis + 2) / (1.0 if self.spacing is None else self.spacing[axis])
+                difference = field.diff(dim=axis + 2)
+                if axis == 2 and self.free_shifts:
+                    shift = difference[:, :2].mean(dim=(2, 3), keepdim=True)
+                    difference = torch.cat([difference[:, :2] - shift, difference[:, 2:]], dim=1)
+                if difference.numel() == 0:
+                    difference = torch.zeros_like(field)  # a stack of one slice
+                if sizes is not None:
+                    size = sizes[axis]
+                    difference = difference / (size.unsqueeze(1) if isinstance(size, Tensor) else size)
                 terms.append(self.magnitude(difference))
             return torch.stack(terms).mean()

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,11 @@ def prepare_to_compile(network: nn.Module) -> None:
     torch._functorch.config.donated_buffer = False
 
 
+def spacing_of(batch: object) -> tuple[Tensor, ...]:
+    """The voxel sizes (B, d) of a batch that tells them under "spacing"."""
+    return (batch["spacing"],) if isinstance(batch, Mapping) and "spacing" in batch else ()
+
+
 class GradientSurgeryHandler:
     """Makes one gradient of those of similarity and smoothness in MONAI's `SupervisedTrainer`, before the optimizer steps.
 
@@ -64,7 +69,7 @@ class GradientSurgeryHandler:
     Args:
         network: the network to train, bare or wrapped as the trainer's is.
         constraint: the smoothness, a function of the trainer's prediction (the field, (B, d, *spatial)) that returns a
-            scalar.
+            scalar; where the batch has a "spacing", (B, d) in mm, of that as well.
         strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr) or
             "weighted_sum"; see `scripts.surgery`.
         granularity: "tensor" (GSMorph), "module" or "vector" (GS-PCGrad).
@@ -169,7 +174,7 @@ class GradientSurgeryHandler:
         graph)."""
         field = engine.state.output[CommonKeys.PRED]
         with torch.autocast(self.parameters[0].device.type, enabled=False):
-            smoothness = self.constraint(field)
+            smoothness = self.constraint(field, *spacing_of(engine.state.batch))
             scaler = engine.scaler if engine.amp else None
             loss = smoothness if scaler is None else scaler.scale(smoothness)
             loss = loss / getattr(engine, "accumulation_steps", 1)

@@ -18,25 +18,28 @@ from collections.abc import Sequence
 
 import torch
 from monai.transforms import Transform
+from scripts.registration.fields import to_slices, to_stack
 from torch import Tensor
 from torch.nn import functional as F
 
 
 class RandomPairAugmentation(Transform):
     """Augments a batch of pairs (B, 2, *spatial) at once, on its device; both images of a pair alike, and its labels as
-    its images.
+    its images. The slices of a stack (3-D) are turned, magnified, deformed and cropped alike.
 
     Args:
-        size: spatial size of a random crop, for each pair its own; None takes all.
+        size: in-plane size of a random crop, for each pair its own; None takes all.
         swap: whether to exchange moving and fixed in half of the pairs, so that the network learns both directions.
         flip: whether to flip half of the pairs along each axis and to rotate the batch by a random multiple of 90
             degrees.
         gamma: standard deviation of the logarithm of a gamma curve, one a pair, applied to intensities in [0, 1]; 0 is
             none.
-        rotation: largest angle in degrees of a random rotation, one a pair, 2-D only; 0 is none.
-        zoom: standard deviation of the logarithm of a random magnification, one a pair, 2-D only; 0 is none.
-        elastic: standard deviation in pixels of a smooth random deformation, one a pair, 2-D only; 0 is none.
+        rotation: largest angle in degrees of a random rotation, one a pair, in-plane; 0 is none.
+        zoom: standard deviation of the logarithm of a random magnification, one a pair, in-plane; 0 is none.
+        elastic: standard deviation in pixels of a smooth random deformation, one a pair, in-plane; 0 is none.
         elastic_spacing: pixels between its control points; folds begin where `elastic` comes near a third of it.
+        misalignment: standard deviation in pixels of a random shift of each slice of a stack, as breath-holds leave
+            them; 0 is none.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class RandomPairAugmentation(Transform):
         zoom: float = 0.0,
         elastic: float = 0.0,
         elastic_spacing: float = 32.0,
+        misalignment: float = 0.0,
     ) -> None:
         self.size = size
         self.swap = swap
@@ -58,6 +62,7 @@ class RandomPairAugmentation(Transform):
         self.zoom = zoom
         self.elastic = elastic
         self.elastic_spacing = elastic_spacing
+        self.misalignment = misalignment
 
     def __call__(self, pair: Tensor, label: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The augmented pair; with labels (B, 2, *spatial) of its images, of an integer type, the pair and its
@@ -71,12 +76,15 @@ class RandomPairAugmentation(Transform):
         def half():
             return each(torch.rand(batch, device=device) < 0.5)
 
-        if self.rotation or self.zoom or self.elastic:
+        if self.rotation or self.zoom or self.elastic or self.misalignment:
+            plane = pair if axes == 2 else pair[..., 0]
             angle = torch.deg2rad(torch.empty(batch, device=device).uniform_(-self.rotation, self.rotation))
-            grid = sampling_grid(pair, angle, torch.exp(torch.randn(batch, device=device) * self.zoom))
+            grid = sampling_grid(plane, angle, torch.exp(torch.randn(batch, device=device) * self.zoom))
             if self.elastic:
-                grid = grid + smooth_noise(pair, self.elastic, self.elastic_spacing)
-            images = [sample_slices(image, grid) for image in images]
+                grid = grid + smooth_noise(plane, self.elastic, self.elastic_spacing)
+            if axes == 3:
+                grid = grid.repeat_interleave(pair.shape[4], dim=0) + slice_shifts(to_slices(pair), self.misalignment)
+            images = [to_stack(sample_slices(to_slices(image), grid), image) for image in images]
         if self.size is not None:
             starts = [
                 torch.randint(old - new + 1, (batch, 1), device=device) for old, new in zip(pair.shape[2:], self.size)
@@ -133,6 +141,14 @@ def smooth_noise(pair: Tensor, deviation: float, spacing: float) -> Tensor:
     noise = F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=True)
     # Channel 0 of the grid is y; an axis of n pixels is 2 long.
     return torch.stack([noise[:, 1] * (2 * deviation / width), noise[:, 0] * (2 * deviation / height)], dim=-1)
+
+
+def slice_shifts(slices: Tensor, deviation: float) -> Tensor:
+    """A random shift of each slice (N, C, X, Y), normal with a standard deviation in pixels: (N, 1, 1, 2) in the
+    coordinates of `sampling_grid`."""
+    shift = torch.randn(len(slices), 2, device=slices.device, dtype=slices.dtype)
+    shift = torch.stack([shift[:, axis] * (2 * deviation / slices.shape[axis + 2]) for axis in (1, 0)], dim=-1)
+    return shift[:, None, None]
 
 
 def sample_slices(image: Tensor, grid: Tensor) -> Tensor:

@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Training slices, prepared once and held as one plain tensor on the device."""
+"""Training slices and stacks, prepared once and held as plain tensors on the device."""
 
 from __future__ import annotations
 
@@ -59,10 +59,7 @@ class SliceDataset(Dataset):
         labels: bool = False,
         cache_dir: str | Path | None = None,
     ) -> None:
-        if labels and data and not any(key in item for item in data for key in LABEL_KEYS):
-            raise InputError(
-                "labels: no item of the training data has any; add moving_label and fixed_label, or set labels to false."
-            )
+        check_labels(data, labels)
         fit = fit_slices(size)
 
         def prepare(item: dict) -> dict[str, Tensor]:
@@ -88,6 +85,74 @@ class SliceDataset(Dataset):
         index = torch.as_tensor(index).to(self.pairs.device, non_blocking=True)
         batch = {"pair": self.pairs[index]}
         return batch if self.labels is None else batch | {"label": self.labels[index]}
+
+
+class StackDataset(Dataset):
+    """All pairs as stacks (2, *size, Z), moving and fixed, on a device, each with its own depth and spacing.
+
+    Slices at a stack's ends that are constant in either image are left out.
+
+    Args:
+        data, transform, size, device, progress, labels, cache_dir: see `SliceDataset`; the transform's "pair" has the
+            affine of its grid.
+
+    Raises:
+        InputError: where labels are wanted and no item has any.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        transform: Callable[[dict], dict],
+        size: Sequence[int],
+        device: str | torch.device = "cpu",
+        progress: bool = True,
+        labels: bool = False,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        check_labels(data, labels)
+        fit = fit_slices(size)
+
+        def prepare(item: dict) -> dict[str, Tensor]:
+            loaded = transform(item)
+            pair = fit(loaded["pair"])
+            seen = has_contrast(pair).all(dim=1).nonzero()[:, 0].tolist()
+            kept = slice(seen[0], seen[-1] + 1) if seen else slice(0)
+            prepared = {"pair": pair[kept], "spacing": loaded["pair"].pixdim.float()}
+            return prepared | {"label": fit(stack_labels(loaded))[kept]} if labels else prepared
+
+        prepared = prepare_items(data, prepare, ["stacks", transform, list(size), labels], cache_dir, progress)
+        self.stacks = [
+            {key: value.to(device) for key, value in stack.items()} for stack in prepared if len(stack["pair"])
+        ]
+
+    def __len__(self) -> int:
+        return len(self.stacks)
+
+    def __getitem__(self, index: Sequence[int]) -> dict[str, Tensor]:
+        """For a list of B: {"pair": (B, 2, *size, Z), "spacing": (B, 3) in mm}, with labels "label" in the pair's shape.
+
+        Raises:
+            InputError: for stacks of different depth.
+        """
+        chosen = [self.stacks[number] for number in index]
+        if len({len(stack["pair"]) for stack in chosen}) > 1:
+            raise InputError(f"--batch_size {len(chosen)}: stacks of different depth do not make a batch; make it 1.")
+        batch = {key: torch.stack([stack[key] for stack in chosen]) for key in chosen[0]}
+        # Slice by slice in memory, where the network takes them apart.
+        return {key: value if key == "spacing" else value.movedim(1, -1) for key, value in batch.items()}
+
+
+def check_labels(data: Sequence[dict], labels: bool) -> None:
+    """Stop where labels are wanted and no item of a data list has any.
+
+    Raises:
+        InputError: saying so.
+    """
+    if labels and data and not any(key in item for item in data for key in LABEL_KEYS):
+        raise InputError(
+            "labels: no item of the training data has any; add moving_label and fixed_label, or set labels to false."
+        )
 
 
 def fit_slices(size: Sequence[int]) -> Callable[[Tensor], Tensor]:

@@ -37,6 +37,26 @@ def test_smoothness_properties(axes: int) -> None:
     assert torch.autograd.gradcheck(SmoothnessLoss("l2", [1.0, 2.0, 3.0][:axes]), field.requires_grad_())
 
 
+def test_smoothness_of_items_of_their_own_spacing() -> None:
+    field, spacing = random_field(3), torch.tensor([[1.5, 1.5, 8.0], [1.4, 1.4, 10.0]])
+    each = [SmoothnessLoss("l1", sizes.tolist())(item[None]) for item, sizes in zip(field, spacing)]
+    assert float(SmoothnessLoss("l1")(field, spacing)) == pytest.approx(float(sum(each) / 2), rel=1e-6)
+
+
+def test_slices_shift_for_nothing_where_breath_holds_may() -> None:
+    shifts = torch.zeros(1, 3, 6, 7, 5, dtype=torch.float64)
+    shifts[:, :2] = torch.randn(1, 2, 1, 1, 5, dtype=torch.float64)
+    free = SmoothnessLoss(free_shifts=True)
+    assert float(free(shifts)) == pytest.approx(0, abs=1e-15)
+    assert float(SmoothnessLoss()(shifts)) > 0.1
+    # Nothing else is free: neither within a slice nor through the slices.
+    field = random_field(3)
+    assert float(free(field)) == pytest.approx(float(free(field + shifts)), rel=1e-12)
+    shifts[:, 2] = shifts[:, 0]
+    assert float(free(shifts)) > 0.1
+    assert float(free(field[..., :1])) > 0  # a stack of one slice
+
+
 def test_smoothness_errors() -> None:
     with pytest.raises(ValueError, match="'l1' or 'l2'"):
         SmoothnessLoss("l3")
@@ -100,3 +120,33 @@ def test_labels_add_their_squared_error() -> None:
     assert float(loss(shift, (pair, label)) - loss(shift, pair)) == pytest.approx(0, abs=1e-15)
     both = loss(torch.cat([shift, -shift]), (pair, label)) - loss(torch.cat([shift, -shift]), pair)
     assert float(both) == pytest.approx(0, abs=1e-15)
+
+
+def test_what_comes_from_beyond_the_stack_is_not_learned() -> None:
+    torch.manual_seed(0)
+    pair = torch.rand(1, 2, 6, 5, 4, dtype=torch.float64)
+    label = torch.randint(0, 4, pair.shape, dtype=torch.int8)
+    field = torch.zeros(1, 3, 6, 5, 4, dtype=torch.float64)
+    field[:, 2] = 1.2
+    loss = WarpedSimilarity(nn.MSELoss())
+    for target in (pair, (pair, label)):
+        (gradient,) = torch.autograd.grad(loss(field.requires_grad_(), target), field)
+        assert gradient[..., :2].abs().sum(1).min() > 0
+        assert gradient[..., 2:].eq(0).all()
+    moved = 0.8 * pair[:, :1, ..., 1:3] + 0.2 * pair[:, :1, ..., 2:4]
+    expected = (moved - pair[:, 1:, ..., :2]).square().sum() / pair[:, 1:].numel()
+    assert float(loss(field, pair)) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_a_structure_comes_from_the_next_slice() -> None:
+    """The basal slice has lost its cavity in the moving image: it leads there from the slice after."""
+    label = torch.zeros(1, 2, 6, 5, 3, dtype=torch.int8)
+    label[0, 0, 2:4, 2:4, 1:] = label[0, 1, 2:4, 2:4] = 3
+    image = (label == 3).double()
+    field = torch.zeros(1, 3, 6, 5, 3, dtype=torch.float64)
+    loss = WarpedSimilarity(nn.MSELoss())
+    (gradient,) = torch.autograd.grad(loss(field.requires_grad_(), (image, label)), field)
+    assert gradient[0, 2, 2:4, 2:4, 0].max() < 0
+    field = field.detach()
+    field[:, 2, ..., 0] = 1.0
+    assert float(loss(field, (image, label))) == 0.0

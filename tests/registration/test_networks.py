@@ -156,19 +156,20 @@ def test_an_inflated_network_is_the_one_of_each_slice(antisymmetric: bool) -> No
 
 def test_a_deep_network_learns_motion_through_the_slices() -> None:
     torch.manual_seed(0)
-    network = PyramidNetwork(3, (8, 8), hidden=8, norm=GROUP, flow_std=1e-2, depth_scale=2.0)
-    fixed = torch.rand(1, 1, 4, 4, 10)
-    fixed = nn.functional.interpolate(fixed, size=(32, 32, 10), mode="trilinear")
-    pair = torch.cat([fixed.roll(1, -1), fixed], dim=1)[..., 2:-2]
-    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
-    for _ in range(60):
+    network = PyramidNetwork(3, (8,), hidden=8, norm=GROUP, flow_std=1e-2, depth_scale=4.0, smoothing=1.0)
+    texture = nn.functional.interpolate(torch.rand(1, 1, 4, 4, 9), size=(16, 16, 9), mode="trilinear")
+    pair = torch.cat([texture.roll(1, -1), texture], dim=1)[..., 2:-2]
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(40):
         velocity = network(pair)
-        loss = (LinearWarp()(pair[:, :1], velocity)[..., :-1] - pair[:, 1:, ..., :-1]).square().mean()
+        losses.append((LinearWarp()(pair[:, :1], velocity) - pair[:, 1:])[..., :-1].square().mean())
         optimizer.zero_grad()
-        loss.backward()
+        losses[-1].backward()
         optimizer.step()
-    # From the slice after: moved(x) = moving(x + u(x)).
-    assert velocity[:, 2, ..., :-1].median() == pytest.approx(1.0, abs=0.3)
+    assert losses[-1] < 0.3 * losses[0]
+    # Each slice is the next one of the moving image: moved(x) = moving(x + u(x)).
+    assert 0.5 < float(velocity[:, 2, ..., :-1].median()) < 1.3
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 9, 4), (2, 12, 5, 6, 8), (2, 12, 7)])

@@ -36,6 +36,35 @@ def test_augmentation_takes_three_dimensions() -> None:
     assert RandomPairAugmentation([8, 8, 4])(torch.rand(2, 2, 10, 10, 6)).shape == (2, 2, 8, 8, 4)
 
 
+def test_slices_of_a_stack_are_augmented_alike() -> None:
+    pair = torch.rand(2, 2, 20, 20, 1).expand(-1, -1, -1, -1, 5)
+    label = (pair > 0.5).to(torch.int8)
+    options = {"rotation": 30.0, "zoom": 0.2, "elastic": 1.0, "gamma": 0.0, "elastic_spacing": 8.0}
+    torch.manual_seed(0)
+    augmented, labels = RandomPairAugmentation([16, 16], **options)(pair, label)
+    assert augmented.shape == labels.shape == (2, 2, 16, 16, 5)
+    for images in (augmented, labels):
+        assert torch.equal(images, images[..., :1].expand_as(images))
+        assert not torch.equal(images[0], images[1])
+    # A slice is what it would be without the others.
+    torch.manual_seed(0)
+    random.seed(0)
+    whole = RandomPairAugmentation(None, flip=False, swap=False, **options)(pair)
+    torch.manual_seed(0)
+    random.seed(0)
+    single = RandomPairAugmentation(None, flip=False, swap=False, **options)(pair[..., 0])
+    torch.testing.assert_close(whole[..., 0], single)
+
+
+def test_misaligned_breath_holds_shift_slices_apart() -> None:
+    x = torch.arange(24.0).view(1, 1, 24, 1, 1).expand(1, 2, 24, 20, 40) / 24
+    torch.manual_seed(0)
+    moved = RandomPairAugmentation(None, swap=False, flip=False, gamma=0, misalignment=2.0)(x)
+    shifts = 24 * (moved - x)[0, :, 12, 10]
+    assert torch.equal(shifts[0], shifts[1])
+    assert 1.5 < float(shifts[0].std()) < 2.5
+
+
 def test_crops_are_pieces_of_their_own_pair() -> None:
     pair = torch.arange(3 * 2 * 9 * 7).view(3, 2, 9, 7).float()
     starts = [torch.randint(6, (3, 1)), torch.randint(3, (3, 1))]

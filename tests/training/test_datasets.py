@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from scripts.errors import InputError
-from scripts.training.datasets import FrameDataset, SliceDataset, batch_loader
+from scripts.training.datasets import FrameDataset, SliceDataset, StackDataset, batch_loader
 
 
 def make_dataset(count: int = 3) -> SliceDataset:
@@ -107,6 +108,29 @@ def test_labels_lie_on_their_pairs_and_missing_ones_are_marked() -> None:
     assert set(SliceDataset(items, lambda item: item, (8, 4), progress=False)[[0]]) == {"pair"}
     with pytest.raises(InputError, match="no item of the training data has any"):
         SliceDataset([{"pair": items[0]["pair"]}], lambda item: item, (8, 4), progress=False, labels=True)
+
+
+def test_stacks_keep_their_depth_and_spacing() -> None:
+    pairs = [torch.rand(2, 9, 6, depth) for depth in (5, 1, 4)]
+    pairs[0][0, ..., :2] = 0.0
+    pairs[2][1, ..., 1] = 0.7  # between others a blank slice stays
+    items = [
+        {
+            "pair": MetaTensor(pair, affine=torch.diag(torch.tensor([1.5, 1.5, step, 1.0]))),
+            "moving_label": pair[:1] > 0.5,
+        }
+        for pair, step in zip(pairs, (5.0, 17.0, 10.0))
+    ]
+    dataset = StackDataset(items, lambda item: item, (8, 8), progress=False, labels=True)
+    batches = [dataset[[number]] for number in range(3)]
+    assert [tuple(batch["pair"].shape) for batch in batches] == [(1, 2, 8, 8, depth) for depth in (3, 1, 4)]
+    assert [batch["spacing"].tolist() for batch in batches] == [[[1.5, 1.5, step]] for step in (5, 17, 10)]
+    assert torch.equal(batches[0]["pair"][0, :, :, 1:7], pairs[0][:, :8, :, 2:])
+    assert torch.equal(batches[0]["label"][0, 0, :, 1:7], (pairs[0][0, :8, :, 2:] > 0.5).to(torch.int8))
+    assert batches[0]["label"][:, 1].eq(-1).all()
+    assert sorted(batch["pair"].shape[-1] for batch in batch_loader(dataset, 1)) == [1, 3, 4]
+    with pytest.raises(InputError, match="--batch_size 2"):
+        dataset[[0, 2]]
 
 
 def test_frames_are_paired_within_their_slice() -> None:
