@@ -78,7 +78,7 @@ class Cine:
 class CineRegistration:
     """Every frame of a cine registered to its reference frame, or a moving image to a fixed one (T = 1).
 
-    Fields are in-plane, in voxels, channel i along array axis i, pull convention. With u = fields[t] on the reference's
+    Fields are in voxels, channel i along array axis i, pull convention. With u = fields[t] on the reference's
     grid, moved[..., t](x) = image[..., t](x + u(x)), and the reference's point x lies at x + u(x) in frame t. With v =
     inverses[t] on the grid of frame t, labels[..., t](y) = label(y + v(y)).
     """
@@ -89,9 +89,9 @@ class CineRegistration:
     reference_basis: str
     """Why that frame, in words."""
     fields: Array
-    """(T, 2, X, Y, Z)."""
+    """(T, d, X, Y, Z), d = 2 in-plane or 3."""
     inverses: Array
-    """(T, 2, X, Y, Z)."""
+    """(T, d, X, Y, Z), d = 2 in-plane or 3."""
     moved: Array
     """(X, Y, Z, T), intensities of the cine's unit."""
     label: NDArray[np.integer] | None = None

@@ -22,6 +22,14 @@ empties the cavity (s < s_i; g is a softened min(s, 1)) and fades through the wa
 loses in length; the second moves the free wall of the right ventricle (s = s_f) inward. A turn keeps areas, hence
 det(grad motion) = d sigma / d s, which is positive. Slices move in their planes alone.
 
+With `shortening`, the heart then moves along its axis as well: a point at the height l, 0 at the base and 1 at the tip of
+the apex, goes to
+
+    lambda = l + a S w (1 - l),    w = exp(-(r / r_a)^8)
+
+where r is its distance from the axis, in-plane. So the base descends by the share S of the long axis, the apex stays, the
+twist of each level rides along, and det(grad motion) = (1 - a S w) d sigma / d s. Above the base there are blood and fat.
+
     python -m scripts.cardiac.phantom --root DIR
 """
 
@@ -32,7 +40,7 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -66,6 +74,8 @@ SOFTNESS = 0.2  # of the ramp g
 SHARPNESS = 8  # n, of the free wall's motion
 BREADTH = 1.6  # kappa, of the same along the angle
 RV_WALL = 3.0  # mm
+BASE, LAST = 0.05, 0.82  # heights of the first and the last of several slices
+TIP = 0.98  # above which all levels look alike
 FORMAT = 1  # of the data set; a new number has old ones rewritten
 
 
@@ -113,6 +123,8 @@ class Phantom:
     """Standard deviation of the noise of each of the two channels whose magnitude is the image."""
     rotation: tuple[float, float, float] | None
     """Rotation vector in degrees away from a typical short-axis view; None lays the array axes along RAS."""
+    shortening: float = 0.0
+    """Share of the long axis by which the base descends at end systole; 0 moves slices in their planes alone."""
 
     @classmethod
     def random(
@@ -123,6 +135,7 @@ class Phantom:
         frames: int = 10,
         spacing: Sequence[float] | None = None,
         oblique: bool = True,
+        shortening: float = 0.0,
     ) -> Phantom:
         """A subject drawn by seed, the same for every size and spacing.
 
@@ -133,11 +146,12 @@ class Phantom:
             frames: of the cycle, at least 2.
             spacing: voxel size in mm; None shows 128 mm in-plane along the shorter axis, in slices 8 mm apart.
             oblique: whether the affine is that of a short-axis view; otherwise the array axes lie along RAS.
+            shortening: share of the long axis by which the base descends, below 1; about 0.15 in a healthy heart.
 
         Raises:
-            ValueError: for fewer than 2 frames, no slice, or a size or spacing that is not positive.
+            ValueError: for fewer than 2 frames, no slice, a size or spacing that is not positive, or such a shortening.
         """
-        fits = frames >= 2 and slices >= 1 and len(size) == 2 and min(size) >= 1
+        fits = frames >= 2 and slices >= 1 and len(size) == 2 and min(size) >= 1 and 0 <= shortening < 1
         if not fits or (spacing is not None and (len(spacing) != 3 or min(spacing) <= 0)):
             raise ValueError(
                 f"no phantom of size {tuple(size)}, {slices} slices, {frames} frames and spacing {spacing} mm."
@@ -170,6 +184,7 @@ class Phantom:
             intensities=tuple(mean * draw(0.88, 1.12) for mean, _ in TISSUES.values()),
             noise=draw(10, 18),
             rotation=(draw(-12, 12), draw(-12, 12), draw(-12, 12)) if oblique else None,
+            shortening=float(shortening),
         )
 
     @property
@@ -193,8 +208,10 @@ class Phantom:
 
     @cached_property
     def grid(self) -> Array:
-        """Voxel coordinates of the in-plane axes, shape (2, X, Y, Z)."""
-        return np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in (*self.size, self.slices)), indexing="ij")[:2])
+        """Voxel coordinates of the axes that move, (2, X, Y, Z), or with shortening (3, X, Y, Z)."""
+        axes = 3 if self.shortening else 2
+        shape = (*self.size, self.slices)
+        return np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij")[:axes])
 
     def field(self, moving: int, fixed: int) -> Array:
         """The exact displacement that pulls one frame onto another: moved(x) = moving(x + u(x)).
@@ -204,15 +221,16 @@ class Phantom:
             fixed: number of the fixed frame.
 
         Returns:
-            (2, X, Y, Z) in voxels of the fixed grid, channel i along array axis i. Closed form where `fixed` is end
-            diastole, otherwise exact to 1e-6 mm.
+            (2, X, Y, Z), or with shortening (3, X, Y, Z), in voxels of the fixed grid, channel i along array axis i. Closed
+            form where `fixed` is end diastole, otherwise exact to 1e-6 mm.
         """
         return self.to_frame(self.to_material(self.grid, fixed), moving) - self.grid
 
     def image(self, frame: int, noisy: bool = True) -> Array:
         """Signal of a frame, shape (X, Y, Z), in scanner units; without noise it is the material's, carried
         unchanged."""
-        signal = self.signal(self.to_material(self.grid, frame))
+        material = self.to_material(self.grid, frame)
+        signal = self.around(material).signal(material[:2])
         if not noisy:
             return signal
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(2, frame)))
@@ -222,27 +240,66 @@ class Phantom:
 
     def label(self, frame: int) -> NDArray[np.uint8]:
         """Structures of a frame at the voxel centers, shape (X, Y, Z): 1 RV, 2 myocardium, 3 LV cavity, 0 elsewhere."""
-        distance = self.distances(self.to_material(self.grid, frame))
+        material = self.to_material(self.grid, frame)
+        there = self.around(material)
+        distance = there.distances(material[:2])
         label = np.zeros((*self.size, self.slices), np.uint8)
         for value, name in ((1, "rv"), (2, "lv_wall"), (3, "lv")):
-            label[distance[name] < 0] = value
+            label[(distance[name] < 0) & (there.level >= 0)] = value
         return label
 
+    def around(self, points: Array) -> Phantom:
+        """The subject as it is at the height of material points (3, ...), slice by slice for points (2, ..., Z)."""
+        return self.at(self.height(points[2])) if len(points) == 3 else self
+
+    def at(self, level: Array) -> Phantom:
+        """The subject with other heights on the long axis than those of the slices: where a shape is called (Z,), that
+        of these heights then."""
+        other = replace(self)
+        other.__dict__["level"] = np.minimum(level, TIP)
+        return other
+
+    @property
+    def slices_of_axis(self) -> float:
+        """Length of the long axis, from the base to the tip of the apex, in slices."""
+        return (self.slices - 1) / (LAST - BASE) if self.slices > 1 else 12.0
+
+    def height(self, number: Array) -> Array:
+        """Height on the long axis of slices, counted from 0, which may lie between slices."""
+        return (BASE if self.slices > 1 else 0.3) + number / self.slices_of_axis
+
+    def descent(self, points: Array, activation: float) -> Array:
+        """Share of its distance from the apex that a point (3, ...) in voxels descends."""
+        middle = [(n - 1) / 2 + c / s for n, c, s in zip(self.size, self.center, self.spacing)]
+        mm = [(x - m) * s for x, m, s in zip(points, middle, self.spacing)]
+        reach = 1.1 * (self.cavity_radius + self.wall + self.rv_depth)
+        return activation * self.shortening * np.exp(-(((mm[0] ** 2 + mm[1] ** 2) / reach**2) ** 4))
+
     def to_frame(self, points: Array, frame: int) -> Array:
-        """Where material points lie in a frame; both (2, ..., Z) in voxels, the last axis along the slices."""
+        """Where material points lie in a frame; both (2, ..., Z) in voxels, the last axis along the slices, or (3, ...)."""
         activation = self.activation(frame)
         if activation == 0:
             return points.copy()
+        if len(points) == 3:
+            moved = np.stack([*self.around(points).to_frame(points[:2], frame), points[2]])
+            share, level = self.descent(moved, activation), self.height(points[2])
+            moved[2] += share * (1 - level) * self.slices_of_axis
+            return moved
         p, s, cosine = self.polar(points)
         sigma = s - activation * self.inward(s, cosine)[0]
         return self.voxels(rotate(p * np.sqrt(sigma / s), activation * self.turn(sigma)))
 
     def to_material(self, points: Array, frame: int) -> Array:
-        """Which material lies at points of a frame, the inverse of `to_frame` to 1e-6 mm; both (2, ..., Z) in
+        """Which material lies at points of a frame, the inverse of `to_frame` to 1e-6 mm; both (2, ..., Z) or (3, ...) in
         voxels."""
         activation = self.activation(frame)
         if activation == 0:
             return points.copy()
+        if len(points) == 3:
+            share, level = self.descent(points, activation), self.height(points[2])
+            number = points[2] - share * (1 - level) / (1 - share) * self.slices_of_axis
+            material = np.stack([points[0], points[1], number])
+            return np.stack([*self.around(material).to_material(points[:2], frame), number])
         p, sigma, _ = self.polar(points)
         p = rotate(p, -activation * self.turn(sigma))
         cosine = self.rv_cosine(p, sigma)
@@ -263,7 +320,7 @@ class Phantom:
     @cached_property
     def level(self) -> Array:
         """Height of each slice on the long axis, 0 at the base and 1 at the tip of the apex."""
-        return np.linspace(0.05, 0.82, self.slices) if self.slices > 1 else np.array([0.3])
+        return np.linspace(BASE, LAST, self.slices) if self.slices > 1 else np.array([0.3])
 
     @cached_property
     def inner(self) -> Array:
@@ -307,14 +364,18 @@ class Phantom:
     def centers(self) -> Array:
         """Center of the left ventricle, (2, Z) in voxels."""
         middle = [(n - 1) / 2 + c / s for n, c, s in zip(self.size, self.center, self.spacing)]
-        drift = np.outer(np.divide(self.tilt, self.spacing[:2]), self.level - 0.45)
-        return np.array(middle)[:, None] + drift
+        drift = np.multiply.outer(np.divide(self.tilt, self.spacing[:2]), self.level - 0.45)
+        return np.array(middle).reshape(2, *[1] * self.level.ndim) + drift
+
+    def centers_for(self, points: Array) -> Array:
+        """The same, to be added to points (2, ..., Z)."""
+        return self.centers().reshape(2, *[1] * (points.ndim - 1 - self.level.ndim), *self.level.shape)
 
     def polar(self, points: Array) -> tuple[Array, Array, Array]:
         """Points (2, ..., Z) from voxels to mm about the center, with their squared radius and the cosine of their
         angle."""
         shape = (2, *[1] * (points.ndim - 2))
-        p = (points - self.centers().reshape(*shape, -1)) * np.array(self.spacing[:2]).reshape(*shape, 1)
+        p = (points - self.centers_for(points)) * np.array(self.spacing[:2]).reshape(*shape, 1)
         # A micrometer keeps the center itself out of divisions.
         s = np.maximum((p**2).sum(axis=0), 1e-6)
         return p, s, self.rv_cosine(p, s)
@@ -326,7 +387,7 @@ class Phantom:
     def voxels(self, p: Array) -> Array:
         """From mm about the center to voxels, (2, ..., Z)."""
         shape = (2, *[1] * (p.ndim - 2))
-        return p / np.array(self.spacing[:2]).reshape(*shape, 1) + self.centers().reshape(*shape, -1)
+        return p / np.array(self.spacing[:2]).reshape(*shape, 1) + self.centers_for(p)
 
     def inward(self, s: Array, cosine: Array) -> tuple[Array, Array]:
         """What the squared radius loses at full activation, and its derivative by s; mm² and 1."""
@@ -395,6 +456,8 @@ class Phantom:
         for name, border in layers:
             tissue = self.intensities[names.index(name)] * np.maximum(1 + TISSUES[name][1] * texture, 0.05)
             cover = np.clip(0.5 - border / edge, 0, 1)
+            if name == "myocardium":
+                cover = cover * (self.level >= 0)
             out += cover**2 * (3 - 2 * cover) * (tissue - out)
         return out
 
@@ -407,8 +470,17 @@ class Phantom:
         return (white[1:] + white[:-1]) / math.sqrt(2) / 0.479
 
     def texture(self, points: Array) -> Array:
-        """A smooth random function of the material points (2, X, Y, Z), in voxels; zero mean, unit variance."""
+        """A smooth random function of the material points (2, X, Y, Z), in voxels; zero mean, unit variance, linear
+        between slices."""
         mm = points * np.array(self.spacing[:2]).reshape(2, 1, 1, 1) / KNOT
+        if self.level.ndim > 1:
+            number = np.clip((self.level - self.height(0)) * self.slices_of_axis, 0, self.slices - 1)
+            out = np.zeros(points.shape[1:])
+            for z, c in enumerate(self.knots):
+                near = np.abs(number - z) < 1
+                share = 1 - np.abs(number[near] - z)
+                out[near] += share * map_coordinates(c, mm[:, near], order=3, mode="grid-wrap", prefilter=False)
+            return out
         maps = [
             map_coordinates(c, mm[..., z], order=3, mode="grid-wrap", prefilter=False) for z, c in enumerate(self.knots)
         ]
@@ -464,6 +536,7 @@ def write_phantom_dataset(
     spacing: Sequence[float] | None = None,
     oblique: bool = True,
     progress: bool = True,
+    shortening: float = 0.0,
 ) -> Path:
     """Write phantoms in ACDC's layout, with a `splits.json` and the parameters in `phantom.json`.
 
@@ -473,7 +546,7 @@ def write_phantom_dataset(
         root: the data set's folder; what lies in it must be phantoms or nothing.
         subjects: number of subjects, at least 3; about 70 % train, 10 % val, 20 % test.
         seed: of the whole data set.
-        size, slices, frames, spacing, oblique: see `Phantom.random`.
+        size, slices, frames, spacing, oblique, shortening: see `Phantom.random`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -487,7 +560,8 @@ def write_phantom_dataset(
         raise ValueError(f"a data set needs three subjects or more, got {subjects}.")
     root = Path(root).resolve()
     drawn = [
-        Phantom.random((seed, number), size, slices, frames, spacing, oblique) for number in range(1, subjects + 1)
+        Phantom.random((seed, number), size, slices, frames, spacing, oblique, shortening)
+        for number in range(1, subjects + 1)
     ]
     names = [f"phantom{number:03d}" for number in range(1, subjects + 1)]
     parameters = {
@@ -499,7 +573,7 @@ def write_phantom_dataset(
         "frames": frames,
         "spacing": list(drawn[0].spacing),
         "oblique": oblique,
-    }
+    } | ({"shortening": shortening} if shortening else {})
     files = [name for subject, phantom in zip(names, drawn) for name in subject_files(subject, phantom)]
     if is_complete(root, parameters, files):
         return root
@@ -600,10 +674,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--straight", action="store_true", help="an affine along RAS instead of a short-axis view")
+    parser.add_argument(
+        "--shortening", type=float, default=0.0, help="share of the long axis by which the base descends; default: none"
+    )
     a = parser.parse_args(argv)
     size = a.size * 2 if len(a.size) == 1 else a.size
     try:
-        root = write_phantom_dataset(a.root, a.subjects, a.seed, size, a.slices, a.frames, a.spacing, not a.straight)
+        root = write_phantom_dataset(
+            a.root, a.subjects, a.seed, size, a.slices, a.frames, a.spacing, not a.straight, shortening=a.shortening
+        )
     except ValueError as error:
         parser.error(str(error))
     print(f"{root}: {a.subjects} subjects")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scripts.cardiac.cines import LABELS, CineRegistration
 from scripts.files import let_go, one_by_one
 from scripts.registration import fields
-from scripts.registration.fields import compose, in_view, jacobian_determinant
+from scripts.registration.fields import compose, in_view, jacobian_determinant, unstack
 
 Array = NDArray[np.floating]
 # Beyond which a figure is called out. Below `moved_mm`, the largest displacement, nothing has been registered; below
@@ -109,21 +109,27 @@ def frame_figures(
     determinant is above 0.1. Unconverged are voxels whose inverse stays in view and is off by more than a hundredth of
     a voxel. Blank is a slice that is constant in either image.
     """
+    axes = len(registration.fields[0])
+
+    def by_slice(values: torch.Tensor) -> torch.Tensor:
+        """(Z, X, Y) from what fields of slices have, that, or of a volume, (1, X, Y, Z)."""
+        return values if axes == 2 else values[0].movedim(-1, 0)
+
     u, v = (
-        torch.from_numpy(np.ascontiguousarray(f[t])).double().movedim(-1, 0)
+        unstack(torch.from_numpy(np.ascontiguousarray(f[t])).double(), axes)
         for f in (registration.fields, registration.inverses)
     )
-    determinant = jacobian_determinant(u)
-    spacing = torch.tensor(registration.cine.spacing[:2], dtype=torch.float64).view(1, 2, 1, 1)
+    spacing = torch.tensor(registration.cine.spacing[:axes], dtype=torch.float64).view(1, -1, *[1] * axes)
+    determinants = [jacobian_determinant(one) for one in (u, v)]
     errors = []
-    for one, other in ((u, v), (v, u)):
+    for one, other, own in ((u, v, determinants[0]), (v, u, determinants[1])):
         length = fields.length(compose(other, one) * spacing)
-        valid = in_view(one) & ((determinant if one is u else jacobian_determinant(one)) > 0.1)
-        errors.append(torch.where(valid, length, torch.nan))
+        errors.append(by_slice(torch.where(in_view(one) & (own > 0.1), length, torch.nan)))
+    determinant = by_slice(determinants[0])
     inverse = [error.flatten(1) for error in errors]
     fixed = torch.from_numpy(np.ascontiguousarray(registration.fixed)).double().movedim(-1, 0)
     scale = fixed.var().clamp(min=torch.finfo(torch.float64).tiny)
-    seen = in_view(u)
+    seen = by_slice(in_view(u))
     if reached is not None:
         seen = seen & torch.from_numpy(np.ascontiguousarray(reached)).bool().movedim(-1, 0)
     images = [
@@ -131,7 +137,7 @@ def frame_figures(
         for i in (registration.cine.image, registration.moved)
     ]
     squares = [misfit(image, fixed, seen) / scale for image in images]
-    length = fields.length(u * spacing)
+    length = by_slice(fields.length(u * spacing))
     tissue = length > MOVING * length.max()
     if registration.labels is not None:
         label = registration.label if registration.reference else registration.labels[..., t]
@@ -139,10 +145,10 @@ def frame_figures(
     compressed = tissue & (determinant > 0) & (determinant < THRESHOLDS["compressed_determinant"])
     pair = np.stack([registration.cine.image[..., t], registration.fixed])
     blank = (np.ptp(pair, axis=(1, 2)) == 0).any(axis=0)
-    unconverged = np.zeros(len(u))
+    unconverged = np.zeros(len(fixed))
     if inversion_errors is not None:
         missed = inversion_errors > THRESHOLDS["unconverged_voxels_error"]
-        unconverged = (missed & in_view(v).movedim(0, -1).numpy()).sum(axis=(0, 1))
+        unconverged = (missed & by_slice(in_view(v)).movedim(0, -1).numpy()).sum(axis=(0, 1))
 
     def figures(part: slice) -> dict:
         inside = [error[part][~error[part].isnan()].numpy() for error in inverse]
@@ -162,7 +168,7 @@ def frame_figures(
             "blank_slices": int(blank[part].sum()),
         }
 
-    slices = [{"slice": z + 1, **figures(slice(z, z + 1))} for z in range(len(u))]
+    slices = [{"slice": z + 1, **figures(slice(z, z + 1))} for z in range(len(fixed))]
     return {"frame": t + 1, **figures(slice(None)), "slices": slices}
 
 
@@ -193,10 +199,10 @@ def cycle_figures(registration: CineRegistration) -> dict:
     to the first should be like the others; its ratio to the largest of them is `closure_ratio`. Cines of a part of the
     cycle do not close.
     """
-    spacing = np.array(registration.cine.spacing[:2])
+    spacing = np.array(registration.cine.spacing[: len(registration.fields[0])])
     amplitude = np.zeros(registration.fixed.shape)
     for u in one_by_one(registration.fields):
-        amplitude = np.maximum(amplitude, np.hypot(u[0] * spacing[0], u[1] * spacing[1]))
+        amplitude = np.maximum(amplitude, np.sqrt(np.einsum("ixyz,i->xyz", u**2, spacing**2)))
     moving = amplitude > max(MOVING * float(amplitude.max()), 1e-6)
     if not moving.any():
         return {}

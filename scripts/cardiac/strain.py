@@ -9,14 +9,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Radial and circumferential strain of the left ventricular wall from in-plane displacement fields.
+"""Radial and circumferential strain of the left ventricular wall from displacement fields, with those of volumes
+longitudinal strain as well.
 
-The displacement u of a frame takes the reference's point x to x + u(x). With F = I + grad u in mm, in-plane, at the
-reference's voxels (central differences), a fiber along the unit vector e changes its length by the engineering strain
-(Lagrangian, relative to the reference frame) sqrt(e' F' F e) - 1, a ratio: -0.2 is a shortening by 20 %. A rigid motion
-has none. Unit vectors point away from the centroid of the LV cavity of the same slice in the reference (radial) and at
-a right angle to that (circumferential). Motion through the slices is not seen, hence no longitudinal strain;
-`longitudinal` has that of long-axis views.
+The displacement u of a frame takes the reference's point x to x + u(x). With F = I + grad u in mm, at the reference's
+voxels (central differences), a fiber along the unit vector e changes its length by the engineering strain (Lagrangian,
+relative to the reference frame) sqrt(e' F' F e) - 1, a ratio: -0.2 is a shortening by 20 %. A rigid motion has none.
+Unit vectors point away from the centroid of the LV cavity of the same slice in the reference (radial), at a right angle
+to that (circumferential), and through the slices (longitudinal). In-plane fields do not see motion through the slices:
+they have no longitudinal strain, and `longitudinal` has that of long-axis views.
 
 Sectors are the six of basal and mid-cavity slices in Cerqueira et al., Circulation 105:539 (2002), 60 degrees each
 about the same center, in every slice (apical ones too). They start at the anterior insertion of the RV and go through
@@ -37,11 +38,13 @@ SECTORS = ("anteroseptal", "inferoseptal", "inferior", "inferolateral", "anterol
 APEX = np.array([-1.0, 1.0, -1.0])  # from base to apex in RAS: left, anterior, inferior
 ANTERIOR = np.array([0.0, 1.0, 1.0])  # what an upright heart's "anterior" wall faces in RAS: anterior and superior
 DEFINITIONS = {
-    "strain": "engineering strain sqrt(e' F' F e) - 1 with F = I + grad u in-plane, a ratio relative to the reference frame",
+    "strain": "engineering strain sqrt(e' F' F e) - 1 with F = I + grad u, a ratio relative to the reference frame; "
+    "in-plane where fields are",
     "average": "mean over the myocardium's voxels (label 2) of the reference, in slices with an LV cavity",
     "peak_circumferential": "the most negative global circumferential strain of the cycle; none where the reference is "
     "not near end diastole",
     "peak_radial": "the largest global radial strain of the cycle; none either",
+    "peak_longitudinal": "the most negative global longitudinal strain of the cycle, from fields of volumes alone",
 }
 # Of a long-axis view, see `longitudinal`.
 LONG_AXIS_DEFINITIONS = {
@@ -65,7 +68,7 @@ def measure_strain(
     """Strain of each frame, over the whole myocardium and in six sectors a slice.
 
     Args:
-        fields: (T, 2, X, Y, Z) in voxels, channel i along array axis i, on the reference's grid.
+        fields: (T, d, X, Y, Z) in voxels, channel i along array axis i, on the reference's grid; d = 2 in-plane, or 3.
         label: of the reference frame, (X, Y, Z); 1 RV, 2 myocardium, 3 LV cavity. Slices without cavity or myocardium
             are left out.
         affine: voxel index to RAS in mm, (4, 4), with orthogonal axes.
@@ -74,16 +77,16 @@ def measure_strain(
 
     Returns:
         Rows of `frame` (from 1), `time_ms` (where times are known; of the slice, or the mean over slices), `region`
-        ("global" or a name of `SECTORS`), `slice` and `sector` (from 1; None in global rows), `radial` and
-        `circumferential` (ratios), and `voxels` (how many were averaged). A sector without myocardium has no row. Empty
-        where no slice can be measured.
+        ("global" or a name of `SECTORS`), `slice` and `sector` (from 1; None in global rows), `radial`,
+        `circumferential` and, where d = 3, `longitudinal` (ratios), and `voxels` (how many were averaged). A sector
+        without myocardium has no row. Empty where no slice can be measured.
 
     Raises:
         ValueError: where the shapes do not fit.
     """
-    if fields.ndim != 5 or fields.shape[1] != 2 or fields.shape[2:] != label.shape or min(label.shape[:2]) < 2:
+    if fields.ndim != 5 or fields.shape[1] not in (2, 3) or fields.shape[2:] != label.shape or min(label.shape[:2]) < 2:
         raise ValueError(
-            f"fields (T, 2, X, Y, Z) and a label (X, Y, Z) are needed, got shapes {fields.shape} and {label.shape}."
+            f"fields (T, d, X, Y, Z) and a label (X, Y, Z) are needed, got shapes {fields.shape} and {label.shape}."
         )
     spacing, centers = voxel_sizes(affine)[:2], lv_centers(label, affine)
     voxels = np.argwhere((label == MYOCARDIUM) & np.isin(np.arange(label.shape[2]), list(centers)))
@@ -93,8 +96,11 @@ def measure_strain(
     if not len(voxels):
         return []
     radial = offsets / np.linalg.norm(offsets, axis=1, keepdims=True)
-    gradient = deformation_gradient(fields, voxels, spacing)
     directions = {"radial": radial, "circumferential": radial[:, ::-1] * [-1, 1]}
+    if fields.shape[1] == 3:
+        directions = {name: np.pad(e, ((0, 0), (0, 1))) for name, e in directions.items()}
+        directions["longitudinal"] = np.broadcast_to([0.0, 0.0, 1.0], (len(voxels), 3))
+    gradient = deformation_gradient(fields, voxels, voxel_sizes(affine)[: fields.shape[1]])
     # (T, N) each.
     strains = {
         name: np.linalg.norm(np.einsum("tnij,nj->tni", gradient, e), axis=-1) - 1 for name, e in directions.items()
@@ -125,18 +131,16 @@ def summarize_strain(rows: list[dict]) -> dict[str, object]:
     cycle = [row for row in rows if row["region"] == "global"]
     if not cycle:
         return {}
-    name = "longitudinal" if "longitudinal" in cycle[0] else "circumferential"
-    shortest, thickest = min(cycle, key=lambda row: row[name]), max(cycle, key=lambda row: row["radial"])
-    longest = max(row[name] for row in cycle)
-    if longest > NEAR_END_DIASTOLE * (longest - shortest[name]):
+    names = [name for name in ("circumferential", "longitudinal") if name in cycle[0]]
+    along = [row[names[0]] for row in cycle]
+    if max(along) > NEAR_END_DIASTOLE * (max(along) - min(along)):
         return {}
-    return {
-        f"peak_{name}": shortest[name],
-        f"peak_{name}_frame": shortest["frame"],
-        "peak_radial": thickest["radial"],
-        "peak_radial_frame": thickest["frame"],
-        "definitions": dict(DEFINITIONS if name == "circumferential" else LONG_AXIS_DEFINITIONS),
-    }
+    peaks = {name: min(cycle, key=lambda row, name=name: row[name]) for name in names}
+    peaks["radial"] = max(cycle, key=lambda row: row["radial"])
+    found: dict[str, object] = {}
+    for name, row in peaks.items():
+        found |= {f"peak_{name}": row[name], f"peak_{name}_frame": row["frame"]}
+    return {**found, "definitions": dict(DEFINITIONS if names[0] == "circumferential" else LONG_AXIS_DEFINITIONS)}
 
 
 def sector_map(label: NDArray, affine: Array, sector_origin: float | None = None) -> NDArray[np.uint8]:
@@ -220,20 +224,21 @@ def septal_sense(label: NDArray, affine: Array, centers: dict[int, Array], origi
 
 
 def deformation_gradient(fields: Array, voxels: NDArray[np.integer], spacing: Array) -> Array:
-    """F = S (I + grad u) S^-1 at voxels (N, 3) of fields (T, 2, X, Y, Z) in voxels, with S = diag(spacing), shape (T,
-    N, 2, 2).
+    """F = S (I + grad u) S^-1 at voxels (N, 3) of fields (T, d, X, Y, Z) in voxels, with S = diag(spacing), shape (T,
+    N, d, d).
 
-    Central differences, one-sided at the border of the array; F has no unit, its axes are the two array axes.
+    Central differences, one-sided at the border of the array; F has no unit, its axes are the first d array axes.
     """
-    columns = []
-    for axis in range(2):
+    columns, axes = [], fields.shape[1]
+    for axis in range(axes):
         step = np.eye(3, dtype=int)[axis]
         low, high = np.maximum(voxels - step, 0), np.minimum(voxels + step, np.array(fields.shape[2:]) - 1)
         after, before = (fields[(slice(None), slice(None), *at.T)].astype(float) for at in (high, low))
-        columns.append((after - before) / (high - low)[:, axis])
-    # (T, 2, N) for each derivative.
+        # A stack of one slice has no difference through it.
+        columns.append((after - before) / np.maximum(high - low, 1)[:, axis])
+    # (T, d, N) for each derivative.
     gradient = np.moveaxis(np.stack(columns, axis=-1), 1, 2)
-    return np.eye(2) + gradient * spacing[:, None] / spacing
+    return np.eye(axes) + gradient * spacing[:, None] / spacing
 
 
 def lv_centers(label: NDArray, affine: Array) -> dict[int, Array]:

@@ -321,10 +321,18 @@ def in_parts(item: Mapping, voxels: int = 1 << 22) -> Iterator[dict]:
 
 
 class PairFrames(Transform):
-    """Every frame's slices beside the fixed ones: (T, X, Y, Z) and (1, X, Y, Z) to "pair" (2, X, Y, Z * T), frames
-    fastest."""
+    """Every frame beside the fixed image: (T, X, Y, Z) and (1, X, Y, Z) to "pair".
+
+    Args:
+        axes: of what the network registers: 2 for slices, which gives (2, X, Y, Z * T), frames fastest, or 3 for volumes, (2, X, Y,
+            Z, T).
+    """
+
+    def __init__(self, axes: int = 2) -> None:
+        self.axes = axes
 
     def __call__(self, data: Mapping) -> dict:
         moving, fixed = (data[key].as_tensor().movedim(0, -1) for key in ("moving", "fixed"))
-        pair = torch.stack([moving, fixed.expand_as(moving)]).flatten(-2)
+        pair = torch.stack([moving, fixed.expand_as(moving)])
+        pair = pair.flatten(-2) if self.axes == 2 else pair
         return {**data, "pair": MetaTensor(pair, affine=data["fixed"].affine)}

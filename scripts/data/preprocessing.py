@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.transforms.utils import scale_affine
 from scripts.errors import InputError
-from scripts.registration.fields import resize_field
+from scripts.registration.fields import resize_field, restack, unstack
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -141,7 +141,8 @@ class ResizeToSpacingd(MapTransform):
 
 
 class FieldToNatived(Transform):
-    """Bring an in-plane field (2, X, Y, Z) from the working grid to the native one, in voxels of the native grid.
+    """Bring a field (d, X, Y, Z) from the working grid to the native one, in voxels of the native grid; volumes may have
+    frames, (3, X, Y, Z, T).
 
     Args:
         field: key of the field.
@@ -154,14 +155,15 @@ class FieldToNatived(Transform):
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict:
         field = torch.as_tensor(data[self.field]).detach().cpu().float()
-        slices = resize_field(field.movedim(-1, 0), data[self.reference].shape[1:3])
-        return {**data, self.field: slices.movedim(0, -1)}
+        axes = len(field)
+        native = resize_field(unstack(field, axes), data[self.reference].shape[1 : 1 + axes])
+        return {**data, self.field: restack(native, axes, frames=field.ndim == 5)}
 
 
 class PreparePair:
     """`prepare_batch` of MONAI's engines for pairs: (network input, loss target), both the pair (B, 2, *spatial).
 
-    Where the batch holds labels of its images under "label" (`SliceDataset` with labels), the target is (pair, label),
+    Where the batch holds labels of its images under "label" (data sets with labels), the target is (pair, label),
     augmented alike.
 
     Args:

@@ -38,9 +38,22 @@ def warp(image: Tensor, field: Tensor, mode: str = "bilinear", padding_mode: str
     return Warp(mode=mode, padding_mode=padding_mode)(image.to(field.dtype), field)
 
 
+def unstack(stack: Tensor, axes: int) -> Tensor:
+    """What fields of so many axes act on, as a batch: a stack (C, X, Y, Z) as slices (Z, C, X, Y) for 2, as one volume (1, C, X, Y,
+    Z) for 3, and frames (C, X, Y, Z, T) as volumes (T, C, X, Y, Z)."""
+    return stack[None] if stack.ndim == axes + 1 else stack.movedim(-1, 0)
+
+
+def restack(batch: Tensor, axes: int, frames: bool = False) -> Tensor:
+    """The reverse of `unstack`, also for maps without channels, (Z, X, Y) or (1, X, Y, Z); `frames` keeps an axis of
+    volumes, the last one."""
+    return batch[0] if axes == 3 and not frames else batch.movedim(0, -1)
+
+
 def warp_stack(image: Tensor, field: Tensor, mode: str = "bilinear") -> Tensor:
-    """A stack (C, X, Y, Z) pulled slice by slice through in-plane fields (2, X, Y, Z), voxels of the fixed grid."""
-    return warp(torch.as_tensor(image).movedim(-1, 0).to(field), field.movedim(-1, 0), mode).movedim(0, -1)
+    """A stack (C, X, Y, Z) pulled through a field (d, X, Y, Z), voxels of the fixed grid; slice by slice where d = 2."""
+    axes = len(field)
+    return restack(warp(unstack(torch.as_tensor(image), axes).to(field), unstack(field, axes), mode), axes)
 
 
 class LinearWarp(nn.Module):
@@ -220,14 +233,14 @@ def in_view(field: Tensor, margin: float = 0.0) -> Tensor:
     return inside
 
 
-def within_stack(field: Tensor, margin: float = 0.0) -> Tensor:
-    """Where a field (B, 3, X, Y, Z) stays between the first and the last slice of its stack, (B, X, Y, Z), up to a
-    margin in slices; everywhere where it is in-plane, (B, 2, ...)."""
+def beyond_stack(field: Tensor) -> Tensor:
+    """By how many slices a field (B, 3, X, Y, Z) leads beyond the first or the last slice of its stack, (B, X, Y, Z), 0
+    where it stays within; 0 everywhere for an in-plane one, (B, 2, ...)."""
     if field.shape[1] < 3:
-        return torch.ones_like(field[:, 0], dtype=torch.bool)
+        return torch.zeros_like(field[:, 0])
     depth = field.shape[-1]
     z = field[:, 2] + torch.arange(depth, dtype=field.dtype, device=field.device)
-    return (z >= -margin) & (z <= depth - 1 + margin)
+    return (-z).clamp(min=0.0) + (z - (depth - 1)).clamp(min=0.0)
 
 
 def length(field: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from numbers import Integral
 import torch
 from monai.inferers import Inferer, SimpleInferer
 from scripts.errors import InputError
-from scripts.registration.fields import compose, has_contrast, warp
+from scripts.registration.fields import compose, has_contrast, to_slices, to_stack, warp
 from scripts.registration.losses import full_precision
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -39,11 +39,18 @@ def in_parts(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     return torch.cat([in_parts(function, half) for half in batch.tensor_split(2)])
 
 
+def only_contrast(field: Tensor, pair: Tensor) -> Tensor:
+    """A field (B, d, *spatial) that is the identity in slices that are constant in either image of a pair (B, 2,
+    *spatial)."""
+    there = has_contrast(to_slices(pair)).all(dim=1).view(-1, 1, 1, 1)
+    return to_stack(to_slices(field) * there, field)
+
+
 class FieldInferer(Inferer):
     """Displacement field of a pair: the network's output in full precision, integrated where it is a velocity.
 
     Args:
-        inferer: how the network meets the input: `SimpleInferer` for a batch of slices (B, 2, X, Y), or MONAI's
+        inferer: how the network meets the input: `SimpleInferer` for a batch of slices (B, 2, X, Y) or of volumes, or MONAI's
             `SliceInferer` with `spatial_dim: 2` and `roi_size: [-1, -1]` for a stack (B, 2, X, Y, Z), whole slice by
             whole slice.
         integration: `fields.Integration` (or MONAI's `DVF2DDF`) for a stationary velocity field, None for a
@@ -76,11 +83,17 @@ class FieldInferer(Inferer):
         self.progress = progress
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
-        """(B, 2, *spatial) -> in-plane displacement (B, d, *spatial), voxels of the fixed grid, pull convention.
+        """(B, 2, *spatial) -> displacement (B, d, *spatial), voxels of the fixed grid, pull convention; of volumes frame by
+        frame, (B, 2, X, Y, Z, T) -> (B, 3, X, Y, Z, T).
 
         In a stack, a slice that is constant in either image gets the identity; slices that exceed a device's memory
         together are taken half at a time.
         """
+        if inputs.ndim == 6:
+            frames = tqdm(
+                inputs.unbind(-1), desc="computing fields", unit="frame", leave=False, disable=not self.progress
+            )
+            return torch.stack([self(frame, network, *args, **kwargs) for frame in frames], dim=-1)
         stack = inputs.ndim == 5
         total = inputs.shape[-1] if stack else len(inputs)
 
@@ -97,7 +110,7 @@ class FieldInferer(Inferer):
         def to_field(pair: Tensor) -> Tensor:
             field = in_parts(cascade, pair) if stack else cascade(pair)
             bar.update(len(pair))
-            return field * has_contrast(pair).all(dim=1).view(-1, *[1] * (pair.ndim - 1)) if stack else field
+            return only_contrast(field, pair) if stack else field
 
         with tqdm(
             total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from scripts.registration.fields import LinearWarp, within_stack
+from scripts.registration.fields import LinearWarp, beyond_stack
 from torch import Tensor, nn
 
 
@@ -30,7 +30,7 @@ class WarpedSimilarity(nn.Module):
     """Dissimilarity of the moved and the fixed image, for a field and the pair it registers; with labels, of their
     structures as well.
 
-    What a field brings from beyond the ends of a stack nobody has seen: there, moved counts as equal to fixed.
+    What a field brings from beyond the ends of a stack nobody has seen (`known`, `known_structures`).
 
     Args:
         similarity: a loss of (moved, fixed), both (B, 1, *spatial): `torch.nn.MSELoss`, or MONAI's
@@ -63,18 +63,32 @@ class WarpedSimilarity(nn.Module):
         # LNCC divides by variances that half precision rounds to zero.
         with torch.autocast(field.device.type, enabled=False):
             pair, field = full_precision(pair), full_precision(field)
+            beyond = beyond_stack(field).unsqueeze(1) if field.shape[1] == 3 else None
             if label is None:
-                return self.similarity(self.seen(self.warp(pair[:, :1], field), pair[:, 1:], field), pair[:, 1:])
+                return self.similarity(known(self.warp(pair[:, :1], field), pair[:, 1:], beyond), pair[:, 1:])
             moving, fixed = (
                 torch.cat([label[:, i : i + 1] == value for value in self.structures], dim=1).to(pair) for i in (0, 1)
             )
-            target = torch.cat([pair[:, 1:], fixed], dim=1)
-            moved = self.seen(self.warp(torch.cat([pair[:, :1], moving], dim=1), field), target, field)
-            return self.similarity(moved[:, :1], pair[:, 1:]) + structure_error(moved[:, 1:], moving, fixed)
+            moved = self.warp(torch.cat([pair[:, :1], moving], dim=1), field)
+            image, structures = known(moved[:, :1], pair[:, 1:], beyond), known_structures(moved[:, 1:], fixed, beyond)
+            return self.similarity(image, pair[:, 1:]) + structure_error(structures, moving, fixed)
 
-    def seen(self, moved: Tensor, fixed: Tensor, field: Tensor) -> Tensor:
-        """The moved images where the field stays in the stack, the fixed ones elsewhere."""
-        return moved if field.shape[1] < 3 else torch.where(within_stack(field).unsqueeze(1), moved, fixed)
+
+def known(moved: Tensor, fixed: Tensor, beyond: Tensor | None) -> Tensor:
+    """Moved images, and the fixed ones where they come from beyond the ends of a stack (`fields.beyond_stack`), which
+    nobody has seen: nothing is learned there."""
+    return moved if beyond is None else torch.where(beyond > 0, fixed, moved)
+
+
+def known_structures(moved: Tensor, fixed: Tensor, beyond: Tensor | None) -> Tensor:
+    """Moved masks; beyond the ends of a stack they fade within a slice where the fixed image has no such structure, and
+    are taken for the fixed ones where it has.
+
+    So a base that has left the first slice may leave the stack, but nothing else is gained by leaving it.
+    """
+    if beyond is None:
+        return moved
+    return torch.where((beyond > 0) & (fixed > 0), fixed, moved * (1 - beyond).clamp(min=0.0))
 
 
 def structure_error(moved: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from monai.metrics import compute_hausdorff_distance
 from monai.metrics.utils import get_mask_edges, get_surface_distance
-from scripts.registration.fields import jacobian_determinant
+from scripts.registration.fields import jacobian_determinant, restack, unstack
 from torch import Tensor
 
 DEFINITIONS = {
@@ -106,13 +106,14 @@ def mse_hundredfold(moved: Tensor, fixed: Tensor) -> float:
 
 
 def folding_percent(field: Tensor, region: tuple[slice, ...] = ()) -> float:
-    """Share of pixels where an in-plane field (2, X, Y, Z), in voxels, has det(I + grad u) <= 0, in percent.
+    """Share of voxels where a field (d, X, Y, Z), in voxels, has det(I + grad u) <= 0, in percent.
 
     Args:
-        field: voxels, channel i along array axis i; derivatives are in-plane, slice by slice.
+        field: voxels, channel i along array axis i; where d = 2, derivatives are in-plane, slice by slice.
         region: slices of the two in-plane axes that are counted; derivatives are taken before the cut.
     """
-    determinant = jacobian_determinant(field.movedim(-1, 0))[(slice(None), *region)]
+    axes = len(field)
+    determinant = restack(jacobian_determinant(unstack(field, axes)), axes)[region]
     return 100.0 * (determinant <= 0).double().mean().item()
 
 

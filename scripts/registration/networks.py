@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+NEIGHBORS = "_neighbors."  # in the names of what sees the slices before and after
+
 
 class ConvBlock(nn.Sequential):
     """Two 3-wide convolutions, the first with a stride, each with norm and LeakyReLU: (B, in, *spatial) -> (B, out,
@@ -398,6 +400,12 @@ class PyramidNetwork(nn.Module):
         return torch.cat([2.0 * fine[:, :2], fine[:, 2:]], dim=1)
 
 
+def is_flat(weights: Mapping[str, Tensor], network: nn.Module) -> bool:
+    """Whether weights lack the convolutions of neighboring slices that a network has."""
+    needed = {name for name in network.state_dict() if NEIGHBORS in name}
+    return bool(needed) and not needed & set(weights)
+
+
 def inflate(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """The weights of a 2-D `PyramidNetwork` for a 3-D one, whose velocity is then that of each slice, exactly: what it
     has beyond is 0.
@@ -407,12 +415,16 @@ def inflate(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tens
         network: the 3-D one, or a module around it; its names and shapes are taken, its values are not.
 
     Raises:
-        ValueError: for weights of a network that does not fit into it.
+        ValueError: for weights of another network.
     """
     inflated = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    if set(weights) != {name for name in inflated if NEIGHBORS not in name}:
+        raise ValueError("the 2-D and the 3-D network have different layers.")
     for name, value in weights.items():
-        if name not in inflated or any(new < old for new, old in zip(inflated[name].shape, value.shape)):
-            raise ValueError(f"{name} of the 2-D network has no place in the 3-D one.")
+        # The velocity has one component more.
+        more = [new - old for new, old in zip(inflated[name].shape, value.shape)]
+        if value.ndim != inflated[name].ndim or sum(more) not in (0, 1) or min(more, default=0) < 0:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}, in 3-D {tuple(inflated[name].shape)}.")
         inflated[name][tuple(slice(size) for size in value.shape)] = value
     return inflated
 

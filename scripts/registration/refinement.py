@@ -19,7 +19,7 @@ from numbers import Integral
 import torch
 from monai.inferers import Inferer
 from scripts.errors import InputError
-from scripts.registration.fields import resize_field
+from scripts.registration.fields import resize_field, to_slices, to_stack
 from scripts.registration.inferers import FieldInferer
 from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity, full_precision
 from scripts.registration.networks import GaussianSmoothing
@@ -35,7 +35,7 @@ class RefiningInferer(FieldInferer):
     """`FieldInferer` that corrects what the network gives by some steps of Adam on the pair itself; the network stays
     as it is.
 
-    The correction lives at half the image's resolution, starts at zero, passes a Gaussian, and is added to the
+    The correction lives at half the image's in-plane resolution, starts at zero, passes a Gaussian, and is added to the
     network's velocity, scored in both directions, or, without integration, to its displacement, scored in the one. Each
     slice (or volume, where the input is not taken slice by slice) is a tensor of its own for the surgery, so that none
     depends on its neighbors in the batch.
@@ -91,16 +91,21 @@ class RefiningInferer(FieldInferer):
         with torch.enable_grad(), torch.autocast(pair.device.type, enabled=False):
             field, pair = (full_precision(tensor.detach()).clone() for tensor in (field, pair))
             axes, size = field.ndim - 2, pair.shape[2:]
-            smooth = GaussianSmoothing(axes, axes, self.smoothing).to(field)
-            correction = field.new_zeros(len(field), axes, *((length + 1) // 2 for length in size)).requires_grad_()
+            gaussian = GaussianSmoothing(2, axes, self.smoothing).to(field)
+            coarse = [(length + 1) // 2 for length in size[:2]] + list(size[2:])
+            correction = field.new_zeros(len(field), axes, *coarse).requires_grad_()
             optimizer = torch.optim.Adam([correction], lr=self.learning_rate, eps=NOISE)
+
+            def refined() -> Tensor:
+                return field + resize_field(to_stack(gaussian(to_slices(correction)), correction), size)
+
             # Sums over voxels and slices: steps depend neither on the size of the image nor on that of the batch.
             scale = pair[:, 0].numel()
             for _ in range(self.iterations):
-                refined = field + resize_field(smooth(correction), size)
+                displacement = refined()
                 if self.integration is not None:
-                    refined = self.integration(torch.cat([refined, -refined]))
-                losses = scale * self.loss(refined, pair), scale * self.constraint(refined)
+                    displacement = self.integration(torch.cat([displacement, -displacement]))
+                losses = scale * self.loss(displacement, pair), scale * self.constraint(displacement)
                 gradients = [
                     torch.autograd.grad(loss, correction, retain_graph=n == 0)[0].unbind()
                     for n, loss in enumerate(losses)
@@ -108,4 +113,4 @@ class RefiningInferer(FieldInferer):
                 # No guard: it would compare slices.
                 correction.grad = torch.stack(aggregate(*gradients, tau=0.0)[0])
                 optimizer.step()
-            return (field + resize_field(smooth(correction), size)).detach()
+            return refined().detach()

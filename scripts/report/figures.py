@@ -41,7 +41,7 @@ class PairFigure:
         moved, z = warp_stack(moving, field), field.shape[-1] // 2
         images = [image[0, ..., z].numpy() for image in (moving, fixed, moved)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draw_pair(*images, field[..., z].numpy(), self.path, title=str(batch["case"]))
+        draw_pair(*images, field[:2, ..., z].numpy(), self.path, title=str(batch["case"]))
 
 
 def color_wheel(field: np.ndarray, largest: float) -> np.ndarray:

@@ -379,7 +379,7 @@ def draw_field(registration: CineRegistration, view: View) -> Figure:
     the reference."""
     r, picks = registration, [z for z, _ in view.slices]
     spacing = np.array(r.cine.spacing[:2])
-    fields = r.fields[view.frame][..., picks]
+    fields = r.fields[view.frame, :2][..., picks]
     crop = np.moveaxis(fields[(slice(None), *view.box)] * spacing[:, None, None, None], -1, 0)
     largest = float(np.hypot(crop[:, 0], crop[:, 1]).max())
     determinants = jacobian_determinant(torch.as_tensor(np.moveaxis(fields, -1, 0).copy()).double()).numpy()

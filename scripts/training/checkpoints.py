@@ -27,6 +27,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 from scripts.errors import InputError
 from scripts.files import claimed, whole_file
+from scripts.registration.networks import inflate, is_flat
 from torch import Tensor, nn
 
 
@@ -57,13 +58,15 @@ class RandomState:
 def load_weights(network: nn.Module, path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """Load a flat state_dict, as training writes and `models/` holds it, into a network; returns the network.
 
+    A network of volumes takes the weights of one of slices, too, and is that one then (`networks.inflate`).
+
     Raises:
         InputError: naming the file, for one that is not there, not readable, of another network, or of NaN.
     """
     weights = read_checkpoint(path, device)
     try:
-        network.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
+        network.load_state_dict(inflate(weights, network) if is_flat(weights, network) else weights)
+    except (RuntimeError, TypeError, ValueError) as error:
         detail = textwrap.shorten(str(error).splitlines()[-1], 200)
         raise InputError(
             f"{path}: holds the weights of another network than the config's network_def; give the weights that belong to it "

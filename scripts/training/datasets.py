@@ -143,6 +143,11 @@ class StackDataset(Dataset):
         return {key: value if key == "spacing" else value.movedim(1, -1) for key, value in batch.items()}
 
 
+def pair_dataset(axes: int = 2, **options: object) -> SliceDataset | StackDataset:
+    """The data set of slices (2 axes) or of stacks (3), with its options."""
+    return {2: SliceDataset, 3: StackDataset}[axes](**options)
+
+
 def check_labels(data: Sequence[dict], labels: bool) -> None:
     """Stop where labels are wanted and no item of a data list has any.
 

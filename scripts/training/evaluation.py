@@ -29,7 +29,7 @@ from scripts.cardiac.cines import LABELS
 from scripts.data.preprocessing import scale_slices
 from scripts.devices import gather_rows
 from scripts.files import write_csv, write_json
-from scripts.registration.fields import warp_stack
+from scripts.registration.fields import beyond_stack, restack, unstack, warp_stack
 from scripts.registration.metrics import DEFINITIONS, folding_percent, mse_hundredfold, overlap, summarize, volume_error
 
 CAVITIES = {f"volume_error_{name}": LABELS[name] for name in ("rv", "lv")}
@@ -46,7 +46,7 @@ class ScoreRegistrationd(Transform):
 
     Args:
         crop_size: in-plane size of that crop, in pixels.
-        field: key of the in-plane field (2, X, Y, Z), voxels.
+        field: key of the field (d, X, Y, Z), voxels; in-plane where d = 2.
         stages: those of `STAGES` that are scored.
     """
 
@@ -84,7 +84,8 @@ def score_case(
     """The figures of one case before ("initial") and after registration ("registered").
 
     Args:
-        field: in-plane displacement (2, X, Y, Z), voxels of the fixed grid, pull convention.
+        field: displacement (d, X, Y, Z), voxels of the fixed grid, pull convention; in-plane where d = 2. What a volume's
+            field brings from beyond the ends of the stack has no label, and its intensities are not scored.
         moving: image (1, X, Y, Z) in any unit of intensity.
         fixed: image on the same grid; its affine gives the spacing in mm.
         moving_label: label map of the moving image, or None.
@@ -107,17 +108,26 @@ def score_case(
         u = torch.zeros_like(field) if stage == "initial" else field
         row = dict.fromkeys(FIGURES, float("nan"))
         if len(labels) == 2:
-            maps = (warp_stack(labels[0], u, mode="nearest"), labels[1], labels[0])
+            maps = (warp_stack(labels[0], u, mode="nearest") * from_stack(u, margin=0.5), labels[1], labels[0])
             # Of the whole slice: in small pixels, or off the center, a crop would cut the heart.
             moved, fixed_map, moving_map = (x[0].round().numpy().astype(np.uint8) for x in maps)
             row.update(overlap(moved, fixed_map, present, spacing))
             for figure, value in CAVITIES.items():
                 if value in present.values():
                     row[figure] = volume_error(*(x == value for x in (moved, fixed_map, moving_map)))
-        row["mse"] = mse_hundredfold(warp_stack(scaled_moving, u)[inside], scaled_fixed)
+        moved_image, seen = warp_stack(scaled_moving, u)[inside], from_stack(u)[region]
+        if seen.all():
+            row["mse"] = mse_hundredfold(moved_image, scaled_fixed)
+        else:
+            row["mse"] = mse_hundredfold(moved_image[:, seen], scaled_fixed[:, seen])
         row["folding_percent"] = folding_percent(u, region)
         scores[stage] = {key: float(row[key]) for key in FIGURES}
     return scores
+
+
+def from_stack(field: torch.Tensor, margin: float = 0.0) -> torch.Tensor:
+    """Where a field (d, X, Y, Z) leads beyond the ends of the stack by no more than a margin in slices, (X, Y, Z)."""
+    return restack(beyond_stack(unstack(field, len(field))) <= margin, len(field))
 
 
 class MeanOverCases(Metric):

@@ -35,7 +35,7 @@ from scripts.errors import InputError
 from scripts.files import let_go, one_by_one, scratch_array
 from scripts.progress import stage
 from scripts.registration import fields as field_algebra
-from scripts.registration.fields import balance_inverse, in_view, warp_label, warp_stack
+from scripts.registration.fields import balance_inverse, in_view, restack, unstack, warp_label, warp_stack
 
 
 def invert_field(field: Array, tolerance: float = field_algebra.INVERTED) -> tuple[Array, Array]:
@@ -61,7 +61,8 @@ def invert_field(field: Array, tolerance: float = field_algebra.INVERTED) -> tup
 
 
 class AssembleRegistration(Transform):
-    """From an in-plane field (2, X, Y, Z * T) on the native grid to a "registration", with all that is measured on it.
+    """From a field on the native grid, (2, X, Y, Z * T) of slices or (3, X, Y, Z, T) of volumes, to a "registration", with all that
+    is measured on it.
 
     A case may come in parts of some frames, one after the other (`loading.in_parts`); the last one has it.
 
@@ -89,7 +90,8 @@ class AssembleRegistration(Transform):
         first, count = int(data.get("first_frame", 0)), len(data["moving_image"])
         total = int(data.get("frames", count))
         if first == 0:
-            self._frames = _Frames((total, *data["moving_image"].shape[1:]), self.scratch_dir)
+            shape = (total, *data["moving_image"].shape[1:])
+            self._frames = _Frames(shape, len(data["pred"]), self.scratch_dir)
         self._frames.add(data, first)
         if first + count < total:
             return dict(data)
@@ -149,13 +151,14 @@ class _Frames:
 
     Args:
         shape: (T, X, Y, Z) of all frames.
+        axes: components of their fields.
         scratch_dir: see `files.scratch_array`.
     """
 
-    def __init__(self, shape: tuple[int, ...], scratch_dir: str | Path | None) -> None:
+    def __init__(self, shape: tuple[int, ...], axes: int, scratch_dir: str | Path | None) -> None:
         frames, *grid = shape
         self.image, self.moved, self.inversion_errors = (scratch_array(shape, folder=scratch_dir) for _ in range(3))
-        self.fields, self.inverses = (scratch_array((frames, 2, *grid), folder=scratch_dir) for _ in range(2))
+        self.fields, self.inverses = (scratch_array((frames, axes, *grid), folder=scratch_dir) for _ in range(2))
         self.labels = scratch_array(shape, np.uint8, scratch_dir)
 
     def add(self, data: Mapping, first: int) -> None:
@@ -183,7 +186,8 @@ def fixed_affine(data: Mapping) -> np.ndarray:
 
 
 def frame_fields(data: Mapping, first: int = 0) -> torch.Tensor:
-    """The network's field (2, X, Y, Z * T), frames fastest, as (T, 2, X, Y, Z); the reference frame's is the identity.
+    """The network's field (2, X, Y, Z * T), frames fastest, or (3, X, Y, Z, T), as (T, d, X, Y, Z); the reference frame's is the
+    identity.
 
     Args:
         data: of some frames.
@@ -193,7 +197,8 @@ def frame_fields(data: Mapping, first: int = 0) -> torch.Tensor:
         InputError: for NaN or Inf.
     """
     frames = len(data["moving_image"])
-    fields = torch.as_tensor(data["pred"]).cpu().float().unflatten(-1, (-1, frames)).movedim(-1, 0).clone()
+    fields = torch.as_tensor(data["pred"]).cpu().float()
+    fields = (fields if fields.ndim == 5 else fields.unflatten(-1, (-1, frames))).movedim(-1, 0).clone()
     if not fields.isfinite().all():
         raise InputError(f"{data['case']}: the network gives fields with NaN or Inf; check --checkpoint.")
     if first < data["reference"] <= first + frames:
@@ -202,7 +207,7 @@ def frame_fields(data: Mapping, first: int = 0) -> torch.Tensor:
 
 
 def move_frames(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
-    """The frames through their fields (T, 2, X, Y, Z), sampled once from what was read, (X, Y, Z, T).
+    """The frames through their fields (T, d, X, Y, Z), sampled once from what was read, (X, Y, Z, T).
 
     What no voxel was seen of is 0, as in ITK and ANTs.
     """
@@ -213,15 +218,14 @@ def move_frames(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
 
 
 def carry_label(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
-    """What each field (T, 2, X, Y, Z) makes of the reference label, (X, Y, Z, T), uint8."""
+    """What each field (T, d, X, Y, Z) makes of the reference label, (X, Y, Z, T), uint8."""
     label = torch.as_tensor(data["reference_label"]).cpu().float()
     if "moving_label_native" in data:
         labels = pull_native(data["moving_label_native"], fields[0], fixed_affine(data), is_label=True)
     else:
-        slices = label.movedim(-1, 0)
-        labels = torch.stack(
-            [warp_label(slices, u.movedim(-1, 0))[:, 0].movedim(0, -1) * seen(u) for u in fields], dim=-1
-        )
+        axes = fields.shape[1]
+        moved = [warp_label(unstack(label, axes), unstack(u, axes)) for u in fields]
+        labels = torch.stack([restack(one[:, 0], axes) * seen(u) for one, u in zip(moved, fields)], dim=-1)
     return labels.round().to(torch.uint8)
 
 
@@ -236,13 +240,12 @@ def seen_on_both(data: Mapping, fields: torch.Tensor) -> np.ndarray | None:
 
 
 def seen(field: torch.Tensor) -> torch.Tensor:
-    """Where x + u(x) of an in-plane field (2, X, Y, Z) is in the image, the outer half of its outer voxels included,
-    (X, Y, Z)."""
-    return in_view(field.movedim(-1, 0), margin=0.5).movedim(0, -1)
+    """Where x + u(x) of a field (d, X, Y, Z) is in the image, the outer half of its outer voxels included, (X, Y, Z)."""
+    return restack(in_view(unstack(field, len(field)), margin=0.5), len(field))
 
 
 def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, is_label: bool = False) -> torch.Tensor:
-    """An image (1, X', Y', Z') of another grid through a field (2, X, Y, Z) of the fixed grid: (X, Y, Z, 1)."""
+    """An image (1, X', Y', Z') of another grid through a field (d, X, Y, Z) of the fixed grid: (X, Y, Z, 1)."""
     moved = pull(
         torch.as_tensor(image)[0].cpu().numpy(), image.affine.cpu().double().numpy(), field.numpy(), affine, is_label
     )
@@ -250,14 +253,15 @@ def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, is_l
 
 
 def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Balanced inverses of in-plane fields (T, 2, X, Y, Z), slice by slice, and in voxels how far `invert` missed (T,
-    X, Y, Z)."""
+    """Balanced inverses of fields (T, d, X, Y, Z), slice by slice where d = 2, and in voxels how far `invert` missed (T, X,
+    Y, Z)."""
+    axes = fields.shape[1]
     inverses, errors = torch.empty_like(fields), torch.empty_like(fields[:, 0])
     with stage("inverting fields", len(fields), "frame") as bar:
         for t, field in enumerate(fields.numpy()):
             inverse, error = invert_field(field)
-            both = (torch.from_numpy(f).movedim(-1, 0) for f in (field, inverse))
-            inverses[t], errors[t] = balance_inverse(*both).movedim(0, -1), torch.from_numpy(error)
+            both = (unstack(torch.from_numpy(f), axes) for f in (field, inverse))
+            inverses[t], errors[t] = restack(balance_inverse(*both), axes), torch.from_numpy(error)
             bar.update()
     return inverses, errors
 

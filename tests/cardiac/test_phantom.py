@@ -389,3 +389,63 @@ def test_command_line(tmp_path, capsys):
     np.testing.assert_allclose(affine[:3, :3], np.diag(voxel_sizes(affine)))
     with pytest.raises(SystemExit):
         main([*argv, "--subjects", "1"])
+
+
+@pytest.fixture(scope="module")
+def deep() -> Phantom:
+    """A heart whose base descends by 15 % of its axis, in slices of 8 mm."""
+    return Phantom.random(3, size=(36, 32), slices=9, frames=4, oblique=False, shortening=0.15)
+
+
+def test_the_base_descends_by_a_known_amount(deep):
+    es = deep.end_systole
+    middle = [(n - 1) / 2 + c / s for n, c, s in zip(deep.size, deep.center, deep.spacing)]
+    base, tip = (np.array([*middle, (level - 0.05) / 0.77 * 8]).reshape(3, 1, 1, 1) for level in (0.0, 1.0))
+    # Eight steps of 8 mm are 77 % of the axis.
+    moved = deep.to_frame(base, es) - base
+    assert 8.0 * float(moved[2, 0, 0, 0]) == pytest.approx(0.15 * 64 / 0.77)
+    assert float((deep.to_frame(tip, es) - tip)[2, 0, 0, 0]) == pytest.approx(0)
+    assert deep.field(1, es)[2].max() <= 0 <= deep.field(es, 1)[2].min()
+    labels = [deep.label(frame) for frame in (1, es)]
+    assert all((labels[0][..., 0] == value).any() for value in (1, 2, 3))
+    assert not labels[1][..., 0].any()
+    assert (labels[1][..., -1] == 2).any()
+
+
+def test_motion_in_three_dimensions_is_inverted(deep):
+    points = deep.grid + np.random.default_rng(0).uniform(-0.5, 0.5, deep.grid.shape)
+    for frame in range(1, 5):
+        np.testing.assert_allclose(deep.to_material(deep.to_frame(points, frame), frame), points, atol=1e-6)
+
+
+def test_determinant_in_three_dimensions_is_that_of_the_closed_form(deep):
+    es, h = deep.end_systole, 1e-4
+    points = deep.grid[:, 2:-2, 2:-2]
+    steps = [h * np.eye(3)[axis].reshape(3, 1, 1, 1) for axis in range(3)]
+    columns = [(deep.to_frame(points + d, es) - deep.to_frame(points - d, es)) / (2 * h) for d in steps]
+    found = np.linalg.det(np.moveaxis(np.stack(columns, axis=1), (0, 1), (-2, -1)))
+    there = deep.around(points)
+    _, s, cosine = there.polar(points[:2])
+    expected = (1 - deep.descent(deep.to_frame(points, es), 1.0)) * (1 - there.inward(s, cosine)[1])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found.min() > 0.05
+
+
+def test_the_field_in_three_dimensions_carries_labels_and_intensities(deep):
+    es = deep.end_systole
+    label, image = deep.label(es), deep.image(es, noisy=False)
+    where = np.indices(label.shape) + deep.field(es, 1)
+    inside = where[2] <= deep.slices - 1
+    moved = map_coordinates(label, where, order=0, mode="nearest")
+    for value in (1, 2, 3):
+        scores = [dice(one[inside], deep.label(1)[inside], value) for one in (moved, label)]
+        assert scores[0] > max(0.75, scores[1] + 0.05)
+    pulled = map_coordinates(image, where, order=1, mode="nearest")
+    errors = [np.square(one - deep.image(1, noisy=False))[inside].mean() for one in (pulled, image)]
+    assert errors[0] < 0.2 * errors[1]
+
+
+def test_without_shortening_slices_move_in_their_planes(fine):
+    assert fine.field(fine.end_systole, 1).shape[0] == 2
+    with pytest.raises(ValueError, match="no phantom"):
+        Phantom.random(0, shortening=1.0)

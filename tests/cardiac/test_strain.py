@@ -284,3 +284,27 @@ def test_shapes_that_do_not_fit_are_refused():
         measure_strain(linear(np.eye(2)), np.zeros((60, 44, 3)), STRAIGHT)
     with pytest.raises(ValueError, match="fields"):
         measure_strain(linear(np.eye(2))[0], heart(), STRAIGHT)
+
+
+def test_longitudinal_strain_of_a_heart_whose_base_descends() -> None:
+    heart = Phantom.random(4, size=(48, 44), slices=10, frames=4, shortening=0.15)
+    es, label = heart.end_systole, heart.label(1)
+    rows = measure_strain(heart.field(es, 1)[None], label, heart.affine)
+    (found,) = [row for row in rows if row["region"] == "global"]
+    # The closed form's derivative along the axis, in mm.
+    voxels = np.argwhere(label == 2).T.astype(float)
+    ahead, behind = (heart.to_frame(voxels[:, None, None] + [[[[0]]], [[[0]]], [[[h]]]], es) for h in (1e-4, -1e-4))
+    stretch = np.linalg.norm((ahead - behind)[:, 0, 0] * np.array(heart.spacing)[:, None] / 2e-4, axis=0) / 8.0
+    assert found["longitudinal"] == pytest.approx(stretch.mean() - 1, abs=0.005)
+    assert -0.16 < found["longitudinal"] < -0.12
+    assert {row["region"] for row in rows} > {"anterior", "inferior"}
+    assert (
+        summarize_strain([{**found, "longitudinal": 0.0, "circumferential": 0.0, "radial": 0.0}, found])[
+            "peak_longitudinal"
+        ]
+        == found["longitudinal"]
+    )
+    (flat,) = [
+        row for row in measure_strain(heart.field(es, 1)[None, :2], label, heart.affine) if row["region"] == "global"
+    ]
+    assert "longitudinal" not in flat

@@ -133,3 +133,21 @@ def test_bfloat16_is_the_convolutions_alone() -> None:
     assert found.dtype == torch.float32
     assert not torch.equal(found, exact)
     assert (found - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_frames_of_a_volume_are_volumes() -> None:
+    torch.manual_seed(0)
+    network = PyramidNetwork(3, features=(8, 8), hidden=8, flow_std=0.1).eval()
+    nn.init.normal_(network.estimators[0].first_neighbors.weight, std=0.1)
+    frames = torch.rand(1, 2, 16, 12, 4, 3)
+    frames[:, 0, ..., 1, 2] = 0.3
+    inferer = FieldInferer(integration=Integration())
+    with torch.no_grad():
+        found = inferer(frames, network)
+        assert found.shape == (1, 3, 16, 12, 4, 3)
+        for t in range(3):
+            expected = integrate(network(frames[..., t]))
+            assert expected[..., 1].abs().max() > 0.01
+            if t == 2:
+                expected[..., 1] = 0.0  # blank
+            torch.testing.assert_close(found[..., t], expected)

@@ -150,8 +150,12 @@ def test_an_inflated_network_is_the_one_of_each_slice(antisymmetric: bool) -> No
     assert slices.abs().max() > 2
     torch.testing.assert_close(field[:2], slices, atol=1e-5, rtol=0)
     assert field[2].eq(0).all()
-    with pytest.raises(ValueError, match="no place"):
-        inflate(shipped, PyramidNetwork(3, (8, 8)))
+    for other, message in (
+        (PyramidNetwork(3), "layers"),
+        (PaddedNetwork(PyramidNetwork(3, (16, 32, 32, 40))), "shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            inflate(shipped, other)
 
 
 def test_a_deep_network_learns_motion_through_the_slices() -> None:

@@ -46,7 +46,11 @@ def warped_mse(field: Tensor, pair: Tensor) -> Tensor:
     grid = torch.stack(torch.meshgrid(*[torch.arange(n) for n in sizes], indexing="ij"))
     where = torch.stack([(grid[i] + field[:, i]) * 2 / (n - 1) - 1 for i, n in enumerate(sizes)][::-1], dim=-1)
     moved = F.grid_sample(pair[:, :1], where, mode="bilinear", padding_mode="border", align_corners=True)
-    return ((moved - pair[:, 1:]) ** 2).mean()
+    error = moved - pair[:, 1:]
+    if len(sizes) == 3:
+        # What comes from beyond the first or the last slice is not known.
+        error = error * (where[..., 0].abs() <= 1)[:, None]
+    return (error**2).mean()
 
 
 def l1_smoothness(field: Tensor) -> Tensor:

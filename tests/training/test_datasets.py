@@ -127,7 +127,7 @@ def test_stacks_keep_their_depth_and_spacing() -> None:
     assert [batch["spacing"].tolist() for batch in batches] == [[[1.5, 1.5, step]] for step in (5, 17, 10)]
     assert torch.equal(batches[0]["pair"][0, :, :, 1:7], pairs[0][:, :8, :, 2:])
     assert torch.equal(batches[0]["label"][0, 0, :, 1:7], (pairs[0][0, :8, :, 2:] > 0.5).to(torch.int8))
-    assert batches[0]["label"][:, 1].eq(-1).all()
+    assert batches[0]["label"][:, 1, :, 1:7].eq(-1).all()
     assert sorted(batch["pair"].shape[-1] for batch in batch_loader(dataset, 1)) == [1, 3, 4]
     with pytest.raises(InputError, match="--batch_size 2"):
         dataset[[0, 2]]

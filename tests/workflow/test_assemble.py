@@ -15,10 +15,13 @@ from phantom_cases import PHANTOM, T, Z, prepare
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scripts import files
 from scripts.cardiac.cines import CineRegistration
+from scripts.cardiac.phantom import Phantom
+from scripts.cardiac.phantom import write_nifti as write_phantom
 from scripts.data.loading import LoadCase, in_parts
 from scripts.errors import InputError
 from scripts.registration.fields import balance_inverse, invert
 from scripts.workflow.assemble import AssembleRegistration, invert_stacks
+from scripts.workflow.writers import write_case
 
 LPS = np.diag([-1.0, -1.0, 1.0])
 
@@ -332,3 +335,88 @@ def test_one_slice_has_no_volume(item: dict, exact: np.ndarray) -> None:
     found = assemble({**single, "plane": "SAX"}, exact[..., :1])
     assert not [key for key in found.function if key.endswith(("_ml", "_percent", "_g"))]
     assert {"circumferential", "radial"} <= set(found.strain[0])
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Phantom, CineRegistration, CineRegistration]:
+    """A heart whose base descends, registered by its exact fields, and by what of them is in-plane."""
+    heart = Phantom.random(3, size=(36, 32), slices=9, frames=3, shortening=0.15)
+    folder = tmp_path_factory.mktemp("deep")
+    cine = np.stack([heart.image(t, noisy=False) for t in (1, 2, 3)], axis=-1).astype(np.float32)
+    write_phantom(folder / "deep_4d.nii.gz", cine, heart)
+    write_phantom(folder / "label.nii.gz", heart.label(1), heart)
+    point = LPS @ (heart.affine @ [*np.argwhere(heart.label(1) == 2)[500], 1.0])[:3]
+    (folder / "points.csv").write_text("name,x,y,z\nwall," + ",".join(map(str, point)) + "\n")
+    item = prepare(
+        {
+            "cine": str(folder / "deep_4d.nii.gz"),
+            "case": "deep",
+            "reference": 1,
+            "reference_label": str(folder / "label.nii.gz"),
+            "points": str(folder / "points.csv"),
+        }
+    )
+    fields = torch.from_numpy(np.stack([heart.field(t, 1) for t in (1, 2, 3)], axis=-1)).float()
+    volumes, slices = (
+        AssembleRegistration()({**item, "pred": pred})["registration"] for pred in (fields, fields[:2].flatten(-2))
+    )
+    return heart, volumes, slices
+
+
+def test_volumes_are_moved_and_inverted_through_the_slices(
+    deep: tuple[Phantom, CineRegistration, CineRegistration],
+) -> None:
+    heart, volumes, _ = deep
+    es = heart.end_systole
+    where = np.indices(volumes.fixed.shape) + volumes.fields[es - 1]
+    inside = (where[2] >= -0.5) & (where[2] <= 8.5)
+    expected = map_coordinates(volumes.cine.image[..., es - 1].astype(float), where, order=1, mode="nearest") * inside
+    np.testing.assert_allclose(volumes.moved[..., es - 1], expected, atol=1e-3 * expected.max())
+    # Away from the ends of the stack the inverse is the exact field of the way back.
+    exact = heart.field(1, es)
+    known = np.indices(volumes.fixed.shape)[2] + exact[2] > 0.5
+    error = np.abs(volumes.inverses[es - 1] - exact)[:, known]
+    assert np.percentile(error, 99) < 0.15
+    assert np.abs(exact[2]).max() > 1.4
+    (figures,) = [frame for frame in volumes.quality["frames"] if frame["frame"] == es]
+    assert figures["folding_percent"] == 0
+    assert figures["largest_displacement_mm"] > 11
+    assert len(figures["slices"]) == 9
+    moved = np.array([volumes.points[es - 1][axis] for axis in "xyz"]) - [volumes.points[0][axis] for axis in "xyz"]
+    start = np.argwhere(heart.label(1) == 2)[500].reshape(3, 1, 1, 1).astype(float)
+    true = heart.affine[:3, :3] @ (heart.to_frame(start, es) - start).ravel()
+    np.testing.assert_allclose(LPS @ moved, true, atol=0.05)
+
+
+def test_volumes_see_the_base_descend_and_slices_do_not(
+    deep: tuple[Phantom, CineRegistration, CineRegistration],
+) -> None:
+    heart, volumes, slices = deep
+    es = heart.end_systole
+    true = heart.label(es)
+    assert not volumes.labels[..., 0, es - 1].any()
+    assert slices.labels[..., 0, es - 1].any()
+    for value in (1, 2, 3):
+        scores = []
+        for registration in (volumes, slices):
+            found = registration.labels[..., es - 1] == value
+            scores.append(2 * (found & (true == value)).sum() / (found.sum() + (true == value).sum()))
+        assert scores[0] > max(0.85, scores[1] + 0.02)
+    volume = (true == 3).sum() * np.prod(heart.spacing) / 1000
+    assert volumes.function["lv_volume_ml"][es - 1] == pytest.approx(volume, rel=0.03)
+    assert slices.function["lv_volume_ml"][es - 1] > 1.1 * volume
+    (row,) = [row for row in volumes.strain if row["frame"] == es and row["region"] == "global"]
+    assert -0.17 < row["longitudinal"] < -0.12
+    assert "longitudinal" not in slices.strain[0]
+
+
+def test_files_hold_motion_through_the_slices_in_mm(
+    deep: tuple[Phantom, CineRegistration, CineRegistration], tmp_path: Path
+) -> None:
+    heart, volumes, _ = deep
+    write_case(tmp_path, volumes)
+    for name, voxels in (("", volumes.fields), ("_inverse", volumes.inverses)):
+        written = nib.load(tmp_path / "fields" / f"frame_{heart.end_systole:02d}{name}.nii.gz").get_fdata()[..., 0, :]
+        expected = np.einsum("ij,jxyz->xyzi", LPS @ heart.affine[:3, :3], voxels[heart.end_systole - 1])
+        np.testing.assert_allclose(written, expected, atol=2e-4)
+    assert "longitudinal" in (tmp_path / "strain.csv").read_text().splitlines()[0]
