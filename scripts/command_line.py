@@ -30,10 +30,10 @@ from fire.parser import DefaultParseValue
 from scripts.errors import InputError, clean_up_at_sigterm, report_error
 from scripts.help import bundle_version, describe_files
 
-OPTION = re.compile(r"--?[A-Za-z_]")
-RUN_BY_NAME = ("imports", "initialize", "run", "finalize")  # keys of a config that MONAI reads by itself
-JUDGES = ("check_options",)  # keys of a config that look at options without using them
-READ_BY_MONAI = ("workflow_type", "workflow_name", "properties_path")
+_OPTION = re.compile(r"--?[A-Za-z_]")
+_RUN_BY_NAME = ("imports", "initialize", "run", "finalize")  # keys of a config that MONAI reads by itself
+_JUDGES = ("check_options",)  # keys of a config that look at options without using them
+_READ_BY_MONAI = ("workflow_type", "workflow_name", "properties_path")
 
 
 def check(argv: Sequence[str] | None = None) -> None:
@@ -47,25 +47,25 @@ def check(argv: Sequence[str] | None = None) -> None:
         InputError: naming the option and the cure.
     """
     if argv is None:
-        if not is_bundle_run(sys.argv):
+        if not _is_bundle_run(sys.argv):
             return
         argv = sys.argv
         sys.excepthook = report_error
         clean_up_at_sigterm()
-    options = parse_options(argv)
+    options = _parse_options(argv)
     if "version" in options:
         print(bundle_version())
         raise SystemExit
     if options.keys() & {"help", "h"}:
-        print(describe_files(config_files(options)))
+        print(describe_files(_config_files(options)))
         raise SystemExit
-    config = load_configs(options)
+    config = _load_configs(options)
     for name, value in options.items():
-        check_known(name, config)
-        check_word(name, value, config)
+        _check_known(name, config)
+        _check_word(name, value, config)
 
 
-def check_known(name: str, config: Mapping) -> None:
+def _check_known(name: str, config: Mapping) -> None:
     """Stop at an option that no config file has, or that nothing in them reads.
 
     Raises:
@@ -74,21 +74,21 @@ def check_known(name: str, config: Mapping) -> None:
     from monai.bundle import run
 
     top, *inner = name.replace("#", "::").split("::")
-    known = {*config, *inspect.signature(run).parameters, *READ_BY_MONAI}
+    known = {*config, *inspect.signature(run).parameters, *_READ_BY_MONAI}
     if top not in known:
-        raise InputError(f"--{name}: no such option; {did_you_mean('', top, known)}")
-    if name in config and name not in RUN_BY_NAME and not is_read(name, config):
+        raise InputError(f"--{name}: no such option; {_did_you_mean('', top, known)}")
+    if name in config and name not in _RUN_BY_NAME and not _is_read(name, config):
         raise InputError(f"--{name}: nothing in these config files reads it, so it would change nothing; leave it out.")
     place, above = config.get(top), f"{top}::"
     for part in inner:
-        settings = settings_of(place)
+        settings = _settings_of(place)
         if settings is not None and part not in settings:
-            raise InputError(f"--{name}: no such option; {did_you_mean(above, part, settings)}")
+            raise InputError(f"--{name}: no such option; {_did_you_mean(above, part, settings)}")
         place = place.get(part) if isinstance(place, Mapping) else None
         above += f"{part}::"
 
 
-def did_you_mean(above: str, name: str, known: Iterable[str]) -> str:
+def _did_you_mean(above: str, name: str, known: Iterable[str]) -> str:
     """A hint at the nearest of the names below a place in the config, or at all of them."""
     known = sorted(known)
     if close := difflib.get_close_matches(name, known, n=1):
@@ -96,7 +96,7 @@ def did_you_mean(above: str, name: str, known: Iterable[str]) -> str:
     return f"it has {', '.join(known)}." if above else "the options are the top-level keys of the config file."
 
 
-def settings_of(place: object) -> set[str] | None:
+def _settings_of(place: object) -> set[str] | None:
     """What can be set at a place in the config: its keys, and the parameters of the target that it names; None where
     anything can."""
     if not isinstance(place, Mapping):
@@ -113,7 +113,7 @@ def settings_of(place: object) -> set[str] | None:
     return None if anything else names | {parameter.name for parameter in parameters} | {"_disabled_", "_mode_"}
 
 
-def check_word(name: str, value: str | None, config: Mapping) -> None:
+def _check_word(name: str, value: str | None, config: Mapping) -> None:
     """Stop at a value that fire or MONAI would read as something else than was meant, or that does not suit its option.
 
     Raises:
@@ -142,51 +142,51 @@ def check_word(name: str, value: str | None, config: Mapping) -> None:
     check_option(name.replace("#", "::"), read)
 
 
-def is_bundle_run(argv: Sequence[str]) -> bool:
+def _is_bundle_run(argv: Sequence[str]) -> bool:
     """Whether this process is `python -m monai.bundle run …`."""
     return len(argv) > 1 and Path(argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") and argv[1] == "run"
 
 
-def parse_options(argv: Sequence[str]) -> dict[str, str | None]:
+def _parse_options(argv: Sequence[str]) -> dict[str, str | None]:
     """The `--name value` and `--name=value` options of a command line; None where no value follows."""
     options: dict[str, str | None] = {}
     for position, word in enumerate(argv):
         # Fire takes -a for --a, and --a-b for a_b.
-        if not OPTION.match(word):
+        if not _OPTION.match(word):
             continue
         name, equals, value = word.lstrip("-").partition("=")
         following = argv[position + 1] if position + 1 < len(argv) else "--none"
-        options[name.replace("-", "_")] = value if equals else None if OPTION.match(following) else following
+        options[name.replace("-", "_")] = value if equals else None if _OPTION.match(following) else following
     return options
 
 
-def config_files(options: dict[str, str | None]) -> tuple[str, ...]:
+def _config_files(options: dict[str, str | None]) -> tuple[str, ...]:
     """The config files that the options, or the arguments file that they name, give."""
     from monai.utils import ensure_tuple
 
     return ensure_tuple(
-        yaml.safe_load(options.get("config_file") or "") or load_arguments(options).get("config_file") or ()
+        yaml.safe_load(options.get("config_file") or "") or _load_arguments(options).get("config_file") or ()
     )
 
 
-def load_arguments(options: dict[str, str | None]) -> dict:
+def _load_arguments(options: dict[str, str | None]) -> dict:
     """The content of the arguments file that the options name; empty without one."""
     from monai.bundle import ConfigParser
 
     return ConfigParser.load_config_file(options["args_file"]) if options.get("args_file") else {}
 
 
-def load_configs(options: dict[str, str | None]) -> dict:
+def _load_configs(options: dict[str, str | None]) -> dict:
     """The merged top level of the config files and the arguments file that the options name."""
     from monai.bundle import ConfigParser
 
-    return load_arguments(options) | ConfigParser.load_config_files(config_files(options))
+    return _load_arguments(options) | ConfigParser.load_config_files(_config_files(options))
 
 
-def is_read(name: str, config: object) -> bool:
+def _is_read(name: str, config: object) -> bool:
     """Whether anything in a config uses one of its top-level keys."""
     if isinstance(config, dict):
-        return any(is_read(name, value) for key, value in config.items() if key not in JUDGES)
+        return any(_is_read(name, value) for key, value in config.items() if key not in _JUDGES)
     if isinstance(config, list):
-        return any(is_read(name, value) for value in config)
+        return any(_is_read(name, value) for value in config)
     return isinstance(config, str) and re.search(rf"@{name}\b", config) is not None
