@@ -86,7 +86,10 @@ def test_the_first_registration_of_the_front_page_runs(tmp_path: Path) -> None:
     first = next(words for words in commands("README.md") if words[:3] == ["python", "-m", "scripts"])
     words = [str(tmp_path) if word == "OUT" else word for word in first[1:]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    succeed(subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True))
+    run = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    printed = succeed(run).stdout + run.stderr
+    (shown,) = re.findall(r"```\n(SC-HF-I-2: .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert all(line in printed for line in shown.replace("OUT", str(tmp_path)).splitlines())
     function = json.loads((tmp_path / "SC-HF-I-2" / "function.json").read_text())
     assert function["lv_ef_percent"] == pytest.approx(25.1, abs=3)  # by hand
     assert (tmp_path / "SC-HF-I-2" / "report.html").stat().st_size > 1e6
