@@ -51,7 +51,7 @@ table: .venv/.dev
 	    $(if $(TEST_DATASET_DIR),--test_dataset_dir "$(TEST_DATASET_DIR)")
 
 test: check
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Without chromium the tests skip and say so.
 test-browser: .venv/.dev
@@ -65,7 +65,7 @@ check: .venv/.dev
 	.venv/bin/black --quiet --check .
 	.venv/bin/flake8
 	.venv/bin/ruff check .
-	find scripts benchmarks tests -name '*.py' | xargs .venv/bin/check-docstring-first
+	find scripts benchmarks tests ci -name '*.py' | xargs .venv/bin/check-docstring-first
 	.venv/bin/pretty-format-json --no-sort-keys --indent=4 configs/*.json
 
 lint: .venv/.dev

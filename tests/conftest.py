@@ -19,12 +19,15 @@ from phantom_cases import prepare_cine, write_cine, write_pair
 from scripts.cardiac.phantom import write_phantom_dataset
 from scripts.data import nifti
 from scripts.training import cache
+from warm_python import WarmPython
 
 # torch.compile looks at all backends that are installed, OpenVINO's too, whose telemetry forks to tell of it.
 sys.modules.setdefault("openvino_telemetry", None)
 ROOT = Path(__file__).parent.parent
 STACK_SHAPE = (12, 10, 3)
 CACHE = tempfile.TemporaryDirectory(prefix="prepared_")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1"}
+WARM = WarmPython(ENVIRONMENT)
 # Options of train.yaml for a training of seconds.
 SMALL = {
     "slice_size": [32, 32],
@@ -158,12 +161,12 @@ def bundle_command(*words: object, processes: int = 0, **options: object) -> lis
     return [sys.executable, *torchrun, "-m", "monai.bundle", "run", *map(str, words), *write_options(options)]
 
 
-def run_bundle(*words: object, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess:
+def run_bundle(*words: object, cwd: Path = ROOT, processes: int = 0, **options: object) -> subprocess.CompletedProcess:
     """Run `bundle_command` from the bundle's root; returns what it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        bundle_command(*words, **options), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
+    if processes:
+        command = bundle_command(*words, processes=processes, **options)
+        return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return WARM.run("monai.bundle", ["run", *map(str, words), *write_options(options)], cwd, timeout=300)
 
 
 def succeed(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
-from conftest import ROOT
+from conftest import ROOT, WARM
 from scripts.errors import InputError, one_line
 
 
@@ -19,8 +16,8 @@ def test_an_input_error_ends_with_its_message_and_others_pass() -> None:
 
 @pytest.mark.parametrize("module", ["scanners", "sensitivity", "table"])
 def test_a_benchmark_without_data_says_so_in_one_line(module: str) -> None:
-    words = [sys.executable, "-m", f"benchmarks.{module}", "--dataset_dir", "nowhere", "--device", "cuda:99"]
-    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    words = ["--dataset_dir", "nowhere", "--device", "cuda:99"]
+    result = WARM.run(f"benchmarks.{module}", words, ROOT, timeout=300)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: --device cuda:99: no such device here")
     assert "Traceback" not in result.stderr

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, write_options
+from conftest import ROOT, WARM, run_bundle, succeed
 from monai.bundle import (
     ConfigParser,
     ConfigWorkflow,
@@ -210,19 +210,6 @@ def test_load_gives_the_network_with_its_weights(
         torch.testing.assert_close(network.eval()(pair), expected)
 
 
-def run_python(*words: object, cwd: Path) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1"}
-    result = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", *map(str, words)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout + result.stderr
-
-
 def test_a_downloaded_bundle_registers(phantoms: Path, tmp_path: Path) -> None:
     build_zip(tmp_path / "served" / "gsmorph_v1.zip", "gsmorph")
     server = ThreadingHTTPServer(
@@ -232,7 +219,8 @@ def test_a_downloaded_bundle_registers(phantoms: Path, tmp_path: Path) -> None:
     (tmp_path / "downloads").mkdir()
     try:
         url = f"http://127.0.0.1:{server.server_port}/gsmorph_v1.zip"
-        run_python("download", "--name", "gsmorph", "--url", url, "--bundle_dir", tmp_path / "downloads", cwd=tmp_path)
+        words = ["download", "--name", "gsmorph", "--url", url, "--bundle_dir", str(tmp_path / "downloads")]
+        succeed(WARM.run("monai.bundle", words, tmp_path, timeout=300))
     finally:
         server.shutdown()
     bundle = tmp_path / "downloads" / "gsmorph"
@@ -246,7 +234,7 @@ def test_a_downloaded_bundle_registers(phantoms: Path, tmp_path: Path) -> None:
         "output_dir": tmp_path / "out",
         "device": "cpu",
     }
-    run_python("run", *write_options(options), cwd=bundle)
+    succeed(run_bundle(cwd=bundle, **options))
     moved = nib.load(next((tmp_path / "out").rglob("moved.nii.gz"))).get_fdata()
     moving, fixed = (nib.load(path).get_fdata() for path in (es, ed))
     assert np.mean((moved - fixed) ** 2) < 0.8 * np.mean((moving - fixed) ** 2)

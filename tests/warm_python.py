@@ -1,0 +1,71 @@
+"""`python -m MODULE …` in a fork of a Python that has imported the heavy packages before: a command is spared their
+seconds, and is otherwise run as a user runs it. This bundle's `scripts` are not imported before."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+PACKAGES = ("monai.bundle", "monai.engines", "monai.handlers", "monai.inferers", "monai.losses", "monai.metrics")
+PACKAGES += ("monai.networks.nets", "monai.transforms", "nibabel", "scipy.ndimage", "fire", "ignite.metrics")
+
+
+class WarmPython:
+    """Starts that Python at its first command, and ends it with this process.
+
+    Args:
+        environment: variables of all commands.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.server: subprocess.Popen | None = None
+
+    def run(self, module: str, words: Sequence[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess:
+        """What `subprocess.run` of `python -m MODULE WORDS` returns, with its output as text."""
+        if self.server is None or self.server.poll() is not None:
+            self.server = subprocess.Popen(
+                [sys.executable, __file__], env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / name for name in ("stdout", "stderr")]
+            order = {"module": module, "words": list(words), "cwd": str(cwd), "files": list(map(str, files))}
+            self.server.stdin.write(json.dumps(order).encode() + b"\n")
+            self.server.stdin.flush()
+            if not select.select([self.server.stdout], [], [], timeout)[0]:
+                self.server.kill()
+                raise subprocess.TimeoutExpired([module, *words], timeout)
+            code = int(self.server.stdout.readline())
+            return subprocess.CompletedProcess([module, *words], code, *(file.read_text() for file in files))
+
+
+def serve() -> None:
+    """Run what stdin orders, line by line, each in a fork; print how each ended."""
+    for package in PACKAGES:
+        importlib.import_module(package)
+    for line in sys.stdin:
+        if not (child := os.fork()):
+            return run_module(**json.loads(line))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def run_module(module: str, words: Sequence[str], cwd: str, files: Sequence[str]) -> None:
+    """Be `python -m MODULE WORDS` in the folder `cwd`, with stdout and stderr in two files."""
+    for target, path in enumerate((os.devnull, *files)):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), target)
+    os.chdir(cwd)
+    sys.path[0] = cwd
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    serve()
