@@ -14,7 +14,7 @@ plain words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,7 +52,12 @@ CAVITIES = (LABELS["rv"], LABELS["lv"])
 MOVING = 0.25  # of the largest displacement, above which a region moves
 
 
-def assess(registration: CineRegistration, inversion_errors: Array | None = None, reached: Array | None = None) -> dict:
+def assess(
+    registration: CineRegistration,
+    inversion_errors: Array | None = None,
+    reached: Array | None = None,
+    doubts: Sequence[str] = (),
+) -> dict:
     """Figures of each frame and slice, of the cycle, and a verdict.
 
     Args:
@@ -61,6 +66,7 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
             voxel.
         reached: where a moving image of another grid is seen, before and after it is moved, (X, Y, Z); None is
             everywhere.
+        doubts: sentences on the input that belong to the verdict.
 
     Returns:
         "frames": a dict a frame (`frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of
@@ -79,7 +85,7 @@ def assess(registration: CineRegistration, inversion_errors: Array | None = None
     unlabeled = limits.pop("compressed_percent_unlabeled")
     if registration.labels is None:
         limits["compressed_percent"] = unlabeled
-    verdict = judge(frames, cycle, registration.reference, limits)
+    verdict = [*doubts, *judge(frames, cycle, registration.reference, limits)]
     return {
         "verdict": verdict
         or ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."],

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,15 +24,11 @@ DIRECTIONS = {"ES_to_ED": ("ES", "ED"), "ED_to_ES": ("ED", "ES")}
 
 
 def read_info(path: str | Path) -> dict[str, str]:
-    """The `key: value` lines of an ACDC `Info.cfg`; ED and ES are frame numbers counted from 1.
-
-    Raises:
-        InputError: for a file in UTF-16 or none of text.
-    """
+    """The `key: value` lines of an ACDC `Info.cfg`, in UTF-8 or in UTF-16 with its mark; ED and ES are frame numbers
+    counted from 1."""
     content = Path(path).read_bytes()
-    if b"\0" in content:
-        raise InputError(f"{path}: is not text in UTF-8; save it as UTF-8.")
-    lines = content.decode("utf-8-sig", errors="replace").splitlines()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    lines = content.decode(encoding, errors="replace").splitlines()
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
 
 

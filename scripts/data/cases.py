@@ -23,7 +23,7 @@ from pathlib import Path
 
 from scripts.cardiac.planes import PLANES, SHORT_AXIS
 from scripts.data.acdc import acdc_pairs, find_image, read_info
-from scripts.data.datalists import check_files, json_pairs
+from scripts.data.datalists import check_files, json_pairs, with_label_values
 from scripts.data.dicom import is_one_study, list_series, slices_of_one
 from scripts.data.nifti import shape_of, stem_of
 from scripts.data.results import is_result
@@ -36,13 +36,19 @@ LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$", re.IGNORECA
 
 
 def inference_cases(
-    series: int | str | None = None, plane: str | None = None, only_list: bool = False, **sources: object
+    series: int | str | None = None,
+    plane: str | None = None,
+    only_list: bool = False,
+    label_values: Sequence[int | None] | None = None,
+    **sources: object,
 ) -> list[dict]:
     """The cases of `find_cases`, with names that differ. Options are judged before, in `options`.
 
     Args:
         series: of the DICOM folder `cine`, see `dicom.read_dicom_cine`.
         plane: of all cases that name none, one of `planes.PLANES`.
+        label_values: of the labels of all cases but those of a data list that state their own
+            (`labels.check_label_values`).
         only_list: whether to print what the DICOM folders hold instead, and return no case.
         sources: of `find_cases`.
 
@@ -54,6 +60,7 @@ def inference_cases(
         print_series(items)
         return []
     given = {key: value for key, value in (("series", series), ("plane", plane)) if value is not None}
+    items = with_label_values(items, label_values, keep=bool(sources.get("data_list")))
     return [{**given, **item} for item in items]
 
 
@@ -136,13 +143,10 @@ def cine_case(
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; give --cine a 4-D NIfTI file or a folder of DICOM files.")
-    item: dict = {"cine": str(path)}
-    if reference_frame is not None:
-        if not re.fullmatch(r"[1-9]\d*", str(reference_frame)):
-            raise InputError(f"{path}: has no frame {reference_frame}; --reference_frame is a number, counted from 1.")
-        item |= {"reference": int(reference_frame), "reference_basis": "given as --reference_frame"}
-    elif (ed := end_diastole(path.parent if path.is_file() else path)) is not None and is_alone(path):
-        item |= {"reference": ed, "reference_basis": "end diastole by Info.cfg"}
+    item: dict = {"cine": str(path), **_reference(path, reference_frame)}
+    item |= _slices_and_frames(path)
+    if not label and path.is_file() and "reference" in item:
+        label = find_image(path.parent, f"{stem_of(path)}_frame{item['reference']:02d}_gt", required=False)
     for key, file, words in (
         ("reference_label", label, "this label belongs"),
         ("points", points, "these points belong"),
@@ -162,6 +166,33 @@ def cine_case(
         raise InputError(f"{path}: has no name that its results could go by; rename it.")
     check_files([item])
     return item
+
+
+def _reference(path: Path, frame: object) -> dict:
+    """The entries of an item that say which frame of a cine is its reference and why; none where that is to be
+    estimated.
+
+    Raises:
+        InputError: for a frame that is no number from 1.
+    """
+    if frame is not None:
+        if not re.fullmatch(r"[1-9]\d{0,4}", str(frame)):
+            raise InputError(f"{path}: has no frame {frame}; --reference_frame is a number, counted from 1.")
+        return {"reference": int(frame), "reference_basis": "given as --reference_frame"}
+    ed = end_diastole(path.parent if path.is_file() else path)
+    if ed is not None and is_alone(path):
+        return {"reference": ed, "reference_basis": "end diastole by Info.cfg"}
+    return {}
+
+
+def _slices_and_frames(path: Path) -> dict[str, int]:
+    """The number of frames under "frames" where a file (X, Y, T) is the cine of one slice by the NbFrame of the
+    `Info.cfg` beside it."""
+    info = path.parent / "Info.cfg"
+    if not path.is_file() or not info.is_file():
+        return {}
+    shape, number = shape_of(path), read_info(info).get("NbFrame", "")
+    return {"frames": shape[2]} if len(shape) == 3 and shape[2] > 1 and number == str(shape[2]) else {}
 
 
 def at_place(name: str, path: Path) -> dict:
@@ -193,7 +224,14 @@ def end_diastole(folder: Path) -> int | None:
         InputError: for an ED that is not such a number.
     """
     path = folder / "Info.cfg"
-    ed = read_info(path).get("ED") if path.is_file() else None
+    if not path.is_file():
+        return None
+    ed = read_info(path).get("ED")
+    if not ed:
+        logging.getLogger("inference").warning(
+            f"{path}: has no line ED, so that the reference frame is estimated; add one such as 'ED: 1', or give "
+            "--reference_frame."
+        )
     if ed and not re.fullmatch(r"[1-9]\d{0,4}", ed):
         raise InputError(
             f"{path}: ED is {ed[:20]}, which is not a frame (counted from 1); correct or remove that line."
@@ -300,16 +338,12 @@ def listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:
 
 
 def subject_cases(subject: Path, reference_frame: int | None, direction: str) -> list[dict]:
-    """A subject in ACDC's layout: its cine with the label of the reference frame where there is one, else its pair."""
+    """A subject in ACDC's layout: its cine where there is one, else its pair."""
     cine = find_image(subject, f"{subject.name}_4d", required=False)
     if cine is None:
         refuse_frame(subject, reference_frame)
         return acdc_pairs(subject.parent, [subject.name], direction)
-    frame = end_diastole(subject) if reference_frame is None else reference_frame
-    label = (
-        find_image(subject, f"{subject.name}_frame{frame:02d}_gt", required=False) if isinstance(frame, int) else None
-    )
-    return [cine_case(cine, reference_frame, str(label) if label else None)]
+    return [cine_case(cine, reference_frame)]
 
 
 def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
@@ -325,10 +359,8 @@ def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
 
 
 def is_cine(path: Path) -> bool:
-    """Whether a NIfTI file has four axes, and more of length 1 alone; one that cannot be read counts, so that it is
-    reported."""
-    shape = shape_of(path)
-    return not shape or (len(shape) >= 4 and set(shape[4:]) <= {1})
+    """Whether a NIfTI file has four axes; one that cannot be read counts, so that it is reported."""
+    return len(shape_of(path)) in (0, 4)
 
 
 def single_pair(

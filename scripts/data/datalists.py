@@ -13,8 +13,8 @@
 
 Each item holds `case` (a name for its outputs), `subject`, `moving` and `fixed`, and where they exist `moving_label`
 and `fixed_label`. Where a path leads to a cine, `moving_frame` and `fixed_frame` say which frame of it and of its
-label, counted from 0; `label_values` are this project's labels (1 RV, 2 myocardium, 3 LV) in the order of the file's
-own, 0, 1, 2, ….
+label, counted from 0; `label_values` are its labels' values of RV, myocardium and LV, where they are not this
+project's 1, 2, 3.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.data.acdc import acdc_pairs, acdc_subjects
+from scripts.data.labels import check_label_values
 from scripts.data.mms import mms_pairs, mms_splits, mms_subjects, mms_table
 from scripts.data.nifti import stem_of
 from scripts.errors import InputError
@@ -34,7 +35,7 @@ from scripts.files import read_json
 FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label", "points")
 NAME_KEYS = ("case", "subject", "direction")
 # What is read of an item of a JSON list; other keys are the user's own, and left out.
-LIST_KEYS = (*FILE_KEYS, *NAME_KEYS, "reference", "series", "plane")
+LIST_KEYS = (*FILE_KEYS, *NAME_KEYS, "reference", "series", "plane", "label_values")
 SPLITS = ("train", "val", "test")
 HELD_OUT = 0.1  # of the subjects, for val and for test
 
@@ -110,46 +111,66 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
         items = [dict(item) for item in read_json(path).get(section, [])]
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not a MONAI data list ({error}); see the README for one.") from error
-    for number, item in enumerate(items, start=1):
-        if "reference_frame" in item:
-            item["reference"] = item.pop("reference_frame")
-        for key in set(item) - set(LIST_KEYS):
-            if close := difflib.get_close_matches(str(key), (*LIST_KEYS, "reference_frame"), n=1, cutoff=0.8):
-                raise InputError(
-                    f"{path}: item {number} of '{section}' has the key {key!r}; did you mean {close[0]!r}?"
-                )
-            del item[key]
-        for key in [key for key, value in item.items() if value is None]:
-            del item[key]
-        for key in NAME_KEYS:
-            if not isinstance(item.get(key, ""), (str, int)):
-                raise InputError(f"{path}: item {number} of '{section}' has the {key} {item[key]!r}; give a name.")
-        for key in FILE_KEYS:
-            if key in item:
-                if not isinstance(item[key], str):
-                    raise InputError(
-                        f"{path}: item {number} of '{section}' has the {key} {item[key]!r}; give the path of a file."
-                    )
-                item[key] = str(path.parent / item[key])
-            elif key in ("moving", "fixed") and "cine" not in item:
-                raise InputError(f"{path}: item {number} of '{section}' has no '{key}'; add the path of that image.")
-        stem = stem_of(item["cine"]) if "cine" in item else f"{stem_of(item['moving'])}_to_{stem_of(item['fixed'])}"
-        item["case"] = name = str(item.get("case", item.get("subject", stem)))
-        # It names a folder below output_dir.
-        if name in ("", "..") or Path(name).name != name:
-            raise InputError(
-                f"{path}: item {number} of '{section}' has the case {name!r}; give a name without / and '..'."
-            )
-        if name == "summary.csv" or name.startswith((".part_", ".old_")):
-            raise InputError(
-                f"{path}: item {number} of '{section}' has the case {name!r}, a name that outputs have; give another."
-            )
-        item.setdefault("subject", item["case"])
-    return items
+    return [
+        _listed_item(item, path.parent, f"{path}: item {number} of '{section}'")
+        for number, item in enumerate(items, start=1)
+    ]
+
+
+def _listed_item(item: dict, folder: Path, where: str) -> dict:
+    """An item of a data list as the others have it, its paths below a folder; `where` names it in messages.
+
+    Raises:
+        InputError: see `json_pairs`.
+    """
+    item = _known_entries(item, where)
+    for key in FILE_KEYS:
+        if key in item:
+            if not isinstance(item[key], str):
+                raise InputError(f"{where} has the {key} {item[key]!r}; give the path of a file.")
+            item[key] = str(folder / item[key])
+    lacking = [key for key in ("moving", "fixed") if key not in item]
+    if lacking and "cine" not in item:
+        raise InputError(f"{where} has no '{lacking[0]}'; add the path of that image.")
+    if "label_values" in item:
+        try:
+            item["label_values"] = check_label_values(item["label_values"])
+        except InputError as error:
+            raise InputError(f"{where}: {str(error).removeprefix('--')}") from error
+    stem = stem_of(item["cine"]) if "cine" in item else f"{stem_of(item['moving'])}_to_{stem_of(item['fixed'])}"
+    item["case"] = name = str(item.get("case", item.get("subject", stem)))
+    # It names a folder below output_dir.
+    if name in ("", "..") or Path(name).name != name:
+        raise InputError(f"{where} has the case {name!r}; give a name without / and '..'.")
+    if name == "summary.csv" or name.startswith((".part_", ".old_")):
+        raise InputError(f"{where} has the case {name!r}, a name that outputs have; give another.")
+    return {"subject": item["case"], **item}
+
+
+def _known_entries(item: dict, where: str) -> dict:
+    """The entries of an item that are read, none of them empty; other keys are the user's own.
+
+    Raises:
+        InputError: for a misspelled key, or a name that is none.
+    """
+    item = {"reference" if key == "reference_frame" else key: value for key, value in item.items()}
+    for key in set(item) - set(LIST_KEYS):
+        if close := difflib.get_close_matches(str(key), (*LIST_KEYS, "reference_frame"), n=1, cutoff=0.8):
+            raise InputError(f"{where} has the key {key!r}; did you mean {close[0]!r}?")
+    known = {key: value for key, value in item.items() if key in LIST_KEYS and value is not None}
+    for key in NAME_KEYS:
+        if not isinstance(known.get(key, ""), (str, int)):
+            raise InputError(f"{where} has the {key} {known[key]!r}; give a name.")
+    return known
 
 
 def select_pairs(
-    dataset_dir: str | None, data_list: str | None, split: str, direction: str = "ES_to_ED", seed: int = 0
+    dataset_dir: str | None,
+    data_list: str | None,
+    split: str,
+    direction: str = "ES_to_ED",
+    seed: int = 0,
+    label_values: Sequence[int | None] | None = None,
 ) -> list[dict]:
     """The items of a split, from a MONAI JSON list where one is given, else from a folder in ACDC's layout or in that
     of M&Ms.
@@ -161,6 +182,8 @@ def select_pairs(
             or its test is empty.
         direction: see `acdc_pairs`; a JSON list states its own.
         seed: of the split, where nothing else splits the folder.
+        label_values: of the labels of all items but those of a JSON list that state their own
+            (`labels.check_label_values`).
 
     Returns:
         The items; an empty list where neither source is given, so that a workflow can be inspected without data.
@@ -194,7 +217,19 @@ def select_pairs(
     if not items:
         raise InputError(f"{source} is empty; add subjects to it.")
     check_files(items)
-    return items
+    return with_label_values(items, label_values, keep=bool(data_list))
+
+
+def with_label_values(items: Sequence[dict], values: object, keep: bool) -> list[dict]:
+    """The items with the option `--label_values`, where it is given; those that have their own may keep them.
+
+    Raises:
+        InputError: for values that are none.
+    """
+    checked = check_label_values(values)
+    if checked is None:
+        return list(items)
+    return [item if keep and "label_values" in item else {**item, "label_values": checked} for item in items]
 
 
 def check_files(items: Sequence[dict]) -> None:

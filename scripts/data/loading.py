@@ -18,19 +18,17 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from scipy.ndimage import binary_dilation
 from scripts.cardiac.cines import ESTIMATED, LABELS, Cine, largest_cavity
 from scripts.cardiac.planes import plane_of
 from scripts.data.dicom import read_dicom_cine
 from scripts.data.grids import AFFINE_TOLERANCE_MM, check_meets, check_same_grid, resample, turn_to
+from scripts.data.labels import better_frame, name_structures
 from scripts.data.nifti import NiftiFile, check_right_angles, check_slices_last, open_nifti, read_nifti_cine
 from scripts.data.points import check_in_image, read_points
 from scripts.errors import InputError
-from torch import Tensor
 
 # Millimeters that a label drawn on a converter's copy of DICOM may lie off: its affine comes from other slices or
 # rounded positions.
@@ -42,7 +40,8 @@ class LoadPaird(MapTransform):
     together.
 
     Where an item has "moving_frame" or "fixed_frame", that frame (from 0) of a cine and of its label is loaded; where
-    it has "label_values", labels are renamed by it (see `datalists`).
+    it has "label_values", these are its files' values of RV, myocardium and LV (`labels.name_structures`). A label that
+    fits the pair's other image better is logged, and leaves a sentence under "doubts".
 
     Args:
         keys: keys that hold paths; absent keys are skipped.
@@ -51,8 +50,9 @@ class LoadPaird(MapTransform):
 
     Raises:
         InputError: naming the file, for one that cannot be read, has more than three axes, holds NaN or Inf, a label
-            that holds anything but the integers 0 to 3, or a file whose shape or affine (to 1e-3 mm; of a label, after
-            turning its axes) is not that of the image it belongs to, or, resampled, that lies apart from it in space.
+            that holds anything but the structures, or these in another order, or a file whose shape or affine (to 1e-3
+            mm; of a label, after turning its axes) is not that of the image it belongs to, or, resampled, that lies apart
+            from it in space.
     """
 
     def __init__(
@@ -85,20 +85,33 @@ class LoadPaird(MapTransform):
                         item[key] = resample(item[key], item["fixed"], is_label)
             cure = "resample one onto the other's grid, or give --resample_moving True for inference"
             check_same_grid(item["moving"], data["moving"], item["fixed"], data["fixed"], cure)
-        return item
+        item.pop("label_values", None)  # what was applied is not to be applied again, nor to be batched
+        return item | _doubts_of_pair(item, data)
 
     def _load_label(self, file: NiftiFile, image: MetaTensor | None, data: Mapping, role: str) -> MetaTensor:
-        """The label of the "moving" or the "fixed" image of an item, renamed where the item says how."""
-        frame = data.get(f"{role}_frame")
+        """The label of the "moving" or the "fixed" image of an item."""
+        frame, values = data.get(f"{role}_frame"), data.get("label_values")
         if image is None:
-            label = load_image(file, frame, is_label=True)
-            check_structures(label, file.path)
+            label = name_structures(load_image(file, frame, is_label=True), file.path, values)
         else:
-            label = load_label(file, image, data[role], frame)
+            label = load_label(file, image, data[role], frame, values)
         if not label.any():
             where = "" if frame is None else f" in frame {frame}, counted from 0"
             logging.getLogger("data").warning(f"{file.path}: holds no structure{where}, and gives no scores.")
-        return rename_labels(label, data["label_values"]) if "label_values" in data else label
+        return label
+
+
+def _doubts_of_pair(item: Mapping, data: Mapping) -> dict[str, str]:
+    """A sentence under "doubts" for each label of a pair on one grid that fits the pair's other image better."""
+    if "moving" not in item or "fixed" not in item:
+        return {}
+    images, doubts = torch.cat([item[key].as_tensor() for key in ("moving", "fixed")]), []
+    for number, (key, other) in enumerate((("moving", "fixed"), ("fixed", "moving"))):
+        label = item.get(f"{key}_label")
+        if label is not None and better_frame(images, label, number) is not None:
+            doubts.append(f"The {key} label fits the {other} image better than its own: are labels exchanged?")
+            logging.getLogger("data").warning(f"{data[f'{key}_label']}: {doubts[-1]}")
+    return {"doubts": "\n".join(doubts)} if doubts else {}
 
 
 def load_image(file: NiftiFile, frame: int | None = None, is_label: bool = False) -> MetaTensor:
@@ -124,11 +137,16 @@ def load_image(file: NiftiFile, frame: int | None = None, is_label: bool = False
 
 
 def load_label(
-    file: NiftiFile, image: MetaTensor, name: str, frame: int | None = None, tolerance: float = AFFINE_TOLERANCE_MM
+    file: NiftiFile,
+    image: MetaTensor,
+    name: str,
+    frame: int | None = None,
+    values: Sequence[int | None] | None = None,
+    tolerance: float = AFFINE_TOLERANCE_MM,
 ) -> MetaTensor:
     """The label (1, X, Y, Z) of an image, with its axes turned to the image's, on whose grid it lies to a tolerance in
-    mm; messages call the image `name`. Where one of the two files says nowhere where it lies, voxels of one index belong
-    together.
+    mm; messages call the image `name`, and `values` are the file's (`labels.name_structures`). Where one of the two files
+    says nowhere where it lies, voxels of one index belong together.
 
     Raises:
         InputError: naming the file, for one that `load_image` refuses, or that lies elsewhere.
@@ -138,57 +156,12 @@ def load_label(
         label.affine = image.affine
     label = turn_to(label, image)
     check_same_grid(label, file.path, image, name, tolerance=tolerance)
-    check_structures(label, file.path)
-    return label
+    return name_structures(label, file.path, values)
 
 
-def rename_labels(label: MetaTensor, values: Sequence[int]) -> MetaTensor:
-    """A label map whose voxels of value n get the n-th of the values."""
-    return MetaTensor(torch.tensor(values, dtype=label.dtype)[label.as_tensor().long()], meta=dict(label.meta))
-
-
-def check_structures(label: Tensor, path: str) -> None:
-    """Stop at a label map that holds other values than the heart's structures.
-
-    Raises:
-        InputError: naming the file.
-    """
-    if not 0 <= label.min() <= label.max() <= max(LABELS.values()):
-        names = ", ".join(f"{value} {name.upper()}" for name, value in LABELS.items())
-        raise InputError(
-            f"{path}: holds {label.min():g} to {label.max():g}; give them these values: {names}, and 0 elsewhere."
-        )
-
-
-def check_order(label: Tensor, path: str) -> None:
-    """Stop at a label map (1, X, Y, Z) in which the myocardium encloses 1 instead of 3, as in M&Ms' order (1 LV, 2
-    myocardium, 3 RV), or 1 encloses 2, as where the LV alone was labeled (1 myocardium, 2 cavity).
-
-    Raises:
-        InputError: naming the file.
-    """
-    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)[..., None]
-    values = torch.as_tensor(label)[0].cpu().numpy()
-    enclosed = {}
-    rv, myo, lv = (LABELS[name] for name in ("rv", "myo", "lv"))
-    for value, around in ((rv, myo), (lv, myo), (myo, rv)):
-        mask = values == value
-        rim = values[binary_dilation(mask, cross) & ~mask]
-        enclosed[value] = (rim == around).mean() if len(rim) else np.nan
-    if enclosed[myo] > 0.8:
-        raise InputError(
-            f"{path}: has 1 around 2; make the myocardium 2 and the cavity of the LV 3, for here 1 is the RV."
-        )
-    # NaN where there is no 3.
-    if enclosed[rv] > 0.8 and not enclosed[lv] >= 0.5:
-        raise InputError(
-            f"{path}: has the myocardium (2) around 1 and not around 3, as M&Ms has; exchange both, for here 1 is the "
-            "RV and 3 the LV."
-        )
-
-
-def read_cine(path: str | Path, series: int | str | None = None) -> Cine:
-    """The cine of a 4-D NIfTI file or of a folder of DICOM files, of a series of that folder where one is given.
+def read_cine(path: str | Path, series: int | str | None = None, frames: int | None = None) -> Cine:
+    """The cine of a 4-D NIfTI file or of a folder of DICOM files, of a series of that folder where one is given; with
+    `frames`, of one slice in a NIfTI file (X, Y, T).
 
     Raises:
         InputError: naming the file or folder and the cure.
@@ -198,7 +171,7 @@ def read_cine(path: str | Path, series: int | str | None = None) -> Cine:
         return read_dicom_cine(path, series)
     if series is not None:
         raise InputError(f"{path}: is one file, and has no series {series}; leave --series out.")
-    cine = read_nifti_cine(path)
+    cine = read_nifti_cine(path, frames)
     plane = plane_of(cine.affine)
     return replace(cine, plane=plane, plane_basis="unknown" if plane is None else "read")
 
@@ -207,11 +180,12 @@ class LoadCase(Transform):
     """Load a case of a data list: a cine with its reference frame, or a pair of images.
 
     A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files), and may have "series" (of such a folder),
-    "reference" (frame, counted from 1), "reference_basis" and "reference_label". The item gains "moving" (T, X, Y, Z),
-    "fixed" (1, X, Y, Z), "times" (Z, T) in ms where known, "valid" (X, Y, Z), where anything was acquired, if that is not
-    everywhere, and "reference", 0 for a pair. Either may have "points", a CSV of landmarks of the fixed image, and
-    "plane", and has then "plane" (one of `planes.PLANES`, or "") and "plane_basis" (one of `planes.BASIS`). One with an
-    "error" raises it.
+    "frames" (of a file (X, Y, T)), "reference" (frame, counted from 1), "reference_basis", "reference_label" and
+    "label_values" (of that file's RV, myocardium and LV). The item gains "moving" (T, X, Y, Z), "fixed" (1, X, Y, Z),
+    "times" (Z, T) in ms where known, "valid" (X, Y, Z), where anything was acquired, if that is not everywhere,
+    "doubts", sentences on the input that belong to the verdict, a line each, and "reference", 0 for a pair. Either may
+    have "points", a CSV of landmarks of the fixed image, and "plane", and has then "plane" (one of `planes.PLANES`, or
+    "") and "plane_basis" (one of `planes.BASIS`). One with an "error" raises it.
 
     Args:
         resample_moving: whether a moving image on another grid than the fixed one is resampled onto it.
@@ -229,15 +203,14 @@ class LoadCase(Transform):
         if "cine" not in data:
             item = self.load(data)
             check_areal(item["fixed"].shape[1:3], data["fixed"])
-            if "moving_label" in item:
-                check_order(item["moving_label"], data["moving_label"])
             label = {"reference_label": item.pop("moving_label")} if "moving_label" in item else {}
             item |= plane_item(data, plane_of(item["fixed"].affine.double().numpy()))
             return check_points({**item, **label, "reference": 0, "reference_basis": "the fixed image of the pair"})
-        cine = read_cine(data["cine"], data.get("series"))
+        cine = read_cine(data["cine"], data.get("series"), data.get("frames"))
         check_right_angles(cine.affine, data["cine"])
         check_areal(cine.image.shape[:2], data["cine"])
         item = {**data, "reference_basis": data.get("reference_basis", "given")}
+        item.pop("label_values", None)
         item |= plane_item(data, cine.plane)
         if "reference" not in data:
             item["reference"] = largest_cavity(cine.image)
@@ -262,15 +235,21 @@ class LoadCase(Transform):
             file = open_nifti(data["reference_label"])
             frame = item["reference"] - 1 if file.shape[3:] == (cine.frames,) else None
             tolerance = CONVERTED_MM if Path(data["cine"]).is_dir() else AFFINE_TOLERANCE_MM
-            item["reference_label"] = load_label(file, item["fixed"], name, frame, tolerance)
-            check_order(item["reference_label"], data["reference_label"])
+            item["reference_label"] = load_label(file, item["fixed"], name, frame, data.get("label_values"), tolerance)
             if not item["reference_label"].any():
                 raise InputError(f"{data['reference_label']}: is 0 everywhere; give the label of {name}.")
             if item["reference_label"].max() == LABELS["rv"]:
                 logging.getLogger("inference").warning(
                     f"{data['reference_label']}: holds 1 alone, so that figures are the RV's; where that is the LV's "
-                    "cavity, make it 3."
+                    "cavity, give --label_values '[None, None, 1]'."
                 )
+            better = better_frame(item["moving"], item["reference_label"], item["reference"] - 1)
+            if better is not None:
+                item["doubts"] = (
+                    f"The label fits frame {better + 1} better than the reference frame {item['reference']}: is it of "
+                    "that frame?"
+                )
+                logging.getLogger("inference").warning(f"{data['reference_label']}: {item['doubts']}")
         return check_points(item)
 
 

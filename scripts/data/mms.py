@@ -26,7 +26,7 @@ from scripts.files import files_below
 
 MMS_TABLE = "*M&Ms_Dataset_[Ii]nformation*opendataset.csv"
 MMS_SPLITS = {"Training": "train", "Validation": "val", "Testing": "test"}
-MMS_LABELS = [0, 3, 2, 1]  # its own are 1 LV, 2 myocardium, 3 RV
+MMS_LABELS = [3, 2, 1]  # its values of RV, myocardium and LV
 
 
 def mms_table(dataset_dir: str | Path) -> Path | None:

@@ -29,6 +29,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.spatialimages import HeaderDataError
 from scripts.cardiac.cines import Array, Cine
+from scripts.data.nifti_times import frame_times
 from scripts.errors import InputError, first_cause
 from scripts.files import is_dicom
 
@@ -38,7 +39,6 @@ RIGHT_ANGLE = 1e-4
 STRAIGHTENED = 2.0
 # Millimeters that two places of one file may be apart; quaternions in single precision are closer.
 SAME_PLACE = 0.1
-FASTEST = 3.0  # ms from frame to frame, a third of what the fastest cines of a heart have
 # How many times longer than both others an axis' spacing is where slices lie along it.
 CLEARLY_THICKER = 1.5
 # Intent codes of files of vectors: "vector" is what ITK writes for displacements, "displacement vector" its other name.
@@ -174,8 +174,8 @@ def check_slices_last(file: NiftiFile) -> None:
         )
 
 
-def read_nifti_cine(path: str | Path) -> Cine:
-    """A 4-D NIfTI file, with the frame time of its header.
+def read_nifti_cine(path: str | Path, frames: int | None = None) -> Cine:
+    """A 4-D NIfTI file, or one slice (X, Y, T) whose T is `frames`, with its times where they are known.
 
     Raises:
         InputError: naming the file, for one that `open_nifti` refuses, that is no cine, or has its slices along another
@@ -187,26 +187,12 @@ def read_nifti_cine(path: str | Path) -> Cine:
     if path.suffix.lower() == ".dcm" or is_dicom(path):
         raise InputError(f"{path}: is one DICOM file; give --cine the folder that holds all files of the cine.")
     file = open_nifti(path)
+    if frames is not None and file.shape[2:] == (frames,):
+        file.shape = (*file.shape[:2], 1, frames)
     if len(file.shape) != 4 or file.shape[3] < 2:
         raise InputError(f"{path}: {_no_cine(file)}")
     check_slices_last(file)
     return Cine(stem_of(path), file.voxels(), file.affine, frame_times(file))
-
-
-def frame_times(file: NiftiFile) -> Array | None:
-    """Milliseconds of each slice and frame (Z, T) by a NIfTI header, the same for all slices; None where it does not
-    tell."""
-    length, unit = float(file.header["pixdim"][4]), file.header.get_xyzt_units()[1]
-    step = length * {"sec": 1e3, "msec": 1.0, "usec": 1e-3}.get(unit, 0.0)
-    # A header that was never filled in says one second, or one millisecond.
-    if not FASTEST <= step < 1000:
-        if length not in (0, 1):
-            logging.getLogger("inference").warning(
-                f"{file.path}: a frame time of {length:g} {unit} is implausible, so times are left out; correct "
-                "the header with nibabel's set_zooms and set_xyzt_units('mm', 'msec')"
-            )
-        return None
-    return np.tile(step * np.arange(file.shape[3]), (file.shape[2], 1))
 
 
 def unreadable(path: str | Path, error: Exception) -> InputError:

@@ -123,7 +123,9 @@ class AssembleRegistration(Transform):
             registration.label = torch.as_tensor(data["reference_label"]).cpu()[0].round().numpy().astype(np.uint8)
             registration.labels = np.moveaxis(frames.labels, 0, -1)
         reached = seen_on_both(data, torch.from_numpy(frames.fields[:1]))
-        registration.quality = assess(registration, frames.inversion_errors, reached)
+        registration.quality = assess(
+            registration, frames.inversion_errors, reached, str(data.get("doubts", "")).splitlines()
+        )
         if registration.labels is not None and reference:
             registration.function = measure_function(
                 registration.labels, cine.spacing, cine.times, reference, cine.is_stack

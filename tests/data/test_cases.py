@@ -496,3 +496,43 @@ def test_a_plane_is_that_of_its_case_else_of_all(subject: Path, tmp_path: Path) 
     assert [item["plane"] for item in found[:2]] == ["4CH", "2CH"]
     with pytest.raises(InputError, match="has the plane 5CH in the data list; give one of SAX, 2CH, 3CH, 4CH, LAX"):
         LoadCase()(found[2])
+
+
+def test_a_cine_is_treated_alike_by_itself_and_in_a_folder(copy: Path) -> None:
+    folder = copy / "phantom001"
+    for other in copy.glob("phantom*/"):
+        if other != folder:
+            shutil.rmtree(other)
+    (alone,) = find_cases(cine=str(folder / "phantom001_4d.nii.gz"))
+    (in_folder,) = find_cases(dataset_dir=str(copy))
+    assert alone == in_folder
+    assert alone["reference_label"] == str(folder / "phantom001_frame01_gt.nii.gz")
+    # A label that is given counts, and one of another frame is not taken.
+    other = str(shutil.copy(alone["reference_label"], folder / "other_gt.nii.gz"))
+    assert find_cases(cine=alone["cine"], reference_label=other)[0]["reference_label"] == other
+    assert "reference_label" not in find_cases(cine=alone["cine"], reference_frame=2)[0]
+
+
+def test_info_cfg_in_utf_16_is_read_and_one_without_ed_is_called_out(
+    subject: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(subject / "phantom001_4d.nii.gz")
+    (subject / "Info.cfg").write_text("ED: 4\nES: 2\n", encoding="utf-16")
+    assert find_cases(cine=path)[0]["reference"] == 4
+    assert not caplog.records
+    (subject / "Info.cfg").write_text("ES: 2\n")
+    assert "reference" not in find_cases(cine=path)[0]
+    assert "Info.cfg: has no line ED, so that the reference frame is estimated; add one such as 'ED: 1'" in caplog.text
+
+
+def test_label_values_of_the_command_are_those_of_every_item_but_a_list_s_own(subject: Path) -> None:
+    pair = {"moving": "phantom001_frame02.nii.gz", "fixed": "phantom001_frame01.nii.gz"}
+    for name in pair.values():
+        shutil.copy(next(subject.glob("*_frame01.nii.gz")), subject / name) if not (subject / name).exists() else None
+    items = [{**pair, "case": "a"}, {**pair, "case": "b", "label_values": [None, 1, 2]}]
+    (subject / "list.json").write_text(json.dumps({"test": items}))
+    found = inference_cases(data_list=str(subject / "list.json"), label_values=[3, 2, 1])
+    assert [item["label_values"] for item in found] == [(3, 2, 1), (None, 1, 2)]
+    assert "label_values" not in inference_cases(data_list=str(subject / "list.json"))[0]
+    with pytest.raises(InputError, match=r"--label_values 7: must be"):
+        inference_cases(data_list=str(subject / "list.json"), label_values=7)

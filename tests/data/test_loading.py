@@ -16,7 +16,7 @@ from phantom_cases import T, Z, prepare
 from scipy.spatial.transform import Rotation
 from scripts.data.cases import find_cases
 from scripts.data.dicom import read_dicom_cine
-from scripts.data.loading import LoadCase, LoadPaird, check_order, load_image, load_label, read_cine
+from scripts.data.loading import LoadCase, LoadPaird, load_image, load_label, read_cine
 from scripts.data.nifti import open_nifti
 from scripts.errors import InputError
 
@@ -324,7 +324,7 @@ def test_a_label_belongs_to_its_image_and_holds_integers(tmp_path: Path, stack: 
         (
             "structures",
             np.full(STACK_SHAPE, 257, np.int16),
-            "holds 257 to 257; give them these values: 1 RV, 2 MYO, 3 LV",
+            "holds 257, which are no structures; give the file's values of RV, myocardium and LV by --label_values",
         ),
     ):
         path = str(write_nifti(tmp_path / f"{name}.nii.gz", label))
@@ -401,29 +401,6 @@ def test_a_label_and_an_image_that_lies_nowhere_belong_together_by_index(tmp_pat
     np.testing.assert_array_equal(item["fixed_label"].affine, item["fixed"].affine)
 
 
-def test_a_label_in_the_order_of_m_and_ms_is_refused() -> None:
-    x, y = np.meshgrid(np.arange(40), np.arange(40), indexing="ij")
-    radius = np.hypot(x - 20, y - 24)
-    label = np.where(radius < 5, 3, np.where(radius < 8, 2, np.where(np.hypot(x - 20, y - 10) < 6, 1, 0)))[
-        None, ..., None
-    ]
-    check_order(torch.from_numpy(label), "gt.nii.gz")
-    with pytest.raises(
-        InputError, match=r"gt\.nii\.gz: has the myocardium \(2\) around 1 and not around 3, as M&Ms has"
-    ):
-        check_order(torch.from_numpy(np.array([0, 3, 2, 1])[label]), "gt.nii.gz")
-    # Nor one that lacks the RV.
-    with pytest.raises(InputError, match="around 1 and not around 3"):
-        check_order(torch.from_numpy(np.array([0, 0, 2, 1])[label]), "gt.nii.gz")
-    with pytest.raises(
-        InputError, match=r"gt\.nii\.gz: has 1 around 2; make the myocardium 2 and the cavity of the LV 3"
-    ):
-        check_order(torch.from_numpy(np.array([0, 0, 1, 2])[label]), "gt.nii.gz")
-    # A label that lacks a structure says nothing else about the order.
-    for missing in (1, 2, 3):
-        check_order(torch.from_numpy(np.where(label == missing, 0, label)), "gt.nii.gz")
-
-
 @pytest.mark.parametrize(
     ("turned", "given", "plane", "basis"),
     [
@@ -463,3 +440,25 @@ def test_padding_of_dicom_is_handed_on(tmp_path: Path) -> None:
     assert loaded["moving"].min() > -2000
     assert not loaded["valid"][0].any()
     assert loaded["valid"][1:].all()
+
+
+def test_a_label_of_another_frame_is_a_doubt_with_the_frame_that_fits_better(cine_path: Path) -> None:
+    """The phantom's label of frame 1 given for frame 3, and a pair whose labels are exchanged."""
+    label = str(cine_path.with_name("label.nii.gz"))
+    item = {"cine": str(cine_path), "case": "a", "reference_label": label}
+    assert "doubts" not in LoadCase()({**item, "reference": 1})
+    doubts = LoadCase()({**item, "reference": 3})["doubts"]
+    assert doubts == "The label fits frame 1 better than the reference frame 3: is it of that frame?"
+
+
+def test_a_cine_of_one_slice_in_three_axes_is_read_where_its_frames_are_known(
+    tmp_path: Path, array: np.ndarray
+) -> None:
+    path = write_nifti(tmp_path / "a_4d.nii.gz", array[:, :, 1])
+    with pytest.raises(InputError, match=r"Where its third axis is time, write .*img\.dataobj\[:, :, None\]"):
+        read_cine(find_cases(cine=str(path))[0]["cine"])
+    (tmp_path / "Info.cfg").write_text("ED: 2\nNbFrame: 5\n")
+    (item,) = find_cases(cine=str(path))
+    assert item["reference"] == 2
+    loaded = LoadCase()(item)
+    np.testing.assert_array_equal(loaded["moving"][..., 0], array[:, :, 1].transpose(2, 0, 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import logging
 import re
 from pathlib import Path
 
@@ -241,32 +240,6 @@ def test_a_pair_of_header_and_image_lies_where_its_header_says(tmp_path: Path) -
     open_nifti(tmp_path / "a.img")
 
 
-def write_cine(path: Path, array: np.ndarray, step: float | None = None, unit: str | None = None) -> Path:
-    image = nib.Nifti1Image(array, np.diag([1.5, 1.5, 8.0, 1.0]))
-    if step is not None:
-        image.header.set_xyzt_units("mm", unit)
-        image.header.set_zooms((1.5, 1.5, 8.0, step))
-    nib.save(image, path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("step", "unit", "milliseconds"),
-    [(37.5, "msec", 37.5), (0.0375, "sec", 37.5), (37500, "usec", 37.5), (1.0, "sec", None), (0.0, "msec", None)]
-    + [(37.5, None, None), (None, None, None), (30.0, "hz", None)],
-)
-def test_frame_times_are_the_headers(
-    tmp_path: Path, array: np.ndarray, step: float | None, unit: str | None, milliseconds: float | None
-) -> None:
-    cine = read_nifti_cine(write_cine(tmp_path / "some_4d.nii.gz", array, step, unit))
-    if milliseconds is None:
-        assert cine.times is None
-        assert cine.frame_time is None
-    else:
-        np.testing.assert_allclose(cine.times, np.tile(milliseconds * np.arange(5), (3, 1)), rtol=1e-6)
-        assert cine.frame_time == pytest.approx(milliseconds)
-
-
 def test_a_scaled_file_is_read_in_its_unit(tmp_path: Path, array: np.ndarray) -> None:
     image = nib.Nifti1Image(array / 3000 - 0.5, np.eye(4))
     image.set_data_dtype(np.int16)
@@ -280,20 +253,6 @@ def test_axes_of_length_one_are_dropped_and_a_pair_of_files_is_named_as_one(tmp_
     np.testing.assert_array_equal(cine.image, array)
     nib.save(nib.Nifti1Pair(array, np.diag([1.5, 1.5, 8, 1])), tmp_path / "two_4d.img")
     assert read_nifti_cine(tmp_path / "two_4d.img").name == "two"
-
-
-def test_a_frame_time_that_is_none_is_logged(
-    tmp_path: Path, array: np.ndarray, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, logger="inference"):
-        for step, unit in ((1.0, "sec"), (37.5, "msec"), (1.0, "msec"), (3.0, "msec")):
-            read_nifti_cine(write_cine(tmp_path / "a.nii.gz", array, step, unit))
-        assert not caplog.records
-        read_nifti_cine(write_cine(tmp_path / "a.nii.gz", array, 37.5, "sec"))
-    assert "a.nii.gz: a frame time of 37.5 sec is implausible, so times are left out" in caplog.text
-    # Seconds under the wrong unit.
-    assert read_nifti_cine(write_cine(tmp_path / "a.nii.gz", array, 0.0375, "msec")).times is None
-    assert "a frame time of 0.0375 msec is implausible" in caplog.text
 
 
 def test_what_is_no_cine_is_named_with_its_cure(tmp_path: Path, array: np.ndarray) -> None:

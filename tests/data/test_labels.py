@@ -1,0 +1,114 @@
+"""From a file's values to structures: what is renamed, and what is refused with which values."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from monai.data import MetaTensor
+from phantom_cases import PHANTOM
+from scripts.data.labels import FITS_BETTER, better_frame, check_label_values, name_structures
+from scripts.data.loading import load_image
+from scripts.data.nifti import open_nifti
+from scripts.errors import InputError
+
+OTHER_ORDERS = [order for order in itertools.permutations((1, 2, 3)) if order != (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def label() -> np.ndarray:
+    """A phantom's structures, (X, Y, Z)."""
+    return PHANTOM.label(1).astype(np.int64)
+
+
+def with_values(label: np.ndarray, rv: int, myo: int, lv: int) -> MetaTensor:
+    """The structures as a file has them that gives them other values."""
+    return MetaTensor(torch.from_numpy(np.array([0, rv, myo, lv])[label])[None].float())
+
+
+@pytest.mark.parametrize("order", OTHER_ORDERS)
+def test_another_order_is_refused_with_the_values_that_are_its_cure(label: np.ndarray, order: tuple) -> None:
+    given = with_values(label, *order)
+    with pytest.raises(
+        InputError, match=r"gt\.nii\.gz: has \d around \d, so that .*--label_values, by their places"
+    ) as caught:
+        name_structures(given, "gt.nii.gz")
+    cure = [int(value) for value in re.search(r"\'\[(.*)\]\'", str(caught.value))[1].split(", ")]
+    assert cure == list(order)
+    np.testing.assert_array_equal(name_structures(given, "gt.nii.gz", cure)[0], label)
+
+
+def test_a_cavity_of_1_with_its_myocardium_is_named(label: np.ndarray) -> None:
+    for rv, myo, lv in ((0, 2, 1), (0, 1, 2), (0, 3, 2)):
+        given = with_values(label, rv, myo, lv)
+        with pytest.raises(InputError, match=re.escape(f"by their places '[None, {myo}, {lv}]'")):
+            name_structures(given, "gt.nii.gz")
+        expected = np.where(label == 1, 0, label)
+        np.testing.assert_array_equal(name_structures(given, "gt.nii.gz", (None, myo, lv))[0], expected)
+
+
+def test_values_that_are_no_structure_are_listed_with_their_cure(
+    label: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = with_values(label, 600, 200, 500)
+    words = "holds 200, 500, 600, which are no structures; give the file's values"
+    with pytest.raises(InputError, match=re.escape(words) + r".*'\[600, 200, 500\]'"):
+        name_structures(given, "gt.nii.gz")
+    np.testing.assert_array_equal(name_structures(given, "gt.nii.gz", (600, 200, 500))[0], label)
+    with pytest.raises(InputError, match=r"holds 200, 500, 600, none of --label_values \[3, 2, 1\]"):
+        name_structures(given, "gt.nii.gz", (3, 2, 1))
+    # What is left out on purpose is said, and changes nothing else.
+    found = name_structures(given, "gt.nii.gz", (None, 200, 500))
+    np.testing.assert_array_equal(found[0], np.where(label == 1, 0, label))
+    assert "gt.nii.gz: 600 are no structures by --label_values, and are left out" in caplog.text
+
+
+@pytest.mark.parametrize("missing", [(1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)])
+def test_a_label_that_lacks_structures_is_taken(label: np.ndarray, missing: tuple[int, ...]) -> None:
+    given = np.where(np.isin(label, missing), 0, label)
+    np.testing.assert_array_equal(name_structures(with_values(given, 1, 2, 3), "gt.nii.gz")[0], given)
+
+
+@pytest.mark.parametrize(
+    "values", ["3,2,1", [1, 2], [1, 2, 2], [0, 1, 2], [None] * 3, [1.5, 2, 3], [True, 2, 3], [1, 2, 3, 4], 3]
+)
+def test_an_option_that_is_no_three_values_is_refused(values: object) -> None:
+    with pytest.raises(InputError, match=r"--label_values .*: must be the file's values of RV, myocardium and LV"):
+        check_label_values(values)
+
+
+def test_an_option_of_three_values_is_taken() -> None:
+    assert check_label_values(None) is None
+    assert check_label_values([3, None, 1]) == (3, None, 1)
+
+
+def test_a_label_fits_its_own_frame_best() -> None:
+    images = torch.from_numpy(np.stack([PHANTOM.image(t) for t in range(1, 6)])).float()
+    labels = [torch.from_numpy(PHANTOM.label(t).astype(np.float32))[None] for t in range(1, 6)]
+    assert all(better_frame(images, one, t) is None for t, one in enumerate(labels))
+    assert better_frame(images, labels[0], 2) == 0
+    # Neither gain and offset nor a label without myocardium decide.
+    assert better_frame(3 * images + 70, labels[0], 2) == 0
+    assert better_frame(images, (labels[0] == 3) * 3.0, 2) is None
+    assert 0 < FITS_BETTER < 1
+
+
+def test_published_labels_are_taken_and_fit_their_own_frame(acdc: Path) -> None:
+    for subject in ("patient001", "patient014", "patient090"):
+        pairs = sorted((acdc / subject).glob("*_frame*_gt.nii.gz"))
+        images = [load_image(open_nifti(str(path).replace("_gt", ""))) for path in pairs]
+        for number, path in enumerate(pairs):
+            found = load_image(open_nifti(path), is_label=True)
+            named = name_structures(found, str(path))
+            np.testing.assert_array_equal(named, found)
+            assert better_frame(torch.cat(images), named, number) is None
+
+
+def test_the_sample_s_label_is_taken() -> None:
+    for path in sorted((ROOT / "sample").glob("*_gt.nii.gz")):
+        name_structures(load_image(open_nifti(path), is_label=True), str(path))
