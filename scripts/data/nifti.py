@@ -192,7 +192,7 @@ def read_nifti_cine(path: str | Path, frames: int | None = None) -> Cine:
     if len(file.shape) != 4 or file.shape[3] < 2:
         raise InputError(f"{path}: {_no_cine(file)}")
     check_slices_last(file)
-    return Cine(stem_of(path), file.voxels(), file.affine, frame_times(file))
+    return Cine(stem_of(path), file.voxels(), file.affine, frame_times(file.path, file.header, *file.shape[2:]))
 
 
 def unreadable(path: str | Path, error: Exception) -> InputError:

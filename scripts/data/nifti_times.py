@@ -17,21 +17,18 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 from scripts.data.times import LONGEST, SHORTEST
-
-if TYPE_CHECKING:
-    from scripts.cardiac.cines import Array
-    from scripts.data.nifti import NiftiFile
 
 MILLISECONDS = {"sec": 1e3, "msec": 1.0, "usec": 1e-3}
 # Part of the cycle within which the first frame of a cine follows the trigger.
 SOON = 1 / 3
 
 
-def frame_times(file: NiftiFile) -> Array | None:
+def frame_times(path: str, header: nib.Nifti1Header, slices: int, frames: int) -> NDArray[np.floating] | None:
     """Milliseconds of each slice and frame of a cine (Z, T), the same for all slices; None where nothing tells them.
 
     The time from frame to frame is the first of these by which the cycle lasts as long as a heartbeat may (`times`): the
@@ -39,9 +36,8 @@ def frame_times(file: NiftiFile) -> Array | None:
     header's; the RepetitionTime of the JSON. dcm2niix writes the repetition time into the header, which some scanners
     give from pulse to pulse. What of the header is not taken is logged. The first frame is at the JSON's TriggerDelayTime.
     """
-    slices, frames = file.shape[2:]
-    sidecar = _read_sidecar(file.path)
-    length, unit = float(file.header["pixdim"][4]), file.header.get_xyzt_units()[1]
+    sidecar = _read_sidecar(path)
+    length, unit = float(header["pixdim"][4]), header.get_xyzt_units()[1]
     own = length * MILLISECONDS.get(unit, 0.0)
     number = sidecar.get("CardiacNumberOfImages")
     steps = {
@@ -56,7 +52,7 @@ def frame_times(file: NiftiFile) -> Array | None:
         cure = f"taken from {name} the JSON beside it" if step else "left out; correct the header with nibabel's"
         cure += "" if step else " set_zooms and set_xyzt_units('mm', 'msec')"
         logging.getLogger("inference").warning(
-            f"{file.path}: its frame time of {length:.4g} {unit} {reason}, so that times are {cure}."
+            f"{path}: its frame time of {length:.4g} {unit} {reason}, so that times are {cure}."
         )
     if not step:
         return None

@@ -30,9 +30,15 @@ from tqdm import tqdm
 ROLES = ("moving", "fixed")
 
 
-def select_frames(dataset_dir: str | None, data_list: str | None, split: str, seed: int = 0) -> list[dict]:
+def select_frames(
+    dataset_dir: str | None,
+    data_list: str | None,
+    split: str,
+    seed: int = 0,
+    label_values: Sequence[int | None] | None = None,
+) -> list[dict]:
     """The labeled frames of a split, see `datalists.select_pairs` for the arguments and `labeled_frames`."""
-    return labeled_frames(select_pairs(dataset_dir, data_list, split, seed=seed))
+    return labeled_frames(select_pairs(dataset_dir, data_list, split, seed=seed, label_values=label_values))
 
 
 def labeled_frames(pairs: Sequence[dict]) -> list[dict]:
