@@ -116,7 +116,7 @@ def _draw_field(axis: Axes, r: CineRegistration, part: tuple) -> None:
     """Where the heart's points of end diastole are at end systole, as arrows in their true length."""
     x, y, z, t = part
     _show(axis, r, (x, y, z, r.reference - 1))
-    u = r.fields[t, :, x, y, z]
+    u = r.fields[t][:, x, y, z]
     i, j = np.meshgrid(*(np.arange(0, n, ARROWS) for n in u.shape[1:]), indexing="ij")
     u = u[:, i, j]
     length = np.hypot(u[0] * r.cine.spacing[0], u[1] * r.cine.spacing[1])
