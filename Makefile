@@ -37,8 +37,7 @@ help:
 # One thread: several wait for each other where a core is busy (docs/performance.md).
 demo: export OMP_NUM_THREADS = 1
 demo: .venv/.runtime
-	$(PY) -m scripts register sample/SC-HF-I-2/SC-HF-I-2_4d.nii.gz --output_dir demo/sample \
-	    --reference_label sample/SC-HF-I-2/SC-HF-I-2_frame20_gt.nii.gz
+	$(PY) -m scripts register sample/SC-HF-I-2/SC-HF-I-2_4d.nii.gz --output_dir demo/sample
 	$(PY) -m scripts.cardiac.phantom --root demo/phantoms
 	$(BUNDLE) --config_file "['configs/train.yaml','configs/demo.yaml']"
 	$(BUNDLE) --config_file "['configs/train.yaml','configs/evaluate.yaml','configs/demo.yaml']"
