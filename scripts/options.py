@@ -122,6 +122,7 @@ RULES: dict[str, _Rule] = {
     "series": _none_or(_must_be("the number of a series, with its letter if it has one", _is_series)),
     "plane": _none_or(_one_of(*PLANES)),
     "direction": _one_of(*DIRECTIONS),
+    "axes": _must_be("2, for slices, or 3, for volumes", lambda value: _is_whole(value, 2) and value <= 3),
     "sector_origin": _none_or(_must_be("an angle in degrees", lambda value: _is_number(value, -1e6, 1e6))),
     "working_spacing": _SPACING,
     "clip_percentile": _positive(100, " of percent"),
