@@ -83,7 +83,7 @@ def turn_to(label: MetaTensor, image: MetaTensor) -> MetaTensor:
 
 
 def resample(image: MetaTensor, reference: MetaTensor, is_label: bool) -> MetaTensor:
-    """An image or a label (1, X, Y, Z) on the grid of another one, see `itk_fields.pull`; within its slices it repeats
+    """An image or a label (1, X, Y, Z) on the grid of another one, see `grids.pull`; within its slices it repeats
     its border.
 
     A slice of the grid that the image does not reach is 0: nothing can be registered there.

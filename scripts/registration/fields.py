@@ -64,7 +64,7 @@ class LinearWarp(nn.Module):
         """out(x) = image(x + u(x)), for (B, C, *spatial) and (B, d, *spatial) in voxels."""
         slices = to_slices(field)
         depth = slices.shape[0] // field.shape[0]
-        return to_stack(pull(to_slices(image), sampler_grid(slices) + to_sampler(slices), depth), field)
+        return to_stack(sample_grid(to_slices(image), sampler_grid(slices) + to_sampler(slices), depth), field)
 
 
 def warp_label(label: Tensor, field: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def from_sampler(field: Tensor) -> Tensor:
     return torch.stack(channels, dim=1)
 
 
-def pull(image: Tensor, points: Tensor, depth: int = 1) -> Tensor:
+def sample_grid(image: Tensor, points: Tensor, depth: int = 1) -> Tensor:
     """Slices of images (N, C, X, Y) at points (N, d, X, Y) in the sampler's coordinates, linear, border repeated.
 
     Args:
@@ -194,7 +194,7 @@ def pull(image: Tensor, points: Tensor, depth: int = 1) -> Tensor:
 
 
 def _pull_through_slices(image: Tensor, points: Tensor, z: Tensor, depth: int) -> Tensor:
-    """`pull` for d = 3, from the slice numbers z (N, X, Y): each slice is sampled from every slice of its stack that it
+    """`sample_grid` for d = 3, from the slice numbers z (N, X, Y): each slice is sampled from every slice of its stack that it
     touches.
 
     On a CPU several times as fast as `grid_sample` in three dimensions, whose gradient takes most of a training step.
@@ -218,7 +218,7 @@ def integrate_in_sampler(velocity: Tensor, grid: Tensor, steps: int, depth: int 
     """`integrate` of slices of a velocity in the sampler's coordinates, with the grid they count from."""
     field = velocity / 2.0**steps
     for _ in range(steps):
-        field = field + pull(field, grid + field, depth)
+        field = field + sample_grid(field, grid + field, depth)
     return field
 
 

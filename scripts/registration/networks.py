@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv, Pool
-from scripts.registration.fields import integrate_in_sampler, pull, sampler_grid, to_sampler, to_slices, to_stack
+from scripts.registration.fields import integrate_in_sampler, sample_grid, sampler_grid, to_sampler, to_slices, to_stack
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -386,7 +386,7 @@ class PyramidNetwork(nn.Module):
             for _ in range(self.corrections):
                 there = torch.cat([velocity, -velocity]) if self.antisymmetric else velocity
                 points = grid + integrate_in_sampler(to_sampler(there), grid, self.integration_steps, depth)
-                correction = estimator(pull(moving, points, depth), share, there, self.antisymmetric, depth)
+                correction = estimator(sample_grid(moving, points, depth), share, there, self.antisymmetric, depth)
                 if self.axes == 3:
                     correction = torch.cat([correction[:, :2], self.depth_scale * correction[:, 2:]], dim=1)
                 velocity = velocity + (self.smooth(correction) if finest else correction)

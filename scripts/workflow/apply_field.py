@@ -46,7 +46,7 @@ def apply_field(
     Args:
         field: a field file (`itk_fields`); it says the grid of the outputs.
         moving: image on the field's grid, linearly interpolated.
-        moving_label: label on that grid, see `itk_fields.pull`.
+        moving_label: label on that grid, see `grids.pull`.
         points: CSV of landmarks of the fixed image, mm along LPS; they are carried into the moving image.
         output_dir: folder to write to.
         resample_moving: whether image and label may lie on another grid than the field, as long as they meet it in
