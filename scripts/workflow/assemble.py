@@ -38,7 +38,7 @@ from scripts.registration import fields as field_algebra
 from scripts.registration.fields import balance_inverse, in_view, restack, unstack, warp_label, warp_stack
 
 
-def invert_field(field: Array, tolerance: float = field_algebra.INVERTED) -> tuple[Array, Array]:
+def invert_array(field: Array, tolerance: float = field_algebra.INVERTED) -> tuple[Array, Array]:
     """The inverse of a field, on the same grid: v with v(y) + u(y + v(y)) = 0 (`fields.invert` for NumPy arrays).
 
     Args:
@@ -50,7 +50,7 @@ def invert_field(field: Array, tolerance: float = field_algebra.INVERTED) -> tup
         The inverse (d, X, Y, Z), and the length of its error in voxels (X, Y, Z).
     """
     if len(field) == 3 and np.abs(field[2]).max() <= 0.1 * tolerance:
-        in_plane, error = invert_field(field[:2], tolerance)
+        in_plane, error = invert_array(field[:2], tolerance)
         return np.concatenate([in_plane, np.zeros_like(field[2:])]), error
     stack = torch.from_numpy(np.ascontiguousarray(field))
     if len(field) == 3:
@@ -261,7 +261,7 @@ def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     inverses, errors = torch.empty_like(fields), torch.empty_like(fields[:, 0])
     with stage("inverting fields", len(fields), "frame") as bar:
         for t, field in enumerate(fields.numpy()):
-            inverse, error = invert_field(field)
+            inverse, error = invert_array(field)
             both = (unstack(torch.from_numpy(f), axes) for f in (field, inverse))
             inverses[t], errors[t] = restack(balance_inverse(*both), axes), torch.from_numpy(error)
             bar.update()

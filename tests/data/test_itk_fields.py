@@ -20,7 +20,7 @@ from scripts.data.itk_fields import STEP_MM, lps_to_voxels, read_field, voxels_t
 from scripts.data.nifti import check_right_angles
 from scripts.errors import InputError
 from scripts.registration.fields import warp_stack
-from scripts.workflow.assemble import invert_field
+from scripts.workflow.assemble import invert_array
 
 SCALAR, VECTORS = itk.Image[itk.F, 3], itk.Image[itk.Vector[itk.F, 3], 3]
 
@@ -267,7 +267,7 @@ def test_the_inverse_is_that_of_each_slice_or_of_the_volume() -> None:
     field = np.stack([np.outer(np.sin(x), np.sin(x)), -np.outer(np.sin(x), np.sin(x))])[..., None] * np.array(
         [1.0, 2.0]
     )
-    inverse, error = invert_field(field)
+    inverse, error = invert_array(field)
     assert inverse.shape == field.shape
     assert error.shape == field.shape[1:]
     assert error.max() <= 0.01
@@ -277,11 +277,11 @@ def test_the_inverse_is_that_of_each_slice_or_of_the_volume() -> None:
         np.testing.assert_allclose(inverse[..., z] + pulled, 0, atol=0.011)
     # As `read_field` gives it: nothing along the slices, of which there may be one.
     for part in (field, field[..., :1]):
-        whole, whole_error = invert_field(np.concatenate([part, 0 * part[:1]]))
-        np.testing.assert_array_equal(whole, np.concatenate([invert_field(part)[0], 0 * part[:1]]))
-        np.testing.assert_array_equal(whole_error, invert_field(part)[1])
+        whole, whole_error = invert_array(np.concatenate([part, 0 * part[:1]]))
+        np.testing.assert_array_equal(whole, np.concatenate([invert_array(part)[0], 0 * part[:1]]))
+        np.testing.assert_array_equal(whole_error, invert_array(part)[1])
     field = waves(indices((20, 18, 9)), 3)
-    inverse, error = invert_field(field)
+    inverse, error = invert_array(field)
     where = indices((20, 18, 9)) + inverse
     pulled = np.stack([map_coordinates(channel, where, order=1, mode="nearest") for channel in field])
     np.testing.assert_allclose(np.linalg.norm(inverse + pulled, axis=0), error, atol=1e-6)

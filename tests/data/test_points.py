@@ -13,7 +13,7 @@ from scripts.data.grids import pull
 from scripts.data.itk_fields import voxels_to_lps
 from scripts.data.points import check_in_image, move_points, read_points, to_lps
 from scripts.errors import InputError
-from scripts.workflow.assemble import invert_field
+from scripts.workflow.assemble import invert_array
 
 
 def test_by_hand_on_an_oblique_grid() -> None:
@@ -74,7 +74,7 @@ def test_a_label_and_its_center_go_to_one_place() -> None:
     affine, shape, center = grid_affine((20, -30, 40), (1.3, -1.9, 3.1)), (46, 34, 20), np.array([24.0, 15.0, 9.0])
     x, y, z = indices(shape)
     field = np.stack([5 + np.sin(0.06 * y), 4 * np.cos(0.05 * x) - 6, 2 + np.sin(0.1 * z + 0.05 * x)])
-    inverse, error = invert_field(field)
+    inverse, error = invert_array(field)
     assert error.max() < 0.01
     where = positions(indices(shape), affine)
     middle = positions(center[:, None], affine)
