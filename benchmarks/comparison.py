@@ -79,7 +79,7 @@ def format_cell(figure: Mapping[str, float], digits: int) -> str:
 def format_table(
     scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], training: Mapping[str, float], ours: str
 ) -> str:
-    """A Markdown table a direction: a line a method, mean ± standard deviation over subjects.
+    """A Markdown table for each direction: a line for each method, mean ± standard deviation over subjects.
 
     Args:
         scores: scored pairs by method: "subject", "direction" and the figures of `COLUMNS`.

@@ -147,7 +147,7 @@ def load(path: Path, settings: dict) -> dict | None:
 
 
 def collect(results: Sequence[dict], output_dir: Path) -> None:
-    """Write `sensitivity.json` and `sensitivity.csv`, a row a run and a kind of weights."""
+    """Write `sensitivity.json` and `sensitivity.csv`, a row for each run and kind of weights."""
     write_json(output_dir / "sensitivity.json", {"runs": list(results)})
     keys = ("steps", "slices", "similarity", "smoothness", "conflict_ratio")
     rows = [

@@ -205,7 +205,7 @@ def allow_tf32(allowed: bool = True) -> None:
 
 def time_kernels() -> None:
     """Let cuDNN take for each shape the kernel that is fastest there, also one that adds in any order; after MONAI's
-    `set_determinism`, which lets it not.
+    `set_determinism`, which forbids that.
 
     On CUDA devices the gradient of sampling adds in any order whatever cuDNN does.
     """

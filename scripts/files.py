@@ -123,7 +123,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Whether a process of this machine is there; elsewhere than on POSIX all are, for nobody can ask."""
+    """Whether a process of this machine is there; elsewhere than on POSIX this is always yes, since it cannot be asked."""
     if os.name != "posix":
         return True
     try:

@@ -47,7 +47,7 @@ class Cine:
     """Where anything was acquired, in any frame, (X, Y, Z); None is everywhere. Padding has the least intensity of the
     rest."""
     plane: str | None = None
-    """One of `planes.PLANES`, None where nobody knows."""
+    """One of `planes.PLANES`, None where it is unknown."""
     plane_basis: str = "unknown"
     """One of `planes.BASIS`."""
 

@@ -69,7 +69,7 @@ def assess(
         doubts: sentences on the input that belong to the verdict.
 
     Returns:
-        "frames": a dict a frame (`frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of
+        "frames": a dict for each frame (`frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of
         sentences; "trustworthy", whether no threshold was crossed; "thresholds", those that were used; "plane", one of
         `planes.PLANES` or None, and "plane_basis", one of `planes.BASIS`.
     """
@@ -158,7 +158,7 @@ def frame_figures(
 
     def figures(part: slice) -> dict:
         inside = [error[part][~error[part].isnan()].numpy() for error in inverse]
-        # Where no voxel counts, nobody knows.
+        # Unknown where no voxel counts.
         inside = [error if len(error) else np.full(1, np.nan) for error in inside]
         return {
             "folding_percent": 100.0 * float((determinant[part] <= 0).double().mean()),

@@ -299,8 +299,8 @@ def invert(field: Tensor, tolerance: float = INVERTED, iterations: int = 12) -> 
     repeated.
 
     Fixed-point iterations v <- -u(y + v) everywhere, which converge only where |grad u| < 1, then Newton's method at
-    the points that they leave. Where u folds, more points than one come to y, and v leads to one of them or to the
-    nearest miss that was found, which the error tells. Where y + v(y) lies out of the grid, v rests on the repeated
+    the points that they leave. Where u folds, more points than one come to y, and v leads to one of them, or to the
+    nearest miss that was found; the error tells which. Where y + v(y) lies out of the grid, v rests on the repeated
     border.
 
     Args:

@@ -201,7 +201,7 @@ class BestWeights:
         return {"score": self.score}
 
     def load_state_dict(self, state: dict) -> None:
-        # In a folder without those weights their score is no bar, or it might never get any.
+        # In a folder without those weights the score to beat is none: else it might never get any.
         if self.path.is_file():
             self.score = state["score"]
 

@@ -185,7 +185,7 @@ def count_cases(engine: Engine) -> int:
 
 
 class EvaluationReport:
-    """Collects the scores of an evaluator's cases and writes `metrics.csv` (a row a subject) and `summary.json`, and
+    """Collects the scores of an evaluator's cases and writes `metrics.csv` (a row for each subject) and `summary.json`, and
     prints a table.
 
     The first direction of the data list gives "initial" and "registered" at the top of the summary; other directions

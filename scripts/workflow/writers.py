@@ -152,7 +152,7 @@ def image_writers(registration: CineRegistration) -> list[tuple[str, str, Callab
 
 
 def time_rows(cine: Cine) -> list[dict]:
-    """Milliseconds after the trigger, a dict a slice and frame, both counted from 1; none where they are not known.
+    """Milliseconds after the trigger, a dict for each slice and frame, both counted from 1; none where they are not known.
 
     Slices are scanned in turn, so that those of one frame differ by some milliseconds.
     """
