@@ -83,7 +83,7 @@ def volume_rows(labels: NDArray, spacing: Sequence[float], times: Array | None =
         `myo_ml`, each where any frame holds the structure.
     """
     curves = volumes(labels, spacing)
-    means = mean_times(times)
+    means = _mean_times(times)
     rows = []
     for t in range(labels.shape[-1]):
         time = {} if means is None else {"time_ms": float(means[t])}
@@ -122,7 +122,7 @@ def measure_function(
     leading = curves.get("lv", curves.get("rv"))
     if leading is None:
         return {}
-    ed, es, means = int(leading.argmax()), int(leading.argmin()), mean_times(times)
+    ed, es, means = int(leading.argmax()), int(leading.argmin()), _mean_times(times)
     beats = len(leading) > 1
     result: dict[str, object] = {} if reference is None else {"reference_frame": int(reference)}
     for name, frame in {"ed": ed, "es": es}.items() if beats else [("ed", ed)]:
@@ -146,6 +146,6 @@ def measure_function(
     return {**result, "definitions": {name: DEFINITIONS[name] for name in result}, "caveat": CAVEAT}
 
 
-def mean_times(times: Array | None) -> Array | None:
+def _mean_times(times: Array | None) -> Array | None:
     """Milliseconds of each frame (T,), the mean over slices, from times (Z, T) or (T,); None from None."""
     return None if times is None else np.atleast_2d(np.asarray(times, dtype=float)).mean(axis=0)

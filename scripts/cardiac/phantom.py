@@ -359,7 +359,7 @@ class Phantom:
     @cached_property
     def rv_direction(self) -> Array:
         """Unit vector, shape (2,)."""
-        return unit_vector(self.rv_angle)
+        return _unit_vector(self.rv_angle)
 
     def centers(self) -> Array:
         """Center of the left ventricle, (2, Z) in voxels."""
@@ -413,7 +413,7 @@ class Phantom:
         p, s, _ = self.polar(points)
         r = np.sqrt(s)
         oval = {
-            name: 2 * np.tensordot(unit_vector(angle), p, 1) ** 2 / s - 1
+            name: 2 * np.tensordot(_unit_vector(angle), p, 1) ** 2 / s - 1
             for name, angle in zip(("in", "out"), self.shape[2:])
         }
         lv = r - self.inner * (1 + self.shape[0] * oval["in"])
@@ -423,7 +423,7 @@ class Phantom:
         papillary = np.full_like(r, np.inf)
         for angle in (115, -110):
             thick = self.inner * (0.24 - 0.4 * np.abs(self.level - 0.4))
-            papillary = np.minimum(papillary, disk(p, unit_vector(self.rv_angle + angle), 0.66 * self.inner, thick))
+            papillary = np.minimum(papillary, disk(p, _unit_vector(self.rv_angle + angle), 0.66 * self.inner, thick))
         # A smooth union fills the grooves where the ventricles meet.
         heart = -3.0 * np.logaddexp(-lv_wall / 3.0, -(rv - RV_WALL) / 3.0)
         return {"lv": lv, "lv_wall": lv_wall, "rv": rv, "papillary": papillary, "heart": heart}
@@ -441,10 +441,10 @@ class Phantom:
             ("fat", chest),
             ("muscle", chest + 9.0),
             ("lung", chest + 15.0),
-            ("liver", disk(p, unit_vector(self.rv_angle - 75), 96.0, 54.0)),
-            ("stomach", disk(p, unit_vector(self.rv_angle - 130), 76.0, 26.0)),
-            ("muscle", disk(p, unit_vector(self.rv_angle - 105), 49.0, 13.0)),
-            ("vessel", disk(p, unit_vector(self.rv_angle - 105), 49.0, 10.0)),
+            ("liver", disk(p, _unit_vector(self.rv_angle - 75), 96.0, 54.0)),
+            ("stomach", disk(p, _unit_vector(self.rv_angle - 130), 76.0, 26.0)),
+            ("muscle", disk(p, _unit_vector(self.rv_angle - 105), 49.0, 13.0)),
+            ("vessel", disk(p, _unit_vector(self.rv_angle - 105), 49.0, 10.0)),
             ("epicardium", distance["heart"] - 4.0),
             ("myocardium", distance["heart"]),
             ("rv_blood", distance["rv"]),
@@ -510,7 +510,7 @@ def ramp(q: Array | float) -> tuple[Array, Array]:
     return (q - root + math.hypot(1, SOFTNESS)) / 2, (1 - (q - 1) / root) / 2
 
 
-def unit_vector(degrees: float) -> Array:
+def _unit_vector(degrees: float) -> Array:
     """Unit vector at an angle from array axis 0 toward axis 1, shape (2,)."""
     return np.array([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
 
@@ -574,10 +574,10 @@ def write_phantom_dataset(
         "spacing": list(drawn[0].spacing),
         "oblique": oblique,
     } | ({"shortening": shortening} if shortening else {})
-    files = [name for subject, phantom in zip(names, drawn) for name in subject_files(subject, phantom)]
-    if is_complete(root, parameters, files):
+    files = [name for subject, phantom in zip(names, drawn) for name in _subject_files(subject, phantom)]
+    if _is_complete(root, parameters, files):
         return root
-    refuse_other_files(root)
+    _refuse_other_files(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as temporary:
         new = Path(temporary) / "new"
@@ -585,17 +585,17 @@ def write_phantom_dataset(
             list(zip(names, drawn)), desc="writing phantoms", disable=not progress, unit="subject"
         ):
             write_subject(new, subject, phantom)
-        (new / "splits.json").write_text(json.dumps(split_in_order(names), indent=1) + "\n")
+        (new / "splits.json").write_text(json.dumps(_split_in_order(names), indent=1) + "\n")
         (new / "phantom.json").write_text(json.dumps(parameters, indent=1) + "\n")
         # Another process may have been faster.
-        if not is_complete(root, parameters, files):
+        if not _is_complete(root, parameters, files):
             if root.exists():
                 root.rename(Path(temporary) / "old")
             new.rename(root)
     return root
 
 
-def subject_files(subject: str, phantom: Phantom) -> list[str]:
+def _subject_files(subject: str, phantom: Phantom) -> list[str]:
     """Files of a subject, relative to the data set."""
     stems = [f"{subject}/{subject}_frame{frame:02d}" for frame in (1, phantom.end_systole)]
     return [f"{subject}/Info.cfg", f"{subject}/{subject}_4d.nii.gz"] + [
@@ -603,7 +603,7 @@ def subject_files(subject: str, phantom: Phantom) -> list[str]:
     ]
 
 
-def is_complete(root: Path, parameters: dict, files: Sequence[str]) -> bool:
+def _is_complete(root: Path, parameters: dict, files: Sequence[str]) -> bool:
     """Whether a folder holds the data set of these parameters, with all its files."""
     try:
         same = json.loads((root / "phantom.json").read_text()) == parameters
@@ -612,7 +612,7 @@ def is_complete(root: Path, parameters: dict, files: Sequence[str]) -> bool:
     return same and all((root / name).is_file() for name in (*files, "splits.json"))
 
 
-def refuse_other_files(root: Path) -> None:
+def _refuse_other_files(root: Path) -> None:
     """Stop where writing would replace what is not a phantom's.
 
     Raises:
@@ -653,7 +653,7 @@ def write_nifti(path: Path, array: NDArray, phantom: Phantom) -> None:
     nib.save(image, path)
 
 
-def split_in_order(names: Sequence[str]) -> dict[str, list[str]]:
+def _split_in_order(names: Sequence[str]) -> dict[str, list[str]]:
     """Train, val and test, about 70/10/20 % and at least one each; subjects are drawn alike, so their order serves."""
     val, test = max(len(names) // 10, 1), max(len(names) // 5, 1)
     return {"train": list(names[: -val - test]), "val": list(names[-val - test : -test]), "test": list(names[-test:])}

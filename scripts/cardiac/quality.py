@@ -69,18 +69,18 @@ def assess(
         doubts: sentences on the input that belong to the verdict.
 
     Returns:
-        "frames": a dict for each frame (`frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of
+        "frames": a dict for each frame (`_frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of
         sentences; "trustworthy", whether no threshold was crossed; "thresholds", those that were used; "plane", one of
         `planes.PLANES` or None, and "plane_basis", one of `planes.BASIS`.
     """
     frames = []
     for t in range(len(registration.fields)):
         errors = None if inversion_errors is None else inversion_errors[t]
-        frames.append(frame_figures(registration, t, errors, reached))
+        frames.append(_frame_figures(registration, t, errors, reached))
         let_go(
             registration.fields, registration.inverses, registration.moved, registration.cine.image, inversion_errors
         )
-    cycle = cycle_figures(registration) if registration.reference and len(frames) > 2 else {}
+    cycle = _cycle_figures(registration) if registration.reference and len(frames) > 2 else {}
     limits = dict(THRESHOLDS)
     unlabeled = limits.pop("compressed_percent_unlabeled")
     if registration.labels is None:
@@ -100,7 +100,7 @@ def assess(
     }
 
 
-def frame_figures(
+def _frame_figures(
     registration: CineRegistration, t: int, inversion_errors: Array | None = None, reached: Array | None = None
 ) -> dict:
     """Folded and compressed area in percent, extremes of the Jacobian determinant, inverse errors in mm, and the
@@ -142,7 +142,7 @@ def frame_figures(
         torch.from_numpy(np.ascontiguousarray(i[..., t])).double().movedim(-1, 0)
         for i in (registration.cine.image, registration.moved)
     ]
-    squares = [misfit(image, fixed, seen) / scale for image in images]
+    squares = [_misfit(image, fixed, seen) / scale for image in images]
     length = by_slice(fields.length(u * spacing))
     tissue = length > MOVING * length.max()
     if registration.labels is not None:
@@ -178,7 +178,7 @@ def frame_figures(
     return {"frame": t + 1, **figures(slice(None)), "slices": slices}
 
 
-def misfit(image: torch.Tensor, fixed: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+def _misfit(image: torch.Tensor, fixed: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """Mean squared difference of gain * image + offset and fixed in each slice (Z,), by the gain >= 0 and the offset
     that make it least.
 
@@ -196,7 +196,7 @@ def misfit(image: torch.Tensor, fixed: torch.Tensor, seen: torch.Tensor) -> torc
     return (total - explained).clamp(min=0) / number
 
 
-def cycle_figures(registration: CineRegistration) -> dict:
+def _cycle_figures(registration: CineRegistration) -> dict:
     """How the fields behave over the cycle, in mm over the moving region: step from frame to frame, roughness in time,
     and closure.
 

@@ -88,7 +88,7 @@ def measure_strain(
         raise ValueError(
             f"fields (T, d, X, Y, Z) and a label (X, Y, Z) are needed, got shapes {fields.shape} and {label.shape}."
         )
-    spacing, centers = voxel_sizes(affine)[:2], lv_centers(label, affine)
+    spacing, centers = voxel_sizes(affine)[:2], _lv_centers(label, affine)
     voxels = np.argwhere((label == MYOCARDIUM) & np.isin(np.arange(label.shape[2]), list(centers)))
     offsets = voxels[:, :2] * spacing - np.array([centers[z] for z in voxels[:, 2]]).reshape(-1, 2)
     # A wall's voxel on the very center has no direction.
@@ -100,7 +100,7 @@ def measure_strain(
     if fields.shape[1] == 3:
         directions = {name: np.pad(e, ((0, 0), (0, 1))) for name, e in directions.items()}
         directions["longitudinal"] = np.broadcast_to([0.0, 0.0, 1.0], (len(voxels), 3))
-    gradient = deformation_gradient(fields, voxels, voxel_sizes(affine)[: fields.shape[1]])
+    gradient = _deformation_gradient(fields, voxels, voxel_sizes(affine)[: fields.shape[1]])
     # (T, N) each.
     strains = {
         name: np.linalg.norm(np.einsum("tnij,nj->tni", gradient, e), axis=-1) - 1 for name, e in directions.items()
@@ -148,7 +148,7 @@ def sector_map(label: NDArray, affine: Array, sector_origin: float | None = None
     without sectors.
 
     Angles are taken about the LV center in in-plane mm, from array axis 0 toward array axis 1. A slice's sectors start
-    at the anterior end of its contact with the RV and go to the other end, see `contact_ends`; which of the two is
+    at the anterior end of its contact with the RV and go to the other end, see `_contact_ends`; which of the two is
     anterior is decided once for the stack, by the sum over its slices. A slice that does not touch the RV has no
     sectors.
 
@@ -160,15 +160,15 @@ def sector_map(label: NDArray, affine: Array, sector_origin: float | None = None
             (`APEX`): counterclockwise as seen from the apex, the usual display of a short-axis view.
     """
     sectors = np.zeros(label.shape, np.uint8)
-    spacing, centers = voxel_sizes(affine)[:2], lv_centers(label, affine)
+    spacing, centers = voxel_sizes(affine)[:2], _lv_centers(label, affine)
     if sector_origin is None:
-        ends = {z: contact_ends(label[..., z], affine, center) for z, center in centers.items()}
+        ends = {z: _contact_ends(label[..., z], affine, center) for z, center in centers.items()}
         ends = {z: found for z, found in ends.items() if found is not None}
         sense = 1 if sum(lead for _, _, lead in ends.values()) >= 0 else -1
         starts = {z: low if sense == 1 else high for z, (low, high, _) in ends.items()}
     else:
         starts = dict.fromkeys(centers, np.deg2rad(sector_origin))
-        sense = septal_sense(label, affine, centers, np.deg2rad(sector_origin))
+        sense = _septal_sense(label, affine, centers, np.deg2rad(sector_origin))
     for z, start in starts.items():
         x, y = np.nonzero(label[..., z] == MYOCARDIUM)
         turned = sense * (angle(np.stack([x, y], axis=1) * spacing - centers[z]) - start)
@@ -177,7 +177,7 @@ def sector_map(label: NDArray, affine: Array, sector_origin: float | None = None
     return sectors
 
 
-def contact_ends(plane: NDArray, affine: Array, center: Array) -> tuple[float, float, float] | None:
+def _contact_ends(plane: NDArray, affine: Array, center: Array) -> tuple[float, float, float] | None:
     """The two ends of the contact of RV and LV in a slice, its RV insertions.
 
     The contact is the myocardium that touches the RV (by a face or a corner of a voxel). Its ends are the extremes of
@@ -209,7 +209,7 @@ def contact_ends(plane: NDArray, affine: Array, center: Array) -> tuple[float, f
     return float(toward_rv + aside[low]), float(toward_rv + aside[high]), float(forward[low] - forward[high])
 
 
-def septal_sense(label: NDArray, affine: Array, centers: dict[int, Array], origin: float) -> int:
+def _septal_sense(label: NDArray, affine: Array, centers: dict[int, Array], origin: float) -> int:
     """The sense (1 or -1) in which the septum follows an insertion at a given angle (radians), see `sector_map`."""
     rvs = {z: np.argwhere(label[..., z] == RV) for z in centers}
     directions = [
@@ -223,7 +223,7 @@ def septal_sense(label: NDArray, affine: Array, centers: dict[int, Array], origi
     return 1 if side >= 0 else -1
 
 
-def deformation_gradient(fields: Array, voxels: NDArray[np.integer], spacing: Array) -> Array:
+def _deformation_gradient(fields: Array, voxels: NDArray[np.integer], spacing: Array) -> Array:
     """F = S (I + grad u) S^-1 at voxels (N, 3) of fields (T, d, X, Y, Z) in voxels, with S = diag(spacing), shape (T,
     N, d, d).
 
@@ -241,7 +241,7 @@ def deformation_gradient(fields: Array, voxels: NDArray[np.integer], spacing: Ar
     return np.eye(axes) + gradient * spacing[:, None] / spacing
 
 
-def lv_centers(label: NDArray, affine: Array) -> dict[int, Array]:
+def _lv_centers(label: NDArray, affine: Array) -> dict[int, Array]:
     """Centroid of the LV cavity in in-plane mm (2,) for each slice (from 0) that has both cavity and myocardium."""
     measured = [z for z in range(label.shape[2]) if all((label[..., z] == value).any() for value in (MYOCARDIUM, LV))]
     return {z: np.argwhere(label[..., z] == LV).mean(axis=0) * voxel_sizes(affine)[:2] for z in measured}

@@ -367,7 +367,7 @@ def _newton(field: Tensor, points: Tensor, start: Tensor, tolerance: float, iter
         return v + sample(field, y + v)
 
     def step_of(y: Tensor, v: Tensor, residual: Tensor) -> Tensor:
-        matrix = unit + sample_gradient(differences, y + v)
+        matrix = unit + _sample_gradient(differences, y + v)
         # Near a fold a step would be of any length.
         matrix = torch.where((torch.linalg.det(matrix) > 0.05)[:, None, None], matrix, unit)
         return torch.linalg.solve(matrix, residual)
@@ -392,7 +392,7 @@ def _newton(field: Tensor, points: Tensor, start: Tensor, tolerance: float, iter
     return best, error
 
 
-def sample_gradient(differences: Sequence[Tensor], points: Tensor) -> Tensor:
+def _sample_gradient(differences: Sequence[Tensor], points: Tensor) -> Tensor:
     """Derivatives (N, C, d) of an image (C, *spatial), linearly interpolated, at points (N, d) in voxels, from its
     differences along each axis: constant along that axis within a cell, linear along the others, none beyond the
     border."""

@@ -39,7 +39,7 @@ def in_parts(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     return torch.cat([in_parts(function, half) for half in batch.tensor_split(2)])
 
 
-def only_contrast(field: Tensor, pair: Tensor) -> Tensor:
+def _only_contrast(field: Tensor, pair: Tensor) -> Tensor:
     """A field (B, d, *spatial) that is the identity in slices that are constant in either image of a pair (B, 2,
     *spatial)."""
     there = has_contrast(to_slices(pair)).all(dim=1).view(-1, 1, 1, 1)
@@ -110,7 +110,7 @@ class FieldInferer(Inferer):
         def to_field(pair: Tensor) -> Tensor:
             field = in_parts(cascade, pair) if stack else cascade(pair)
             bar.update(len(pair))
-            return only_contrast(field, pair) if stack else field
+            return _only_contrast(field, pair) if stack else field
 
         with tqdm(
             total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)

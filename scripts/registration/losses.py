@@ -30,7 +30,7 @@ class WarpedSimilarity(nn.Module):
     """Dissimilarity of the moved and the fixed image, for a field and the pair it registers; with labels, of their
     structures as well.
 
-    What a field brings from beyond the ends of a stack nobody has seen (`known`, `known_structures`).
+    What a field brings from beyond the ends of a stack nobody has seen (`known`, `_known_structures`).
 
     Args:
         similarity: a loss of (moved, fixed), both (B, 1, *spatial): `torch.nn.MSELoss`, or MONAI's
@@ -70,8 +70,8 @@ class WarpedSimilarity(nn.Module):
                 torch.cat([label[:, i : i + 1] == value for value in self.structures], dim=1).to(pair) for i in (0, 1)
             )
             moved = self.warp(torch.cat([pair[:, :1], moving], dim=1), field)
-            image, structures = known(moved[:, :1], pair[:, 1:], beyond), known_structures(moved[:, 1:], fixed, beyond)
-            return self.similarity(image, pair[:, 1:]) + structure_error(structures, moving, fixed)
+            image, structures = known(moved[:, :1], pair[:, 1:], beyond), _known_structures(moved[:, 1:], fixed, beyond)
+            return self.similarity(image, pair[:, 1:]) + _structure_error(structures, moving, fixed)
 
 
 def known(moved: Tensor, fixed: Tensor, beyond: Tensor | None) -> Tensor:
@@ -80,7 +80,7 @@ def known(moved: Tensor, fixed: Tensor, beyond: Tensor | None) -> Tensor:
     return moved if beyond is None else torch.where(beyond > 0, fixed, moved)
 
 
-def known_structures(moved: Tensor, fixed: Tensor, beyond: Tensor | None) -> Tensor:
+def _known_structures(moved: Tensor, fixed: Tensor, beyond: Tensor | None) -> Tensor:
     """Moved masks; beyond the ends of a stack they fade within a slice where the fixed image has no such structure, and
     are taken for the fixed ones where it has.
 
@@ -91,7 +91,7 @@ def known_structures(moved: Tensor, fixed: Tensor, beyond: Tensor | None) -> Ten
     return torch.where((beyond > 0) & (fixed > 0), fixed, moved * (1 - beyond).clamp(min=0.0))
 
 
-def structure_error(moved: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+def _structure_error(moved: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
     """Squared error of moved masks, summed over structures, mean over voxels and batch: images whose values are 0 and
     1.
 

@@ -92,7 +92,7 @@ class CentralGroupNorm(nn.GroupNorm):
         return torch.addcmul(shift, x, scale)
 
 
-def central_norm(norm: nn.GroupNorm, window: int) -> CentralGroupNorm:
+def _central_norm(norm: nn.GroupNorm, window: int) -> CentralGroupNorm:
     """A group norm with the central window that its statistics come from."""
     central = CentralGroupNorm(norm.num_groups, norm.num_channels, window, norm.eps)
     central.load_state_dict(norm.state_dict())
@@ -204,7 +204,7 @@ class GaussianSmoothing(nn.Module):
         return F.conv3d(x, self.kernel, groups=self.channels)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolution by 3-wide kernels that keeps the grid."""
     return F.conv2d(x, weight, bias, padding=1)
 
@@ -261,7 +261,7 @@ class Estimator(nn.Sequential):
     def share_of_fixed(self, fixed: Tensor, depth: int = 1) -> Tensor:
         """What fixed features (N, C, X, Y) add to the first convolution, (N, hidden, X, Y)."""
         first = self[0][0].conv
-        share = convolve(fixed, first.weight[:, self.channels : 2 * self.channels], first.bias)
+        share = _convolve(fixed, first.weight[:, self.channels : 2 * self.channels], first.bias)
         if self.first_neighbors is not None:
             weight = self.first_neighbors.weight[:, self.channels : 2 * self.channels]
             share = share + self.first_neighbors(fixed, weight, depth)
@@ -271,7 +271,7 @@ class Estimator(nn.Sequential):
         """Correction (N, d, X, Y); with `antisymmetric` half the difference of the first and the second half of the
         batch. Slices come in stacks of `depth`."""
         inputs = torch.cat([warped.to(velocity.dtype), velocity], dim=1)
-        x = convolve(inputs, self.of_moving(self[0][0].conv.weight)) + share
+        x = _convolve(inputs, self.of_moving(self[0][0].conv.weight)) + share
         if self.first_neighbors is not None:
             x = x + self.first_neighbors(inputs, self.of_moving(self.first_neighbors.weight), depth)
         x = self[0][0].adn(x)
@@ -285,7 +285,7 @@ class Estimator(nn.Sequential):
         half = x.shape[0] // 2
         bias = self[1].bias
         assert bias is not None  # for TorchScript
-        return convolve(0.5 * (x[:half] - x[half:]), self[1].weight, 0.0 * bias)
+        return _convolve(0.5 * (x[:half] - x[half:]), self[1].weight, 0.0 * bias)
 
     def of_moving(self, weight: Tensor) -> Tensor:
         """Kernels of the moving features and the velocity."""
@@ -355,7 +355,7 @@ class PyramidNetwork(nn.Module):
         if norm_window is not None:
             for level, (encoder, estimator) in enumerate(zip(self.encoders, reversed(self.estimators)), start=1):
                 for block in (encoder, estimator):
-                    replace_group_norms(block, partial(central_norm, window=norm_window // 2**level))
+                    replace_group_norms(block, partial(_central_norm, window=norm_window // 2**level))
 
     def forward(self, pair: Tensor) -> Tensor:
         """(B, 2, X, Y) or (B, 2, X, Y, Z), X and Y divisible by 2 ** levels -> (B, d, *spatial) velocity, voxels."""

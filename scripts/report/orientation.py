@@ -36,7 +36,7 @@ def directions(affine: Array) -> Array:
     return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
 
 
-def is_known(affine: Array) -> bool:
+def _is_known(affine: Array) -> bool:
     """Whether an affine (4, 4) tells how slices lie in the body; not where its axes are the body's own, as in files
     that lost their orientation."""
     axes = directions(affine)
@@ -73,9 +73,9 @@ class _EachFrame(Sequence):
 
 def as_displayed(registration: CineRegistration) -> CineRegistration:
     """The same registration, its in-plane axes exchanged and turned so that the first runs to the right and the second
-    downwards as readers expect; as it is where its affine does not tell (`is_known`)."""
+    downwards as readers expect; as it is where its affine does not tell (`_is_known`)."""
     r, affine = registration, registration.cine.affine
-    if not is_known(affine):
+    if not _is_known(affine):
         return r
     orientation = display_orientation(affine)
 
@@ -98,7 +98,7 @@ def as_displayed(registration: CineRegistration) -> CineRegistration:
 def edge_letters(affine: Array) -> tuple[str, str, str, str]:
     """What lies beyond the left, right, upper and lower edge of a slice as it is shown (first axis to the right, second
     downwards): letters of L, R, A, P, S and I, the nearest first; empty where the affine does not tell."""
-    if not is_known(affine):
+    if not _is_known(affine):
         return "", "", "", ""
     axes = directions(affine)
 

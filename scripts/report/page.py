@@ -150,25 +150,25 @@ def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -
         verdict=r.quality.get("verdict") or [],
         trustworthy=r.quality.get("trustworthy"),
         **function_tables(r.function if labeled else {}, peaks),
-        **make_players(r, view),
-        sheet=make_sheet(r, view),
+        **_make_players(r, view),
+        sheet=_make_sheet(r, view),
         outlines={
             name: color for name, (values, color) in OUTLINES.items() if labeled and np.isin(r.label, values[:1]).any()
         },
-        shown=name_frame(r, view.frame),
-        differences=figure_uri(draw_differences(r, view)) if many or r.reference is None else None,
-        field=figure_uri(draw_field(r, view)) if many or r.reference is None else None,
-        volume_chart=figure_uri(draw_curves(r, volumes, "volume, mL")) if volumes else None,
-        strain_chart=figure_uri(draw_curves(r, strains, "global strain, %")) if strains else None,
+        shown=_name_frame(r, view.frame),
+        differences=_figure_uri(_draw_differences(r, view)) if many or r.reference is None else None,
+        field=_figure_uri(draw_field(r, view)) if many or r.reference is None else None,
+        volume_chart=_figure_uri(_draw_curves(r, volumes, "volume, mL")) if volumes else None,
+        strain_chart=_figure_uri(_draw_curves(r, strains, "global strain, %")) if strains else None,
         has_peaks=bool(peaks),
-        quality=frame_table(r.quality.get("frames") or [], numbered=r.reference is not None),
-        cycle=name_values(flatten(r.quality.get("cycle") or {})),
-        thresholds=name_values(flatten(r.quality.get("thresholds") or {})),
+        quality=_frame_table(r.quality.get("frames") or [], numbered=r.reference is not None),
+        cycle=_name_values(flatten(r.quality.get("cycle") or {})),
+        thresholds=_name_values(flatten(r.quality.get("thresholds") or {})),
         parameters=parameters,
     )
 
 
-def name_frame(registration: CineRegistration, frame: int) -> str:
+def _name_frame(registration: CineRegistration, frame: int) -> str:
     """A frame, counted from 0, in words."""
     if registration.reference is None:
         return "moving image"
@@ -233,7 +233,7 @@ def beating_box(image: NDArray, fixed: NDArray, spacing: Sequence[float]) -> tup
     return slice(starts[0], starts[0] + round(2 * halves[0])), slice(starts[1], starts[1] + round(2 * halves[1]))
 
 
-def make_players(registration: CineRegistration, view: View) -> dict[str, Any]:
+def _make_players(registration: CineRegistration, view: View) -> dict[str, Any]:
     """Stacks of pictures to loop over, as acquired and registered, and what they are called.
 
     A pair, which does not loop, alternates between its fixed and its moving or moved image.
@@ -264,7 +264,7 @@ def make_players(registration: CineRegistration, view: View) -> dict[str, Any]:
     return {"players": players, "names": names, **pace}
 
 
-def make_sheet(registration: CineRegistration, view: View) -> list[tuple[str, list[str]]]:
+def _make_sheet(registration: CineRegistration, view: View) -> list[tuple[str, list[str]]]:
     """Every slice of the reference and of the frame that is shown beside it, or of a pair's images, with outlines:
     titles and pictures."""
     r = registration
@@ -272,7 +272,7 @@ def make_sheet(registration: CineRegistration, view: View) -> list[tuple[str, li
         rows = [("fixed image", r.fixed, r.labels, 0), ("moving image", r.cine.image[..., 0], r.label, None)]
     else:
         frames = dict.fromkeys((r.reference - 1, view.frame))
-        rows = [(name_frame(r, t), r.cine.image[..., t], r.labels, t) for t in frames]
+        rows = [(_name_frame(r, t), r.cine.image[..., t], r.labels, t) for t in frames]
     sheet = []
     for title, image, labels, t in rows:
         label = labels if labels is None or t is None else labels[..., t]
@@ -316,22 +316,22 @@ def draw_tile(image: NDArray, label: NDArray | None, view: View, side: float, le
             ImageDraw.Draw(tile).text(place, text, anchor=anchor, **style)
     buffer = io.BytesIO()
     tile.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=75, subsampling=0, optimize=True)
-    return data_uri("jpeg", buffer)
+    return _data_uri("jpeg", buffer)
 
 
-def data_uri(kind: str, buffer: io.BytesIO) -> str:
+def _data_uri(kind: str, buffer: io.BytesIO) -> str:
     """A picture to put into a page."""
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def figure_uri(figure: Figure) -> str:
+def _figure_uri(figure: Figure) -> str:
     """A figure as PNG in a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    return data_uri("png", buffer)
+    return _data_uri("png", buffer)
 
 
-def make_panels(view: View, titles: list[str]) -> tuple[Figure, NDArray]:
+def _make_panels(view: View, titles: list[str]) -> tuple[Figure, NDArray]:
     """Axes (slices, titles) without ticks."""
     from matplotlib.figure import Figure
 
@@ -353,16 +353,16 @@ def show(axis: Axes, picture: NDArray, view: View, **options: Any) -> Any:
     return axis.imshow(picture.swapaxes(0, 1), extent=(0, width, height, 0), **options)
 
 
-def draw_differences(registration: CineRegistration, view: View) -> Figure:
+def _draw_differences(registration: CineRegistration, view: View) -> Figure:
     """Reference, the frame shown beside it, and their difference before and after registration on one scale."""
     r, (x, y), picks = registration, view.box, [z for z, _ in view.slices]
     fixed, moving, moved = (image[x, y] for image in (r.fixed, r.cine.image[..., view.frame], r.moved[..., view.frame]))
     spread = float(np.percentile(np.abs(moving - fixed)[..., picks], 99.5)) or 1.0
     names = (
         "fixed image" if r.reference is None else f"reference, frame {r.reference}",
-        name_frame(r, view.frame).partition(",")[0],
+        _name_frame(r, view.frame).partition(",")[0],
     )
-    figure, axes = make_panels(view, [*names, "before: moving − fixed", "after: moved − fixed"])
+    figure, axes = _make_panels(view, [*names, "before: moving − fixed", "after: moved − fixed"])
     for row, z in zip(axes, picks):
         for axis, image in zip(row, (fixed, moving)):
             show(axis, image[..., z], view, cmap="gray", vmin=view.window[0], vmax=view.window[1])
@@ -384,11 +384,11 @@ def draw_field(registration: CineRegistration, view: View) -> Figure:
     largest = float(np.hypot(crop[:, 0], crop[:, 1]).max())
     determinants = jacobian_determinant(torch.as_tensor(np.moveaxis(fields, -1, 0).copy()).double()).numpy()
     titles = [
-        f"deformed grid, {name_frame(r, view.frame).partition(',')[0]}",
+        f"deformed grid, {_name_frame(r, view.frame).partition(',')[0]}",
         f"displacement, up to {largest:.1f} mm",
         "Jacobian determinant",
     ]
-    figure, axes = make_panels(view, titles)
+    figure, axes = _make_panels(view, titles)
     x = np.stack(np.meshgrid(*((np.arange(n) + 0.5) * s for n, s in zip(crop.shape[2:], spacing)), indexing="ij"))
     steps = [max(round(5 / s), 1) for s in spacing]
     low, high = view.window
@@ -415,7 +415,7 @@ def draw_field(registration: CineRegistration, view: View) -> Figure:
     return figure
 
 
-def draw_curves(registration: CineRegistration, curves: Mapping[str, NDArray], label: str) -> Figure:
+def _draw_curves(registration: CineRegistration, curves: Mapping[str, NDArray], label: str) -> Figure:
     """Curves over the cycle in ms, or over frames where the time is not known; end diastole and end systole marked."""
     from matplotlib.figure import Figure
 
@@ -464,13 +464,13 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
         "measures": [
             (name, [format_value(v) for v in row]) for name, row in zip(MEASURES.values(), rows) if set(row) - {None}
         ],
-        "others": name_values(figures),
-        "definitions": name_values(values.get("definitions") or {}),
+        "others": _name_values(figures),
+        "definitions": _name_values(values.get("definitions") or {}),
         "caveat": values.get("caveat"),
     }
 
 
-def frame_table(rows: list[Mapping[str, Any]], numbered: bool = True) -> dict[str, Any]:
+def _frame_table(rows: list[Mapping[str, Any]], numbered: bool = True) -> dict[str, Any]:
     """Columns and cells of the quality of each frame; a cell is its text and whether to look at it. A pair's one row has
     no number."""
     suspect = {
@@ -499,7 +499,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def name_values(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _name_values(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Keys in words and values as text."""
     return [(describe(key), format_value(value)) for key, value in values.items()]
 

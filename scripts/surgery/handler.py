@@ -31,7 +31,7 @@ def unwrap(network: nn.Module) -> nn.Module:
     return getattr(network, "_orig_mod", network)
 
 
-def prepare_to_compile(network: nn.Module) -> None:
+def _prepare_to_compile(network: nn.Module) -> None:
     """Make what `torch.compile` wraps fit for two gradients of one forward pass: both are wrong, or an error, without.
 
     Activations in place lose gradients on a CPU (inductor, torch 2.13), and a graph whose buffers the first gradient
@@ -43,7 +43,7 @@ def prepare_to_compile(network: nn.Module) -> None:
     torch._functorch.config.donated_buffer = False
 
 
-def spacing_of(batch: object) -> tuple[Tensor, ...]:
+def _spacing_of(batch: object) -> tuple[Tensor, ...]:
     """The voxel sizes (B, d) of a batch that tells them under "spacing"."""
     return (batch["spacing"],) if isinstance(batch, Mapping) and "spacing" in batch else ()
 
@@ -145,7 +145,7 @@ class GradientSurgeryHandler:
                 )
 
         if hasattr(getattr(engine, "network", None), "_orig_mod"):
-            prepare_to_compile(engine.network)
+            _prepare_to_compile(engine.network)
 
     def _announce(self, engine: Engine) -> None:
         """Log the strategy."""
@@ -174,7 +174,7 @@ class GradientSurgeryHandler:
         graph)."""
         field = engine.state.output[CommonKeys.PRED]
         with torch.autocast(self.parameters[0].device.type, enabled=False):
-            smoothness = self.constraint(field, *spacing_of(engine.state.batch))
+            smoothness = self.constraint(field, *_spacing_of(engine.state.batch))
             scaler = engine.scaler if engine.amp else None
             loss = smoothness if scaler is None else scaler.scale(smoothness)
             loss = loss / getattr(engine, "accumulation_steps", 1)

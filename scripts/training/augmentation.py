@@ -83,7 +83,7 @@ class RandomPairAugmentation(Transform):
             if self.elastic:
                 grid = grid + smooth_noise(plane, self.elastic, self.elastic_spacing)
             if axes == 3:
-                grid = grid.repeat_interleave(pair.shape[4], dim=0) + slice_shifts(to_slices(pair), self.misalignment)
+                grid = grid.repeat_interleave(pair.shape[4], dim=0) + _slice_shifts(to_slices(pair), self.misalignment)
             images = [to_stack(sample_slices(to_slices(image), grid), image) for image in images]
         if self.size is not None:
             starts = [
@@ -143,7 +143,7 @@ def smooth_noise(pair: Tensor, deviation: float, spacing: float) -> Tensor:
     return torch.stack([noise[:, 1] * (2 * deviation / width), noise[:, 0] * (2 * deviation / height)], dim=-1)
 
 
-def slice_shifts(slices: Tensor, deviation: float) -> Tensor:
+def _slice_shifts(slices: Tensor, deviation: float) -> Tensor:
     """A random shift of each slice (N, C, X, Y), normal with a standard deviation in pixels: (N, 1, 1, 2) in the
     coordinates of `sampling_grid`."""
     shift = torch.randn(len(slices), 2, device=slices.device, dtype=slices.dtype)

@@ -62,7 +62,7 @@ def prepare_items(
     folder = writable(cache_dir)
     key, code = ("", "") if folder is None else preparation_key(settings, prepare)
     for item in tqdm(data, desc=f"reading {unit}s", disable=not progress, unit=unit):
-        yield prepare(item) if folder is None else read_or_make(folder, item, prepare, key, code)
+        yield prepare(item) if folder is None else _read_or_make(folder, item, prepare, key, code)
 
 
 def writable(cache_dir: str | Path | None) -> Path | None:
@@ -114,7 +114,7 @@ def _imports(source: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], key: str, code: str) -> Prepared:
+def _read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], key: str, code: str) -> Prepared:
     """One item from its file in the cache; made and written, the whole file or none, where that is not there, cut off
     or of other sources or code.
 
@@ -124,7 +124,7 @@ def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], 
     values = sorted((name, str(value)) for name, value in item.items())
     path = folder / f"{pickle_hashing([values, key]).decode()[:32]}.pt"
     # Hashed: paths may tell who a patient is.
-    made_of = pickle_hashing([identify(item), code]).decode()
+    made_of = pickle_hashing([_identify(item), code]).decode()
     try:
         content = torch.load(path, weights_only=True)
         if content["made_of"] == made_of:
@@ -144,7 +144,7 @@ def read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], 
     return prepared
 
 
-def identify(item: dict) -> list[list]:
+def _identify(item: dict) -> list[list]:
     """Path, size in bytes and time of change of each file of an item, those in a folder (of DICOM files) one by one."""
     named = [Path(item[key]) for key in FILE_KEYS if key in item]
     files = [file for path in named for file in parts_of(path)]

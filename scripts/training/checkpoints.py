@@ -80,7 +80,7 @@ def start_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
     return load_weights(network, path) if path else network
 
 
-def require_checkpoint(path: str | Path | None) -> None:
+def _require_checkpoint(path: str | Path | None) -> None:
     """Stop where a checkpoint is not a file.
 
     Raises:
@@ -98,7 +98,7 @@ def hash_checkpoint(path: str | Path | None) -> str:
     """
     if path is None:
         return ""
-    require_checkpoint(path)
+    _require_checkpoint(path)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
@@ -108,7 +108,7 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     Raises:
         InputError: naming the file, for one that is not there, not readable, or holds NaN or infinite values.
     """
-    require_checkpoint(path)
+    _require_checkpoint(path)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
@@ -206,7 +206,7 @@ class BestWeights:
             self.score = state["score"]
 
 
-def of_trainer(engine: Engine) -> dict:
+def _of_trainer(engine: Engine) -> dict:
     """What a checkpoint holds of the trainer itself: its counts and, for fp16, the scale of its losses."""
     scaler = getattr(engine, "scaler", None)
     return {"trainer": engine} | ({} if scaler is None else {"scaler": scaler})
@@ -235,7 +235,7 @@ class LastCheckpoint:
         atexit.register(self.claim.close)
 
     def attach(self, engine: Engine) -> None:
-        self.save_dict |= of_trainer(engine)
+        self.save_dict |= _of_trainer(engine)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, lambda _: self.claim.close())
@@ -252,7 +252,7 @@ class LastCheckpoint:
                 older.unlink()
 
 
-def optimizer_options(engine: Engine) -> dict[str, object]:
+def _optimizer_options(engine: Engine) -> dict[str, object]:
     """Numbers that the trainer's optimizer was made with, by name, as its first group has them; the rate before any
     schedule."""
     group = engine.optimizer.param_groups[0]
@@ -278,7 +278,7 @@ class ResumeHandler(CheckpointLoader):
 
     def attach(self, engine: Engine) -> None:
         if self.load_path:
-            self.load_dict |= of_trainer(engine)
+            self.load_dict |= _of_trainer(engine)
             super().attach(engine)
 
     def __call__(self, engine: Engine) -> None:
@@ -287,7 +287,7 @@ class ResumeHandler(CheckpointLoader):
             raise InputError(
                 f"{self.load_path}: lacks {', '.join(sorted(missing))}; resume from a checkpoint named last_checkpoint_epoch=N.pt."
             )
-        options, epochs = optimizer_options(engine), engine.state.max_epochs
+        options, epochs = _optimizer_options(engine), engine.state.max_epochs
         try:
             super().__call__(engine)
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
@@ -298,7 +298,7 @@ class ResumeHandler(CheckpointLoader):
             raise InputError(
                 f"{self.load_path}: belongs to another network or optimizer; resume with its own config."
             ) from error
-        for name, saved in optimizer_options(engine).items():
+        for name, saved in _optimizer_options(engine).items():
             if name in options and saved != options[name]:
                 raise InputError(
                     f"{self.load_path}: was trained with the optimizer's {name} {saved}, and now it is "

@@ -59,15 +59,15 @@ class SliceDataset(Dataset):
         labels: bool = False,
         cache_dir: str | Path | None = None,
     ) -> None:
-        check_labels(data, labels)
-        fit = fit_slices(size)
+        _check_labels(data, labels)
+        fit = _fit_slices(size)
 
         def prepare(item: dict) -> dict[str, Tensor]:
             loaded = transform(item)
             pair = fit(loaded["pair"])
             kept = has_contrast(pair).all(dim=1)
             prepared = {"pair": pair[kept]}
-            return prepared | {"label": fit(stack_labels(loaded))[kept]} if labels else prepared
+            return prepared | {"label": fit(_stack_labels(loaded))[kept]} if labels else prepared
 
         stacks = list(prepare_items(data, prepare, ["pairs", transform, list(size), labels], cache_dir, progress))
         self.pairs = torch.cat([torch.empty(0, 2, *size), *(stack["pair"] for stack in stacks)]).to(device)
@@ -110,8 +110,8 @@ class StackDataset(Dataset):
         labels: bool = False,
         cache_dir: str | Path | None = None,
     ) -> None:
-        check_labels(data, labels)
-        fit = fit_slices(size)
+        _check_labels(data, labels)
+        fit = _fit_slices(size)
 
         def prepare(item: dict) -> dict[str, Tensor]:
             loaded = transform(item)
@@ -119,7 +119,7 @@ class StackDataset(Dataset):
             seen = has_contrast(pair).all(dim=1).nonzero()[:, 0].tolist()
             kept = slice(seen[0], seen[-1] + 1) if seen else slice(0)
             prepared = {"pair": pair[kept], "spacing": loaded["pair"].pixdim.float()}
-            return prepared | {"label": fit(stack_labels(loaded))[kept]} if labels else prepared
+            return prepared | {"label": fit(_stack_labels(loaded))[kept]} if labels else prepared
 
         prepared = prepare_items(data, prepare, ["stacks", transform, list(size), labels], cache_dir, progress)
         self.stacks = [
@@ -148,7 +148,7 @@ def pair_dataset(axes: int = 2, **options: object) -> SliceDataset | StackDatase
     return {2: SliceDataset, 3: StackDataset}[axes](**options)
 
 
-def check_labels(data: Sequence[dict], labels: bool) -> None:
+def _check_labels(data: Sequence[dict], labels: bool) -> None:
     """Stop where labels are wanted and no item of a data list has any.
 
     Raises:
@@ -160,14 +160,14 @@ def check_labels(data: Sequence[dict], labels: bool) -> None:
         )
 
 
-def fit_slices(size: Sequence[int]) -> Callable[[Tensor], Tensor]:
+def _fit_slices(size: Sequence[int]) -> Callable[[Tensor], Tensor]:
     """A function from a stack (C, X, Y, Z) to its slices (Z, C, *size), cropped about their center or padded with
     zeros."""
     fit = ResizeWithPadOrCrop((*size, -1))
     return lambda stack: fit(torch.as_tensor(stack)).as_tensor().movedim(-1, 0).contiguous()
 
 
-def stack_labels(item: dict) -> Tensor:
+def _stack_labels(item: dict) -> Tensor:
     """The labels of an item's pair on its grid, (2, X, Y, Z) int8; UNLABELED for an image without one."""
     pair, labels = item["pair"], []
     for key in LABEL_KEYS:
@@ -238,7 +238,7 @@ class FrameDataset(Dataset):
         progress: bool = True,
         cache_dir: str | Path | None = None,
     ) -> None:
-        fit = fit_slices(size)
+        fit = _fit_slices(size)
 
         def prepare(item: dict) -> dict[str, Tensor]:
             loaded = transform(item)

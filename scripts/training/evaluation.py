@@ -108,14 +108,14 @@ def score_case(
         u = torch.zeros_like(field) if stage == "initial" else field
         row = dict.fromkeys(FIGURES, float("nan"))
         if len(labels) == 2:
-            maps = (warp_stack(labels[0], u, mode="nearest") * from_stack(u, margin=0.5), labels[1], labels[0])
+            maps = (warp_stack(labels[0], u, mode="nearest") * _from_stack(u, margin=0.5), labels[1], labels[0])
             # Of the whole slice: in small pixels, or off the center, a crop would cut the heart.
             moved, fixed_map, moving_map = (x[0].round().numpy().astype(np.uint8) for x in maps)
             row.update(overlap(moved, fixed_map, present, spacing))
             for figure, value in CAVITIES.items():
                 if value in present.values():
                     row[figure] = volume_error(*(x == value for x in (moved, fixed_map, moving_map)))
-        moved_image, seen = warp_stack(scaled_moving, u)[inside], from_stack(u)[region]
+        moved_image, seen = warp_stack(scaled_moving, u)[inside], _from_stack(u)[region]
         if seen.all():
             row["mse"] = mse_hundredfold(moved_image, scaled_fixed)
         else:
@@ -125,7 +125,7 @@ def score_case(
     return scores
 
 
-def from_stack(field: torch.Tensor, margin: float = 0.0) -> torch.Tensor:
+def _from_stack(field: torch.Tensor, margin: float = 0.0) -> torch.Tensor:
     """Where a field (d, X, Y, Z) leads beyond the ends of the stack by no more than a margin in slices, (X, Y, Z)."""
     return restack(beyond_stack(unstack(field, len(field))) <= margin, len(field))
 
@@ -152,7 +152,7 @@ class MeanOverCases(Metric):
     def started(self, engine: Engine) -> None:
         """Forget all cases, and ask how many there will be."""
         super().started(engine)
-        self.count = count_cases(engine)
+        self.count = _count_cases(engine)
 
     def update(self, output: Sequence[Mapping]) -> None:
         """Add the cases of an iteration."""
@@ -178,7 +178,7 @@ def average_key_score() -> MeanOverCases:
     return MeanOverCases(lambda scores: [scores["registered"]["dice"], -scores["registered"]["mse"]])
 
 
-def count_cases(engine: Engine) -> int:
+def _count_cases(engine: Engine) -> int:
     """How many cases an evaluator's data set has, of all processes together."""
     loader = engine.state.dataloader
     return len(getattr(loader, "dataset", loader))
@@ -214,7 +214,7 @@ class EvaluationReport:
             self.rows.append({**names, **figures})
 
     def write(self, engine: Engine) -> None:
-        rows = gather_rows(self.rows, count_cases(engine))
+        rows = gather_rows(self.rows, _count_cases(engine))
         if idist.get_rank() != 0:
             return
         summary: dict = {"definitions": DEFINITIONS}

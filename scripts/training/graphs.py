@@ -94,8 +94,8 @@ class GraphTrainer(SupervisedTrainer):
             self.output = {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.items()}
 
         if self.warm < WARM_UP:
-            make_capturable(self.optimizer, engine.state.device)
-            on_side_stream(step, self.stream)
+            _make_capturable(self.optimizer, engine.state.device)
+            _on_side_stream(step, self.stream)
             self.warm += 1
         else:
             self.replay = self.replay or self.record(step)
@@ -126,7 +126,7 @@ class GraphTrainer(SupervisedTrainer):
             place.copy_(tensor)
 
 
-def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+def _make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Let an optimizer keep its rate on a CUDA device, where a scheduler changes it and a graph reads it.
 
     Raises:
@@ -143,7 +143,7 @@ def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> N
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
 
 
-def on_side_stream(step: Step, stream: torch.cuda.Stream | None) -> None:
+def _on_side_stream(step: Step, stream: torch.cuda.Stream | None) -> None:
     """Run a step on a CUDA stream of its own, as the recording does; without one, on a CPU, just run it."""
     if stream is None:
         step()
