@@ -17,26 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 from scripts.errors import InputError
 
-Array = NDArray[np.float32]
 FACTORS = (4, 2, 1)  # of the pyramids
 CORRELATION_RADIUS = 4  # pixels
 
 
-def to_itk(image: Array) -> object:
+def to_itk(image: NDArray) -> object:
     """An ITK image of a slice (X, Y)."""
     import itk
 
     return itk.image_from_array(np.ascontiguousarray(image.T, dtype=np.float32))
 
 
-def to_array(field: object) -> Array:
+def to_array(field: object) -> NDArray:
     """A displacement (2, X, Y) of an ITK image of vectors."""
     import itk
 
     return np.ascontiguousarray(itk.array_from_image(field).T)
 
 
-def demons(moving: Array, fixed: Array, filter_name: str, iterations: int = 50, sigma: float = 1.0) -> Array:
+def demons(moving: NDArray, fixed: NDArray, filter_name: str, iterations: int = 50, sigma: float = 1.0) -> NDArray:
     """Demons (Thirion, MIA 1998) by the named ITK filter, in ITK's pyramid.
 
     Args:
@@ -62,7 +61,7 @@ def demons(moving: Array, fixed: Array, filter_name: str, iterations: int = 50, 
     return to_array(pyramid.GetOutput())
 
 
-def fast_demons(moving: Array, fixed: Array, iterations: int = 50, sigma: float = 1.0) -> Array:
+def fast_demons(moving: NDArray, fixed: NDArray, iterations: int = 50, sigma: float = 1.0) -> NDArray:
     """Demons of SimpleITK's `FastSymmetricForcesDemonsRegistrationFilter` (Vercauteren et al., MICCAI 2007), which `itk`
     does not wrap; each level starts from the field of the coarser one.
 
@@ -76,7 +75,7 @@ def fast_demons(moving: Array, fixed: Array, iterations: int = 50, sigma: float 
 
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
-    def shrunk(image: Array, factor: int) -> object:
+    def shrunk(image: NDArray, factor: int) -> object:
         found = SimpleITK.GetImageFromArray(np.ascontiguousarray(image.T, dtype=np.float32))
         if factor == 1:
             return found
@@ -95,13 +94,13 @@ def fast_demons(moving: Array, fixed: Array, iterations: int = 50, sigma: float 
 
 
 def syn(
-    moving: Array,
-    fixed: Array,
+    moving: NDArray,
+    fixed: NDArray,
     iterations: int | Sequence[int] = 50,
     update_variance: float = 3.0,
     total_variance: float = 0.0,
     step: float = 0.25,
-) -> Array:
+) -> NDArray:
     """SyN on cross-correlation (Avants et al., MIA 2008), each level started from the composition of the coarser ones.
 
     Args:
@@ -143,7 +142,7 @@ def syn(
     return to_array(sampled.GetOutput())
 
 
-METHODS: dict[str, Callable[..., Array]] = {
+METHODS: dict[str, Callable[..., NDArray]] = {
     "demons": partial(demons, filter_name="SymmetricForcesDemonsRegistrationFilter"),
     "diffeomorphic_demons": partial(demons, filter_name="DiffeomorphicDemonsRegistrationFilter"),
     "fast_demons": fast_demons,
@@ -157,7 +156,7 @@ def warm_up(name: str) -> None:
     METHODS[name](*np.random.default_rng(0).random((2, 32, 32), dtype=np.float32), iterations=1)
 
 
-def register(name: str, parameters: dict, pair: Array) -> tuple[Array, float]:
+def register(name: str, parameters: dict, pair: NDArray) -> tuple[NDArray, float]:
     """The field (2, X, Y) of a pair of slices (2, X, Y) by one of `METHODS`, and the CPU seconds it took,
     without the first call's of a process."""
     warm_up(name)
@@ -166,7 +165,9 @@ def register(name: str, parameters: dict, pair: Array) -> tuple[Array, float]:
     return field, time.process_time() - start
 
 
-def register_slices(name: str, parameters: dict, pairs: Array, executor: Executor | None = None) -> tuple[Array, float]:
+def register_slices(
+    name: str, parameters: dict, pairs: NDArray, executor: Executor | None = None
+) -> tuple[NDArray, float]:
     """The fields (S, 2, X, Y) of pairs of slices (S, 2, X, Y) by one of `METHODS`, and the CPU seconds they took
     together.
 

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scripts.cardiac.planes import is_long_axis
 
-Array = NDArray[np.floating]
 # Values in a label map: right ventricle, left ventricular myocardium and cavity, as in ACDC.
 LABELS = {"rv": 1, "myo": 2, "lv": 3}
 # Basis of a reference frame that `largest_cavity` chose.
@@ -37,11 +36,11 @@ class Cine:
 
     name: str
     """Names the outputs; never a patient identifier."""
-    image: Array
+    image: NDArray
     """Intensities (X, Y, Z, T) in the scanner's unit, fp32."""
-    affine: Array
+    affine: NDArray
     """Voxel index to RAS in mm, (4, 4); oblique in general."""
-    times: Array | None = None
+    times: NDArray | None = None
     """Milliseconds of each slice and frame after the trigger, (Z, T); None where the file does not tell."""
     valid: NDArray[np.bool_] | None = None
     """Where anything was acquired, in any frame, (X, Y, Z); None is everywhere. Padding has the least intensity of the
@@ -88,18 +87,18 @@ class CineRegistration:
     """Reference frame, counted from 1; None for a pair, whose `cine` is the moving image alone."""
     reference_basis: str
     """Why that frame, in words."""
-    fields: Array
+    fields: NDArray
     """(T, d, X, Y, Z), d = 2 in-plane or 3."""
-    inverses: Array
+    inverses: NDArray
     """(T, d, X, Y, Z), d = 2 in-plane or 3."""
-    moved: Array
+    moved: NDArray
     """(X, Y, Z, T), intensities of the cine's unit."""
     label: NDArray[np.integer] | None = None
     """Label of the reference frame (X, Y, Z): 1 RV, 2 myocardium, 3 LV cavity; of the moving image for a pair; None
     without one."""
     labels: NDArray[np.integer] | None = None
     """Labels of all frames (X, Y, Z, T); for a pair the moving label on the fixed grid, T = 1."""
-    fixed: Array | None = None
+    fixed: NDArray | None = None
     """Image (X, Y, Z) that every frame is brought onto; by default the reference frame."""
     quality: dict = field(default_factory=dict)
     """What `quality.assess` returns."""
@@ -115,7 +114,7 @@ class CineRegistration:
             self.fixed = self.cine.image[..., self.reference - 1]
 
 
-def largest_cavity(image: Array) -> int:
+def largest_cavity(image: NDArray) -> int:
     """The frame, counted from 1, in which the most of the beating region is bright: blood fills the cavities at end
     diastole.
 
@@ -131,14 +130,14 @@ def largest_cavity(image: Array) -> int:
     return int((values > otsu_threshold(values)).sum(axis=0).argmax()) + 1
 
 
-def smooth_slices(image: Array) -> Iterator[Array]:
+def smooth_slices(image: NDArray) -> Iterator[NDArray]:
     """Each slice (X, Y, T) of a cine (X, Y, Z, T) under a small Gaussian, in double precision; one at a time, for a
     cine may fill the memory."""
     for z in range(image.shape[2]):
         yield gaussian_filter(np.asarray(image[:, :, z], dtype=np.float64), (1.5, 1.5, 0))
 
 
-def otsu_threshold(values: Array) -> float:
+def otsu_threshold(values: NDArray) -> float:
     """The threshold that parts values into two classes of the least variance (Otsu, IEEE Trans. SMC 1979)."""
     counts, edges = np.histogram(values, bins=256)
     centers = (edges[1:] + edges[:-1]) / 2

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scripts.cardiac.cines import LABELS
 
-Array = NDArray[np.floating]
 MUSCLE_DENSITY = 1.05  # g/mL
 DEFINITIONS = {
     "reference_frame": "frame whose label was drawn; the labels of the others are that one, moved by the registration",
@@ -54,7 +53,7 @@ AREA_DEFINITIONS = DEFINITIONS | {
 }
 
 
-def volumes(labels: NDArray, spacing: Sequence[float]) -> dict[str, Array]:
+def volumes(labels: NDArray, spacing: Sequence[float]) -> dict[str, NDArray]:
     """Volume of each structure in each frame, (T,) in mL; one that no frame holds is left out.
 
     Args:
@@ -71,7 +70,7 @@ def volumes(labels: NDArray, spacing: Sequence[float]) -> dict[str, Array]:
     return {name: count * voxel for name, count in counts.items() if count.any()}
 
 
-def volume_rows(labels: NDArray, spacing: Sequence[float], times: Array | None = None) -> list[dict]:
+def volume_rows(labels: NDArray, spacing: Sequence[float], times: NDArray | None = None) -> list[dict]:
     """The volume curve as a table, one dict a frame.
 
     Args:
@@ -100,7 +99,7 @@ def volume_rows(labels: NDArray, spacing: Sequence[float], times: Array | None =
 def measure_function(
     labels: NDArray,
     spacing: Sequence[float],
-    times: Array | None = None,
+    times: NDArray | None = None,
     reference: int | None = None,
     is_stack: bool = True,
 ) -> dict[str, object]:
@@ -146,6 +145,6 @@ def measure_function(
     return {**result, "definitions": {name: DEFINITIONS[name] for name in result}, "caveat": CAVEAT}
 
 
-def _mean_times(times: Array | None) -> Array | None:
+def _mean_times(times: NDArray | None) -> NDArray | None:
     """Milliseconds of each frame (T,), the mean over slices, from times (Z, T) or (T,); None from None."""
     return None if times is None else np.atleast_2d(np.asarray(times, dtype=float)).mean(axis=0)

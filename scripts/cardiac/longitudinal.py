@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import dijkstra
-from scripts.cardiac.cines import LABELS, Array
+from scripts.cardiac.cines import LABELS
 from scripts.cardiac.strain import of_slice
 
 # Millimeters between points at which a label's wall is sampled.
@@ -41,7 +41,7 @@ TANGENT = 10.0
 WHOLE = 0.9
 
 
-def measure_longitudinal(fields: Array, label: NDArray, affine: Array, times: Array | None = None) -> list[dict]:
+def measure_longitudinal(fields: NDArray, label: NDArray, affine: NDArray, times: NDArray | None = None) -> list[dict]:
     """Longitudinal and radial strain of each frame of a long-axis view.
 
     Args:
@@ -80,7 +80,7 @@ def measure_longitudinal(fields: Array, label: NDArray, affine: Array, times: Ar
     return rows
 
 
-def midline(wall: NDArray[np.bool_], spacing: Array) -> Array | None:
+def midline(wall: NDArray[np.bool_], spacing: NDArray) -> NDArray | None:
     """The line through the middle of a wall that is bent like a horseshoe, from one of its ends to the other.
 
     Points are ordered by how far they are from the two ends along the wall, and the middle is taken of those that are
@@ -122,25 +122,25 @@ def midline(wall: NDArray[np.bool_], spacing: Array) -> Array | None:
     return resample(np.concatenate([start[::-1], middles, end]))
 
 
-def midline_length(label: NDArray, spacing: Array) -> float:
+def midline_length(label: NDArray, spacing: NDArray) -> float:
     """Length in mm of the midline of the myocardium in a label (X, Y) of one long-axis view; NaN where it has none."""
     line = midline(label == LABELS["myo"], spacing)
     return float("nan") if line is None else length(line)
 
 
-def length(line: Array) -> float:
+def length(line: NDArray) -> float:
     """Length of a line of points (N, 2)."""
     return float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum())
 
 
-def resample(line: Array, step: float = 1.0) -> Array:
+def resample(line: NDArray, step: float = 1.0) -> NDArray:
     """A line of points (N, 2) with points about a step apart, ends kept."""
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
     places = np.linspace(0, along[-1], max(round(along[-1] / step), 1) + 1)
     return np.stack([np.interp(places, along, line[:, i]) for i in range(2)], axis=1)
 
 
-def _points_of(wall: NDArray[np.bool_], spacing: Array) -> tuple[NDArray[np.integer] | None, float]:
+def _points_of(wall: NDArray[np.bool_], spacing: NDArray) -> tuple[NDArray[np.integer] | None, float]:
     """The largest piece of a wall on a finer grid without steps, as indices (N, 2) from its voxel (0, 0) on, and the
     grid's spacing in mm; None for a wall of no size."""
     if not wall.any():
@@ -174,7 +174,7 @@ def _graph_of(points: NDArray[np.integer], step: float) -> coo_matrix:
     return (graph + graph.T).tocsr()
 
 
-def _finite(distances: Array) -> Array:
+def _finite(distances: NDArray) -> NDArray:
     """Distances with -1 where there is no way."""
     return np.where(np.isfinite(distances), distances, -1)
 
@@ -184,7 +184,7 @@ def _is_ring(wall: NDArray[np.bool_]) -> bool:
     return bool((ndimage.binary_fill_holes(wall) & ~wall).sum() > 0.1 * wall.sum())
 
 
-def _smooth(line: Array) -> Array:
+def _smooth(line: NDArray) -> NDArray:
     """A line of points about `BIN` apart without the jitter of its points; its ends go on straight."""
     width = round(4 * SMOOTH / BIN)
     before, after = 2 * line[0] - line[width:0:-1], 2 * line[-1] - line[-2 : -width - 2 : -1]
@@ -192,7 +192,7 @@ def _smooth(line: Array) -> Array:
     return ndimage.gaussian_filter1d(padded, SMOOTH / BIN, axis=0)[len(before) : len(before) + len(line)]
 
 
-def _way_out(line: Array, wall: NDArray[np.bool_], spacing: Array) -> Array:
+def _way_out(line: NDArray, wall: NDArray[np.bool_], spacing: NDArray) -> NDArray:
     """Points from the last of a line on in its direction, up to where the wall ends, (N, 2)."""
     back = min(round(TANGENT / BIN), len(line) - 1)
     direction = line[-1] - line[-1 - back]
@@ -203,13 +203,13 @@ def _way_out(line: Array, wall: NDArray[np.bool_], spacing: Array) -> Array:
     return points[: len(points) if inside.all() else int(np.argmin(inside))]
 
 
-def _sample(field: Array, points: Array, spacing: Array) -> Array:
+def _sample(field: NDArray, points: NDArray, spacing: NDArray) -> NDArray:
     """A displacement field (2, X, Y) in voxels at points (N, 2) in mm, (N, 2) in mm."""
     at = (points / spacing).T
     return np.stack([ndimage.map_coordinates(part, at, order=1, mode="nearest") for part in field], axis=1) * spacing
 
 
-def _across(field: Array, line: Array, spacing: Array) -> Array:
+def _across(field: NDArray, line: NDArray, spacing: NDArray) -> NDArray:
     """Strain at right angles to a line at its points, (N,), from central differences over two voxels."""
     tangent = np.gradient(line, axis=0)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)

@@ -52,7 +52,6 @@ from scipy.spatial.transform import Rotation
 from scripts.errors import InputError
 from tqdm import tqdm
 
-Array = NDArray[np.float64]
 # Mean signal and relative strength of the texture: those of a bright-blood cine.
 TISSUES = {
     "fat": (560.0, 0.14),
@@ -207,13 +206,13 @@ class Phantom:
         return (1 + math.cos(math.pi * (1 - left) ** 0.8)) / 2
 
     @cached_property
-    def grid(self) -> Array:
+    def grid(self) -> NDArray:
         """Voxel coordinates of the axes that move, (2, X, Y, Z), or with shortening (3, X, Y, Z)."""
         axes = 3 if self.shortening else 2
         shape = (*self.size, self.slices)
         return np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij")[:axes])
 
-    def field(self, moving: int, fixed: int) -> Array:
+    def field(self, moving: int, fixed: int) -> NDArray:
         """The exact displacement that pulls one frame onto another: moved(x) = moving(x + u(x)).
 
         Args:
@@ -226,7 +225,7 @@ class Phantom:
         """
         return self.to_frame(self.to_material(self.grid, fixed), moving) - self.grid
 
-    def image(self, frame: int, noisy: bool = True) -> Array:
+    def image(self, frame: int, noisy: bool = True) -> NDArray:
         """Signal of a frame, shape (X, Y, Z), in scanner units; without noise it is the material's, carried
         unchanged."""
         material = self.to_material(self.grid, frame)
@@ -248,11 +247,11 @@ class Phantom:
             label[(distance[name] < 0) & (there.level >= 0)] = value
         return label
 
-    def around(self, points: Array) -> Phantom:
+    def around(self, points: NDArray) -> Phantom:
         """The subject as it is at the height of material points (3, ...), slice by slice for points (2, ..., Z)."""
         return self.at(self.height(points[2])) if len(points) == 3 else self
 
-    def at(self, level: Array) -> Phantom:
+    def at(self, level: NDArray) -> Phantom:
         """The subject with other heights on the long axis than those of the slices: where a shape is called (Z,), that
         of these heights then."""
         other = replace(self)
@@ -264,18 +263,18 @@ class Phantom:
         """Length of the long axis, from the base to the tip of the apex, in slices."""
         return (self.slices - 1) / (LAST - BASE) if self.slices > 1 else 12.0
 
-    def height(self, number: Array) -> Array:
+    def height(self, number: NDArray) -> NDArray:
         """Height on the long axis of slices, counted from 0, which may lie between slices."""
         return (BASE if self.slices > 1 else 0.3) + number / self.slices_of_axis
 
-    def descent(self, points: Array, activation: float) -> Array:
+    def descent(self, points: NDArray, activation: float) -> NDArray:
         """Share of its distance from the apex that a point (3, ...) in voxels descends."""
         middle = [(n - 1) / 2 + c / s for n, c, s in zip(self.size, self.center, self.spacing)]
         mm = [(x - m) * s for x, m, s in zip(points, middle, self.spacing)]
         reach = 1.1 * (self.cavity_radius + self.wall + self.rv_depth)
         return activation * self.shortening * np.exp(-(((mm[0] ** 2 + mm[1] ** 2) / reach**2) ** 4))
 
-    def to_frame(self, points: Array, frame: int) -> Array:
+    def to_frame(self, points: NDArray, frame: int) -> NDArray:
         """Where material points lie in a frame; both (2, ..., Z) in voxels, the last axis along the slices, or (3, ...)."""
         activation = self.activation(frame)
         if activation == 0:
@@ -289,7 +288,7 @@ class Phantom:
         sigma = s - activation * self.inward(s, cosine)[0]
         return self.voxels(rotate(p * np.sqrt(sigma / s), activation * self.turn(sigma)))
 
-    def to_material(self, points: Array, frame: int) -> Array:
+    def to_material(self, points: NDArray, frame: int) -> NDArray:
         """Which material lies at points of a frame, the inverse of `to_frame` to 1e-6 mm; both (2, ..., Z) or (3, ...) in
         voxels."""
         activation = self.activation(frame)
@@ -318,32 +317,32 @@ class Phantom:
     # --- geometry, in mm about the center of the left ventricle; what depends on the slice has the shape (Z,)
 
     @cached_property
-    def level(self) -> Array:
+    def level(self) -> NDArray:
         """Height of each slice on the long axis, 0 at the base and 1 at the tip of the apex."""
         return np.linspace(BASE, LAST, self.slices) if self.slices > 1 else np.array([0.3])
 
     @cached_property
-    def inner(self) -> Array:
+    def inner(self) -> NDArray:
         """Radius of the cavity."""
         return self.cavity_radius * np.sqrt(1 - self.level**2)
 
     @cached_property
-    def outer(self) -> Array:
+    def outer(self) -> NDArray:
         """Outer radius of the left ventricle."""
         return self.inner + self.wall * (1 - 0.2 * self.level)
 
     @cached_property
-    def free_wall(self) -> Array:
+    def free_wall(self) -> NDArray:
         """Distance of the right ventricle's free wall."""
         return self.outer + self.rv_depth * np.sqrt(1 - self.level**2)
 
     @cached_property
-    def window(self) -> Array:
+    def window(self) -> NDArray:
         """Squared radius s_w over which motion and twist fade."""
         return (1.1 * self.outer) ** 2
 
     @cached_property
-    def amplitudes(self) -> tuple[Array, Array]:
+    def amplitudes(self) -> tuple[NDArray, NDArray]:
         """A and B: what the squared radius loses in the cavity and at the free wall."""
         s = self.inner**2
         return (
@@ -352,26 +351,26 @@ class Phantom:
         )
 
     @cached_property
-    def largest_shift(self) -> Array:
+    def largest_shift(self) -> NDArray:
         """A bound of what the squared radius loses."""
         return sum(self.amplitudes)
 
     @cached_property
-    def rv_direction(self) -> Array:
+    def rv_direction(self) -> NDArray:
         """Unit vector, shape (2,)."""
         return _unit_vector(self.rv_angle)
 
-    def centers(self) -> Array:
+    def centers(self) -> NDArray:
         """Center of the left ventricle, (2, Z) in voxels."""
         middle = [(n - 1) / 2 + c / s for n, c, s in zip(self.size, self.center, self.spacing)]
         drift = np.multiply.outer(np.divide(self.tilt, self.spacing[:2]), self.level - 0.45)
         return np.array(middle).reshape(2, *[1] * self.level.ndim) + drift
 
-    def centers_for(self, points: Array) -> Array:
+    def centers_for(self, points: NDArray) -> NDArray:
         """The same, to be added to points (2, ..., Z)."""
         return self.centers().reshape(2, *[1] * (points.ndim - 1 - self.level.ndim), *self.level.shape)
 
-    def polar(self, points: Array) -> tuple[Array, Array, Array]:
+    def polar(self, points: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         """Points (2, ..., Z) from voxels to mm about the center, with their squared radius and the cosine of their
         angle."""
         shape = (2, *[1] * (points.ndim - 2))
@@ -380,16 +379,16 @@ class Phantom:
         s = np.maximum((p**2).sum(axis=0), 1e-6)
         return p, s, self.rv_cosine(p, s)
 
-    def rv_cosine(self, p: Array, s: Array) -> Array:
+    def rv_cosine(self, p: NDArray, s: NDArray) -> NDArray:
         """Cosine of the angle from the direction of the right ventricle."""
         return np.tensordot(self.rv_direction, p, 1) / np.sqrt(s)
 
-    def voxels(self, p: Array) -> Array:
+    def voxels(self, p: NDArray) -> NDArray:
         """From mm about the center to voxels, (2, ..., Z)."""
         shape = (2, *[1] * (p.ndim - 2))
         return p / np.array(self.spacing[:2]).reshape(*shape, 1) + self.centers_for(p)
 
-    def inward(self, s: Array, cosine: Array) -> tuple[Array, Array]:
+    def inward(self, s: NDArray, cosine: NDArray) -> tuple[NDArray, NDArray]:
         """What the squared radius loses at full activation, and its derivative by s; mm² and 1."""
         (a, b), s_i, s_f = self.amplitudes, self.inner**2, self.free_wall**2
         g, dg = ramp(s / s_i)
@@ -401,14 +400,14 @@ class Phantom:
         slope = a * h * (dg / s_i - 2 * g * w / self.window) + k * SHARPNESS * (1 / s - 1 / s_f)
         return shift, slope
 
-    def turn(self, sigma: Array) -> Array:
+    def turn(self, sigma: NDArray) -> NDArray:
         """Twist in radians at full activation, at a squared radius after contraction."""
         base, apex = np.deg2rad(self.twist)
         return (base + (apex - base) * self.level) * np.exp(-sigma / self.window)
 
     # --- material
 
-    def distances(self, points: Array) -> dict[str, Array]:
+    def distances(self, points: NDArray) -> dict[str, NDArray]:
         """Distance in mm of material points (2, ..., Z), in voxels, from the borders of the heart, negative inside."""
         p, s, _ = self.polar(points)
         r = np.sqrt(s)
@@ -428,7 +427,7 @@ class Phantom:
         heart = -3.0 * np.logaddexp(-lv_wall / 3.0, -(rv - RV_WALL) / 3.0)
         return {"lv": lv, "lv_wall": lv_wall, "rv": rv, "papillary": papillary, "heart": heart}
 
-    def signal(self, points: Array) -> Array:
+    def signal(self, points: NDArray) -> NDArray:
         """Signal of material points (2, X, Y, Z), in voxels: tissues laid one over another, with borders about a voxel
         soft."""
         p = self.polar(points)[0]
@@ -462,14 +461,14 @@ class Phantom:
         return out
 
     @cached_property
-    def knots(self) -> Array:
+    def knots(self) -> NDArray:
         """Coefficients of the texture's cubic B-splines, a periodic map a slice, shape (Z, knots, knots)."""
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(1,)))
         white = rng.standard_normal((self.slices + 1, KNOTS, KNOTS))
         # Neighboring slices share half of their texture; 0.479 is the standard deviation of such a spline.
         return (white[1:] + white[:-1]) / math.sqrt(2) / 0.479
 
-    def texture(self, points: Array) -> Array:
+    def texture(self, points: NDArray) -> NDArray:
         """A smooth random function of the material points (2, X, Y, Z), in voxels; zero mean, unit variance, linear
         between slices."""
         mm = points * np.array(self.spacing[:2]).reshape(2, 1, 1, 1) / KNOT
@@ -489,11 +488,11 @@ class Phantom:
     # --- files
 
     @property
-    def affine(self) -> Array:
+    def affine(self) -> NDArray:
         """From voxels to mm in RAS, shape (4, 4); the center of the stack lies where a heart lies."""
         axes = np.eye(3)
         if self.rotation is not None:
-            # Array axes to the lateral wall, down, and to the apex, of a typical short-axis view.
+            # NDArray axes to the lateral wall, down, and to the apex, of a typical short-axis view.
             down, apex = np.array([0.1, -0.34, -0.93]), np.array([-0.67, 0.66, -0.33])
             apex = apex - down * (apex @ down) / (down @ down)
             axes = np.stack([v / np.linalg.norm(v) for v in (-np.cross(down, apex), down, apex)], axis=1)
@@ -504,24 +503,24 @@ class Phantom:
         return affine
 
 
-def ramp(q: Array | float) -> tuple[Array, Array]:
+def ramp(q: NDArray | float) -> tuple[NDArray, NDArray]:
     """A softened min(q, 1) that is 0 at 0, and its derivative, which lies in (0, 1)."""
     root = np.sqrt((q - 1) ** 2 + SOFTNESS**2)
     return (q - root + math.hypot(1, SOFTNESS)) / 2, (1 - (q - 1) / root) / 2
 
 
-def _unit_vector(degrees: float) -> Array:
+def _unit_vector(degrees: float) -> NDArray:
     """Unit vector at an angle from array axis 0 toward axis 1, shape (2,)."""
     return np.array([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
 
 
-def rotate(p: Array, angle: Array) -> Array:
+def rotate(p: NDArray, angle: NDArray) -> NDArray:
     """Points (2, ...) turned about the origin by angles in radians, from axis 0 toward axis 1."""
     c, s = np.cos(angle), np.sin(angle)
     return np.stack([c * p[0] - s * p[1], s * p[0] + c * p[1]])
 
 
-def disk(p: Array, direction: Array, distance: Array | float, radius: Array | float) -> Array:
+def disk(p: NDArray, direction: NDArray, distance: NDArray | float, radius: NDArray | float) -> NDArray:
     """Distance of points (2, ..., Z) from a circle whose center lies that far in that direction, negative inside."""
     return np.hypot(p[0] - direction[0] * distance, p[1] - direction[1] * distance) - radius
 

@@ -21,8 +21,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
-
 SHORT_AXIS, LONG_AXIS = "SAX", "LAX"
 VIEWS = ("2CH", "3CH", "4CH")
 # Short axis; two-, three- and four-chamber view; a long-axis view that nobody told.
@@ -42,7 +40,7 @@ PATIENT_AXES_WITHIN = 5.0
 FIRST_VIEW = 2.0
 
 
-def plane_of(affine: Array, to_apex: Array | None = None) -> str | None:
+def plane_of(affine: NDArray, to_apex: NDArray | None = None) -> str | None:
     """The plane of slices by their orientation.
 
     Args:
@@ -84,6 +82,6 @@ def is_long_axis(plane: str | None) -> bool:
     return plane is not None and plane != SHORT_AXIS
 
 
-def _degrees_between(a: Array, b: Array) -> float:
+def _degrees_between(a: NDArray, b: NDArray) -> float:
     """Angle between two directions of unit length, either sense, from 0 to 90."""
     return float(np.degrees(np.arccos(min(abs(float(a @ b)), 1.0))))

@@ -26,7 +26,6 @@ from scripts.files import let_go, one_by_one
 from scripts.registration import fields
 from scripts.registration.fields import compose, in_view, jacobian_determinant, unstack
 
-Array = NDArray[np.floating]
 # Beyond which a figure is called out. Below `moved_mm`, the largest displacement, nothing has been registered; below
 # `compressed_determinant` area counts as compressed, which a cavity that empties may be, and it takes more of it where
 # no label tells the cavities; `mse_after` is that of a frame or slice; frames whose error is below a share of the
@@ -54,8 +53,8 @@ MOVING = 0.25  # of the largest displacement, above which a region moves
 
 def assess(
     registration: CineRegistration,
-    inversion_errors: Array | None = None,
-    reached: Array | None = None,
+    inversion_errors: NDArray | None = None,
+    reached: NDArray | None = None,
     doubts: Sequence[str] = (),
 ) -> dict:
     """Figures of each frame and slice, of the cycle, and a verdict.
@@ -101,7 +100,7 @@ def assess(
 
 
 def _frame_figures(
-    registration: CineRegistration, t: int, inversion_errors: Array | None = None, reached: Array | None = None
+    registration: CineRegistration, t: int, inversion_errors: NDArray | None = None, reached: NDArray | None = None
 ) -> dict:
     """Folded and compressed area in percent, extremes of the Jacobian determinant, inverse errors in mm, and the
     relative squared error, of a frame.

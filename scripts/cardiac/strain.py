@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from scripts.cardiac.cines import LABELS
 
-Array = NDArray[np.floating]
 RV, MYOCARDIUM, LV = (LABELS[name] for name in ("rv", "myo", "lv"))
 SECTORS = ("anteroseptal", "inferoseptal", "inferior", "inferolateral", "anterolateral", "anterior")
 APEX = np.array([-1.0, 1.0, -1.0])  # from base to apex in RAS: left, anterior, inferior
@@ -63,7 +62,7 @@ NEAR_END_DIASTOLE = 0.25
 
 
 def measure_strain(
-    fields: Array, label: NDArray, affine: Array, sector_origin: float | None = None, times: Array | None = None
+    fields: NDArray, label: NDArray, affine: NDArray, sector_origin: float | None = None, times: NDArray | None = None
 ) -> list[dict]:
     """Strain of each frame, over the whole myocardium and in six sectors a slice.
 
@@ -143,7 +142,7 @@ def summarize_strain(rows: list[dict]) -> dict[str, object]:
     return {**found, "definitions": dict(DEFINITIONS if names[0] == "circumferential" else LONG_AXIS_DEFINITIONS)}
 
 
-def sector_map(label: NDArray, affine: Array, sector_origin: float | None = None) -> NDArray[np.uint8]:
+def sector_map(label: NDArray, affine: NDArray, sector_origin: float | None = None) -> NDArray[np.uint8]:
     """Sector of each myocardial voxel, numbered as in `SECTORS` from 1, shape (X, Y, Z); 0 elsewhere and in slices
     without sectors.
 
@@ -177,7 +176,7 @@ def sector_map(label: NDArray, affine: Array, sector_origin: float | None = None
     return sectors
 
 
-def _contact_ends(plane: NDArray, affine: Array, center: Array) -> tuple[float, float, float] | None:
+def _contact_ends(plane: NDArray, affine: NDArray, center: NDArray) -> tuple[float, float, float] | None:
     """The two ends of the contact of RV and LV in a slice, its RV insertions.
 
     The contact is the myocardium that touches the RV (by a face or a corner of a voxel). Its ends are the extremes of
@@ -209,7 +208,7 @@ def _contact_ends(plane: NDArray, affine: Array, center: Array) -> tuple[float, 
     return float(toward_rv + aside[low]), float(toward_rv + aside[high]), float(forward[low] - forward[high])
 
 
-def _septal_sense(label: NDArray, affine: Array, centers: dict[int, Array], origin: float) -> int:
+def _septal_sense(label: NDArray, affine: NDArray, centers: dict[int, NDArray], origin: float) -> int:
     """The sense (1 or -1) in which the septum follows an insertion at a given angle (radians), see `sector_map`."""
     rvs = {z: np.argwhere(label[..., z] == RV) for z in centers}
     directions = [
@@ -223,7 +222,7 @@ def _septal_sense(label: NDArray, affine: Array, centers: dict[int, Array], orig
     return 1 if side >= 0 else -1
 
 
-def _deformation_gradient(fields: Array, voxels: NDArray[np.integer], spacing: Array) -> Array:
+def _deformation_gradient(fields: NDArray, voxels: NDArray[np.integer], spacing: NDArray) -> NDArray:
     """F = S (I + grad u) S^-1 at voxels (N, 3) of fields (T, d, X, Y, Z) in voxels, with S = diag(spacing), shape (T,
     N, d, d).
 
@@ -241,18 +240,18 @@ def _deformation_gradient(fields: Array, voxels: NDArray[np.integer], spacing: A
     return np.eye(axes) + gradient * spacing[:, None] / spacing
 
 
-def _lv_centers(label: NDArray, affine: Array) -> dict[int, Array]:
+def _lv_centers(label: NDArray, affine: NDArray) -> dict[int, NDArray]:
     """Centroid of the LV cavity in in-plane mm (2,) for each slice (from 0) that has both cavity and myocardium."""
     measured = [z for z in range(label.shape[2]) if all((label[..., z] == value).any() for value in (MYOCARDIUM, LV))]
     return {z: np.argwhere(label[..., z] == LV).mean(axis=0) * voxel_sizes(affine)[:2] for z in measured}
 
 
-def angle(p: Array) -> Array:
+def angle(p: NDArray) -> NDArray:
     """Angle in radians of vectors (..., 2), from the first axis toward the second."""
     return np.arctan2(p[..., 1], p[..., 0])
 
 
-def of_slice(times: Array, number: int | None) -> Array:
+def of_slice(times: NDArray, number: int | None) -> NDArray:
     """Milliseconds of each frame (T,) in a slice (from 1; None: the mean over slices), from times (Z, T) or (T,)."""
     times = np.asarray(times, dtype=float)
     return times if times.ndim == 1 else times.mean(axis=0) if number is None else times[number - 1]

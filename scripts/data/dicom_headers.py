@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scripts.cardiac.cines import Array
+from numpy.typing import NDArray
 from scripts.errors import InputError
 from scripts.files import is_dicom
 
@@ -85,11 +85,11 @@ class Instance:
     series: str
     size: tuple[int, int]
     """Columns and rows: (X, Y)."""
-    spacing: Array
+    spacing: NDArray
     """Between columns and between rows, (2,)."""
-    axes: Array
+    axes: NDArray
     """Directions of increasing column and row index, (2, 3)."""
-    position: Array
+    position: NDArray
     """Center of the first voxel, (3,)."""
     gap: float | None
     """Distance of slices as the first of `GAP_TAGS` tells it."""
@@ -316,7 +316,7 @@ def first_number(header: Dataset, tags: Sequence[str]) -> float | None:
     return next((float(value[0]) for tag in tags if (value := numbers(header, tag)) is not None), None)
 
 
-def numbers(header: Dataset, tag: str, count: int = 1, default: float | None = None) -> Array | None:
+def numbers(header: Dataset, tag: str, count: int = 1, default: float | None = None) -> NDArray | None:
     """The numbers of a tag, (count,); where it is absent, empty or no such numbers, the default that many times, or
     None."""
     try:

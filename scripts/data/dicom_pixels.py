@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scripts.cardiac.cines import Array
 from scripts.data.dicom_headers import VALUE_TAGS, Instance, read_file
 from scripts.errors import InputError
 
@@ -26,7 +25,9 @@ PIXEL_TAGS = ("Rows", "Columns", "NumberOfFrames", *VALUE_TAGS, "BitsAllocated",
 PIXEL_TAGS += ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 
-def read_images(folder: Path, instances: Sequence[Instance]) -> dict[Instance, tuple[Array, NDArray[np.bool_] | None]]:
+def read_images(
+    folder: Path, instances: Sequence[Instance]
+) -> dict[Instance, tuple[NDArray, NDArray[np.bool_] | None]]:
     """Rescaled intensities (X, Y) in fp32 by image, with where it is padding (X, Y), or None where it states no
     padding; each file is read once, whatever it holds.
 
@@ -41,7 +42,7 @@ def read_images(folder: Path, instances: Sequence[Instance]) -> dict[Instance, t
     }
 
 
-def fill_padding(pixels: Array, padding: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+def fill_padding(pixels: NDArray, padding: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
     """Give padding the least intensity of what was acquired, in place, so that it widens no range.
 
     Args:
@@ -58,7 +59,9 @@ def fill_padding(pixels: Array, padding: NDArray[np.bool_]) -> NDArray[np.bool_]
     return None if valid.all() else valid
 
 
-def _read_pixels(folder: Path, path: Path, frames: Sequence[Instance]) -> list[tuple[Array, NDArray[np.bool_] | None]]:
+def _read_pixels(
+    folder: Path, path: Path, frames: Sequence[Instance]
+) -> list[tuple[NDArray, NDArray[np.bool_] | None]]:
     """What `read_images` gives of the images of one file; errors as there."""
     from pydicom.pixels import pixel_array
 

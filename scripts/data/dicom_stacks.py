@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from scripts.cardiac.cines import Array
+from numpy.typing import NDArray
 from scripts.data.dicom_headers import GAP_TAGS, TIME_TAGS, Instance
 from scripts.errors import InputError
 
@@ -109,7 +109,7 @@ def split_slices(stack: Sequence[Instance]) -> Stack:
     return [ordered[start:stop] for start, stop in pairwise(bounds)]
 
 
-def mean_axes(stack: Sequence[Instance]) -> Array:
+def mean_axes(stack: Sequence[Instance]) -> NDArray:
     """The orthonormal pair of directions (2, 3) nearest to the mean of the files'."""
     u, _, v = np.linalg.svd(np.mean([one.axes for one in stack], axis=0), full_matrices=False)
     return u @ v
@@ -168,7 +168,7 @@ def time_tag(what: str, slices: Stack) -> str:
     raise InputError(f"{what}: {missing} ({' or '.join(TIME_TAGS)}), which order its phases; {cure}.")
 
 
-def stack_affine(what: str, slices: Stack, axes: Array) -> Array:
+def stack_affine(what: str, slices: Stack, axes: NDArray) -> NDArray:
     """Voxel index to RAS mm, (4, 4), from the positions of the slices, axes at right angles; of a lone slice by its
     thickness.
 

@@ -21,16 +21,21 @@ import torch
 from monai.data import MetaTensor
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
-from scripts.data.itk_fields import Array
 from scripts.errors import InputError
 
 AFFINE_TOLERANCE_MM = 1e-3
 
 
 def pull(
-    image: Array, image_affine: Array, field: Array, affine: Array, is_label: bool = False, repeat_border: bool = False
-) -> Array:
+    image: NDArray,
+    image_affine: NDArray,
+    field: NDArray,
+    affine: NDArray,
+    is_label: bool = False,
+    repeat_border: bool = False,
+) -> NDArray:
     """Any image pulled through a field, in physical space: out(x) = image at p(x) + u(x), on the field's grid.
 
     Args:
@@ -51,7 +56,7 @@ def pull(
     to_image = np.linalg.inv(image_affine) @ affine
     where = np.einsum("ij,jxyz->ixyz", to_image[:3, :3], index) + to_image[:3, 3, None, None, None]
 
-    def interpolate(image: Array) -> Array:
+    def interpolate(image: NDArray) -> NDArray:
         # SciPy would cut interpolated values down to the image's integers.
         return map_coordinates(image, where, output=np.result_type(image, np.float32), order=1, mode="nearest")
 

@@ -33,14 +33,13 @@ from scripts.data.nifti import VECTOR, check_right_angles, open_nifti
 from scripts.errors import InputError
 from scripts.files import whole_file
 
-Array = NDArray[np.floating]
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 ONE_SLICE = "one slice, written twice for ITK"
 # Displacements are written in steps of a quarter of a micrometer: what is finer is noise, which gzip cannot shrink.
 STEP_MM = 2.0**-12
 
 
-def voxels_to_lps(field: Array, affine: Array) -> Array:
+def voxels_to_lps(field: NDArray, affine: NDArray) -> NDArray:
     """A field in voxels as displacements in mm along LPS.
 
     Args:
@@ -54,14 +53,14 @@ def voxels_to_lps(field: Array, affine: Array) -> Array:
     return np.einsum("ij,jxyz->xyzi", columns, field)
 
 
-def lps_to_voxels(displacement: Array, affine: Array) -> Array:
+def lps_to_voxels(displacement: NDArray, affine: NDArray) -> NDArray:
     """The reverse of `voxels_to_lps`: (X, Y, Z, 3) in mm along LPS to (3, X, Y, Z) in voxels of the grid of
     `affine`."""
     inverse = np.linalg.inv(affine[:3, :3]) * RAS_TO_LPS
     return np.einsum("ij,xyzj->ixyz", inverse, displacement)
 
 
-def write_field(path: str | Path, field: Array, affine: Array) -> None:
+def write_field(path: str | Path, field: NDArray, affine: NDArray) -> None:
     """Write a field to NIfTI; the whole file or none. A single slice is written twice, see the top of this file.
 
     Args:
@@ -85,7 +84,7 @@ def write_field(path: str | Path, field: Array, affine: Array) -> None:
         nib.save(image, part)
 
 
-def read_field(path: str | Path) -> tuple[Array, Array]:
+def read_field(path: str | Path) -> tuple[NDArray, NDArray]:
     """A field file, mm along LPS, as an array in voxels of its own grid.
 
     Returns:

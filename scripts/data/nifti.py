@@ -28,7 +28,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.spatialimages import HeaderDataError
-from scripts.cardiac.cines import Array, Cine
+from numpy.typing import NDArray
+from scripts.cardiac.cines import Cine
 from scripts.data.nifti_times import frame_times
 from scripts.errors import InputError, first_cause
 from scripts.files import is_dicom
@@ -59,7 +60,7 @@ class NiftiFile:
     """
 
     def __init__(
-        self, path: str | Path, image: nib.Nifti1Pair, affine: Array, placed: bool = True, notes: Sequence[str] = ()
+        self, path: str | Path, image: nib.Nifti1Pair, affine: NDArray, placed: bool = True, notes: Sequence[str] = ()
     ) -> None:
         self.path = str(path)
         self.shape = _true_shape(image)
@@ -141,7 +142,7 @@ def stem_of(path: str | Path) -> str:
     return re.sub(r"(_4d)?(\.(nii|img|hdr)(\.gz)?)?$", "", Path(path).name, flags=re.IGNORECASE)
 
 
-def check_right_angles(affine: Array, name: object) -> None:
+def check_right_angles(affine: NDArray, name: object) -> None:
     """Stop at a grid that is sheared: ITK, ANTs and 3D Slicer read no field on it.
 
     Raises:
@@ -214,7 +215,7 @@ def unreadable(path: str | Path, error: Exception) -> InputError:
     return InputError(f"{path}: cannot be read as NIfTI ({reason}); {cure}")
 
 
-def _judge_place(path: str | Path, image: nib.Nifti1Pair) -> tuple[Array, bool, list[str]]:
+def _judge_place(path: str | Path, image: nib.Nifti1Pair) -> tuple[NDArray, bool, list[str]]:
     """Where a file lies: its affine, whether the header says so, and what the log says of it.
 
     By the codes of the header:
@@ -288,20 +289,20 @@ _PLACELESS = (
 )
 
 
-def _stored_sizes(image: nib.Nifti1Pair) -> Array:
+def _stored_sizes(image: nib.Nifti1Pair) -> NDArray:
     """The three voxel sizes of a header as they are stored: nibabel takes sizes of 0 for 1 when it loads an image."""
     header = image.file_map.get("header", image.file_map["image"])  # a file of its own beside .img
     with nib.openers.ImageOpener(header.filename) as file:
         return type(image.header).from_fileobj(file, check=False)["pixdim"][1:4].astype(float)
 
 
-def _largest_gap(one: Array, other: Array, shape: Array) -> float:
+def _largest_gap(one: NDArray, other: NDArray, shape: NDArray) -> float:
     """Millimeters that two affines put the corners of an image (X, Y, Z) apart at most."""
     corners = np.array([*itertools.product(*((0, n - 1) for n in shape), (1,))])
     return float(np.linalg.norm(corners @ (one - other).T, axis=1).max())
 
 
-def _straightened(affine: Array, shape: Array) -> Array:
+def _straightened(affine: NDArray, shape: NDArray) -> NDArray:
     """An affine with axes at right angles: in-plane axes nearest to its own, slices along their normal at the same
     distances, and the center of the image where it was."""
     sizes = voxel_sizes(affine)
@@ -316,14 +317,14 @@ def _straightened(affine: Array, shape: Array) -> Array:
     return straight
 
 
-def _shear_degrees(affine: Array) -> float:
+def _shear_degrees(affine: NDArray) -> float:
     """Degrees by which the axes of an affine are off right angles at most."""
     axes = affine[:3, :3] / voxel_sizes(affine)
     cosine = np.abs(axes.T @ axes - np.eye(3)).max()
     return float(np.rad2deg(np.arcsin(min(cosine, 1))))
 
 
-def _check_sizes(affine: Array, name: object) -> None:
+def _check_sizes(affine: NDArray, name: object) -> None:
     """Stop at voxels without extent.
 
     Raises:
@@ -334,7 +335,7 @@ def _check_sizes(affine: Array, name: object) -> None:
         raise InputError(f"{name}: its voxels are {_listed(sizes)} mm; write the file again with their true size.")
 
 
-def _listed(sizes: Array) -> str:
+def _listed(sizes: NDArray) -> str:
     """Voxel sizes in a message."""
     return " x ".join(f"{size:.4g}" for size in sizes)
 

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.affines import apply_affine
+from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
-from scripts.data.itk_fields import RAS_TO_LPS, Array
+from scripts.data.itk_fields import RAS_TO_LPS
 from scripts.errors import InputError
 
 
-def move_points(points: Array, field: Array, affine: Array) -> Array:
+def move_points(points: NDArray, field: NDArray, affine: NDArray) -> NDArray:
     """Points carried by a field: p + u(p), for points and displacements in mm.
 
     Args:
@@ -41,7 +42,7 @@ def move_points(points: Array, field: Array, affine: Array) -> Array:
     return points + shift @ affine[:3, : field.shape[0]].T
 
 
-def read_points(path: str | Path) -> tuple[list[str], Array]:
+def read_points(path: str | Path) -> tuple[list[str], NDArray]:
     """Landmarks from a CSV with the columns x, y, z in mm along LPS (as ITK, ANTs and 3D Slicer have them) and, if it
     likes, name.
 
@@ -73,7 +74,9 @@ def read_points(path: str | Path) -> tuple[list[str], Array]:
     return [row.get("name") or str(number) for number, row in enumerate(rows, start=1)], positions
 
 
-def check_in_image(path: str | Path, names: Sequence[str], points: Array, shape: Sequence[int], affine: Array) -> None:
+def check_in_image(
+    path: str | Path, names: Sequence[str], points: NDArray, shape: Sequence[int], affine: NDArray
+) -> None:
     """Stop at a landmark that lies outside the voxels of an image, more than half a voxel beyond the outer centers:
     nothing is known of its motion, and ITK would leave it where it is.
 
@@ -95,6 +98,6 @@ def check_in_image(path: str | Path, names: Sequence[str], points: Array, shape:
         )
 
 
-def to_lps(points: Array) -> Sequence[list[float]]:
+def to_lps(points: NDArray) -> Sequence[list[float]]:
     """Positions (N, 3) in mm along RAS as lists in mm along LPS."""
     return (points * RAS_TO_LPS).tolist()

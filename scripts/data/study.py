@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scripts.cardiac.cines import Array
+from numpy.typing import NDArray
 from scripts.cardiac.planes import SHORT_AXIS, TO_APEX, plane_of
 from scripts.data.dicom_headers import Instance
 from scripts.data.dicom_stacks import (
@@ -320,7 +320,7 @@ def _with_letters(rows: list[Row]) -> list[Row]:
     return lettered
 
 
-def _affine_of(images: Sequence[Instance]) -> Array:
+def _affine_of(images: Sequence[Instance]) -> NDArray:
     """Directions of the slices' axes in RAS in an affine (4, 4) of no other meaning."""
     axes = mean_axes(images) * [-1, -1, 1]
     affine = np.eye(4)
@@ -328,7 +328,7 @@ def _affine_of(images: Sequence[Instance]) -> Array:
     return affine
 
 
-def _to_apex(rows: Sequence[Row]) -> Array | None:
+def _to_apex(rows: Sequence[Row]) -> NDArray | None:
     """The long axis of a study from base to apex in RAS, (3,): the normal of its largest short-axis stack; None where
     it has none.
 
@@ -349,7 +349,7 @@ def _to_apex(rows: Sequence[Row]) -> Array | None:
     return normal if normal @ TO_APEX >= 0 else -normal
 
 
-def _crosses_two(normal: Array, others: Sequence[Array]) -> bool:
+def _crosses_two(normal: NDArray, others: Sequence[NDArray]) -> bool:
     """Whether two planes of different directions are at right angles to one."""
     crossing = [other for other in others if abs(float(normal @ other)) < np.cos(np.deg2rad(ACROSS))]
     return any(abs(float(a @ b)) < np.cos(np.deg2rad(APART)) for a, b in combinations(crossing, 2))

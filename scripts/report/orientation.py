@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from scripts.cardiac.cines import CineRegistration
 from scripts.files import let_go
 
-Array = NDArray[np.floating]
 # Where a slice's first and second axis point to as it is shown, in RAS: left; back and feet.
 RIGHTWARDS, DOWNWARDS = np.array([-1.0, 0.0, 0.0]), np.array([0.0, -1.0, -1.0]) / np.sqrt(2)
 # Cosine (1 degree) beyond which an axis is one of the body's. No heart lies so: such a header has lost where it lay.
@@ -31,19 +30,19 @@ ALONG_THE_BODY = 0.9998
 NAMED = 0.35
 
 
-def directions(affine: Array) -> Array:
+def directions(affine: NDArray) -> NDArray:
     """Unit vectors along a grid's axes in RAS, a column each, (3, 3)."""
     return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
 
 
-def _is_known(affine: Array) -> bool:
+def _is_known(affine: NDArray) -> bool:
     """Whether an affine (4, 4) tells how slices lie in the body; not where its axes are the body's own, as in files
     that lost their orientation."""
     axes = directions(affine)
     return bool(np.abs(axes).max(axis=0).min() < ALONG_THE_BODY)
 
 
-def display_orientation(affine: Array) -> NDArray[np.integer]:
+def display_orientation(affine: NDArray) -> NDArray[np.integer]:
     """Which axis of a stack is shown along which, and which way: (3, 2), a row (axis as shown, 1 or -1) for each axis
     of the array, as nibabel's orientations are. Slices stay in their order."""
     axes = directions(affine)
@@ -58,14 +57,14 @@ def display_orientation(affine: Array) -> NDArray[np.integer]:
 class _EachFrame(Sequence):
     """What a function makes of each frame, when it is asked for: all at once might not fit into memory."""
 
-    def __init__(self, frames: Sequence[Array], function: Callable[[Array], Array]) -> None:
+    def __init__(self, frames: Sequence[NDArray], function: Callable[[NDArray], NDArray]) -> None:
         self.frames = frames
         self.function = function
 
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, frame: int) -> Array:
+    def __getitem__(self, frame: int) -> NDArray:
         made = self.function(self.frames[frame])
         let_go(self.frames)
         return made
@@ -82,7 +81,7 @@ def as_displayed(registration: CineRegistration) -> CineRegistration:
     def turn(array: NDArray | None) -> NDArray | None:
         return None if array is None else apply_orientation(array, orientation)
 
-    def turn_field(field: Array) -> Array:
+    def turn_field(field: NDArray) -> NDArray:
         """(2, X, Y, Z); channels follow their axes."""
         turned = turn(field.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2)
         sources = np.argsort(orientation[:2, 0])
@@ -95,14 +94,14 @@ def as_displayed(registration: CineRegistration) -> CineRegistration:
     return replace(r, cine=cine, fields=fields, inverses=inverses, **images)
 
 
-def edge_letters(affine: Array) -> tuple[str, str, str, str]:
+def edge_letters(affine: NDArray) -> tuple[str, str, str, str]:
     """What lies beyond the left, right, upper and lower edge of a slice as it is shown (first axis to the right, second
     downwards): letters of L, R, A, P, S and I, the nearest first; empty where the affine does not tell."""
     if not _is_known(affine):
         return "", "", "", ""
     axes = directions(affine)
 
-    def letters(direction: Array) -> str:
+    def letters(direction: NDArray) -> str:
         order = np.argsort(-np.abs(direction))
         return "".join("RAS"[i] if direction[i] > 0 else "LPI"[i] for i in order if abs(direction[i]) >= NAMED)
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
+from numpy.typing import NDArray
 from scripts.cardiac.cines import Cine, CineRegistration
 from scripts.cardiac.function import measure_function
 from scripts.cardiac.longitudinal import measure_longitudinal
@@ -29,7 +30,6 @@ from scripts.cardiac.planes import is_long_axis
 from scripts.cardiac.quality import assess
 from scripts.cardiac.strain import measure_strain
 from scripts.data.grids import pull
-from scripts.data.itk_fields import Array
 from scripts.data.points import move_points, read_points, to_lps
 from scripts.errors import InputError
 from scripts.files import let_go, one_by_one, scratch_array
@@ -38,7 +38,7 @@ from scripts.registration import fields as field_algebra
 from scripts.registration.fields import balance_inverse, in_view, restack, unstack, warp_label, warp_stack
 
 
-def invert_array(field: Array, tolerance: float = field_algebra.INVERTED) -> tuple[Array, Array]:
+def invert_array(field: NDArray, tolerance: float = field_algebra.INVERTED) -> tuple[NDArray, NDArray]:
     """The inverse of a field, on the same grid: v with v(y) + u(y + v(y)) = 0 (`fields.invert` for NumPy arrays).
 
     Args:
