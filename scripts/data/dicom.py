@@ -246,6 +246,11 @@ def _read_stack(folder: Path, choice: Choice) -> Cine:
         valid = fill_padding(
             pixels, _stack_up(slices, {one: nothing if mask is None else mask for one, (_, mask) in found.items()})
         )
+    if valid is not None:
+        share = 100 * (1 - valid.mean())
+        logging.getLogger("inference").info(
+            f"{what}: {share:.1f} % of its voxels are padding, and no image is compared there"
+        )
     times = np.array([[phase.times[tag] for phase in phases] for phases in slices])
     _call_out_steps(what, times)
     if not is_heartbeat(times):

@@ -337,6 +337,17 @@ def test_one_slice_has_no_volume(item: dict, exact: np.ndarray) -> None:
     assert {"circumferential", "radial"} <= set(found.strain[0])
 
 
+def test_no_image_is_compared_where_nothing_was_acquired(item: dict, exact: np.ndarray) -> None:
+    """Padding that flickers spoils no figure."""
+    valid = torch.ones(item["moving_image"].shape[1:], dtype=torch.bool)
+    valid[:6] = False
+    spoiled = item["moving_image"].clone()
+    spoiled[1::2, :6] = 1e5
+    plain = assemble({**item, "valid": valid}, 0 * exact).quality["frames"]
+    found = assemble({**item, "moving_image": spoiled, "valid": valid}, 0 * exact).quality["frames"]
+    assert [frame["mse_before"] for frame in found] == pytest.approx([frame["mse_before"] for frame in plain])
+
+
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Phantom, CineRegistration, CineRegistration]:
     """A heart whose base descends, registered by its exact fields, and by what of them is in-plane."""
