@@ -556,6 +556,8 @@ LABELS = {
     "fractions": (lambda label: label * 0.5, "fractions"),
     "another structure": (lambda label: label + 4 * (label > 0), "values"),
     "empty": (lambda label: label * 0, "0 everywhere"),
+    "M&Ms order": (lambda label: np.array([0, 3, 2, 1])[label.astype(int)], "label_values"),
+    "LV = 1 with myocardium": (lambda label: np.array([0, 0, 2, 1])[label.astype(int)], "label_values"),
     "cut": (lambda label: label[:-3], "shape"),
 }
 
