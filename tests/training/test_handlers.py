@@ -188,7 +188,7 @@ def test_a_gradient_that_is_not_finite_reaches_neither_weights_nor_checkpoint(
     assert len(calls) == 8
     for name, value in parameters_of(network).items():
         assert torch.equal(value, states[-1][name]), name
-    (checkpoint,) = tmp_path.iterdir()
+    (checkpoint,) = tmp_path.glob("*.pt")
     assert checkpoint.name == "last_checkpoint_epoch=1.pt"
 
 
