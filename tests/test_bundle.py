@@ -568,7 +568,8 @@ def test_bad_input_ends_with_the_cure(
     (files["EMPTY"] / "splits.json").write_text('{"train": [], "val": ["phantom001"], "test": []}')
     write_nifti(files["SMALL"], label.get_fdata()[:, 1:].astype(np.uint8), label.affine)
     options = {key: files.get(value, value) for key, value in options.items()}
-    result = run_bundle(config_file=config, output_dir=tmp_path / "out", **{"device": "cpu", **options})
+    device = {} if config == APPLY else {"device": "cpu"}
+    result = run_bundle(config_file=config, output_dir=tmp_path / "out", **{**device, **options})
     line = last_line(result)
     for word in words:
         assert word in line
