@@ -137,7 +137,7 @@ def test_it_works_from_any_folder(phantoms: Path, tmp_path: Path) -> None:
 
 
 def test_errors_are_the_workflow_s(phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, ed, _, _ = paths(phantoms)
+    cine, ed, _, _ = paths(phantoms)
     with pytest.raises(InputError, match=r"a cine is \(X, Y, Z, T\)"):
         register_cine(ed, device="cpu")
     with pytest.raises(InputError, match=r"visit#2: holds #"):
@@ -145,9 +145,9 @@ def test_errors_are_the_workflow_s(phantoms: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match=r"nowhere\.nii\.gz: no such file"):
         register(ed, "nowhere.nii.gz", device="cpu")
     with pytest.raises(InputError, match=r"give exactly one of .* got --cine and --moving"):
-        register_cine(ed, moving=ed)
+        register_cine(cine, moving=ed)
     with pytest.raises(InputError, match=r"give exactly one of .* got --cine and --moving"):
-        register_cine(ed, fixed="nowhere.nii.gz")
+        register_cine(cine, fixed="nowhere.nii.gz")
     with pytest.raises(InputError, match="referense_frame: no such option"):
         register_cine(ed, referense_frame=3)
     with pytest.raises(InputError, match="--output_dir False: results need a folder"):

@@ -227,7 +227,7 @@ def test_run_infers_a_cine_with_its_label_and_landmarks(phantoms: Path, tmp_path
     options = {"config_file": INFERENCE, "cine": path, "reference_label": label, "points": points, "device": "cpu"}
     result = succeed(run_bundle(**options, output_dir=tmp_path / "out"))
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["phantom001"]
-    assert f"{tmp_path / 'out' / 'phantom001' / 'report.html'}: " in result.stdout
+    assert f"phantom001: {tmp_path / 'out' / 'phantom001' / 'report.html'}" in result.stdout
     folder = tmp_path / "out" / "phantom001"
     assert files(folder) == CINE_FILES | LABEL_FILES | {"points.csv", "report.html"}
     cine, moved, labels = nib.load(path), nib.load(folder / "moved.nii.gz"), nib.load(folder / "labels.nii.gz")
@@ -530,7 +530,7 @@ def test_each_process_draws_its_own_augmentation(monkeypatch: pytest.MonkeyPatch
             ("shifted.nii.gz and", "have affines up to", "--resample_moving True"),
         ),
         (INFERENCE, {"moving": "NAN", "fixed": "FIXED"}, ("nan.nii.gz: holds NaN or Inf",)),
-        (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "moving_label": "FIXED"}, ("give them these values",)),
+        (INFERENCE, {"moving": "FIXED", "fixed": "FIXED", "moving_label": "FIXED"}, ("--label_values",)),
         (TRAIN, {"dataset_dir": "EMPTY", "graph": True}, ("--graph True: needs a CUDA device, not cpu",)),
         (TRAIN, {"dataset_dir": "EMPTY"}, ("split 'train' is empty; add subjects to it",)),
         (
