@@ -436,7 +436,6 @@ INFOS = {
     "word": ("ED: first", "ED"),
     "beyond": ("ED: 99", "99"),
     "zero": ("ED: 0", "ED"),
-    "UTF-16": ("ED: 1\nES: 2\n".encode("utf-16"), "UTF-8|text"),
 }
 
 
