@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, WARM, run_bundle, succeed
+from conftest import ROOT, SMALL, WARM, run_bundle, succeed
 from monai.bundle import (
     ConfigParser,
     ConfigWorkflow,
@@ -28,6 +28,9 @@ from monai.bundle import (
     verify_metadata,
     verify_net_in_out,
 )
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems, WeightType
+from monai.fl.utils.exchange_object import ExchangeObject
 from monai.utils import set_determinism
 from scripts.cardiac.phantom import Phantom
 from scripts.package import build_zip
@@ -208,6 +211,34 @@ def test_load_gives_the_network_with_its_weights(
         set_determinism(None)
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(pair), expected)
+
+
+def test_federated_learning_trains_two_rounds(zoo: Path, phantoms: Path, tmp_path: Path) -> None:
+    """A client with its default file names; the server's weights of the second round are far from those of the first."""
+    options = {**SMALL, "dataset_dir": str(phantoms), "output_dir": str(tmp_path), "cache_dir": False}
+    algorithm = MonaiAlgo(
+        bundle_root=str(zoo / "models" / NAME),
+        local_epochs=1,
+        train_kwargs={**options, "learning_rate": 1e-6},
+        eval_kwargs={**options, "output_dir": str(tmp_path / "scores")},
+    )
+    algorithm.initialize(extra={ExtraItems.CLIENT_NAME: "client"})
+    try:
+        first = torch.load(ROOT / "models" / "model.pt", weights_only=True)
+        for weights in (first, {name: value + 1 for name, value in first.items()}):
+            algorithm.train(ExchangeObject(weights=weights))
+            sent = algorithm.get_weights()
+            assert sent.weight_type == WeightType.WEIGHT_DIFF
+            assert any(torch.as_tensor(value).any() for value in sent.weights.values())
+            # The mean, which is validated and saved, follows the server.
+            mean = algorithm.train_workflow.parser.get_parsed_content("averager").module.state_dict()
+            for name, value in weights.items():
+                torch.testing.assert_close(mean[name], value, atol=1e-3, rtol=0)
+        metrics = algorithm.evaluate(ExchangeObject(weights=first)).metrics
+        assert 60 < metrics["val_dice"] < 100
+    finally:
+        algorithm.finalize()
+        set_determinism(None)
 
 
 def test_a_downloaded_bundle_registers(phantoms: Path, tmp_path: Path) -> None:
