@@ -206,7 +206,7 @@ TOGETHER: dict[str, tuple[_Pair, ...]] = {
         ),
         _Pair(
             ("moving", "fixed", "cine", *_MANY),
-            lambda moving, fixed, *others: bool(moving) == bool(fixed) or any(others),
+            lambda moving, fixed, *others: bool(moving) == bool(fixed) or (bool(moving) and any(others)),
             "--moving and --fixed: give both or neither.",
         ),
     ),

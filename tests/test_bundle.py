@@ -286,7 +286,7 @@ def test_run_inference_in_processes_that_are_killed_and_resumed(trained: tuple, 
         "output_dir": out,
         "dataset_dir": data,
         "device": "cpu",
-        "write": "moved,fields",
+        "write": "moved,fields,inverse,labels",
     }
     options["refine_iterations"] = 5  # time to be killed in
     job = subprocess.Popen(
