@@ -146,7 +146,7 @@ def test_errors_are_the_workflow_s(phantoms: Path, monkeypatch: pytest.MonkeyPat
         register(ed, "nowhere.nii.gz", device="cpu")
     with pytest.raises(InputError, match=r"give exactly one of .* got --cine and --moving"):
         register_cine(cine, moving=ed)
-    with pytest.raises(InputError, match="give both or neither|give exactly one of"):
+    with pytest.raises(InputError, match="give both or neither"):
         register_cine(cine, fixed="nowhere.nii.gz")
     with pytest.raises(InputError, match="referense_frame: no such option"):
         register_cine(ed, referense_frame=3)

@@ -70,9 +70,12 @@ def assess(
     Returns:
         "frames": a dict for each frame (`_frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of
         sentences; "trustworthy", whether no threshold was crossed; "thresholds", those that were used; "plane", one of
-        `planes.PLANES` or None, and "plane_basis", one of `planes.BASIS`.
+        `planes.PLANES` or None, and "plane_basis", one of `planes.BASIS`;
+        "left_out_percent", the share of voxels that hold no measurement, and count in no range and no similarity.
     """
-    frames = []
+    frames, valid = [], registration.cine.valid
+    if valid is not None:
+        reached = valid if reached is None else valid & reached
     for t in range(len(registration.fields)):
         errors = None if inversion_errors is None else inversion_errors[t]
         frames.append(_frame_figures(registration, t, errors, reached))
@@ -94,6 +97,7 @@ def assess(
         "reference_basis": registration.reference_basis,
         "plane": registration.cine.plane,
         "plane_basis": registration.cine.plane_basis,
+        "left_out_percent": 0.0 if valid is None else 100.0 * float(1 - valid.mean()),
         "cycle": cycle,
         "frames": frames,
     }

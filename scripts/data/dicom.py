@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from scripts.cardiac.cines import Cine
 from scripts.data.dicom_headers import Instance, read_instances
-from scripts.data.dicom_pixels import fill_padding, read_images
+from scripts.data.dicom_pixels import read_images
 from scripts.data.dicom_stacks import (
     Stack,
     are_parallel,
@@ -37,6 +37,7 @@ from scripts.data.dicom_stacks import (
     stack_affine,
     time_tag,
 )
+from scripts.data.padding import fill_padding
 from scripts.data.study import Choice, Row, choose_row, list_rows, study_rows
 from scripts.data.times import cycle_ms, is_heartbeat
 from scripts.errors import InputError

@@ -42,23 +42,6 @@ def read_images(
     }
 
 
-def fill_padding(pixels: NDArray, padding: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """Give padding the least intensity of what was acquired, in place, so that it widens no range.
-
-    Args:
-        pixels: (X, Y, Z, T).
-        padding: the same shape.
-
-    Returns:
-        Where anything was acquired, in any phase, (X, Y, Z); None for everywhere, and where nothing was.
-    """
-    if not padding.any() or padding.all():
-        return None
-    pixels[padding] = pixels[~padding].min()
-    valid = ~padding.all(axis=-1)
-    return None if valid.all() else valid
-
-
 def _read_pixels(
     folder: Path, path: Path, frames: Sequence[Instance]
 ) -> list[tuple[NDArray, NDArray[np.bool_] | None]]:

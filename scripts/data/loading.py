@@ -26,7 +26,14 @@ from scripts.cardiac.planes import plane_of
 from scripts.data.dicom import read_dicom_cine
 from scripts.data.grids import AFFINE_TOLERANCE_MM, check_meets, check_same_grid, resample, turn_to
 from scripts.data.labels import better_frame, name_structures
-from scripts.data.nifti import NiftiFile, check_right_angles, check_slices_last, open_nifti, read_nifti_cine
+from scripts.data.nifti import (
+    NiftiFile,
+    check_right_angles,
+    check_slices_last,
+    leave_out_fill,
+    open_nifti,
+    read_nifti_cine,
+)
 from scripts.data.points import check_in_image, read_points
 from scripts.errors import InputError
 
@@ -41,7 +48,8 @@ class LoadPaird(MapTransform):
 
     Where an item has "moving_frame" or "fixed_frame", that frame (from 0) of a cine and of its label is loaded; where
     it has "label_values", these are its files' values of RV, myocardium and LV (`labels.name_structures`). A label that
-    fits the pair's other image better is logged, and leaves a sentence under "doubts".
+    fits the pair's other image better is logged, and leaves a sentence under "doubts". Where an image has a fill value,
+    "valid" (X, Y, Z) says where anything was acquired.
 
     Args:
         keys: keys that hold paths; absent keys are skipped.
@@ -69,6 +77,10 @@ class LoadPaird(MapTransform):
             if not str(key).endswith("_label"):
                 check_slices_last(files[data[key]])
                 item[key] = load_image(files[data[key]], data.get(f"{key}_frame"))
+                valid = item[key].meta.pop("valid", None)
+                # A moving image that is resampled lies elsewhere than its mask.
+                if valid is not None and not (key == "moving" and self.resample_moving):
+                    item["valid"] = torch.from_numpy(valid) & item.get("valid", torch.tensor(True))
         for key in self.key_iterator(data):
             role = str(key).removesuffix("_label")
             if role != key:
@@ -130,10 +142,13 @@ def load_image(file: NiftiFile, frame: int | None = None, is_label: bool = False
         raise InputError(
             f"{file.path}: has the shape {file.shape}; one stack of slices (X, Y, Z) is needed: pick one frame of a cine."
         )
-    array = torch.from_numpy(file.voxels(frame))[None]
+    voxels, meta = file.voxels(frame), {"filename_or_obj": file.path, "placed": file.placed}
+    if not is_label and (valid := leave_out_fill(file, voxels)) is not None:
+        meta["valid"] = valid
+    array = torch.from_numpy(voxels)[None]
     if is_label and not torch.equal(array, array.round()):
         raise InputError(f"{file.path}: holds fractions, so it is not a label image; labels are the integers {LABELS}.")
-    return MetaTensor(array, affine=file.affine, meta={"filename_or_obj": file.path, "placed": file.placed})
+    return MetaTensor(array, affine=file.affine, meta=meta)
 
 
 def load_label(

@@ -31,6 +31,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from scripts.cardiac.cines import Cine
 from scripts.data.nifti_times import frame_times
+from scripts.data.padding import fill_padding, find_fill
 from scripts.errors import InputError, first_cause
 from scripts.files import is_dicom
 
@@ -193,7 +194,32 @@ def read_nifti_cine(path: str | Path, frames: int | None = None) -> Cine:
     if len(file.shape) != 4 or file.shape[3] < 2:
         raise InputError(f"{path}: {_no_cine(file)}")
     check_slices_last(file)
-    return Cine(stem_of(path), file.voxels(), file.affine, frame_times(file.path, file.header, *file.shape[2:]))
+    pixels = file.voxels()
+    valid = leave_out_fill(file, pixels)
+    times = frame_times(file.path, file.header, *file.shape[2:])
+    return Cine(stem_of(path), pixels, file.affine, times, valid)
+
+
+def leave_out_fill(file: NiftiFile, pixels: NDArray) -> NDArray[np.bool_] | None:
+    """Give the fill value of an image the least intensity of the rest, in place, with a line in the log.
+
+    Args:
+        file: the image's, for the line.
+        pixels: (X, Y, Z) or (X, Y, Z, T).
+
+    Returns:
+        Where anything was acquired, (X, Y, Z); None for everywhere.
+    """
+    frames = pixels if pixels.ndim == 4 else pixels[..., None]
+    value = find_fill(frames)
+    if value is None:
+        return None
+    padding = frames == value
+    logging.getLogger("data").warning(
+        f"{file.path}: {100 * padding.mean():.2g} % of its voxels are {value:g}, far outside the rest, and are left out as "
+        "a fill value."
+    )
+    return fill_padding(frames, padding)
 
 
 def unreadable(path: str | Path, error: Exception) -> InputError:

@@ -60,7 +60,7 @@ class ScaleSlicesd(MapTransform):
         for key in self.key_iterator(data):
             image = data[key]
             name = image.meta.get("filename_or_obj", key) if isinstance(image, MetaTensor) else key
-            item[key] = scale_slices(image, self.clip_percentile)
+            item[key] = scale_slices(image, self.clip_percentile, data.get("valid"))
             if not item[key].any():
                 raise InputError(
                     f"{name}: the {key} image is constant in every slice, at least below the "
@@ -70,14 +70,17 @@ class ScaleSlicesd(MapTransform):
         return item
 
 
-def scale_slices(image: Tensor, clip_percentile: float = 100.0) -> Tensor:
-    """Each slice of (..., X, Y, Z) scaled min-max to [0, 1], after clipping at a percentile of its stack; a constant
-    one is 0."""
+def scale_slices(image: Tensor, clip_percentile: float = 100.0, valid: Tensor | None = None) -> Tensor:
+    """Each slice of (..., X, Y, Z) scaled min-max to [0, 1], after clipping at a percentile of its stack, of what is
+    `valid` (X, Y, Z) in it; a constant one is 0."""
     if clip_percentile < 100:
         # NumPy's: torch.quantile stops at 16 million voxels.
-        limit = np.percentile(
-            torch.as_tensor(image).numpy(), clip_percentile, axis=(-3, -2, -1), keepdims=True, method="higher"
-        )
+        array = torch.as_tensor(image).numpy()
+        if valid is None:
+            limit = np.percentile(array, clip_percentile, axis=(-3, -2, -1), keepdims=True, method="higher")
+        else:
+            inside = array[..., torch.as_tensor(valid).numpy()]
+            limit = np.percentile(inside, clip_percentile, axis=-1, method="higher")[..., None, None, None]
         image = image.clamp(max=torch.from_numpy(np.asarray(limit)))
     low, high = image.amin(dim=(-3, -2), keepdim=True), image.amax(dim=(-3, -2), keepdim=True)
     return (image - low) / torch.where(high > low, high - low, 1.0)

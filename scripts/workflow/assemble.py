@@ -122,7 +122,7 @@ class AssembleRegistration(Transform):
         if data.get("reference_label") is not None:
             registration.label = torch.as_tensor(data["reference_label"]).cpu()[0].round().numpy().astype(np.uint8)
             registration.labels = np.moveaxis(frames.labels, 0, -1)
-        reached = seen_on_both(data, torch.from_numpy(frames.fields[:1])) if cine.valid is None else cine.valid
+        reached = seen_on_both(data, torch.from_numpy(frames.fields[:1]))
         registration.quality = assess(
             registration, frames.inversion_errors, reached, str(data.get("doubts", "")).splitlines()
         )
