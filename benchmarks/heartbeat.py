@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """A picture of a registered heartbeat: carried contours, the field at end systole, the volume curve.
 
 python -m benchmarks.heartbeat --case sample/SC-HF-I-2 --figure docs/figures/heartbeat.png
@@ -15,7 +26,7 @@ from nibabel.orientations import apply_orientation
 from numpy.typing import NDArray
 from scipy import ndimage
 from scripts.api import register_cine
-from scripts.cardiac.cines import CineRegistration
+from scripts.cardiac.registrations import CineRegistration
 from scripts.data.acdc import read_info
 from scripts.report.orientation import as_displayed, display_orientation
 from scripts.report.page import OUTLINES

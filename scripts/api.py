@@ -27,6 +27,7 @@ result.voxels.fields[0]  # (2, X, Y, Z), voxels
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,7 +38,8 @@ import nibabel as nib
 import numpy as np
 from monai.bundle import ConfigParser
 from numpy.typing import ArrayLike, NDArray
-from scripts.cardiac.cines import Cine, CineRegistration
+from scripts.cardiac.cines import Cine
+from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 from scripts.data.itk_fields import voxels_to_lps
 from scripts.devices import settings_kept
 from scripts.errors import InputError, first_cause
@@ -54,37 +56,25 @@ NETWORK_KEYS = ("network_def", "network", "trained_network", "checkpoint", "devi
 Image = str | Path | nib.spatialimages.SpatialImage | tuple[ArrayLike, ArrayLike]
 
 
-@dataclass(frozen=True)
-class Registration:
-    """Every frame of a cine registered to its reference frame, or a moving image to a fixed one (T = 1).
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Moving images, the frames of a cine or one image (T = 1), registered to a fixed image.
 
     Fields are displacements in mm along the patient's left, posterior and superior axes (LPS) at the voxels of the
-    reference frame or the fixed image, pull direction: what lies at p there lies at p + fields[t](p) in frame t. They
-    equal the files that the workflow writes.
+    fixed image, pull direction: what lies at p there lies at p + fields[t](p) in moving image t. They equal the files
+    that the workflow writes.
     """
 
-    voxels: CineRegistration
-    """The same with its fields (T, 2, X, Y, Z) in voxels of the reference's grid, channel i along array axis i."""
+    voxels: Registration
+    """The same with its fields (T, 2, X, Y, Z) in voxels of the fixed image's grid, channel i along array axis i."""
     cine: Cine
     """What was moved: image (X, Y, Z, T), affine, spacing, times."""
-    reference: int | None
-    """Reference frame, counted from 1; None for a pair."""
-    reference_basis: str
-    """Why that frame, in words."""
     moved: NDArray
-    """(X, Y, Z, T), intensities of the cine's unit, on the reference's grid."""
+    """(X, Y, Z, T), intensities of the cine's unit, on the fixed image's grid."""
     fixed: NDArray
-    """Image (X, Y, Z) that every frame is brought onto."""
-    label: NDArray | None
-    """Label of the reference frame, or of the moving image, (X, Y, Z); None without one."""
-    labels: NDArray | None
-    """Labels of all frames, or the moving label on the fixed grid, (X, Y, Z, T); None without one."""
+    """Image (X, Y, Z) that every moving image is brought onto."""
     quality: dict = field(default_factory=dict)
     """As in `quality.json`."""
-    function: dict = field(default_factory=dict)
-    """As in `function.json`; empty without the label of a cine."""
-    strain: list[dict] = field(default_factory=list)
-    """Rows as in `strain.csv`."""
     points: list[dict] = field(default_factory=list)
     """Rows as in `points.csv`, mm along LPS."""
 
@@ -103,7 +93,40 @@ class Registration:
         return np.stack([voxels_to_lps(u, self.cine.affine) for u in fields]).astype(np.float32)
 
 
-def register_cine(cine: Image, **options: object) -> Registration:
+@dataclass(frozen=True, kw_only=True)
+class CineResult(Result):
+    """Every frame of a cine registered to its reference frame."""
+
+    voxels: CineRegistration
+    reference: int
+    """Reference frame, counted from 1."""
+    reference_basis: str
+    """Why that frame, in words."""
+    label: NDArray | None
+    """Label of the reference frame (X, Y, Z); None without one."""
+    labels: NDArray | None
+    """Labels of all frames (X, Y, Z, T); None without one."""
+    function: dict = field(default_factory=dict)
+    """As in `function.json`; empty without a label."""
+    strain: list[dict] = field(default_factory=list)
+    """Rows as in `strain.csv`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairResult(Result):
+    """A moving image registered to a fixed one; T = 1."""
+
+    voxels: PairRegistration
+    moving_label: NDArray | None
+    """Label of the moving image (X, Y, Z), on the fixed one's grid; None without one."""
+    moved_label: NDArray | None
+    """The same on the fixed image; None without one."""
+
+
+_RESULTS = {CineRegistration: CineResult, PairRegistration: PairResult}
+
+
+def register_cine(cine: Image, **options: object) -> CineResult:
     """Register every frame of a cine to its reference frame, with the shipped weights.
 
     Args:
@@ -122,14 +145,14 @@ def register_cine(cine: Image, **options: object) -> Registration:
     return _register_one(cine=cine, **options)
 
 
-def register(moving: Image, fixed: Image, **options: object) -> Registration:
+def register(moving: Image, fixed: Image, **options: object) -> PairResult:
     """Register a moving to a fixed stack of slices (X, Y, Z); T = 1 in the result. Options and errors as in
     `register_cine`; `moving_label` is an image, too."""
     return _register_one(moving=moving, fixed=fixed, **options)
 
 
 @settings_kept()
-def _register_one(**options: object) -> Registration:
+def _register_one(**options: object) -> CineResult | PairResult:
     """The registration of the one case that the options give."""
     unknown = set(options) - (set(ConfigParser.load_config_file(str(CONFIG))) - {"bundle_root"})
     if unknown:
@@ -137,7 +160,7 @@ def _register_one(**options: object) -> Registration:
     # What is in memory takes the same door as files.
     with TemporaryDirectory(prefix="registration_", ignore_cleanup_errors=True) as folder:
         try:
-            return _run_workflow(_written_options(options, Path(folder)))
+            found = _run_workflow(_written_options(options, Path(folder)))
         except InputError as error:
             # The user knows what is in memory by the option's name.
             names = {str(Path(folder) / f"{name}{ending}"): name for name in options for ending in (".nii", ".csv")}
@@ -145,6 +168,9 @@ def _register_one(**options: object) -> Registration:
             for path, name in names.items():
                 message = message.replace(path, name)
             raise InputError(message) from None
+    kind = _RESULTS[type(found)]
+    names = {one.name for one in dataclasses.fields(kind)} - {"voxels"}
+    return kind(voxels=found, **{name: getattr(found, name) for name in names})
 
 
 def _run_workflow(options: Mapping[str, object]) -> Registration:
@@ -166,9 +192,7 @@ def _run_workflow(options: Mapping[str, object]) -> Registration:
     except Exception as error:
         # MONAI and ignite chain their own errors after the first one.
         raise first_cause(error) from None
-    result: CineRegistration = evaluator.state.output[0]["registration"]
-    names = set(Registration.__dataclass_fields__) - {"voxels"}
-    return Registration(voxels=result, **{name: getattr(result, name) for name in names})
+    return evaluator.state.output[0]["registration"]
 
 
 _kept_network: dict[tuple, nn.Module] = {}

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The cine in `sample/`: a real heart that needs no download, its ejection fraction against the one drawn by hand."""
 
 from __future__ import annotations
@@ -10,7 +21,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 from scripts.api import register_cine
-from scripts.cardiac.cines import CineRegistration
+from scripts.cardiac.registrations import CineRegistration
 
 from benchmarks.heartbeat import draw_heartbeat
 from benchmarks.sample import BOX, cut_sample

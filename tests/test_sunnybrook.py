@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Real cines of another scanner, where they are there: the LV contour carried from ED to ES against the one drawn by
 hand, from NIfTI and from the scanner's DICOM files, and the fields in files through ITK and ANTs."""
 
@@ -11,7 +22,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_nifti
 from scripts.api import register_cine
-from scripts.cardiac.cines import CineRegistration
+from scripts.cardiac.registrations import CineRegistration
 from scripts.data.acdc import read_info
 from scripts.data.dicom import read_dicom_cine
 from scripts.data.itk_fields import write_field

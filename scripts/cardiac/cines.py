@@ -9,13 +9,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""A cine and its registration as objects: what readers make, what registration returns, what writers and reports
-take."""
+"""A cine as an object, which readers make, and the frame at end diastole, found in its intensities."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -71,47 +70,6 @@ class Cine:
         if self.times is None or self.frames < 2:
             return None
         return float(np.diff(self.times, axis=1).mean())
-
-
-@dataclass
-class CineRegistration:
-    """Every frame of a cine registered to its reference frame, or a moving image to a fixed one (T = 1).
-
-    Fields are in voxels, channel i along array axis i, pull convention. With u = fields[t] on the reference's
-    grid, moved[..., t](x) = image[..., t](x + u(x)), and the reference's point x lies at x + u(x) in frame t. With v =
-    inverses[t] on the grid of frame t, labels[..., t](y) = label(y + v(y)).
-    """
-
-    cine: Cine
-    reference: int | None
-    """Reference frame, counted from 1; None for a pair, whose `cine` is the moving image alone."""
-    reference_basis: str
-    """Why that frame, in words."""
-    fields: NDArray
-    """(T, d, X, Y, Z), d = 2 in-plane or 3."""
-    inverses: NDArray
-    """(T, d, X, Y, Z), d = 2 in-plane or 3."""
-    moved: NDArray
-    """(X, Y, Z, T), intensities of the cine's unit."""
-    label: NDArray[np.integer] | None = None
-    """Label of the reference frame (X, Y, Z): 1 RV, 2 myocardium, 3 LV cavity; of the moving image for a pair; None
-    without one."""
-    labels: NDArray[np.integer] | None = None
-    """Labels of all frames (X, Y, Z, T); for a pair the moving label on the fixed grid, T = 1."""
-    fixed: NDArray | None = None
-    """Image (X, Y, Z) that every frame is brought onto; by default the reference frame."""
-    quality: dict = field(default_factory=dict)
-    """What `quality.assess` returns."""
-    function: dict = field(default_factory=dict)
-    """What `function.measure_function` returns."""
-    strain: list[dict] = field(default_factory=list)
-    """Rows of `strain.measure_strain`."""
-    points: list[dict] = field(default_factory=list)
-    """Rows of landmarks carried through the cycle."""
-
-    def __post_init__(self) -> None:
-        if self.fixed is None:
-            self.fixed = self.cine.image[..., self.reference - 1]
 
 
 def largest_cavity(image: NDArray) -> int:

@@ -21,7 +21,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scripts.cardiac.cines import LABELS, CineRegistration
+from scripts.cardiac.cines import LABELS
+from scripts.cardiac.registrations import CineRegistration, Registration
 from scripts.files import let_go, one_by_one
 from scripts.registration import fields
 from scripts.registration.fields import compose, in_view, jacobian_determinant, unstack
@@ -52,7 +53,7 @@ MOVING = 0.25  # of the largest displacement, above which a region moves
 
 
 def assess(
-    registration: CineRegistration,
+    registration: Registration,
     inversion_errors: NDArray | None = None,
     reached: NDArray | None = None,
     doubts: Sequence[str] = (),
@@ -82,19 +83,18 @@ def assess(
         let_go(
             registration.fields, registration.inverses, registration.moved, registration.cine.image, inversion_errors
         )
-    cycle = _cycle_figures(registration) if registration.reference and len(frames) > 2 else {}
+    cycle = _cycle_figures(registration) if registration.has_cycle else {}
     limits = dict(THRESHOLDS)
     unlabeled = limits.pop("compressed_percent_unlabeled")
     if registration.labels is None:
         limits["compressed_percent"] = unlabeled
-    verdict = [*doubts, *judge(frames, cycle, registration.reference, limits)]
+    verdict = [*doubts, *judge(registration, frames, cycle, limits)]
     return {
         "verdict": verdict
         or ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."],
         "trustworthy": not verdict,
         "thresholds": {name: limit for name, limit in limits.items() if cycle or name not in OF_A_CYCLE},
-        "reference_frame": registration.reference,
-        "reference_basis": registration.reference_basis,
+        **registration.describe_reference(),
         "plane": registration.cine.plane,
         "plane_basis": registration.cine.plane_basis,
         "left_out_percent": 0.0 if valid is None else 100.0 * float(1 - valid.mean()),
@@ -104,7 +104,7 @@ def assess(
 
 
 def _frame_figures(
-    registration: CineRegistration, t: int, inversion_errors: NDArray | None = None, reached: NDArray | None = None
+    registration: Registration, t: int, inversion_errors: NDArray | None = None, reached: NDArray | None = None
 ) -> dict:
     """Folded and compressed area in percent, extremes of the Jacobian determinant, inverse errors in mm, and the
     relative squared error, of a frame.
@@ -148,9 +148,8 @@ def _frame_figures(
     squares = [_misfit(image, fixed, seen) / scale for image in images]
     length = by_slice(fields.length(u * spacing))
     tissue = length > MOVING * length.max()
-    if registration.labels is not None:
-        label = registration.label if registration.reference else registration.labels[..., t]
-        tissue &= torch.from_numpy(~np.isin(label, CAVITIES)).movedim(-1, 0)
+    if registration.label is not None:
+        tissue &= torch.from_numpy(~np.isin(registration.label, CAVITIES)).movedim(-1, 0)
     compressed = tissue & (determinant > 0) & (determinant < THRESHOLDS["compressed_determinant"])
     pair = np.stack([registration.cine.image[..., t], registration.fixed])
     blank = (np.ptp(pair, axis=(1, 2)) == 0).any(axis=0)
@@ -355,14 +354,13 @@ _FINDINGS: tuple[tuple[Callable[[_Evidence], list[dict]], str], ...] = (
 )
 
 
-def judge(frames: list[dict], cycle: dict, reference: int | None, limit: dict[str, float]) -> list[str]:
+def judge(registration: Registration, frames: list[dict], cycle: dict, limit: dict[str, float]) -> list[str]:
     """A sentence for each threshold that is crossed, with the frames of a cine; none where all is well."""
-    evidence = _Evidence([f for f in frames if f["frame"] != reference], cycle, limit)
+    to_judge = registration.frames_to_judge()
+    evidence = _Evidence([f for f in frames if f["frame"] in to_judge], cycle, limit)
     sentences = []
     for find, sentence in _FINDINGS:
         if bad := find(evidence):
-            numbers = ", ".join(str(f["frame"]) for f in bad[:8]) + (", …" if len(bad) > 8 else "")
-            # A pair has no frames.
-            where = f" (frame{'s' if len(bad) > 1 else ''} {numbers})" if reference else ""
+            where = registration.name_frames([f["frame"] for f in bad])
             sentences.append(sentence.format(e=evidence, frames=where))
     return sentences

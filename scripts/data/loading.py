@@ -196,11 +196,13 @@ class LoadCase(Transform):
 
     A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files), and may have "series" (of such a folder),
     "frames" (of a file (X, Y, T)), "reference" (frame, counted from 1), "reference_basis", "reference_label" and
-    "label_values" (of that file's RV, myocardium and LV). The item gains "moving" (T, X, Y, Z), "fixed" (1, X, Y, Z),
-    "times" (Z, T) in ms where known, "valid" (X, Y, Z), where anything was acquired, if that is not everywhere,
-    "doubts", sentences on the input that belong to the verdict, a line each, and "reference", 0 for a pair. Either may
-    have "points", a CSV of landmarks of the fixed image, and "plane", and has then "plane" (one of `planes.PLANES`, or
-    "") and "plane_basis" (one of `planes.BASIS`). One with an "error" raises it.
+    "label_values" (of that file's RV, myocardium and LV); a pair item has the keys of `LoadPaird`. Either may have
+    "points", a CSV of landmarks of the fixed image, and "plane".
+
+    The item gains "kind" ("cine" or "pair"), "moving" (T, X, Y, Z), "fixed" (1, X, Y, Z), "plane" (one of
+    `planes.PLANES`, or ""), "plane_basis" (one of `planes.BASIS`), "times" (Z, T) in ms where known, "valid" (X, Y, Z),
+    where anything was acquired, if that is not everywhere, and "doubts", sentences on the input that belong to the
+    verdict, a line each; a cine also its "reference" and "reference_basis". One with an "error" raises it.
 
     Args:
         resample_moving: whether a moving image on another grid than the fixed one is resampled onto it.
@@ -215,57 +217,66 @@ class LoadCase(Transform):
     def __call__(self, data: Mapping) -> dict:
         if "error" in data:
             raise data["error"]
-        if "cine" not in data:
-            item = self.load(data)
-            check_areal(item["fixed"].shape[1:3], data["fixed"])
-            label = {"reference_label": item.pop("moving_label")} if "moving_label" in item else {}
-            item |= plane_item(data, plane_of(item["fixed"].affine.double().numpy()))
-            return check_points({**item, **label, "reference": 0, "reference_basis": "the fixed image of the pair"})
-        cine = read_cine(data["cine"], data.get("series"), data.get("frames"))
-        check_right_angles(cine.affine, data["cine"])
-        check_areal(cine.image.shape[:2], data["cine"])
-        item = {**data, "reference_basis": data.get("reference_basis", "given")}
-        item.pop("label_values", None)
-        item |= plane_item(data, cine.plane)
-        if "reference" not in data:
-            item["reference"] = largest_cavity(cine.image)
-            item["reference_basis"] = ESTIMATED
-        if not 1 <= item["reference"] <= cine.frames:
-            given = f"{item['reference']} ({item['reference_basis']})"
-            raise InputError(
-                f"{data['cine']}: has the frames 1 to {cine.frames}, no reference frame {given}; correct that number."
-            )
-        images = torch.from_numpy(cine.image).movedim(-1, 0)
-        item["moving"] = MetaTensor(
-            images, affine=torch.from_numpy(cine.affine), meta={"filename_or_obj": str(data["cine"])}
+        return check_points(_load_cine(data) if "cine" in data else self._load_pair(data))
+
+    def _load_pair(self, data: Mapping) -> dict:
+        item = self.load(data)
+        check_areal(item["fixed"].shape[1:3], data["fixed"])
+        return {**item, **plane_item(data, plane_of(item["fixed"].affine.double().numpy())), "kind": "pair"}
+
+
+def _load_cine(data: Mapping) -> dict:
+    cine = read_cine(data["cine"], data.get("series"), data.get("frames"))
+    check_right_angles(cine.affine, data["cine"])
+    check_areal(cine.image.shape[:2], data["cine"])
+    item = {**data, "kind": "cine", "reference_basis": data.get("reference_basis", "given")}
+    item.pop("label_values", None)
+    item |= plane_item(data, cine.plane)
+    if "reference" not in data:
+        item["reference"] = largest_cavity(cine.image)
+        item["reference_basis"] = ESTIMATED
+    if not 1 <= item["reference"] <= cine.frames:
+        given = f"{item['reference']} ({item['reference_basis']})"
+        raise InputError(
+            f"{data['cine']}: has the frames 1 to {cine.frames}, no reference frame {given}; correct that number."
         )
-        item["fixed"] = item["moving"][item["reference"] - 1 : item["reference"]].clone()
-        if cine.valid is not None:
-            item["valid"] = torch.from_numpy(cine.valid)
-        if cine.times is not None:
-            item["times"] = torch.from_numpy(cine.times)
-        if "reference_label" in data:
-            name = f"frame {item['reference']} of {data['cine']}"
-            # A file may hold a label of each frame, most of them 0.
-            file = open_nifti(data["reference_label"])
-            frame = item["reference"] - 1 if file.shape[3:] == (cine.frames,) else None
-            tolerance = CONVERTED_MM if Path(data["cine"]).is_dir() else AFFINE_TOLERANCE_MM
-            item["reference_label"] = load_label(file, item["fixed"], name, frame, data.get("label_values"), tolerance)
-            if not item["reference_label"].any():
-                raise InputError(f"{data['reference_label']}: is 0 everywhere; give the label of {name}.")
-            if item["reference_label"].max() == LABELS["rv"]:
-                logging.getLogger("inference").warning(
-                    f"{data['reference_label']}: holds 1 alone, so that figures are the RV's; where that is the LV's "
-                    "cavity, give --label_values '[None, None, 1]'."
-                )
-            better = better_frame(item["moving"], item["reference_label"], item["reference"] - 1)
-            if better is not None:
-                item["doubts"] = (
-                    f"The label fits frame {better + 1} better than the reference frame {item['reference']}: is it of "
-                    "that frame?"
-                )
-                logging.getLogger("inference").warning(f"{data['reference_label']}: {item['doubts']}")
-        return check_points(item)
+    images = torch.from_numpy(cine.image).movedim(-1, 0)
+    item["moving"] = MetaTensor(
+        images, affine=torch.from_numpy(cine.affine), meta={"filename_or_obj": str(data["cine"])}
+    )
+    item["fixed"] = item["moving"][item["reference"] - 1 : item["reference"]].clone()
+    if cine.valid is not None:
+        item["valid"] = torch.from_numpy(cine.valid)
+    if cine.times is not None:
+        item["times"] = torch.from_numpy(cine.times)
+    if "reference_label" in data:
+        item |= _load_reference_label(data, item)
+    return item
+
+
+def _load_reference_label(data: Mapping, item: Mapping) -> dict:
+    """The label of a cine's reference frame, with "doubts" where it fits another frame better."""
+    path, reference, frames = data["reference_label"], item["reference"], len(item["moving"])
+    name = f"frame {reference} of {data['cine']}"
+    # A file may hold a label of each frame, most of them 0.
+    file = open_nifti(path)
+    frame = reference - 1 if file.shape[3:] == (frames,) else None
+    tolerance = CONVERTED_MM if Path(data["cine"]).is_dir() else AFFINE_TOLERANCE_MM
+    label = load_label(file, item["fixed"], name, frame, data.get("label_values"), tolerance)
+    logger = logging.getLogger("inference")
+    if not label.any():
+        raise InputError(f"{path}: is 0 everywhere; give the label of {name}.")
+    if label.max() == LABELS["rv"]:
+        logger.warning(
+            f"{path}: holds 1 alone, so that figures are the RV's; where that is the LV's cavity, give --label_values "
+            "'[None, None, 1]'."
+        )
+    better = better_frame(item["moving"], label, reference - 1)
+    if better is None:
+        return {"reference_label": label}
+    doubts = f"The label fits frame {better + 1} better than the reference frame {reference}: is it of that frame?"
+    logger.warning(f"{path}: {doubts}")
+    return {"reference_label": label, "doubts": doubts}
 
 
 def plane_item(data: Mapping, read: str | None) -> dict:

@@ -14,12 +14,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import TypeVar
 
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from numpy.typing import NDArray
-from scripts.cardiac.cines import CineRegistration
+from scripts.cardiac.registrations import Registration
 from scripts.files import let_go
 
 # Where a slice's first and second axis point to as it is shown, in RAS: left; back and feet.
@@ -28,6 +29,10 @@ RIGHTWARDS, DOWNWARDS = np.array([-1.0, 0.0, 0.0]), np.array([0.0, -1.0, -1.0]) 
 ALONG_THE_BODY = 0.9998
 # Cosine from which a direction is named by a letter.
 NAMED = 0.35
+# What a registration, of either type, has on the grid of its cine.
+IMAGES = {"moved", "fixed", "label", "labels", "moving_label", "moved_label"}
+
+Kind = TypeVar("Kind", bound=Registration)
 
 
 def directions(affine: NDArray) -> NDArray:
@@ -70,7 +75,7 @@ class _EachFrame(Sequence):
         return made
 
 
-def as_displayed(registration: CineRegistration) -> CineRegistration:
+def as_displayed(registration: Kind) -> Kind:
     """The same registration, its in-plane axes exchanged and turned so that the first runs to the right and the second
     downwards as readers expect; as it is where its affine does not tell (`_is_known`)."""
     r, affine = registration, registration.cine.affine
@@ -89,9 +94,9 @@ def as_displayed(registration: CineRegistration) -> CineRegistration:
 
     grid = affine @ inv_ornt_aff(orientation, r.cine.image.shape[:3])
     cine = replace(r.cine, image=turn(r.cine.image), affine=grid, valid=turn(r.cine.valid))
-    fields, inverses = (_EachFrame(frames, turn_field) for frames in (r.fields, r.inverses))
-    images = {name: turn(getattr(r, name)) for name in ("moved", "label", "labels", "fixed")}
-    return replace(r, cine=cine, fields=fields, inverses=inverses, **images)
+    turned = {name: _EachFrame(getattr(r, name), turn_field) for name in ("fields", "inverses")}
+    turned |= {name: turn(getattr(r, name)) for name in IMAGES & {one.name for one in fields(r) if one.init}}
+    return replace(r, cine=cine, **turned)
 
 
 def edge_letters(affine: NDArray) -> tuple[str, str, str, str]:

@@ -30,12 +30,14 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from scripts.cardiac import function
-from scripts.cardiac.cines import ESTIMATED, CineRegistration, smooth_slices
+from scripts.cardiac.cines import smooth_slices
+from scripts.cardiac.registrations import CineRegistration, Registration
 from scripts.cardiac.strain import summarize_strain
 from scripts.files import let_go, one_by_one, write_text
 from scripts.registration.fields import jacobian_determinant
 from scripts.report.figures import color_wheel
 from scripts.report.orientation import as_displayed, edge_letters
+from scripts.report.subjects import CineSubject, PairSubject, subject_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +109,7 @@ class View:
     """Beyond the left, right, upper and lower edge, `orientation.edge_letters`."""
 
 
-def write_report(path: str | Path, registration: CineRegistration, parameters: Mapping[str, str]) -> Path:
+def write_report(path: str | Path, registration: Registration, parameters: Mapping[str, str]) -> Path:
     """Write the report as one self-contained HTML page; the whole file or none.
 
     What depends on a label (contours, volumes, function, strain) is left out where there is none.
@@ -126,65 +128,54 @@ def write_report(path: str | Path, registration: CineRegistration, parameters: M
     return path
 
 
-def render_page(registration: CineRegistration, parameters: Mapping[str, str]) -> str:
+def render_page(registration: Registration, parameters: Mapping[str, str]) -> str:
     """The page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     r = as_displayed(registration)
-    cine, view = r.cine, choose_view(r)
-    labeled, many = r.label is not None and bool(np.any(r.label)), cine.frames > 1
-    measured = labeled and r.labels is not None and many and cine.is_stack
+    cine, view, subject = r.cine, choose_view(r), subject_of(r)
+    labeled, many = r.labels is not None and bool(np.any(r.labels)), cine.frames > 1
+    measured = labeled and many and cine.is_stack
     volumes = function.volumes(r.labels, cine.spacing) if measured else {}
     volumes = {name: volumes[name.lower()] for name in ("LV", "RV") if name.lower() in volumes}
-    strains = strain_curves(r.strain, cine.frames) if labeled and many else {}
-    peaks = summarize_strain(r.strain) if strains else {}
+    strains = strain_curves(subject.strain, cine.frames) if labeled and many else {}
+    peaks = summarize_strain(subject.strain) if strains else {}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     environment.trim_blocks = environment.lstrip_blocks = True
-    return environment.get_template("page.html.jinja").render(
+    return environment.get_template(subject.template).render(
         cine=cine,
         registration=r,
         oriented=any(view.letters),
-        estimated=r.reference_basis == ESTIMATED,
         verdict=r.quality.get("verdict") or [],
         trustworthy=r.quality.get("trustworthy"),
-        **function_tables(r.function if labeled else {}, peaks),
-        **_make_players(r, view),
-        sheet=_make_sheet(r, view),
+        **function_tables(subject.function if labeled else {}, peaks),
+        **_make_players(subject, view),
+        sheet=_make_sheet(subject, view),
         outlines={
-            name: color for name, (values, color) in OUTLINES.items() if labeled and np.isin(r.label, values[:1]).any()
+            name: color for name, (values, color) in OUTLINES.items() if labeled and (r.labels == values[0]).any()
         },
-        shown=_name_frame(r, view.frame),
-        differences=_figure_uri(_draw_differences(r, view)) if many or r.reference is None else None,
-        field=_figure_uri(draw_field(r, view)) if many or r.reference is None else None,
+        shown=r.name_image(view.frame),
+        differences=_figure_uri(_draw_differences(r, view)) if subject.has_motion else None,
+        field=_figure_uri(draw_field(r, view)) if subject.has_motion else None,
         volume_chart=_figure_uri(_draw_curves(r, volumes, "volume, mL")) if volumes else None,
         strain_chart=_figure_uri(_draw_curves(r, strains, "global strain, %")) if strains else None,
         has_peaks=bool(peaks),
-        quality=_frame_table(r.quality.get("frames") or [], numbered=r.reference is not None),
+        quality=_frame_table(r.quality.get("frames") or [], subject.numbered),
         cycle=_name_values(flatten(r.quality.get("cycle") or {})),
         thresholds=_name_values(flatten(r.quality.get("thresholds") or {})),
         parameters=parameters,
     )
 
 
-def _name_frame(registration: CineRegistration, frame: int) -> str:
-    """A frame, counted from 0, in words."""
-    if registration.reference is None:
-        return "moving image"
-    phases = {
-        registration.function.get(f"{key}_frame"): name for key, name in (("es", "end systole"), ("ed", "end diastole"))
-    }
-    return f"frame {frame + 1}" + (f", {phases[frame + 1]}" if frame + 1 in phases else "")
-
-
-def choose_view(registration: CineRegistration) -> View:
+def choose_view(registration: Registration) -> View:
     """Frame, slices and crop: around the label in all frames, otherwise around what beats."""
     r, cine = registration, registration.cine
     spacing = cine.spacing[:2]
-    named = r.label is not None and bool((r.label > 0).any())
+    named = r.labels is not None and bool(np.any(r.labels))
     if named:
-        heart = (r.label > 0) if r.labels is None else (r.label > 0) | (r.labels > 0).any(axis=-1)
+        heart = (r.label > 0) | (r.labels > 0).any(axis=-1)
     else:
         heart = np.zeros(cine.image.shape[:3], bool)
         heart[beating_box(cine.image, r.fixed, spacing)] = True
@@ -202,9 +193,8 @@ def choose_view(registration: CineRegistration) -> View:
     box = (bounds[0], bounds[1])
     window = np.percentile(r.fixed[(*box, picks)], (0.5, 99.5))
     motion = [np.hypot(u[0] * spacing[0], u[1] * spacing[1])[box].mean() for u in one_by_one(r.fields)]
-    es = r.function.get("es_frame")
     return View(
-        frame=int(np.argmax(motion)) if es in (None, r.reference) else es - 1,
+        frame=subject_of(r).frame_beside(motion),
         slices=[(i, f"{place}slice {i + 1} of {heart.shape[2]}") for i, place in zip(picks, places)],
         box=box,
         extent=tuple((b.stop - b.start) * step for b, step in zip(box, spacing)),
@@ -233,21 +223,11 @@ def beating_box(image: NDArray, fixed: NDArray, spacing: Sequence[float]) -> tup
     return slice(starts[0], starts[0] + round(2 * halves[0])), slice(starts[1], starts[1] + round(2 * halves[1]))
 
 
-def _make_players(registration: CineRegistration, view: View) -> dict[str, Any]:
-    """Stacks of pictures to loop over, as acquired and registered, and what they are called.
-
-    A pair, which does not loop, alternates between its fixed and its moving or moved image.
-    """
-    r, times = registration, registration.cine.times
+def _make_players(subject: CineSubject | PairSubject, view: View) -> dict[str, Any]:
+    """Stacks of pictures to loop over, as acquired and registered, and what they are called."""
+    r, names = subject.registration, subject.names
     label = None if r.label is None else r.label[..., None]
-    if r.reference is None:
-        names = ["fixed image", "moving or moved image"]
-        acquired, registered = (np.stack([r.fixed, image[..., 0]], axis=-1) for image in (r.cine.image, r.moved))
-        rows = {"acquired": (acquired, label), "registered": (registered, r.labels)}
-    else:
-        names = [f"frame {t + 1} of {r.cine.frames}" for t in range(r.cine.frames)]
-        names = names if times is None else [f"{name}, {ms:.0f} ms" for name, ms in zip(names, times.mean(axis=0))]
-        rows = {"acquired": (r.cine.image, r.labels), "registered": (r.moved, label)}
+    rows = {"acquired": (subject.play(r.cine.image), r.labels), "registered": (subject.play(r.moved), label)}
     if len(names) == 1:
         del rows["registered"]
 
@@ -260,22 +240,13 @@ def _make_players(registration: CineRegistration, view: View) -> dict[str, Any]:
         return tiles
 
     players = {kind: [(title, draw_stack(*row, z)) for z, title in view.slices] for kind, row in rows.items()}
-    pace = {"start": (r.reference or 1) - 1, "interval": 800 if r.reference is None else r.cine.frame_time or 60}
-    return {"players": players, "names": names, **pace}
+    return {"players": players, "names": names, "start": subject.start, "interval": subject.interval}
 
 
-def _make_sheet(registration: CineRegistration, view: View) -> list[tuple[str, list[str]]]:
-    """Every slice of the reference and of the frame that is shown beside it, or of a pair's images, with outlines:
-    titles and pictures."""
-    r = registration
-    if r.reference is None:
-        rows = [("fixed image", r.fixed, r.labels, 0), ("moving image", r.cine.image[..., 0], r.label, None)]
-    else:
-        frames = dict.fromkeys((r.reference - 1, view.frame))
-        rows = [(_name_frame(r, t), r.cine.image[..., t], r.labels, t) for t in frames]
+def _make_sheet(subject: CineSubject | PairSubject, view: View) -> list[tuple[str, list[str]]]:
+    """Every slice of the fixed image and of what is shown beside it, with outlines: titles and pictures."""
     sheet = []
-    for title, image, labels, t in rows:
-        label = labels if labels is None or t is None else labels[..., t]
+    for title, image, label in subject.sheet(view.frame):
         tiles = [
             draw_tile(image[(*view.box, z)], None if label is None else label[(*view.box, z)], view, SHEET_TILE)
             for z in range(image.shape[2])
@@ -353,15 +324,12 @@ def show(axis: Axes, picture: NDArray, view: View, **options: Any) -> Any:
     return axis.imshow(picture.swapaxes(0, 1), extent=(0, width, height, 0), **options)
 
 
-def _draw_differences(registration: CineRegistration, view: View) -> Figure:
+def _draw_differences(registration: Registration, view: View) -> Figure:
     """Reference, the frame shown beside it, and their difference before and after registration on one scale."""
     r, (x, y), picks = registration, view.box, [z for z, _ in view.slices]
     fixed, moving, moved = (image[x, y] for image in (r.fixed, r.cine.image[..., view.frame], r.moved[..., view.frame]))
     spread = float(np.percentile(np.abs(moving - fixed)[..., picks], 99.5)) or 1.0
-    names = (
-        "fixed image" if r.reference is None else f"reference, frame {r.reference}",
-        _name_frame(r, view.frame).partition(",")[0],
-    )
+    names = (r.fixed_name, r.name_image(view.frame).partition(",")[0])
     figure, axes = _make_panels(view, [*names, "before: moving − fixed", "after: moved − fixed"])
     for row, z in zip(axes, picks):
         for axis, image in zip(row, (fixed, moving)):
@@ -374,7 +342,7 @@ def _draw_differences(registration: CineRegistration, view: View) -> Figure:
     return figure
 
 
-def draw_field(registration: CineRegistration, view: View) -> Figure:
+def draw_field(registration: Registration, view: View) -> Figure:
     """Deformed grid, displacement as colors, and the Jacobian determinant with folds marked, of the frame shown beside
     the reference."""
     r, picks = registration, [z for z, _ in view.slices]
@@ -384,7 +352,7 @@ def draw_field(registration: CineRegistration, view: View) -> Figure:
     largest = float(np.hypot(crop[:, 0], crop[:, 1]).max())
     determinants = jacobian_determinant(torch.as_tensor(np.moveaxis(fields, -1, 0).copy()).double()).numpy()
     titles = [
-        f"deformed grid, {_name_frame(r, view.frame).partition(',')[0]}",
+        f"deformed grid, {r.name_image(view.frame).partition(',')[0]}",
         f"displacement, up to {largest:.1f} mm",
         "Jacobian determinant",
     ]

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,12 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 from numpy.typing import NDArray
-from scripts.cardiac.cines import Cine, CineRegistration
+from scripts.cardiac.cines import Cine
 from scripts.cardiac.function import measure_function
 from scripts.cardiac.longitudinal import measure_longitudinal
 from scripts.cardiac.planes import is_long_axis
 from scripts.cardiac.quality import assess
+from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 from scripts.cardiac.strain import measure_strain
 from scripts.data.grids import pull
 from scripts.data.points import move_points, read_points, to_lps
@@ -98,9 +100,9 @@ class AssembleRegistration(Transform):
         frames, self._frames = self._frames, None
         return {**data, "registration": self.assemble(data, frames)}
 
-    def assemble(self, data: Mapping, frames: _Frames) -> CineRegistration:
+    def assemble(self, data: Mapping, frames: _Frames) -> Registration:
         """A registration of all frames, with all that is measured on it."""
-        reference, times = int(data["reference"]), data.get("times")
+        times = data.get("times")
         cine = Cine(
             name=str(data["case"]),
             image=np.moveaxis(frames.image, 0, -1),
@@ -110,28 +112,25 @@ class AssembleRegistration(Transform):
             plane=str(data.get("plane") or "") or None,
             plane_basis=str(data.get("plane_basis", "unknown")),
         )
-        registration = CineRegistration(
+        label, carried, kind = None, None, _KINDS[data["kind"]]
+        if data.get(kind.label) is not None:
+            label = torch.as_tensor(data[kind.label]).cpu()[0].round().numpy().astype(np.uint8)
+            carried = np.moveaxis(frames.carried, 0, -1)
+        registration = kind.make(
+            data,
+            label,
+            carried,
             cine=cine,
-            reference=reference or None,
-            reference_basis=str(data["reference_basis"]),
             fields=frames.fields,
             inverses=frames.inverses,
             moved=np.moveaxis(frames.moved, 0, -1),
-            fixed=torch.as_tensor(data["fixed_image"]).cpu().float()[0].numpy(),
         )
-        if data.get("reference_label") is not None:
-            registration.label = torch.as_tensor(data["reference_label"]).cpu()[0].round().numpy().astype(np.uint8)
-            registration.labels = np.moveaxis(frames.labels, 0, -1)
         reached = seen_on_both(data, torch.from_numpy(frames.fields[:1]))
         registration.quality = assess(
             registration, frames.inversion_errors, reached, str(data.get("doubts", "")).splitlines()
         )
-        if registration.labels is not None and reference:
-            registration.function = measure_function(
-                registration.labels, cine.spacing, cine.times, reference, cine.is_stack
-            )
-            registration.strain = self.measure_strain(registration)
-        if self.sector_origin is not None and not registration.strain:
+        strain = self.measure_heartbeat(registration) if isinstance(registration, CineRegistration) else []
+        if self.sector_origin is not None and not strain:
             logging.getLogger("inference").warning(
                 f"{cine.name}: has no strain that --sector_origin would divide; give --reference_label with the LV and its "
                 "myocardium."
@@ -140,12 +139,45 @@ class AssembleRegistration(Transform):
             registration.points = carry_points(registration, data["points"])
         return registration
 
-    def measure_strain(self, registration: CineRegistration) -> list[dict]:
-        """Rows of strain by the plane: longitudinal in a long-axis view, else circumferential; radial in both."""
-        cine, fields, label = registration.cine, registration.fields, registration.label
+    def measure_heartbeat(self, registration: CineRegistration) -> list[dict]:
+        """Measure function and strain of a cine, if it has a label; returns the rows of strain: longitudinal in a
+        long-axis view, else circumferential; radial in both."""
+        r, cine = registration, registration.cine
+        if r.label is None:
+            return []
+        r.function = measure_function(r.labels, cine.spacing, cine.times, r.reference, cine.is_stack)
         if is_long_axis(cine.plane):
-            return measure_longitudinal(fields, label, cine.affine, cine.times)
-        return measure_strain(fields, label, cine.affine, self.sector_origin, cine.times)
+            r.strain = measure_longitudinal(r.fields, r.label, cine.affine, cine.times)
+        else:
+            r.strain = measure_strain(r.fields, r.label, cine.affine, self.sector_origin, cine.times)
+        return r.strain
+
+
+def _make_cine(data: Mapping, label: NDArray | None, carried: NDArray | None, **parts: object) -> CineRegistration:
+    """The registration of a cine, from the label of its reference frame, and that carried to each frame."""
+    reference, basis = int(data["reference"]), str(data["reference_basis"])
+    return CineRegistration(reference=reference, reference_basis=basis, label=label, labels=carried, **parts)
+
+
+def _make_pair(data: Mapping, label: NDArray | None, carried: NDArray | None, **parts: object) -> PairRegistration:
+    """The registration of a pair, from the moving label, and that carried to the fixed image."""
+    fixed = torch.as_tensor(data["fixed_image"]).cpu().float()[0].numpy()
+    moved_label = None if carried is None else carried[..., 0]
+    return PairRegistration(fixed=fixed, moving_label=label, moved_label=moved_label, **parts)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How the two kinds of a case differ in what becomes of their label."""
+
+    label: str
+    """Key of the label."""
+    carried_by: str
+    """Which fields carry it: a moving label goes where the moving image does, that of a reference frame the other way."""
+    make: Callable[..., Registration]
+
+
+_KINDS = {"cine": _Kind("reference_label", "inverses", _make_cine), "pair": _Kind("moving_label", "fields", _make_pair)}
 
 
 class _Frames:
@@ -161,7 +193,7 @@ class _Frames:
         frames, *grid = shape
         self.image, self.moved, self.inversion_errors = (scratch_array(shape, folder=scratch_dir) for _ in range(3))
         self.fields, self.inverses = (scratch_array((frames, axes, *grid), folder=scratch_dir) for _ in range(2))
-        self.labels = scratch_array(shape, np.uint8, scratch_dir)
+        self.carried = scratch_array(shape, np.uint8, scratch_dir)
 
     def add(self, data: Mapping, first: int) -> None:
         """Fill the frames of a part, of which `first` is the first one, counted from 0."""
@@ -174,8 +206,9 @@ class _Frames:
             "inversion_errors": errors,
             "moved": move_frames(data, fields).movedim(-1, 0),
         }
-        if data.get("reference_label") is not None:
-            made["labels"] = carry_label(data, inverses if data["reference"] else fields).movedim(-1, 0)
+        kind = _KINDS[data["kind"]]
+        if data.get(kind.label) is not None:
+            made["carried"] = carry_label(data, data[kind.label], made[kind.carried_by]).movedim(-1, 0)
         for name, values in made.items():
             array = getattr(self, name)
             array[first : first + len(fields)] = values.numpy()
@@ -203,8 +236,9 @@ def frame_fields(data: Mapping, first: int = 0) -> torch.Tensor:
     fields = (fields if fields.ndim == 5 else fields.unflatten(-1, (-1, frames))).movedim(-1, 0).clone()
     if not fields.isfinite().all():
         raise InputError(f"{data['case']}: the network gives fields with NaN or Inf; check --checkpoint.")
-    if first < data["reference"] <= first + frames:
-        fields[int(data["reference"]) - 1 - first] = 0
+    reference = data.get("reference")  # a pair has none
+    if reference is not None and first < reference <= first + frames:
+        fields[int(reference) - 1 - first] = 0
     return fields
 
 
@@ -219,9 +253,9 @@ def move_frames(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
     return torch.stack([warp_stack(frame[None], u)[0] * seen(u) for frame, u in zip(frames, fields)], dim=-1)
 
 
-def carry_label(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
-    """What each field (T, d, X, Y, Z) makes of the reference label, (X, Y, Z, T), uint8."""
-    label = torch.as_tensor(data["reference_label"]).cpu().float()
+def carry_label(data: Mapping, label: torch.Tensor, fields: torch.Tensor) -> torch.Tensor:
+    """What each field (T, d, X, Y, Z) makes of a label (1, X, Y, Z), (X, Y, Z, T), uint8."""
+    label = torch.as_tensor(label).cpu().float()
     if "moving_label_native" in data:
         labels = pull_native(data["moving_label_native"], fields[0], fixed_affine(data), is_label=True)
     else:
@@ -268,7 +302,7 @@ def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return inverses, errors
 
 
-def carry_points(registration: CineRegistration, path: str | Path) -> list[dict]:
+def carry_points(registration: Registration, path: str | Path) -> list[dict]:
     """Rows of landmarks in every frame: frame, name, x, y, z in mm along LPS."""
     names, positions = read_points(path)
     rows = []

@@ -14,7 +14,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import singledispatch
 from pathlib import Path
 
 import monai
@@ -23,8 +24,9 @@ import numpy as np
 import torch
 from monai.transforms import Transform
 from numpy.typing import NDArray
-from scripts.cardiac.cines import Cine, CineRegistration
+from scripts.cardiac.cines import Cine
 from scripts.cardiac.function import volume_rows
+from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 from scripts.data.itk_fields import write_field
 from scripts.data.results import DONE, check_place, explain_write_errors
 from scripts.files import let_go, own_name, replace_folder, whole_file, write_csv, write_json
@@ -71,7 +73,7 @@ class WriteRegistration(Transform):
     def __call__(self, data: Mapping) -> dict:
         if self.output_dir is None or "registration" not in data:
             return dict(data)
-        registration: CineRegistration = data["registration"]
+        registration: Registration = data["registration"]
         if "fingerprint" in data:
             registration.quality["fingerprint"] = data["fingerprint"]
         final = (self.output_dir / registration.cine.name).resolve()  # a link leads to where the results are
@@ -104,51 +106,56 @@ def describe_parameters(parameters: Mapping[str, object], device: str) -> dict[s
     return {**words, "device": str(device)}
 
 
-def write_case(folder: Path, registration: CineRegistration, kept: Sequence[str] = KEPT) -> None:
+def write_case(folder: Path, registration: Registration, kept: Sequence[str] = KEPT) -> None:
     """The files of a registration but its report, into a folder that is there."""
     cine = registration.cine
-    images = [(folder / name, write) for kind, name, write in image_writers(registration) if kind in kept]
+    images = [(kind, folder / name, array) for kind, name, array in _name_images(registration) if kind in kept]
     with stage("writing images", len(images), "file") as bar:
-        for path, write in images:
+        for kind, path, array in images:
             path.parent.mkdir(exist_ok=True)
-            write(path)
+            _WRITERS[kind](path, array, cine)
             let_go(registration.moved, registration.fields, registration.inverses)
             bar.update()
     write_csv(folder / "times.csv", time_rows(cine))
-    if registration.labels is not None and registration.reference is not None:
-        if registration.function:
-            write_json(folder / "function.json", registration.function)
-        if cine.is_stack:
-            write_csv(folder / "volumes.csv", volume_rows(registration.labels, cine.spacing, cine.times))
-        write_csv(folder / "strain.csv", registration.strain)
+    if isinstance(registration, CineRegistration) and registration.labels is not None:
+        _write_heartbeat(folder, registration)
     write_csv(folder / "points.csv", registration.points)
     write_json(folder / DONE, registration.quality)
 
 
-def image_writers(registration: CineRegistration) -> list[tuple[str, str, Callable[[Path], None]]]:
-    """Of each image that a registration has: its kind, of `options.KEPT`, the path in the case's folder, and what
-    writes it to a path."""
-    cine, labels = registration.cine, registration.labels
+def _write_heartbeat(folder: Path, registration: CineRegistration) -> None:
+    """The figures of a labeled cine."""
+    cine = registration.cine
+    if registration.function:
+        write_json(folder / "function.json", registration.function)
+    if cine.is_stack:
+        write_csv(folder / "volumes.csv", volume_rows(registration.labels, cine.spacing, cine.times))
+    write_csv(folder / "strain.csv", registration.strain)
 
-    def image(array: NDArray) -> Callable[[Path], None]:
-        return lambda path: write_nifti(path, array, cine)
 
-    def field(array: NDArray) -> Callable[[Path], None]:
-        return lambda path: write_field(path, array, cine.affine)
+@singledispatch
+def _name_images(registration: Registration) -> Iterator[tuple[str, str, NDArray]]:
+    """Each image and field of a registration: its kind, of `options.KEPT`, its path in the case's folder, and itself."""
+    raise TypeError(type(registration))
 
-    moved = registration.moved.astype(np.float32, copy=False)
-    if registration.reference is None:
-        found = [
-            ("moved", "moved.nii.gz", image(moved[..., 0])),
-            ("fields", "field.nii.gz", field(registration.fields[0])),
-            ("inverse", "field_inverse.nii.gz", field(registration.inverses[0])),
-        ]
-        return found if labels is None else [*found, ("labels", "moved_label.nii.gz", image(labels[..., 0]))]
-    found = [("moved", "moved.nii.gz", image(moved))]
-    for t, (one, back) in enumerate(zip(registration.fields, registration.inverses), start=1):
-        found.append(("fields", f"fields/frame_{t:02d}.nii.gz", field(one)))
-        found.append(("inverse", f"fields/frame_{t:02d}_inverse.nii.gz", field(back)))
-    return found if labels is None else [*found, ("labels", "labels.nii.gz", image(labels))]
+
+@_name_images.register
+def _(registration: CineRegistration) -> Iterator[tuple[str, str, NDArray]]:
+    yield "moved", "moved.nii.gz", registration.moved.astype(np.float32, copy=False)
+    for t, (field, inverse) in enumerate(zip(registration.fields, registration.inverses), start=1):
+        yield "fields", f"fields/frame_{t:02d}.nii.gz", field
+        yield "inverse", f"fields/frame_{t:02d}_inverse.nii.gz", inverse
+    if registration.labels is not None:
+        yield "labels", "labels.nii.gz", registration.labels
+
+
+@_name_images.register
+def _(registration: PairRegistration) -> Iterator[tuple[str, str, NDArray]]:
+    yield "moved", "moved.nii.gz", registration.moved[..., 0].astype(np.float32, copy=False)
+    yield "fields", "field.nii.gz", registration.fields[0]
+    yield "inverse", "field_inverse.nii.gz", registration.inverses[0]
+    if registration.moved_label is not None:
+        yield "labels", "moved_label.nii.gz", registration.moved_label
 
 
 def time_rows(cine: Cine) -> list[dict]:
@@ -173,3 +180,9 @@ def write_nifti(path: Path, array: NDArray, cine: Cine) -> None:
         image.header.set_zooms((*image.header.get_zooms()[:3], cine.frame_time or 0.0))
     with whole_file(path) as part:
         nib.save(image, part)
+
+
+_WRITERS: dict[str, Callable[[Path, NDArray, Cine], None]] = {
+    **dict.fromkeys(("moved", "labels"), write_nifti),
+    **dict.fromkeys(("fields", "inverse"), lambda path, field, cine: write_field(path, field, cine.affine)),
+}

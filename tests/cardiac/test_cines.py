@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Cines as objects, and the frame that is taken for end diastole."""
 
 from __future__ import annotations
@@ -7,8 +18,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from conftest import ROOT
-from scripts.cardiac.cines import Cine, CineRegistration, largest_cavity, otsu_threshold
+from scripts.cardiac.cines import Cine, largest_cavity, otsu_threshold
 from scripts.cardiac.phantom import Phantom
+from scripts.cardiac.registrations import CineRegistration
 from scripts.data.acdc import read_info
 from scripts.data.loading import read_cine
 
@@ -28,7 +40,14 @@ def test_uneven_times_of_slices_give_their_mean_step() -> None:
 
 def test_the_reference_counts_from_one(array: np.ndarray) -> None:
     still = np.zeros((5, 2, *SHAPE[:3]))
-    registration = CineRegistration(Cine("a", array, np.eye(4)), 2, "given", still, still, array)
+    registration = CineRegistration(
+        cine=Cine("a", array, np.eye(4)),
+        reference=2,
+        reference_basis="given",
+        fields=still,
+        inverses=still,
+        moved=array,
+    )
     np.testing.assert_array_equal(registration.fixed, array[..., 1])
 
 

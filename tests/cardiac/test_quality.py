@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Figures of quality by hand and from analytic fields, and a verdict whose every sentence has a field that earns it."""
 
 from __future__ import annotations
@@ -9,9 +20,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 from scipy.optimize import nnls
-from scripts.cardiac.cines import Cine, CineRegistration
+from scripts.cardiac.cines import Cine
 from scripts.cardiac.phantom import Phantom
 from scripts.cardiac.quality import THRESHOLDS, assess
+from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 from scripts.files import plain
 
 SHAPE = (24, 20, 3)
@@ -30,7 +42,7 @@ def register(
     reference: int | None = 1,
     fixed: np.ndarray | None = None,
     affine: np.ndarray = AFFINE,
-) -> CineRegistration:
+) -> Registration:
     """A registration with fields (T, 2, X, Y, Z); by default of images that fit at once."""
     rng = np.random.default_rng(0)
     shape = fields.shape[2:]
@@ -39,9 +51,11 @@ def register(
         images = texture[..., None] + rng.normal(0, 20, (*shape, len(fields)))
         images[..., 0] = texture
     moved = np.repeat(texture[..., None], len(fields), axis=-1) if moved is None else moved
-    fixed = texture if fixed is None and reference is None else fixed
     inverses = invert(fields) if inverses is None else inverses
-    return CineRegistration(Cine("case", images, affine), reference, "given", fields, inverses, moved, fixed=fixed)
+    parts = {"cine": Cine("case", images, affine), "fields": fields, "inverses": inverses, "moved": moved}
+    if reference is None:
+        return PairRegistration(**parts, fixed=texture if fixed is None else fixed)
+    return CineRegistration(**parts, reference=reference, reference_basis="given")
 
 
 def invert(fields: np.ndarray) -> np.ndarray:
@@ -298,11 +312,12 @@ def test_a_labeled_cavity_may_empty_and_muscle_may_not(value: int, reference: in
         fields[t], images=None if reference else np.random.default_rng(1).random((*SHAPE, 1)), reference=reference
     )
     assert not any("compressed" in words for words in sentences(cine))  # nobody knows what it is
-    cine.label = np.zeros(SHAPE, np.uint8)
-    cine.label[8:13] = value
-    # Of a pair the label lies in the moving image, and what is moved on the fixed one.
-    cine.labels = np.repeat(cine.label[..., None], len(cine.fields), axis=-1)
-    cine.label = cine.label if reference else np.zeros_like(cine.label)
+    label = np.zeros(SHAPE, np.uint8)
+    label[8:13] = value
+    if reference:
+        cine.label, cine.labels = label, np.repeat(label[..., None], len(cine.fields), axis=-1)
+    else:  # what counts lies on the fixed image
+        cine.moving_label, cine.moved_label = np.zeros_like(label), label
     called = "Tissue is compressed to less than a fiftieth in more than 5 % of what moves"
     assert any(words.startswith(called) for words in sentences(cine)) == (value == 2)
 

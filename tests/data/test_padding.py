@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Fill values: found where nothing else can be meant, and left out of range and similarity."""
 
 from __future__ import annotations
@@ -8,8 +19,9 @@ import numpy as np
 import pytest
 from conftest import write_nifti
 from phantom_cases import PHANTOM, prepare
-from scripts.cardiac.cines import Cine, CineRegistration
+from scripts.cardiac.cines import Cine
 from scripts.cardiac.quality import assess
+from scripts.cardiac.registrations import CineRegistration
 from scripts.data.nifti import read_nifti_cine
 from scripts.data.padding import find_fill
 
@@ -79,7 +91,16 @@ def test_what_is_left_out_counts_in_no_similarity_and_is_in_the_quality() -> Non
     spoiled[:4, ..., 1] = rng.random((4, 16, 1))
     still = np.zeros((2, 2, 16, 16, 1))
     found = {
-        name: assess(CineRegistration(Cine("a", spoiled, np.eye(4), valid=mask), 1, "", still, still, spoiled))
+        name: assess(
+            CineRegistration(
+                cine=Cine("a", spoiled, np.eye(4), valid=mask),
+                reference=1,
+                reference_basis="",
+                fields=still,
+                inverses=still,
+                moved=spoiled,
+            )
+        )
         for name, mask in (("all", None), ("valid", valid))
     }
     assert found["valid"]["frames"][1]["mse_before"] == pytest.approx(0, abs=1e-9)

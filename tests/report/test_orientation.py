@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Slices as readers expect them, by where their voxels lie in the body."""
 
 from __future__ import annotations
@@ -6,7 +17,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from scripts.cardiac.cines import Cine, CineRegistration
+from scripts.cardiac.cines import Cine
+from scripts.cardiac.registrations import CineRegistration
 from scripts.report.orientation import as_displayed, edge_letters
 
 RNG = np.random.default_rng(5)
@@ -28,7 +40,14 @@ def make(affine: np.ndarray) -> CineRegistration:
     fields = np.broadcast_to(left.reshape(1, 2, 1, 1, 1), (FRAMES, 2, *SHAPE)) * (1 + RNG.random((FRAMES, 1, *SHAPE)))
     label = RNG.integers(0, 4, SHAPE)
     return CineRegistration(
-        Cine("heart", image, affine), 1, "given", fields, -fields, image + 1, label, np.stack([label] * FRAMES, -1)
+        cine=Cine("heart", image, affine),
+        reference=1,
+        reference_basis="given",
+        fields=fields,
+        inverses=-fields,
+        moved=image + 1,
+        label=label,
+        labels=np.stack([label] * FRAMES, -1),
     )
 
 

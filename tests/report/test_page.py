@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The report: whole, offline, escaped, and without what was not measured."""
 
 from __future__ import annotations
@@ -15,10 +26,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts.cardiac.cines import Cine, CineRegistration
+from scripts.cardiac.cines import ESTIMATED, Cine
 from scripts.cardiac.function import measure_function
 from scripts.cardiac.phantom import Phantom
 from scripts.cardiac.quality import assess
+from scripts.cardiac.registrations import CineRegistration, PairRegistration
 from scripts.cardiac.strain import measure_strain
 from scripts.registration.fields import warp_stack
 from scripts.report import page as report
@@ -65,18 +77,16 @@ def register_phantom(
     return registration
 
 
-def take_pair(whole: CineRegistration, frame: int) -> CineRegistration:
+def take_pair(whole: CineRegistration, frame: int) -> PairRegistration:
     """One frame (from 1) of a registered cine and its reference as moving and fixed image."""
     t = slice(frame - 1, frame)
-    pair = CineRegistration(
+    pair = PairRegistration(
         cine=Cine("pair", whole.cine.image[..., t], whole.cine.affine),
-        reference=None,
-        reference_basis="the fixed image of the pair",
         fields=whole.fields[t],
         inverses=whole.inverses[t],
         moved=whole.moved[..., t],
-        label=whole.labels[..., frame - 1],
-        labels=whole.label[..., None],
+        moving_label=whole.labels[..., frame - 1],
+        moved_label=whole.label,
         fixed=whole.fixed,
     )
     pair.quality = assess(pair)
@@ -223,7 +233,14 @@ def test_without_label_nothing_of_it_is_left(tmp_path: Path) -> None:
 def test_text_is_escaped(registered: CineRegistration, tmp_path: Path) -> None:
     evil = "<script>alert('x')</script>"
     cine = Cine(evil, registered.cine.image, registered.cine.affine)
-    hostile = CineRegistration(cine, 1, evil, registered.fields, registered.inverses, registered.moved)
+    hostile = CineRegistration(
+        cine=cine,
+        reference=1,
+        reference_basis=evil,
+        fields=registered.fields,
+        inverses=registered.inverses,
+        moved=registered.moved,
+    )
     hostile.quality = {"verdict": [evil], "thresholds": {evil: 1.0}, "frames": [{"frame": 1, evil: evil}]}
     page = Page(write_report(tmp_path / "report.html", hostile, {evil: evil}))
     assert sum(tag == "script" for tag, _ in page.tags) == 1
@@ -349,7 +366,10 @@ def test_a_large_cine_fits(frames: int, tmp_path: Path) -> None:
     image = np.broadcast_to(np.random.default_rng(0).random((256, 256, 12, 1), np.float32), (256, 256, 12, frames))
     fields = np.broadcast_to(np.zeros((1, 2, 256, 256, 12), np.float32), (frames, 2, 256, 256, 12))
     cine = Cine("large", image, np.diag([1.4, 1.4, 8.0, 1.0]))
-    path = write_report(tmp_path / "report.html", CineRegistration(cine, 1, "given", fields, fields, image), {})
+    registration = CineRegistration(
+        cine=cine, reference=1, reference_basis="given", fields=fields, inverses=fields, moved=image
+    )
+    path = write_report(tmp_path / "report.html", registration, {})
     assert path.stat().st_size < 15e6
     assert len(Page(path).pictures()) == 2 * 3 * frames + 12 + 2
 
@@ -366,7 +386,7 @@ def turn(registration: CineRegistration, orientation: list[list[int]], axes: np.
         image=stored(registration.cine.image),
         affine=affine @ nib.orientations.inv_ornt_aff(orientation, registration.cine.image.shape[:3]),
     )
-    images = {name: stored(getattr(registration, name)) for name in ("moved", "label", "labels", "fixed")}
+    images = {name: stored(getattr(registration, name)) for name in ("moved", "label", "labels")}
     fields = {name: back(getattr(registration, name)) for name in ("fields", "inverses")}
     return replace(registration, cine=cine, **images, **fields)
 
@@ -394,7 +414,7 @@ def test_end_systole_is_shown_beside_the_reference(registered: CineRegistration)
 def test_an_estimated_reference_is_called_an_estimate(registered: CineRegistration) -> None:
     words = "The reference, frame 1, is an estimate"
     assert words not in report.render_page(registered, PARAMETERS)
-    assert words in report.render_page(replace(registered, reference_basis=report.ESTIMATED), PARAMETERS)
+    assert words in report.render_page(replace(registered, reference_basis=ESTIMATED), PARAMETERS)
 
 
 def test_a_heart_in_a_corner_fills_the_view_without_a_label() -> None:

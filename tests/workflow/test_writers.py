@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Folders that inference leaves: whole or not at all, on the fixed grid, in the units that their headers say."""
 
 from __future__ import annotations
@@ -12,10 +23,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from scripts.cardiac.cines import Cine, CineRegistration
+from scripts.cardiac.cines import Cine
 from scripts.cardiac.function import measure_function
 from scripts.cardiac.phantom import Phantom
 from scripts.cardiac.quality import assess
+from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 from scripts.cardiac.strain import measure_strain
 from scripts.data.itk_fields import read_field
 from scripts.data.results import DONE
@@ -37,25 +49,22 @@ PAIR_FILES = {"moved.nii.gz", "field.nii.gz", "field_inverse.nii.gz", "quality.j
 
 def register(
     label: bool = True, pair: bool = False, times: np.ndarray | None = TIMES, name: str = "heart"
-) -> CineRegistration:
+) -> Registration:
     frames = (2,) if pair else (1, 2, 3)
     images = np.stack([PHANTOM.image(t) for t in frames], axis=-1)
     fields, inverses = (np.stack([PHANTOM.field(*(t, 1)[::way]) for t in frames]).astype(np.float32) for way in (1, -1))
     moved = images + np.arange(len(frames)) + 0.25
-    registration = CineRegistration(
-        Cine(name, images, PHANTOM.affine, None if pair else times),
-        None if pair else 1,
-        "given",
-        fields,
-        inverses,
-        moved,
-        fixed=images[..., 0],
-    )
-    if label:
-        registration.label = PHANTOM.label(frames[0])
-        registration.labels = np.stack([PHANTOM.label(t) for t in frames], axis=-1)
+    parts = {"fields": fields, "inverses": inverses, "moved": moved}
+    if pair:
+        cine, drawn = Cine(name, images, PHANTOM.affine), PHANTOM.label(2) if label else None
+        registration = PairRegistration(cine=cine, **parts, fixed=images[..., 0], moving_label=drawn, moved_label=drawn)
+    else:
+        cine = Cine(name, images, PHANTOM.affine, times)
+        registration = CineRegistration(cine=cine, **parts, reference=1, reference_basis="given")
     if label and not pair:
-        registration.function = measure_function(registration.labels, registration.cine.spacing, times, 1)
+        registration.label = PHANTOM.label(1)
+        registration.labels = np.stack([PHANTOM.label(t) for t in frames], axis=-1)
+        registration.function = measure_function(registration.labels, cine.spacing, times, 1)
         registration.strain = measure_strain(fields, registration.label, PHANTOM.affine, times=times)
     registration.quality = assess(registration)
     return registration
@@ -130,7 +139,7 @@ def test_a_pair_leaves_one_field_and_its_moved_label(tmp_path: Path) -> None:
     moved = nib.load(folder / "moved.nii.gz")
     assert moved.shape == (24, 22, 2)
     np.testing.assert_array_equal(moved.get_fdata(), pair.moved[..., 0].astype(np.float32))
-    np.testing.assert_array_equal(nib.load(folder / "moved_label.nii.gz").get_fdata(), pair.labels[..., 0])
+    np.testing.assert_array_equal(nib.load(folder / "moved_label.nii.gz").get_fdata(), pair.moved_label)
     np.testing.assert_allclose(read_field(folder / "field.nii.gz")[0][:2], pair.fields[0], atol=3e-4)
     np.testing.assert_allclose(read_field(folder / "field_inverse.nii.gz")[0][:2], pair.inverses[0], atol=3e-4)
     assert files(write(tmp_path / "other", register(label=False, pair=True))) == PAIR_FILES

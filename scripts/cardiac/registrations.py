@@ -1,0 +1,161 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A cine and a pair once they are registered: two types, and what they have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from numpy.typing import NDArray
+from scripts.cardiac.cines import ESTIMATED, Cine
+
+
+@dataclass(kw_only=True)
+class Registration(ABC):
+    """Moving images, T frames of a cine or one image (T = 1), registered to a fixed image.
+
+    Fields are in voxels, channel i along array axis i, pull convention. With u = fields[t] on the fixed image's grid,
+    moved[..., t](x) = cine.image[..., t](x + u(x)), and the fixed image's point x lies at x + u(x) in moving image t.
+    """
+
+    cine: Cine
+    """What was moved; of a pair a single frame, the moving image on the fixed one's grid."""
+    fields: NDArray
+    """(T, d, X, Y, Z), d = 2 in-plane or 3."""
+    inverses: NDArray
+    """(T, d, X, Y, Z), d = 2 in-plane or 3."""
+    moved: NDArray
+    """(X, Y, Z, T), intensities of the cine's unit."""
+    quality: dict = field(default_factory=dict)
+    """What `quality.assess` returns."""
+    points: list[dict] = field(default_factory=list)
+    """Rows of landmarks in every moving image."""
+
+    fixed: NDArray = field(init=False)
+    """Image (X, Y, Z) that every moving image is brought onto."""
+    label: NDArray | None = field(init=False)
+    """Label on the fixed image (X, Y, Z): 1 RV, 2 myocardium, 3 LV cavity; None without one."""
+    labels: NDArray | None = field(init=False)
+    """Labels on the moving images (X, Y, Z, T); None without one."""
+
+    has_cycle = False
+    """Whether it covers a heartbeat, over which motion has a course."""
+
+    @property
+    @abstractmethod
+    def fixed_name(self) -> str:
+        """The fixed image in words."""
+
+    @abstractmethod
+    def name_image(self, index: int) -> str:
+        """A moving image, counted from 0, in words."""
+
+    @abstractmethod
+    def name_frames(self, numbers: Sequence[int]) -> str:
+        """Where a finding holds, in parentheses behind a sentence: frames counted from 1."""
+
+    @abstractmethod
+    def frames_to_judge(self) -> Collection[int]:
+        """Frames, counted from 1, whose figures say how good the registration is."""
+
+    @abstractmethod
+    def describe_reference(self) -> dict:
+        """The entries of `quality.json` on the fixed image."""
+
+
+@dataclass(kw_only=True)
+class CineRegistration(Registration):
+    """Every frame of a cine registered to its reference frame.
+
+    With v = inverses[t] on the grid of frame t, labels[..., t](y) = label(y + v(y)).
+    """
+
+    reference: int
+    """Reference frame, counted from 1."""
+    reference_basis: str
+    """Why that frame, in words."""
+    label: NDArray | None = None
+    """That of the reference frame."""
+    labels: NDArray | None = None
+    """Carried from the reference to every frame."""
+    function: dict = field(default_factory=dict)
+    """What `function.measure_function` returns."""
+    strain: list[dict] = field(default_factory=list)
+    """Rows of `strain.measure_strain`."""
+
+    @property
+    def fixed(self) -> NDArray:
+        return self.cine.image[..., self.reference - 1]
+
+    @property
+    def has_cycle(self) -> bool:
+        return self.cine.frames > 2
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether the reference frame was chosen by `cines.largest_cavity`."""
+        return self.reference_basis == ESTIMATED
+
+    @property
+    def fixed_name(self) -> str:
+        return f"reference, frame {self.reference}"
+
+    def name_image(self, index: int) -> str:
+        phases = {
+            self.function.get(f"{key}_frame"): f", {name}"
+            for key, name in (("es", "end systole"), ("ed", "end diastole"))
+        }
+        return f"frame {index + 1}{phases.get(index + 1, '')}"
+
+    def name_frames(self, numbers: Sequence[int]) -> str:
+        shown = ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
+        return f" (frame{'s' if len(numbers) > 1 else ''} {shown})"
+
+    def frames_to_judge(self) -> Collection[int]:
+        return set(range(1, self.cine.frames + 1)) - {self.reference}
+
+    def describe_reference(self) -> dict:
+        return {"reference_frame": self.reference, "reference_basis": self.reference_basis}
+
+
+@dataclass(kw_only=True)
+class PairRegistration(Registration):
+    """A moving image registered to a fixed one; T = 1."""
+
+    fixed: NDArray
+    moving_label: NDArray | None = None
+    """Label of the moving image (X, Y, Z), on the fixed one's grid."""
+    moved_label: NDArray | None = None
+    """The same through the field, moving_label(x + u(x))."""
+    fixed_name = "fixed image"
+
+    @property
+    def label(self) -> NDArray | None:
+        return self.moved_label
+
+    @property
+    def labels(self) -> NDArray | None:
+        return None if self.moving_label is None else self.moving_label[..., None]
+
+    def name_image(self, index: int) -> str:
+        return "moving image"
+
+    def name_frames(self, numbers: Sequence[int]) -> str:
+        return ""
+
+    def frames_to_judge(self) -> Collection[int]:
+        return {1}
+
+    def describe_reference(self) -> dict:
+        return {"reference_frame": None, "reference_basis": "the fixed image of the pair"}

@@ -1,0 +1,99 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a report shows of a cine, and what of a pair."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
+
+# A title, an image (X, Y, Z) and its label.
+Picture = tuple[str, NDArray, NDArray | None]
+
+
+class CineSubject:
+    """A cine, whose frames are played one after the other."""
+
+    template = "cine.html.jinja"
+    numbered = True
+
+    def __init__(self, registration: CineRegistration) -> None:
+        self.registration = registration
+        self.function, self.strain = registration.function, registration.strain
+        self.start = registration.reference - 1
+        self.interval = registration.cine.frame_time or 60
+
+    @property
+    def has_motion(self) -> bool:
+        """Whether there is a field to show: that of a single frame is none."""
+        return self.registration.cine.frames > 1
+
+    @property
+    def names(self) -> list[str]:
+        """Of the pictures that are played."""
+        cine = self.registration.cine
+        names = [f"frame {t + 1} of {cine.frames}" for t in range(cine.frames)]
+        if cine.times is None:
+            return names
+        return [f"{name}, {ms:.0f} ms" for name, ms in zip(names, cine.times.mean(axis=0))]
+
+    def frame_beside(self, motion: list[float]) -> int:
+        """The frame, counted from 0, shown beside the reference: end systole, else that of the largest mean
+        displacement."""
+        systole = self.function.get("es_frame")
+        return int(np.argmax(motion)) if systole in (None, self.registration.reference) else systole - 1
+
+    def play(self, images: NDArray) -> NDArray:
+        """(X, Y, Z, pictures) from the frames, as acquired or moved."""
+        return images
+
+    def sheet(self, frame: int) -> list[Picture]:
+        """The reference, and the frame that is shown beside it."""
+        r = self.registration
+        return [
+            (r.name_image(t), r.cine.image[..., t], None if r.labels is None else r.labels[..., t])
+            for t in dict.fromkeys((r.reference - 1, frame))
+        ]
+
+
+class PairSubject:
+    """A pair, whose fixed image alternates with its moving or moved one."""
+
+    template = "pair.html.jinja"
+    numbered = False
+    function: dict = {}
+    strain: list[dict] = []
+    start, interval = 0, 800
+    has_motion = True
+    names = ["fixed image", "moving or moved image"]
+
+    def __init__(self, registration: PairRegistration) -> None:
+        self.registration = registration
+
+    def frame_beside(self, motion: list[float]) -> int:
+        """The only one."""
+        return 0
+
+    def play(self, images: NDArray) -> NDArray:
+        """(X, Y, Z, 2) from the moving or moved image (X, Y, Z, 1)."""
+        return np.stack([self.registration.fixed, images[..., 0]], axis=-1)
+
+    def sheet(self, frame: int) -> list[Picture]:
+        """Both images."""
+        r = self.registration
+        return [("fixed image", r.fixed, r.moved_label), ("moving image", r.cine.image[..., 0], r.moving_label)]
+
+
+def subject_of(registration: Registration) -> CineSubject | PairSubject:
+    """What to show of a registration."""
+    return {CineRegistration: CineSubject, PairRegistration: PairSubject}[type(registration)](registration)
