@@ -77,6 +77,10 @@ class Result:
     """As in `quality.json`."""
     points: list[dict] = field(default_factory=list)
     """Rows as in `points.csv`, mm along LPS."""
+    label_basis: str | None = None
+    """Where the label comes from: "given", or "automatic" by the segmentation; None without one."""
+    segmented: NDArray | None = None
+    """Labels of the moving images, each segmented by itself, (X, Y, Z, T); None where they were not."""
 
     @cached_property
     def fields(self) -> NDArray[np.float32]:
@@ -121,6 +125,10 @@ class PairResult(Result):
     """Label of the moving image (X, Y, Z), on the fixed one's grid; None without one."""
     moved_label: NDArray | None
     """The same on the fixed image; None without one."""
+    fixed_label: NDArray | None
+    """Segmentation of the fixed image (X, Y, Z), where no moving label is given; None without one."""
+    carried_label: NDArray | None
+    """The same on the moving image; None without one."""
 
 
 _RESULTS = {CineRegistration: CineResult, PairRegistration: PairResult}

@@ -33,6 +33,7 @@ from scripts.errors import InputError
 from scripts.surgery.rules import GRANULARITIES, STRATEGIES
 
 DIRECTIONS = ("ES_to_ED", "ED_to_ES", "both")
+AUTO, NONE = "auto", "none"  # a label by the segmentation; no label, no segmentation
 KEPT = ("fields", "inverse", "moved", "labels", "report")
 _PATHS = (
     "bundle_root",
@@ -45,6 +46,7 @@ _PATHS = (
     "initial_weights",
     "onnx",
     "resume",
+    "segmentation",
 )
 
 
@@ -198,7 +200,11 @@ TOGETHER: dict[str, tuple[_Pair, ...]] = {
         _belongs("points", _APART, "one case; give it with --cine, or with --moving and --fixed"),
         _belongs("moving_label", ("moving", "fixed"), "one pair; give it with --moving and --fixed"),
         _belongs("reference_frame", ("cine", *_MANY), "cines; give it with --cine, --dataset_dir or --data_list"),
-        _belongs("reference_label", ("cine",), "one cine; give it with --cine"),
+        _Pair(
+            ("reference_label", "cine"),
+            lambda label, cine: label_file(label) is None or bool(cine),
+            "--reference_label: belongs to one cine; give it with --cine.",
+        ),
         _Pair(
             ("series", "cine"),
             lambda series, cine: series is None or (bool(cine) and Path(str(cine)).is_dir()),
@@ -288,6 +294,16 @@ def names_of(value: object) -> tuple[str, ...]:
 def is_path(name: str) -> bool:
     """Whether an option takes a file or a folder, by its name."""
     return name.endswith(("_dir", "_label", "_list", "_path")) or name in _PATHS
+
+
+def is_none(value: object) -> bool:
+    """Whether an option is turned off."""
+    return value is False or (isinstance(value, (str, Path)) and str(value).lower() == NONE)
+
+
+def label_file(value: object) -> str | None:
+    """The file that `--reference_label` names, None where it names none."""
+    return None if is_none(value) or value in (None, AUTO) else str(value)
 
 
 def require_one(**sources: object) -> None:

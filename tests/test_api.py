@@ -26,6 +26,7 @@ from conftest import ROOT, run_bundle, succeed
 from monai.bundle import ConfigParser
 from scripts import api
 from scripts.api import Registration, register, register_cine
+from scripts.cardiac.cines import AUTOMATIC, ESTIMATED
 from scripts.cardiac.phantom import write_phantom_dataset
 from scripts.errors import InputError
 from scripts.registration.networks import PaddedNetwork, PyramidNetwork
@@ -69,6 +70,44 @@ def test_a_cine_is_that_of_the_workflow(phantoms: Path, registered: Registration
             np.testing.assert_allclose(registered.cine.affine, file.affine, atol=1e-4)
     assert 5 < registered.function["lv_ef_percent"] < 90
     assert not list(Path.cwd().glob("None*"))
+
+
+def test_without_a_label_contours_are_automatic_and_volumes_come_both_ways(
+    phantoms: Path, registered: Registration
+) -> None:
+    cine = nib.load(paths(phantoms)[0])
+    found = register_cine(cine, device="cpu")
+    assert (found.reference_basis, found.label_basis) == (AUTOMATIC, "automatic")
+    assert found.quality["label_basis"] == "automatic"
+    assert found.segmented.shape == found.labels.shape == cine.shape
+    np.testing.assert_array_equal(found.label, found.segmented[..., found.reference - 1])
+    by_hand = registered.function["carried"]["lv_ef_percent"]
+    for by in ("carried", "segmented"):
+        assert found.function[by]["lv_ef_percent"] == pytest.approx(by_hand, abs=12)
+    assert registered.label_basis == "given"
+    np.testing.assert_array_equal(registered.segmented, found.segmented)
+
+
+@pytest.mark.parametrize("options", [{"segmentation": "none"}, {"reference_label": "none"}])
+def test_nothing_is_segmented_where_it_is_turned_off(phantoms: Path, options: dict) -> None:
+    found = register_cine(nib.load(paths(phantoms)[0]).slicer[..., :2], device="cpu", **options)
+    assert (found.reference_basis, found.label_basis) == (ESTIMATED, None)
+    assert found.label is None
+    assert found.segmented is None
+    assert found.function == {}
+
+
+def test_of_a_pair_the_fixed_stack_is_segmented_and_carried(phantoms: Path) -> None:
+    _, ed, es, _ = paths(phantoms)
+    found = register(es, ed, device="cpu")
+    assert found.label_basis == "automatic"
+    assert found.moving_label is None
+    assert found.moved_label is None
+    moving = nib.load(str(es).replace(".nii", "_gt.nii")).get_fdata()
+    carried, segmented = found.carried_label == 3, found.segmented[..., 0] == 3
+    assert found.fixed_label.any()
+    for lv in (carried, segmented):
+        assert 2 * (lv & (moving == 3)).sum() / (lv.sum() + (moving == 3).sum()) > 0.7
 
 
 def test_fields_in_mm_are_those_in_voxels_through_the_affine(registered: Registration) -> None:

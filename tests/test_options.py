@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """What options may be: a table judges them, alone and together."""
 
 from __future__ import annotations
@@ -104,6 +115,12 @@ def test_options_that_do_not_go_together_are_refused(
     with pytest.raises(InputError, match=words):
         check_options(workflow, **options)
     assert [path.name for path in tmp_path.iterdir()] == ["FILE"], "nothing is made"
+
+
+@pytest.mark.parametrize("label", ["auto", "none", None])
+def test_a_label_that_is_no_file_goes_with_any_source(label: str | None) -> None:
+    for source in ({"cine": "c"}, {"dataset_dir": "D"}, {"moving": "a", "fixed": "b"}):
+        check_options("inference", reference_label=label, **source)
 
 
 @pytest.mark.parametrize("name", ["train", "inference", "apply_field", "segmentation"])

@@ -14,18 +14,20 @@ mass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scripts.cardiac.cines import LABELS
+from scripts.files import one_by_one
 
 MUSCLE_DENSITY = 1.05  # g/mL
 DEFINITIONS = {
-    "reference_frame": "frame whose label was drawn; the labels of the others are that one, moved by the registration",
-    "ed_frame": "end diastole: the frame of the largest LV volume (of the largest RV volume where no LV is labeled), "
-    "counted from 1",
-    "es_frame": "end systole: the frame of the smallest volume of the same ventricle, counted from 1",
+    "reference_frame": "frame whose label is carried; the carried labels of the others are that one, moved by the "
+    "registration",
+    "ed_frame": "end diastole: the frame of the largest LV volume by the segmentation of each frame, smoothed over three "
+    "frames; without one, by the carried labels (of the RV where no LV is labeled); counted from 1",
+    "es_frame": "end systole: the frame of the smallest volume found in the same way, counted from 1",
     "ed_time_ms": "time of end diastole after the trigger, mean over slices, in ms",
     "es_time_ms": "time of end systole after the trigger, mean over slices, in ms",
     "lv_volume_ml": "LV cavity (label 3) of each frame: number of voxels times voxel volume, in mL",
@@ -66,34 +68,31 @@ def volumes(labels: NDArray, spacing: Sequence[float]) -> dict[str, NDArray]:
     if labels.ndim != 4:
         raise ValueError(f"labels of a cine have the axes (X, Y, Z, T), got shape {labels.shape}.")
     voxel = float(np.prod(spacing)) / 1000
-    counts = {name: (labels == value).sum(axis=(0, 1, 2)) for name, value in LABELS.items()}
-    return {name: count * voxel for name, count in counts.items() if count.any()}
+    frames = one_by_one(np.moveaxis(labels, -1, 0))
+    counts = np.array([[np.count_nonzero(frame == value) for value in LABELS.values()] for frame in frames])
+    return {name: count * voxel for name, count in zip(LABELS, counts.reshape(-1, len(LABELS)).T) if count.any()}
 
 
-def volume_rows(labels: NDArray, spacing: Sequence[float], times: NDArray | None = None) -> list[dict]:
-    """The volume curve as a table, one dict a frame.
+def volume_rows(labels: Mapping[str, NDArray], spacing: Sequence[float], times: NDArray | None = None) -> list[dict]:
+    """The volume curves as a table, one dict a frame.
 
     Args:
-        labels, spacing: as `volumes` takes them.
+        labels: of all frames (X, Y, Z, T), by the word that says how they came to be.
+        spacing: as `volumes` takes it.
         times: milliseconds of each slice and frame (Z, T), or of each frame (T,).
 
     Returns:
-        Rows of `frame` (from 1), `time_ms` (mean over slices; where times are known), and `lv_ml`, `rv_ml` and
-        `myo_ml`, each where any frame holds the structure.
+        Rows of `frame` (from 1), `time_ms` (mean over slices; where times are known), and for each word, as "carried",
+        `lv_carried_ml`, `rv_carried_ml` and `myo_carried_ml`, each where any frame holds the structure.
     """
-    curves = volumes(labels, spacing)
-    means = _mean_times(times)
-    rows = []
-    for t in range(labels.shape[-1]):
-        time = {} if means is None else {"time_ms": float(means[t])}
-        rows.append(
-            {
-                "frame": t + 1,
-                **time,
-                **{f"{name}_ml": float(curves[name][t]) for name in ("lv", "rv", "myo") if name in curves},
-            }
-        )
-    return rows
+    columns: dict[str, NDArray] = {}
+    if times is not None:
+        columns["time_ms"] = _mean_times(times)
+    for word, frames in labels.items():
+        curves = volumes(frames, spacing)
+        columns |= {f"{name}_{word}_ml": curves[name] for name in ("lv", "rv", "myo") if name in curves}
+    count = max((frames.shape[-1] for frames in labels.values()), default=0)
+    return [{"frame": t + 1, **{name: float(column[t]) for name, column in columns.items()}} for t in range(count)]
 
 
 def measure_function(
@@ -102,14 +101,17 @@ def measure_function(
     times: NDArray | None = None,
     reference: int | None = None,
     is_stack: bool = True,
+    phases: tuple[int, int] | None = None,
 ) -> dict[str, object]:
     """What `DEFINITIONS` has, as far as the labels tell.
 
     Args:
-        labels, spacing, times: as `volume_rows` takes them.
+        labels: (X, Y, Z, T); 1 RV, 2 myocardium, 3 LV cavity.
+        spacing, times: as `volume_rows` takes them.
         reference: frame whose label the others were moved from, counted from 1; passed on to the result.
         is_stack: whether the slices add up to a ventricle, see `cines.Cine.is_stack`; without, end diastole and end
             systole are those of the largest and the smallest area, and no volume, ejection fraction or mass is given.
+        phases: end diastole and end systole, counted from 1, where they are known; else those of `DEFINITIONS`.
 
     Returns:
         Numbers by the names in `DEFINITIONS`, lists of T for the volumes, the definitions of what is there under
@@ -121,11 +123,12 @@ def measure_function(
     leading = curves.get("lv", curves.get("rv"))
     if leading is None:
         return {}
-    ed, es, means = int(leading.argmax()), int(leading.argmin()), _mean_times(times)
+    ed, es = (leading.argmax(), leading.argmin()) if phases is None else np.subtract(phases, 1)
+    means = _mean_times(times)
     beats = len(leading) > 1
     result: dict[str, object] = {} if reference is None else {"reference_frame": int(reference)}
     for name, frame in {"ed": ed, "es": es}.items() if beats else [("ed", ed)]:
-        result[f"{name}_frame"] = frame + 1
+        result[f"{name}_frame"] = int(frame) + 1
         if means is not None:
             result[f"{name}_time_ms"] = float(means[frame])
     if not is_stack:

@@ -15,16 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, correlate1d
 from scripts.cardiac.cines import LABELS
 from scripts.cardiac.function import volumes
+from scripts.files import let_go, scratch_array
+from scripts.progress import stage
 
 CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)[..., None]
 SHORT_AXIS = 0.93  # the least share of the LV's rim that is myocardium; on a long axis the rim is open at the base
-AUTOMATIC = "the frame with the largest LV by the segmentation of all frames"  # basis of a reference frame
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,27 @@ def shows_short_axis(label: NDArray) -> bool:
 
 
 def find_contours(
-    image: NDArray, spacing: Sequence[float], segment: Callable[[NDArray, Sequence[float]], NDArray[np.uint8]]
+    image: NDArray,
+    spacing: Sequence[float],
+    segment: Callable[[NDArray, Sequence[float]], NDArray[np.uint8]],
+    scratch_dir: str | Path | None = None,
 ) -> Contours | None:
     """Segment all frames of a cine; None where that finds no LV in a ring of myocardium, as on a long axis.
 
     Args:
         image: intensities (X, Y, Z, T).
         spacing: voxel size in mm along X, Y and Z.
-        segment: as `segmentation.Segmenter`.
+        segment: of a frame (X, Y, Z), as `segmentation.Segmenter`.
+        scratch_dir: folder for labels that do not fit into memory, see `files.scratch_array`.
     """
-    labels = segment(image, spacing)
+    frames = np.moveaxis(image, -1, 0)
+    labels = scratch_array(frames.shape, np.uint8, scratch_dir)
+    with stage("segmenting", len(frames), "frame") as bar:
+        for t, frame in enumerate(frames):
+            labels[t] = segment(frame, spacing)
+            let_go(labels)
+            bar.update()
+    labels = np.moveaxis(labels, 0, -1)
     phases = find_phases(labels, spacing)
     if phases is None or not shows_short_axis(labels[..., phases[0] - 1]):
         return None

@@ -18,6 +18,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from numpy.typing import NDArray
+from scripts.cardiac.answers import CARRIED, SEGMENTED
 from scripts.cardiac.cines import ESTIMATED, Cine
 
 
@@ -41,6 +42,10 @@ class Registration(ABC):
     """What `quality.assess` returns."""
     points: list[dict] = field(default_factory=list)
     """Rows of landmarks in every moving image."""
+    label_basis: str | None = None
+    """Where the label comes from: `answers.GIVEN` or `answers.BY_SEGMENTATION`; None without one."""
+    segmented: NDArray | None = None
+    """Labels of the moving images (X, Y, Z, T), each segmented by itself; None where they were not."""
 
     fixed: NDArray = field(init=False)
     """Image (X, Y, Z) that every moving image is brought onto."""
@@ -48,6 +53,12 @@ class Registration(ABC):
     """Label on the fixed image (X, Y, Z): 1 RV, 2 myocardium, 3 LV cavity; None without one."""
     labels: NDArray | None = field(init=False)
     """Labels on the moving images (X, Y, Z, T); None without one."""
+
+    @property
+    def answers(self) -> dict[str, NDArray]:
+        """Labels of the moving images by what they rest on: the motion, or each image alone."""
+        both = {CARRIED: self.labels, SEGMENTED: self.segmented}
+        return {by: labels for by, labels in both.items() if labels is not None}
 
     has_cycle = False
     """Whether it covers a heartbeat, over which motion has a course."""
@@ -71,7 +82,7 @@ class Registration(ABC):
 
     @abstractmethod
     def describe_reference(self) -> dict:
-        """The entries of `quality.json` on the fixed image."""
+        """The entries of `quality.json` on the fixed image and its label."""
 
 
 @dataclass(kw_only=True)
@@ -90,7 +101,7 @@ class CineRegistration(Registration):
     labels: NDArray | None = None
     """Carried from the reference to every frame."""
     function: dict = field(default_factory=dict)
-    """What `function.measure_function` returns."""
+    """What `answers.measure_answers` returns."""
     strain: list[dict] = field(default_factory=list)
     """Rows of `strain.measure_strain`."""
 
@@ -126,7 +137,11 @@ class CineRegistration(Registration):
         return set(range(1, self.cine.frames + 1)) - {self.reference}
 
     def describe_reference(self) -> dict:
-        return {"reference_frame": self.reference, "reference_basis": self.reference_basis}
+        return {
+            "reference_frame": self.reference,
+            "reference_basis": self.reference_basis,
+            "label_basis": self.label_basis,
+        }
 
 
 @dataclass(kw_only=True)
@@ -138,15 +153,20 @@ class PairRegistration(Registration):
     """Label of the moving image (X, Y, Z), on the fixed one's grid."""
     moved_label: NDArray | None = None
     """The same through the field, moving_label(x + u(x))."""
+    fixed_label: NDArray | None = None
+    """Segmentation of the fixed image (X, Y, Z), where there is no moving label."""
+    carried_label: NDArray | None = None
+    """The same on the moving image, fixed_label(y + v(y)) with v = inverses[0]."""
     fixed_name = "fixed image"
 
     @property
     def label(self) -> NDArray | None:
-        return self.moved_label
+        return self.fixed_label if self.moved_label is None else self.moved_label
 
     @property
     def labels(self) -> NDArray | None:
-        return None if self.moving_label is None else self.moving_label[..., None]
+        label = self.carried_label if self.moving_label is None else self.moving_label
+        return None if label is None else label[..., None]
 
     def name_image(self, index: int) -> str:
         return "moving image"
@@ -158,4 +178,5 @@ class PairRegistration(Registration):
         return {1}
 
     def describe_reference(self) -> dict:
-        return {"reference_frame": None, "reference_basis": "the fixed image of the pair"}
+        basis = "the fixed image of the pair"
+        return {"reference_frame": None, "reference_basis": basis, "label_basis": self.label_basis}

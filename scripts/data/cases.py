@@ -29,6 +29,7 @@ from scripts.data.nifti import shape_of, stem_of
 from scripts.data.results import is_result
 from scripts.errors import InputError
 from scripts.files import clean_name, files_below, is_dicom, plain_path
+from scripts.options import is_none, label_file
 
 # Of a NIfTI file that is no cine, by its stem: ACDC's and M&Ms' `_gt`, UK Biobank's `seg_`, ITK-SNAP's and 3D Slicer's
 # habits.
@@ -40,6 +41,7 @@ def inference_cases(
     plane: str | None = None,
     only_list: bool = False,
     label_values: Sequence[int | None] | None = None,
+    reference_label: str | None = None,
     **sources: object,
 ) -> list[dict]:
     """The cases of `find_cases`, with names that differ. Options are judged before, in `options`.
@@ -49,13 +51,16 @@ def inference_cases(
         plane: of all cases that name none, one of `planes.PLANES`.
         label_values: of the labels of all cases but those of a data list that state their own
             (`labels.check_label_values`).
+        reference_label: a file, "auto" for the one beside the cine if there is one, or "none" for no label at all.
         only_list: whether to print what the DICOM folders hold instead, and return no case.
         sources: of `find_cases`.
 
     Raises:
         InputError: naming the file or option and the cure.
     """
-    items = unique_names(find_cases(**sources))
+    items = unique_names(find_cases(reference_label=label_file(reference_label), **sources))
+    if is_none(reference_label):
+        items = [{key: value for key, value in item.items() if key != "reference_label"} for item in items]
     if only_list:
         print_series(items)
         return []

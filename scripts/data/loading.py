@@ -311,7 +311,8 @@ def check_points(item: dict) -> dict:
 
 
 def in_parts(item: Mapping, voxels: int = 1 << 22) -> Iterator[dict]:
-    """A loaded case in parts of some frames of "moving" (T, X, Y, Z), so that what is made of a part fits into memory.
+    """A loaded case in parts of some frames of "moving" and "segmented" (T, X, Y, Z), so that what is made of a part fits
+    into memory.
 
     Each part also has "first_frame", counted from 0, and "frames", the number T of all.
 
@@ -322,7 +323,8 @@ def in_parts(item: Mapping, voxels: int = 1 << 22) -> Iterator[dict]:
     moving = item["moving"]
     step = max(voxels // moving[0].numel(), 1)
     for first in range(0, len(moving), step):
-        yield {**item, "moving": moving[first : first + step], "first_frame": first, "frames": len(moving)}
+        part = {key: item[key][first : first + step] for key in ("moving", "segmented") if key in item}
+        yield {**item, **part, "first_frame": first, "frames": len(moving)}
 
 
 class PairFrames(Transform):

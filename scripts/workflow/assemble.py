@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 from numpy.typing import NDArray
+from scripts.cardiac.answers import GIVEN, measure_answers
 from scripts.cardiac.cines import Cine
-from scripts.cardiac.function import measure_function
 from scripts.cardiac.longitudinal import measure_longitudinal
 from scripts.cardiac.planes import is_long_axis
 from scripts.cardiac.quality import assess
@@ -112,18 +111,15 @@ class AssembleRegistration(Transform):
             plane=str(data.get("plane") or "") or None,
             plane_basis=str(data.get("plane_basis", "unknown")),
         )
-        label, carried, kind = None, None, _KINDS[data["kind"]]
-        if data.get(kind.label) is not None:
-            label = torch.as_tensor(data[kind.label]).cpu()[0].round().numpy().astype(np.uint8)
-            carried = np.moveaxis(frames.carried, 0, -1)
-        registration = kind.make(
+        registration = _MAKERS[data["kind"]](
             data,
-            label,
-            carried,
+            _labels(data, frames),
             cine=cine,
             fields=frames.fields,
             inverses=frames.inverses,
             moved=np.moveaxis(frames.moved, 0, -1),
+            label_basis=data.get("label_basis"),
+            segmented=np.moveaxis(frames.segmented, 0, -1) if "segmented" in data else None,
         )
         reached = seen_on_both(data, torch.from_numpy(frames.fields[:1]))
         registration.quality = assess(
@@ -145,7 +141,9 @@ class AssembleRegistration(Transform):
         r, cine = registration, registration.cine
         if r.label is None:
             return []
-        r.function = measure_function(r.labels, cine.spacing, cine.times, r.reference, cine.is_stack)
+        r.function = measure_answers(
+            r.answers, r.label_basis or GIVEN, cine.spacing, cine.times, r.reference, cine.is_stack
+        )
         if is_long_axis(cine.plane):
             r.strain = measure_longitudinal(r.fields, r.label, cine.affine, cine.times)
         else:
@@ -153,31 +151,48 @@ class AssembleRegistration(Transform):
         return r.strain
 
 
-def _make_cine(data: Mapping, label: NDArray | None, carried: NDArray | None, **parts: object) -> CineRegistration:
-    """The registration of a cine, from the label of its reference frame, and that carried to each frame."""
-    reference, basis = int(data["reference"]), str(data["reference_basis"])
-    return CineRegistration(reference=reference, reference_basis=basis, label=label, labels=carried, **parts)
+def _make_cine(data: Mapping, labels: Mapping[str, NDArray], **parts: object) -> CineRegistration:
+    """The registration of a cine, from the label of its reference frame and that carried to each frame."""
+    return CineRegistration(
+        reference=int(data["reference"]),
+        reference_basis=str(data["reference_basis"]),
+        label=labels.get("reference_label"),
+        labels=labels.get("carried"),
+        **parts,
+    )
 
 
-def _make_pair(data: Mapping, label: NDArray | None, carried: NDArray | None, **parts: object) -> PairRegistration:
-    """The registration of a pair, from the moving label, and that carried to the fixed image."""
-    fixed = torch.as_tensor(data["fixed_image"]).cpu().float()[0].numpy()
-    moved_label = None if carried is None else carried[..., 0]
-    return PairRegistration(fixed=fixed, moving_label=label, moved_label=moved_label, **parts)
+def _make_pair(data: Mapping, labels: Mapping[str, NDArray], **parts: object) -> PairRegistration:
+    """The registration of a pair, from the label of one of its images and that carried to the other one."""
+    given = "moving_label" in labels
+    carried = labels["carried"][..., 0] if labels else None
+    return PairRegistration(
+        fixed=torch.as_tensor(data["fixed_image"]).cpu().float()[0].numpy(),
+        moving_label=labels.get("moving_label"),
+        moved_label=carried if given else None,
+        fixed_label=labels.get("reference_label"),
+        carried_label=None if given else carried,
+        **parts,
+    )
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """How the two kinds of a case differ in what becomes of their label."""
-
-    label: str
-    """Key of the label."""
-    carried_by: str
-    """Which fields carry it: a moving label goes where the moving image does, that of a reference frame the other way."""
-    make: Callable[..., Registration]
+_MAKERS: dict[str, Callable[..., Registration]] = {"cine": _make_cine, "pair": _make_pair}
+# Which fields carry a label: a moving one goes where the moving image does, that of a reference the other way.
+_CARRIED_BY = {"reference_label": "inverses", "moving_label": "fields"}
 
 
-_KINDS = {"cine": _Kind("reference_label", "inverses", _make_cine), "pair": _Kind("moving_label", "fields", _make_pair)}
+def _label_key(data: Mapping) -> str | None:
+    """The key of a case's label, None where it has none."""
+    return next((key for key in _CARRIED_BY if data.get(key) is not None), None)
+
+
+def _labels(data: Mapping, frames: _Frames) -> dict[str, NDArray]:
+    """A case's label (X, Y, Z) by its key, and "carried" (X, Y, Z, T); nothing where it has none."""
+    key = _label_key(data)
+    if key is None:
+        return {}
+    label = torch.as_tensor(data[key]).cpu()[0].round().numpy().astype(np.uint8)
+    return {key: label, "carried": np.moveaxis(frames.carried, 0, -1)}
 
 
 class _Frames:
@@ -193,7 +208,7 @@ class _Frames:
         frames, *grid = shape
         self.image, self.moved, self.inversion_errors = (scratch_array(shape, folder=scratch_dir) for _ in range(3))
         self.fields, self.inverses = (scratch_array((frames, axes, *grid), folder=scratch_dir) for _ in range(2))
-        self.carried = scratch_array(shape, np.uint8, scratch_dir)
+        self.carried, self.segmented = (scratch_array(shape, np.uint8, scratch_dir) for _ in range(2))
 
     def add(self, data: Mapping, first: int) -> None:
         """Fill the frames of a part, of which `first` is the first one, counted from 0."""
@@ -206,9 +221,11 @@ class _Frames:
             "inversion_errors": errors,
             "moved": move_frames(data, fields).movedim(-1, 0),
         }
-        kind = _KINDS[data["kind"]]
-        if data.get(kind.label) is not None:
-            made["carried"] = carry_label(data, data[kind.label], made[kind.carried_by]).movedim(-1, 0)
+        key = _label_key(data)
+        if key is not None:
+            made["carried"] = carry_label(data, data[key], made[_CARRIED_BY[key]]).movedim(-1, 0)
+        if "segmented" in data:
+            made["segmented"] = torch.as_tensor(data["segmented"]).cpu()
         for name, values in made.items():
             array = getattr(self, name)
             array[first : first + len(fields)] = values.numpy()

@@ -19,13 +19,14 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ignite.distributed as idist
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
+from scripts.cardiac.answers import BY_SEGMENTATION, CARRIED, SEGMENTED
 from scripts.cardiac.strain import summarize_strain
 from scripts.data.datalists import FILE_KEYS
 from scripts.data.loading import in_parts
@@ -39,11 +40,18 @@ from scripts.progress import stage
 from torch import nn
 from tqdm import tqdm
 
+_WORDS = {CARRIED: "carried by the motion", SEGMENTED: "segmented in each frame"}
 SUMMARY = "summary.csv"
 WORST = {"folding_percent": max, "jacobian_min": min, "inverse_error_mm_p95": max}
 FUNCTION = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "rv_esv_ml", "rv_ef_percent", "lv_mass_g")
+# Ejection fraction by each answer.
+ANSWERS = {
+    f"{ventricle}_ef_{by}_percent": (by, f"{ventricle}_ef_percent")
+    for ventricle in ("lv", "rv")
+    for by in (CARRIED, SEGMENTED)
+}
 STRAIN = ("peak_radial", "peak_circumferential", "peak_longitudinal")
-COLUMNS = ("case", "status", "trustworthy", "verdict", *WORST, *FUNCTION, *STRAIN, "reason")
+COLUMNS = ("case", "status", "trustworthy", "verdict", *WORST, "label_basis", *FUNCTION, *ANSWERS, *STRAIN, "reason")
 
 
 def run_cases(
@@ -132,7 +140,7 @@ def run_case(
         if not anew and is_done(folder, item, names_of(settings.get("kept", "fields,moved"))):
             return False
         check_place(folder / name)  # before it is computed, not after
-        load, *prepare = dataset.transform.flatten().transforms
+        load, *prepare = dataset.transform.transforms
         for part in in_parts(Dataset([item], load)[0]):
             bar.set_description_str(f"{name}: registering")
             evaluator.data_loader = DataLoader(Dataset([part], Compose(prepare)), batch_size=1)
@@ -193,19 +201,33 @@ def describe_case(folder: Path) -> str:
     there are labels, the verdict, and where to look."""
     quality, function = (_read_json(folder / name) for name in (DONE, "function.json"))
     report = folder / "report.html"
-    volumes = [
-        f"{chamber.upper()} EDV {function[f'{chamber}_edv_ml']:.0f} ml, ESV {function[f'{chamber}_esv_ml']:.0f} ml, "
-        f"EF {function[f'{chamber}_ef_percent']:.0f} %"
-        for chamber in ("lv", "rv")
-        if function.get(f"{chamber}_ef_percent") is not None
-    ]
+    of_frame = f", of frame {frame}" if (frame := quality.get("reference_frame")) else ""
     word = "trustworthy" if quality.get("trustworthy") else "look closely"
     lines = [
-        *(["; ".join(volumes)] if volumes else []),
+        *([f"contours are automatic{of_frame}"] if quality.get("label_basis") == BY_SEGMENTATION else []),
+        *_describe_ventricles(function),
         f"{word}. {' '.join(quality.get('verdict', []))}".rstrip(),
         str(report if report.is_file() else folder),
     ]
     return "\n".join(f"{folder.name}: {line}" for line in lines)
+
+
+def _describe_ventricles(function: Mapping) -> Iterator[str]:
+    """A line on each ventricle that has an ejection fraction: by the better answer, and by the other one."""
+    for ventricle in ("lv", "rv"):
+        fraction = function.get(f"{ventricle}_ef_percent")
+        if fraction is None:
+            continue
+        by = function[f"{ventricle}_measured_by"]
+        line = (
+            f"{ventricle.upper()} EDV {function[f'{ventricle}_edv_ml']:.0f} ml, ESV "
+            f"{function[f'{ventricle}_esv_ml']:.0f} ml, EF {fraction:.0f} % {_WORDS[by]}"
+        )
+        for other in (CARRIED, SEGMENTED):
+            second = function.get(other, {}).get(f"{ventricle}_ef_percent")
+            if other != by and second is not None:
+                line += f", {second:.0f} % {_WORDS[other]}"
+        yield line
 
 
 def _read_json(path: Path) -> dict:
@@ -246,7 +268,7 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
     total = hashlib.sha256()
     for key, value in sorted({**item, **parameters}.items()):
         total.update(f"{key}:".encode())
-        if value is None or key not in (*FILE_KEYS, "weights"):
+        if value is None or key not in (*FILE_KEYS, "weights", "segmentation"):
             total.update(str(value).encode())
             continue
         path = Path(str(value))
@@ -302,7 +324,9 @@ def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None
         return [frame[key] for frame in quality.get("frames", []) if frame[key] is not None]
 
     row |= {key: worst(known(key), default="") for key, worst in WORST.items()}
+    row |= {"label_basis": quality.get("label_basis") or ""}
     row |= {key: function.get(key, "") for key in FUNCTION}
+    row |= {key: function.get(by, {}).get(name, "") for key, (by, name) in ANSWERS.items()}
     peaks = summarize_strain(read_strain(folder / "strain.csv"))
     return row | {key: peaks.get(key, "") for key in STRAIN}
 

@@ -46,6 +46,10 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
     Raises:
         InputError: naming the file, for weights that are not there or another network's, and as `BundleSegmenter`.
     """
+    if not Path(path).exists():
+        raise InputError(
+            f"--segmentation {path}: no such file; give weights, the folder of a MONAI bundle, or none for no segmentation."
+        )
     if Path(path).is_dir():
         return BundleSegmenter(path, device)
     return Segmenter(load_weights(make_network(), path, device).to(device, memory_format=torch.channels_last))

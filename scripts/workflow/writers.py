@@ -99,10 +99,11 @@ def versions() -> dict[str, str]:
 
 
 def describe_parameters(parameters: Mapping[str, object], device: str) -> dict[str, str]:
-    """Parameters in the words of the report, the checkpoint with its hash, and the device."""
+    """Parameters in the words of the report, files of weights with their hashes, and the device."""
     words = {name: _WORDS.get((name, value), str(value)) for name, value in parameters.items() if name != "kept"}
-    if checkpoint := parameters.get("weights"):
-        words["weights"] = f"{checkpoint}, SHA-256 {hash_checkpoint(checkpoint)[:16]}"
+    for name in ("weights", "segmentation"):
+        if (checkpoint := parameters.get(name)) and Path(str(checkpoint)).is_file():
+            words[name] = f"{checkpoint}, SHA-256 {hash_checkpoint(checkpoint)[:16]}"
     return {**words, "device": str(device)}
 
 
@@ -129,7 +130,7 @@ def _write_heartbeat(folder: Path, registration: CineRegistration) -> None:
     if registration.function:
         write_json(folder / "function.json", registration.function)
     if cine.is_stack:
-        write_csv(folder / "volumes.csv", volume_rows(registration.labels, cine.spacing, cine.times))
+        write_csv(folder / "volumes.csv", volume_rows(registration.answers, cine.spacing, cine.times))
     write_csv(folder / "strain.csv", registration.strain)
 
 
@@ -147,6 +148,8 @@ def _(registration: CineRegistration) -> Iterator[tuple[str, str, NDArray]]:
         yield "inverse", f"fields/frame_{t:02d}_inverse.nii.gz", inverse
     if registration.labels is not None:
         yield "labels", "labels.nii.gz", registration.labels
+    if registration.segmented is not None:
+        yield "labels", "segmented.nii.gz", registration.segmented
 
 
 @_name_images.register
@@ -154,8 +157,15 @@ def _(registration: PairRegistration) -> Iterator[tuple[str, str, NDArray]]:
     yield "moved", "moved.nii.gz", registration.moved[..., 0].astype(np.float32, copy=False)
     yield "fields", "field.nii.gz", registration.fields[0]
     yield "inverse", "field_inverse.nii.gz", registration.inverses[0]
-    if registration.moved_label is not None:
-        yield "labels", "moved_label.nii.gz", registration.moved_label
+    images = {
+        "moved_label": registration.moved_label,
+        "fixed_label": registration.fixed_label,
+        "carried_label": registration.carried_label,
+        "segmented": None if registration.segmented is None else registration.segmented[..., 0],
+    }
+    for name, label in images.items():
+        if label is not None:
+            yield "labels", f"{name}.nii.gz", label
 
 
 def time_rows(cine: Cine) -> list[dict]:

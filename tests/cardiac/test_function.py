@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Volumes by counting by hand, the phantom's known contraction, and labels that lack something."""
 
 from __future__ import annotations
@@ -56,12 +67,24 @@ def test_numbers_by_hand():
 
 
 def test_volume_table():
-    rows = volume_rows(cine(COUNTS), SPACING, TIMES)
-    assert rows[2] == pytest.approx({"frame": 3, "time_ms": 65.0, "lv_ml": 0.3, "rv_ml": 0.54, "myo_ml": 0.9})
+    rows = volume_rows({"carried": cine(COUNTS)}, SPACING, TIMES)
+    expected = {"frame": 3, "time_ms": 65.0, "lv_carried_ml": 0.3, "rv_carried_ml": 0.54, "myo_carried_ml": 0.9}
+    assert rows[2] == pytest.approx(expected)
     assert [row["frame"] for row in rows] == [1, 2, 3, 4]
-    assert list(volume_rows(cine({1: (3, 4)}), SPACING)[0]) == ["frame", "rv_ml"]
-    assert [row["time_ms"] for row in volume_rows(cine({1: (3, 4)}), SPACING, np.array([5.0, 45.0]))] == [5.0, 45.0]
-    assert volume_rows(cine({1: (0, 0)}), SPACING) == [{"frame": 1}, {"frame": 2}]
+    both = volume_rows({"carried": cine({3: (3, 4)}), "segmented": cine({1: (5, 6), 3: (7, 8)})}, SPACING)
+    assert both[1] == pytest.approx(
+        {"frame": 2, "lv_carried_ml": 0.06, "lv_segmented_ml": 0.12, "rv_segmented_ml": 0.09}
+    )
+    one = {"carried": cine({1: (3, 4)})}
+    assert [row["time_ms"] for row in volume_rows(one, SPACING, np.array([5.0, 45.0]))] == [5.0, 45.0]
+    assert volume_rows({"carried": cine({1: (0, 0)})}, SPACING) == [{"frame": 1}, {"frame": 2}]
+
+
+def test_phases_may_be_known():
+    result = measure_function(cine(COUNTS), SPACING, TIMES, phases=(1, 4))
+    assert (result["ed_frame"], result["es_frame"], result["es_time_ms"]) == (1, 4, 95.0)
+    assert result["lv_ef_percent"] == pytest.approx(100 * (1 - 22 / 40))
+    json.dumps(result)
 
 
 @pytest.mark.parametrize("seed", range(3))

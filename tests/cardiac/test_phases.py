@@ -1,8 +1,22 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scripts import files
 from scripts.cardiac.phantom import Phantom
 from scripts.cardiac.phases import enclosed_share, find_contours, find_phases, shows_short_axis
 
@@ -53,14 +67,24 @@ def test_a_ring_is_a_short_axis_and_an_arch_is_not(labels: NDArray) -> None:
     assert not shows_short_axis(np.zeros((4, 4, 1)))
 
 
-def test_contours_are_those_of_the_segmentation(labels: NDArray) -> None:
-    image = labels.astype(float)
-    found = find_contours(image, SPACING, lambda image, spacing: labels)
-    assert found.labels is labels
+def look_up(image: NDArray, spacing: tuple[float, ...]) -> NDArray:
+    """A segmenter of images that show labels."""
+    assert image.ndim == 3
+    return image.astype(np.uint8)
+
+
+@pytest.mark.parametrize("large", [files.LARGE, 100])
+def test_contours_are_those_of_the_segmentation(
+    labels: NDArray, large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LARGE", large)
+    found = find_contours(labels.astype(float), SPACING, look_up, tmp_path)
+    assert np.array_equal(found.labels, labels)
+    assert found.labels.dtype == np.uint8
     assert (found.ed, found.es) == find_phases(labels, SPACING)
 
 
 def test_no_contours_on_a_long_axis_or_where_nothing_is_found() -> None:
     arch = np.stack([long_axis()] * 3, axis=-1)
-    assert find_contours(arch, SPACING, lambda image, spacing: arch) is None
-    assert find_contours(arch, SPACING, lambda image, spacing: 0 * arch) is None
+    assert find_contours(arch, SPACING, look_up) is None
+    assert find_contours(0 * arch, SPACING, look_up) is None

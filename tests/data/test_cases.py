@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Options and folders to cases: which frame is the reference, what is found in a folder, and that one bad case spares
 the others."""
 
@@ -101,6 +112,15 @@ def test_a_label_or_points_need_a_known_frame_and_one_cine(subject: Path) -> Non
     with pytest.raises(InputError, match="nobody knows which frame") as caught:
         find_cases(cine=str(path), reference_label=str(label))
     assert str(label) in str(caught.value)
+
+
+def test_no_label_is_taken_where_none_is_wanted(copy: Path) -> None:
+    path, label = str(copy / "phantom001" / "phantom001_4d.nii.gz"), "phantom001_frame01_gt.nii.gz"
+    for auto in ({}, {"reference_label": None}, {"reference_label": "auto"}):
+        assert inference_cases(cine=path, **auto)[0]["reference_label"].endswith(label)
+    assert "reference_label" not in inference_cases(cine=path, reference_label="none")[0]
+    items = inference_cases(dataset_dir=str(copy), reference_label="none")
+    assert not any("reference_label" in item for item in items)
 
 
 def test_a_folder_in_acdc_layout_gives_cines_with_their_label_else_pairs(copy: Path) -> None:

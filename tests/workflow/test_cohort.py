@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Many cases through a real evaluator: each once, past bad ones, and none that is done."""
 
 from __future__ import annotations
@@ -180,12 +191,30 @@ def test_the_console_tells_volumes_verdict_and_place(tmp_path: Path) -> None:
         f"{tmp_path.name}: trustworthy. It fits.",
         f"{tmp_path.name}: {tmp_path}",
     ]
-    (tmp_path / "function.json").write_text(json.dumps(figures | {"rv_ef_percent": None}))
+    figures |= {"rv_ef_percent": None, "lv_measured_by": "carried", "carried": {"lv_ef_percent": 60.4}}
+    (tmp_path / "function.json").write_text(json.dumps(figures))
     (tmp_path / "report.html").touch()
     assert describe_case(tmp_path).splitlines() == [
-        f"{tmp_path.name}: LV EDV 60 ml, ESV 60 ml, EF 60 %",
+        f"{tmp_path.name}: LV EDV 60 ml, ESV 60 ml, EF 60 % carried by the motion",
         f"{tmp_path.name}: trustworthy. It fits.",
         f"{tmp_path.name}: {tmp_path / 'report.html'}",
+    ]
+
+
+def test_the_console_tells_both_answers_and_that_contours_are_automatic(tmp_path: Path) -> None:
+    quality = {"verdict": [], "trustworthy": True, "label_basis": "automatic", "reference_frame": 3}
+    (tmp_path / "quality.json").write_text(json.dumps(quality))
+    figures = {f"{chamber}_{name}": 60.4 for chamber in ("lv", "rv") for name in ("edv_ml", "esv_ml", "ef_percent")}
+    figures |= {"lv_measured_by": "carried", "rv_measured_by": "segmented"}
+    figures |= {
+        by: {f"{chamber}_ef_percent": number for chamber in ("lv", "rv")}
+        for by, number in (("carried", 50), ("segmented", 55))
+    }
+    (tmp_path / "function.json").write_text(json.dumps(figures))
+    assert [line.partition(": ")[2] for line in describe_case(tmp_path).splitlines()[:3]] == [
+        "contours are automatic, of frame 3",
+        "LV EDV 60 ml, ESV 60 ml, EF 60 % carried by the motion, 55 % segmented in each frame",
+        "RV EDV 60 ml, ESV 60 ml, EF 60 % segmented in each frame, 50 % carried by the motion",
     ]
 
 
@@ -204,6 +233,7 @@ def test_a_fingerprint_is_of_each_option_that_changes_results() -> None:
         "refine_iterations": 2,
         "bf16": True,
     }
+    changes |= {"segmentation": "none", "reference_label": "none"}
     changes |= {"sector_origin": 30.0, "resample_moving": True, "write": "fields"}
     for name, value in changes.items():
         assert parameters(**{name: value}) != parameters(), name
@@ -292,7 +322,9 @@ def test_a_row_has_the_worst_frame_and_the_function(tmp_path: Path) -> None:
     ]
     quality = {"frames": frames, "verdict": ["It folds.", "It drifts."], "trustworthy": False}
     (tmp_path / "a" / DONE).write_text(json.dumps(quality))
-    (tmp_path / "a" / "function.json").write_text(json.dumps({"lv_ef_percent": 60.5, "lv_volume_ml": [1, 2]}))
+    (tmp_path / "a" / "function.json").write_text(
+        json.dumps({"lv_ef_percent": 60.5, "lv_volume_ml": [1, 2], "segmented": {"lv_ef_percent": 58.0}})
+    )
     lines = ["1,global,0.0,0.0", "2,global,0.4,-0.2", "2,anterior,0.9,-0.9", "3,global,0.1,-0.1"]
     (tmp_path / "a" / "strain.csv").write_text("\n".join(["frame,region,radial,circumferential", *lines]))
     row = summarize_case(tmp_path, {"case": "a"})
@@ -306,6 +338,7 @@ def test_a_row_has_the_worst_frame_and_the_function(tmp_path: Path) -> None:
         "jacobian_min": -0.2,
         "inverse_error_mm_p95": 0.1,
         "lv_ef_percent": 60.5,
+        "lv_ef_segmented_percent": 58.0,
         "peak_radial": 0.4,
         "peak_circumferential": -0.2,
     }

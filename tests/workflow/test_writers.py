@@ -108,6 +108,27 @@ def test_a_cine_leaves_all_its_files(cine: CineRegistration, tmp_path: Path) -> 
             assert len(list(csv.DictReader(file))) == expected
 
 
+def test_segmented_frames_lie_beside_the_carried_labels(tmp_path: Path) -> None:
+    one = register(name="one")
+    one.segmented = np.where(one.labels == 2, 0, one.labels)
+    folder = write(tmp_path, one)
+    assert files(folder) == CINE_FILES | LABEL_FILES | {"segmented.nii.gz"}
+    np.testing.assert_array_equal(nib.load(folder / "segmented.nii.gz").get_fdata(), one.segmented)
+    with (folder / "volumes.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert float(row["rv_segmented_ml"]) == float(row["rv_carried_ml"])
+    assert "myo_segmented_ml" not in row
+    assert "segmented.nii.gz" not in files(write(tmp_path / "other", one, write="moved"))
+
+
+def test_automatic_labels_of_a_pair_are_written_on_both_images(tmp_path: Path) -> None:
+    pair = register(label=False, pair=True, name="pair")
+    pair.fixed_label, pair.carried_label, pair.segmented = PHANTOM.label(1), PHANTOM.label(2), pair.cine.image > 0
+    pair.segmented = pair.segmented.astype(np.uint8)
+    found = files(write(tmp_path, pair))
+    assert found == PAIR_FILES | {"fixed_label.nii.gz", "carried_label.nii.gz", "segmented.nii.gz"}
+
+
 @pytest.mark.parametrize("pair", [False, True])
 @pytest.mark.parametrize("kept", [["report"], ["fields"], ["inverse", "moved"], ["labels"]])
 def test_what_is_kept_is_chosen_and_figures_stay(kept: list[str], pair: bool, tmp_path: Path) -> None:
