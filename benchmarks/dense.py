@@ -163,9 +163,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     options = parser.parse_args(argv)
     check_device(options.device)
     cases = {name: read_case(options.dataset_dir / file) for name, file in CASES.items()}
-    found = {
-        name: measure(case, checkpoint=options.checkpoint, device=options.device) for name, case in cases.items()
-    }
+    found = {name: measure(case, checkpoint=options.checkpoint, device=options.device) for name, case in cases.items()}
     print(f"{'':<32}{'strain':<18}{'peak':>8}{'reference':>11}{'difference: mean':>18}{'largest':>9}")
     for name, ways in found.items():
         for way, strains in ways.items():

@@ -84,10 +84,10 @@ def test_the_cavity_is_what_the_wall_encloses() -> None:
 
 
 def test_files_that_are_not_there_or_lack_something_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="xcat_1.npz: no such file"):
+    with pytest.raises(InputError, match=r"xcat_1\.npz: no such file"):
         dense.main(["--dataset_dir", str(tmp_path)])
     np.savez(tmp_path / "xcat_1.npz", mask=np.zeros((2, 4, 4), bool))
-    with pytest.raises(InputError, match="xcat_1.npz: lacks Ecc, Err"):
+    with pytest.raises(InputError, match=r"xcat_1\.npz: lacks Ecc, Err"):
         dense.main(["--dataset_dir", str(tmp_path)])
 
 
