@@ -55,7 +55,7 @@ PADDING_TAGS = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 GE_VELOCITY = 0x001910CC
 SEQUENCE_TAGS = (
     *("ScanningSequence", "SequenceVariant", "SequenceName", "AcquisitionContrast", "Tagging", "PhaseContrast"),
-    *("VelocityEncodingMaximumValue", "ContrastBolusAgent"),
+    *("VelocityEncodingMaximumValue", "ContrastBolusAgent", "ScanOptions"),
 )
 ECHO_TAGS = ("EchoTime", "EffectiveEchoTime")
 INVERSION_TAGS = ("InversionTime", "InversionTimes")
@@ -71,6 +71,8 @@ HEADER_TAGS = (
 FLOW_TYPES = {"PCA", "M_PCA", "VELOCITY", "VELOCITY MAP", "PHASE CONTRAST M", "PHASE_CONTRAST", "FLOW_ENCODED"}
 # In a SequenceName: the velocity encoded, such as fl2d1_v150in.
 SIEMENS_FLOW = re.compile(r"_v\d+")
+# In what the scanner, not a person, names a sequence of tags: spatial modulation of magnetization (SPAMM), CSPAMM.
+TAGGED = re.compile(r"spamm|(?<![a-z])(grid|line)?_?tag(s|ging|ged)?(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,7 +292,8 @@ def contrasts_of(header: Dataset) -> frozenset[str]:
         or SIEMENS_FLOW.search(str(header.get("SequenceName") or ""))
         or (ge is not None and isinstance(ge.value, (int, float)) and ge.value > 0)
     )
-    tagging = "TAGGING" in types or str(header.get("Tagging") or "NONE") != "NONE"
+    named = " ".join(str(header.get(tag) or "") for tag in ("SequenceName", "ScanOptions", "ImageType"))
+    tagging = "TAGGING" in types or str(header.get("Tagging") or "NONE") != "NONE" or TAGGED.search(named)
     found = {"flow": flow, "tagging": tagging, "perfusion": "PERFUSION" in types}
     return frozenset(name for name, there in found.items() if there)
 

@@ -18,11 +18,14 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from scipy.ndimage import binary_erosion
 from scripts.cardiac.cines import ESTIMATED, LABELS, Cine, largest_cavity
-from scripts.cardiac.planes import plane_of
+from scripts.cardiac.planes import is_long_axis, plane_of
+from scripts.data.axes import are_exchanged
 from scripts.data.dicom import read_dicom_cine
 from scripts.data.grids import AFFINE_TOLERANCE_MM, check_meets, check_same_grid, resample, turn_to
 from scripts.data.labels import better_frame, name_structures
@@ -30,12 +33,16 @@ from scripts.data.nifti import (
     NiftiFile,
     check_right_angles,
     check_slices_last,
+    is_new,
     leave_out_fill,
     open_nifti,
     read_nifti_cine,
 )
 from scripts.data.points import check_in_image, read_points
+from scripts.data.tags import has_tags
 from scripts.errors import InputError
+from torch import Tensor
+from torch.nn import functional as F
 
 # Millimeters that a label drawn on a converter's copy of DICOM may lie off: its affine comes from other slices or
 # rounded positions.
@@ -232,6 +239,8 @@ def _load_cine(data: Mapping) -> dict:
     item = {**data, "kind": "cine", "reference_basis": data.get("reference_basis", "given")}
     item.pop("label_values", None)
     item |= plane_item(data, cine.plane)
+    _hint_plane(data["cine"], item["plane"], item["plane_basis"], cine.image.shape[2])
+    item |= _doubts_of_image(data["cine"], cine)
     if "reference" not in data:
         item["reference"] = largest_cavity(cine.image)
         item["reference_basis"] = ESTIMATED
@@ -274,9 +283,9 @@ def _load_reference_label(data: Mapping, item: Mapping) -> dict:
     better = better_frame(item["moving"], label, reference - 1)
     if better is None:
         return {"reference_label": label}
-    doubts = f"The label fits frame {better + 1} better than the reference frame {reference}: is it of that frame?"
-    logger.warning(f"{path}: {doubts}")
-    return {"reference_label": label, "doubts": doubts}
+    doubt = f"The label fits frame {better + 1} better than the reference frame {reference}: is it of that frame?"
+    logger.warning(f"{path}: {doubt}")
+    return {"reference_label": label, "doubts": "\n".join([*item.get("doubts", "").splitlines(), doubt])}
 
 
 def plane_item(data: Mapping, read: str | None) -> dict:
@@ -284,6 +293,40 @@ def plane_item(data: Mapping, read: str | None) -> dict:
     if data.get("plane"):
         return {"plane": data["plane"], "plane_basis": "given"}
     return {"plane": read or "", "plane_basis": "read" if read else "unknown"}
+
+
+def _hint_plane(path: str, plane: str, basis: str, slices: int) -> None:
+    """Say what is made of a plane that the header of a cine does not tell, or that so many slices seldom have."""
+    words = ""
+    if basis == "unknown" and is_new("plane", str(Path(path).absolute().parent.parent)):
+        words = (
+            "its header tells no plane, so it is taken for short-axis slices; give --plane where it is another view. (Said "
+            "for the first such file alone.)"
+        )
+    if basis == "read" and is_long_axis(plane) and slices > 1:
+        words = (
+            f"by its header its {slices} slices are long-axis ones ({plane}), of which no volume, ejection fraction or mass "
+            "is given; where they are short-axis slices, as after an axis was mirrored, give --plane SAX."
+        )
+    if words:
+        logging.getLogger("inference").warning(f"{path}: {words}")
+
+
+def _doubts_of_image(path: str, cine: Cine) -> dict[str, str]:
+    """Sentences under "doubts" where a cine looks like something else."""
+    doubts = []
+    if Path(path).is_file() and are_exchanged(cine.image):
+        doubts.append(
+            "The third axis changes as frames do, and the fourth as slices do: are slices and frames exchanged?"
+        )
+        logging.getLogger("inference").warning(
+            f"{path}: its third axis of {cine.image.shape[2]} changes as frames do, and its fourth of {cine.frames} as slices "
+            f"do; where they are exchanged, write `img = nibabel.load({Path(path).name!r}); nibabel.Nifti1Image("
+            "img.dataobj[:].swapaxes(2, 3), img.affine)` to a new file."
+        )
+    if has_tags(cine.image[..., 0], cine.spacing[:2]):
+        doubts.append("Regular lines cross the image: is it tagged? The network knows plain cines alone.")
+    return {"doubts": "\n".join(doubts)} if doubts else {}
 
 
 def check_areal(size: Sequence[int], path: str | Path) -> None:
@@ -330,6 +373,8 @@ def in_parts(item: Mapping, voxels: int = 1 << 22) -> Iterator[dict]:
 class PairFrames(Transform):
     """Every frame beside the fixed image: (T, X, Y, Z) and (1, X, Y, Z) to "pair".
 
+    Where the item has "valid" (X, Y, Z), a third channel is 1 where it and all its neighbors are, else 0.
+
     Args:
         axes: of what the network registers: 2 for slices, which gives (2, X, Y, Z * T), frames fastest, or 3 for volumes, (2, X, Y,
             Z, T).
@@ -340,6 +385,19 @@ class PairFrames(Transform):
 
     def __call__(self, data: Mapping) -> dict:
         moving, fixed = (data[key].as_tensor().movedim(0, -1) for key in ("moving", "fixed"))
-        pair = torch.stack([moving, fixed.expand_as(moving)])
+        channels = [moving, fixed.expand_as(moving)]
+        if "valid" in data:
+            channels.append(_measured(data["valid"], fixed.shape[:2], self.axes).unsqueeze(-1).expand_as(moving))
+        pair = torch.stack(channels)
         pair = pair.flatten(-2) if self.axes == 2 else pair
         return {**data, "pair": MetaTensor(pair, affine=data["fixed"].affine)}
+
+
+def _measured(valid: Tensor, size: Sequence[int], axes: int) -> Tensor:
+    """Voxels of a grid of `size` in-plane that hold a measurement and whose neighbors all do, so that no gradient of the
+    image there knows others; 1 or 0, (X, Y, Z)."""
+    slices = valid.float().movedim(-1, 0).unsqueeze(1)
+    share = F.interpolate(slices, size=size, mode="bilinear", align_corners=False, antialias=True)
+    inside = (share > 0.999).squeeze(1).movedim(0, -1).numpy()
+    near = np.ones((3, 3, 3 if axes == 3 else 1), bool)
+    return torch.from_numpy(binary_erosion(inside, near, border_value=1)).float()

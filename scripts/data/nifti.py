@@ -125,7 +125,7 @@ def open_nifti(path: str | Path) -> NiftiFile:
     file = NiftiFile(path, image, affine, placed, notes)
     for note in notes:
         # Files of a data set share their fault: hundreds of lines would say no more than one.
-        if _is_new(re.sub(r"[\d.]+", "", note), str(Path(path).absolute().parent.parent)):
+        if is_new(re.sub(r"[\d.]+", "", note), str(Path(path).absolute().parent.parent)):
             logging.getLogger("data").warning(f"{path}: {note} (Said for the first such file alone.)")
     return file
 
@@ -429,7 +429,7 @@ def _heard(kind: str, folder: str) -> list[None]:
     return []
 
 
-def _is_new(kind: str, folder: str) -> bool:
+def is_new(kind: str, folder: str) -> bool:
     """Whether a note is made for the first time of the files of a data set."""
     heard = _heard(kind, folder)
     heard.append(None)

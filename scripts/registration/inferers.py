@@ -84,7 +84,8 @@ class FieldInferer(Inferer):
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
         """(B, 2, *spatial) -> displacement (B, d, *spatial), voxels of the fixed grid, pull convention; of volumes frame by
-        frame, (B, 2, X, Y, Z, T) -> (B, 3, X, Y, Z, T).
+        frame, (B, 2, X, Y, Z, T) -> (B, 3, X, Y, Z, T). A third channel, which no network sees, is 1 where the images
+        hold a measurement (`estimate`).
 
         In a stack, a slice that is constant in either image gets the identity; slices that exceed a device's memory
         together are taken half at a time.
@@ -97,9 +98,11 @@ class FieldInferer(Inferer):
         stack = inputs.ndim == 5
         total = inputs.shape[-1] if stack else len(inputs)
 
-        def cascade(pair: Tensor) -> Tensor:
+        def cascade(channels: Tensor) -> Tensor:
+            pair, valid = channels[:, :2], channels[:, 2:] if channels.shape[1] > 2 else None
+
             def estimate(pair, last):
-                return self.integrate(self.estimate(pair, lambda x: network(x, *args, **kwargs), last))
+                return self.integrate(self.estimate(pair, lambda x: network(x, *args, **kwargs), last, valid))
 
             field = estimate(pair, self.passes == 1)
             for number in range(2, self.passes + 1):
@@ -110,15 +113,18 @@ class FieldInferer(Inferer):
         def to_field(pair: Tensor) -> Tensor:
             field = in_parts(cascade, pair) if stack else cascade(pair)
             bar.update(len(pair))
-            return _only_contrast(field, pair) if stack else field
+            return _only_contrast(field, pair[:, :2]) if stack else field
 
         with tqdm(
             total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)
         ) as bar:
             return self.inferer(inputs, to_field)
 
-    def estimate(self, pair: Tensor, network: Callable[[Tensor], Tensor], last: bool) -> Tensor:
-        """What the network gives for (B, 2, *spatial), in full precision; `last` tells the last of the passes."""
+    def estimate(
+        self, pair: Tensor, network: Callable[[Tensor], Tensor], last: bool, valid: Tensor | None = None
+    ) -> Tensor:
+        """What the network gives for (B, 2, *spatial), in full precision; `last` tells the last of the passes, and
+        `valid` (B, 1, *spatial), for a fit to the pair, where its images hold a measurement."""
         # Coordinates in half precision are off by up to a fifth of a voxel.
         with torch.autocast(pair.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext():
             field = network(pair)

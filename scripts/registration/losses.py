@@ -48,13 +48,15 @@ class WarpedSimilarity(nn.Module):
         self.warp = warp or LinearWarp()
         self.structures = structures
 
-    def forward(self, field: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, field: Tensor, target: Tensor | tuple[Tensor, Tensor], valid: Tensor | None = None) -> Tensor:
         """A scalar.
 
         Args:
             field: (B, d, *spatial), displacement in voxels of the fixed grid, moved(x) = moving(x + u(x)); or (2 B, …),
                 whose second half brings the fixed images onto the moving ones (`RefiningInferer`).
             target: (B, 2, *spatial), moving and fixed image; or these and their label maps, of the same shape.
+            valid: (B, 1, *spatial), 1 where both images hold a measurement, else 0: intensities elsewhere, and those
+                that the field brings from there, are not compared. None is everywhere.
         """
         pair, label = (target, None) if isinstance(target, Tensor) else target
         if len(field) == 2 * len(pair):
@@ -64,20 +66,29 @@ class WarpedSimilarity(nn.Module):
         with torch.autocast(field.device.type, enabled=False):
             pair, field = full_precision(pair), full_precision(field)
             beyond = beyond_stack(field).unsqueeze(1) if field.shape[1] == 3 else None
+            hidden = beyond if valid is None else self._hidden(valid.to(pair), field, beyond)
             if label is None:
-                return self.similarity(known(self.warp(pair[:, :1], field), pair[:, 1:], beyond), pair[:, 1:])
+                return self.similarity(known(self.warp(pair[:, :1], field), pair[:, 1:], hidden), pair[:, 1:])
             moving, fixed = (
                 torch.cat([label[:, i : i + 1] == value for value in self.structures], dim=1).to(pair) for i in (0, 1)
             )
             moved = self.warp(torch.cat([pair[:, :1], moving], dim=1), field)
-            image, structures = known(moved[:, :1], pair[:, 1:], beyond), _known_structures(moved[:, 1:], fixed, beyond)
+            image, structures = known(moved[:, :1], pair[:, 1:], hidden), _known_structures(moved[:, 1:], fixed, beyond)
             return self.similarity(image, pair[:, 1:]) + _structure_error(structures, moving, fixed)
 
+    def _hidden(self, valid: Tensor, field: Tensor, beyond: Tensor | None) -> Tensor:
+        """Above 0 where the fixed image, or what a field brings there, is not valid or from beyond the stack."""
+        valid = valid.repeat(len(field) // len(valid), *[1] * (valid.ndim - 1))
+        with torch.no_grad():
+            # What is sampled between voxels of which one is not valid is not valid; sums of weights are 1 but for rounding.
+            missing = (valid * self.warp(valid, field) < 0.999).to(field)
+        return missing if beyond is None else torch.maximum(missing, beyond)
 
-def known(moved: Tensor, fixed: Tensor, beyond: Tensor | None) -> Tensor:
-    """Moved images, and the fixed ones where they come from beyond the ends of a stack (`fields.beyond_stack`), which
-    nobody has seen: nothing is learned there."""
-    return moved if beyond is None else torch.where(beyond > 0, fixed, moved)
+
+def known(moved: Tensor, fixed: Tensor, hidden: Tensor | None) -> Tensor:
+    """Moved images, and the fixed ones where `hidden` is above 0: they come from where nobody has seen anything, such
+    as beyond the ends of a stack (`fields.beyond_stack`), and nothing is learned there."""
+    return moved if hidden is None else torch.where(hidden > 0, fixed, moved)
 
 
 def _known_structures(moved: Tensor, fixed: Tensor, beyond: Tensor | None) -> Tensor:

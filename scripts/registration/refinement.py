@@ -80,14 +80,16 @@ class RefiningInferer(FieldInferer):
         self.loss = WarpedSimilarity(similarity or nn.MSELoss())
         self.constraint = SmoothnessLoss()
 
-    def estimate(self, pair: Tensor, network: Callable[[Tensor], Tensor], last: bool) -> Tensor:
+    def estimate(
+        self, pair: Tensor, network: Callable[[Tensor], Tensor], last: bool, valid: Tensor | None = None
+    ) -> Tensor:
         """See `FieldInferer`."""
-        field = super().estimate(pair, network, last)
-        return self.refine(field, pair) if last and self.iterations else field
+        field = super().estimate(pair, network, last, valid)
+        return self.refine(field, pair, valid) if last and self.iterations else field
 
-    def refine(self, field: Tensor, pair: Tensor) -> Tensor:
+    def refine(self, field: Tensor, pair: Tensor, valid: Tensor | None = None) -> Tensor:
         """The network's field (B, d, *spatial), velocity or displacement in voxels, corrected for its pair (B, 2,
-        *spatial)."""
+        *spatial), of which only what is `valid` (B, 1, *spatial) is compared."""
         with torch.enable_grad(), torch.autocast(pair.device.type, enabled=False):
             field, pair = (full_precision(tensor.detach()).clone() for tensor in (field, pair))
             axes, size = field.ndim - 2, pair.shape[2:]
@@ -105,7 +107,7 @@ class RefiningInferer(FieldInferer):
                 displacement = refined()
                 if self.integration is not None:
                     displacement = self.integration(torch.cat([displacement, -displacement]))
-                losses = scale * self.loss(displacement, pair), scale * self.constraint(displacement)
+                losses = scale * self.loss(displacement, pair, valid), scale * self.constraint(displacement)
                 gradients = [
                     torch.autograd.grad(loss, correction, retain_graph=n == 0)[0].unbind()
                     for n, loss in enumerate(losses)

@@ -191,3 +191,20 @@ def test_descriptions_are_shown_without_what_a_terminal_would_obey(tmp_path: Pat
     folder = write(tmp_path, set_tags(make_stack(), lambda z, t: {"SeriesDescription": "cine\x1b[31m\nSAX"}))
     (instance,) = read_instances(folder, folder / "part0" / "IM000")
     assert instance.description == "cine [31m SAX"
+
+
+@pytest.mark.parametrize(
+    ("tags", "tagged"),
+    [
+        ({"SequenceName": "*fl2d1_cspamm"}, True),
+        ({"ScanOptions": ["FAST_GEMS", "TAG"]}, True),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "TAGGED"]}, True),
+        ({"SequenceName": "*tfi2d1_15", "ScanOptions": ["PER", "RG", "STAGE_2"]}, False),
+        ({"SeriesDescription": "tagging 4 chambers"}, False),  # what people type is no proof
+    ],
+)
+def test_tags_that_the_scanner_names(tmp_path: Path, tags: dict, tagged: bool) -> None:
+    folder = write(tmp_path, set_tags(make_stack(), lambda z, t: tags))
+    found = [one for path in folder.rglob("IM*") for one in read_instances(folder, path)]
+    assert found
+    assert {one.contrasts for one in found} == {frozenset({"tagging"} if tagged else ())}

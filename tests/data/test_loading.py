@@ -462,3 +462,24 @@ def test_a_cine_of_one_slice_in_three_axes_is_read_where_its_frames_are_known(
     assert item["reference"] == 2
     loaded = LoadCase()(item)
     np.testing.assert_array_equal(loaded["moving"][..., 0], array[:, :, 1].transpose(2, 0, 1))
+
+
+def test_a_plane_that_is_unknown_or_unlikely_has_a_line(cine_path: Path, tmp_path: Path, caplog) -> None:
+    cine = nib.load(cine_path).get_fdata().astype(np.float32)
+    for name, axes in (("placed", np.diag([-1.5, -1.5, 8, 1])), ("mirrored", np.eye(4))):
+        if name == "mirrored":  # a four-chamber view's directions, of three slices
+            axes[:3, :3] = np.column_stack([[-0.9954, 0, 0.0958], [-0.0788, 0.5693, -0.8183], [0, 0, 0]])
+            axes[:3, 2] = np.cross(axes[:3, 0], axes[:3, 1])
+            axes[:3, :3] = np.linalg.qr(axes[:3, :3])[0] @ np.diag([1.5, 1.5, 8])
+        write_nifti(tmp_path / f"{name}.nii.gz", cine, axes)
+    item = {"reference": 1, "case": "a"}
+    for _ in range(2):
+        LoadCase()(item | {"cine": str(tmp_path / "placed.nii.gz")})
+    assert caplog.text.count("placed.nii.gz: its header tells no plane, so it is taken for short-axis slices") == 1
+    LoadCase()(item | {"cine": str(tmp_path / "mirrored.nii.gz")})
+    assert "mirrored.nii.gz: by its header its 3 slices are long-axis ones (4CH)" in caplog.text
+    assert "give --plane SAX" in caplog.text
+    caplog.clear()
+    for name in ("placed", "mirrored"):
+        LoadCase()(item | {"cine": str(tmp_path / f"{name}.nii.gz"), "plane": "SAX"})
+    assert not caplog.text

@@ -164,9 +164,9 @@ def test_the_last_of_several_passes_is_refined(network: nn.Module, monkeypatch: 
     stack, refined = make_stack(0), []
     refine = RefiningInferer.refine
 
-    def spy(self: RefiningInferer, field: Tensor, pair: Tensor) -> Tensor:
+    def spy(self: RefiningInferer, field: Tensor, pair: Tensor, valid: Tensor | None) -> Tensor:
         refined.append(pair)
-        return refine(self, field, pair)
+        return refine(self, field, pair, valid)
 
     monkeypatch.setattr(RefiningInferer, "refine", spy)
     with torch.no_grad():
@@ -175,3 +175,29 @@ def test_the_last_of_several_passes_is_refined(network: nn.Module, monkeypatch: 
     # Of the two passes each of two chunks makes, one is; its moving slices are those of the first pass.
     assert [len(pair) for pair in refined] == [2, 1]
     assert not torch.equal(refined[0][:, 0], stack[0, 0].movedim(-1, 0)[:2])
+
+
+@pytest.mark.parametrize("axes", [2, 3], ids=["slices", "volumes"])
+def test_what_is_not_valid_has_no_part_in_the_fit(axes: int) -> None:
+    stack, fill = make_stack(1), torch.zeros(64, 64, 3, dtype=torch.bool)
+    fill[:, 36:] = True  # through the heart, as the edge of a field of view may go
+    # Of a valid voxel all neighbors hold a measurement.
+    valid = torch.ones(1, 1, 64, 64, 3)
+    valid[..., 35:, :] = 0
+    torch.manual_seed(0)
+    noisy = torch.where(fill, 10 * torch.rand_like(stack), stack)
+    filled = torch.where(fill, 0.0, stack)
+    inferer = refining(5) if axes == 2 else RefiningInferer(integration=INTEGRATION, iterations=5)
+
+    def fit(*channels: Tensor) -> Tensor:
+        network = still if axes == 2 else lambda pair: pair.new_zeros(1, 3, *pair.shape[2:])
+        return inferer(torch.cat(channels, dim=1), network)
+
+    fields = [fit(images, valid) for images in (noisy, filled)]
+    torch.testing.assert_close(*fields, rtol=0, atol=1e-5)
+    assert (fit(noisy) - fit(filled)).abs().max() > 0.5
+    # Where all is valid, it is as without a mask, and beside the fill the heart is still followed.
+    torch.testing.assert_close(fit(stack, torch.ones_like(valid)), fit(stack), rtol=0, atol=1e-5)
+    left = (..., slice(0, 28), slice(None))
+    field = fields[0][left]
+    assert error(field[:, :2], stack[left]) < 0.8 * error(0 * field[:, :2], stack[left])
