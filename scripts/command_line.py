@@ -27,7 +27,7 @@ from pydoc import locate
 
 import yaml
 from fire.parser import DefaultParseValue
-from scripts.errors import InputError, clean_up_at_sigterm, report_error
+from scripts.errors import InputError, clean_up_at_sigterm, log_in_one_line, report_error
 from scripts.help import bundle_version, describe_files
 
 _OPTION = re.compile(r"--?[A-Za-z_]")
@@ -51,6 +51,7 @@ def check(argv: Sequence[str] | None = None) -> None:
             return
         argv = sys.argv
         sys.excepthook = report_error
+        log_in_one_line()
         clean_up_at_sigterm()
     options = _parse_options(argv)
     if "version" in options:

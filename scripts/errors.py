@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import signal
@@ -79,7 +80,7 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
             "another process of this run has ended, see its own last line; start all of them again, a training with "
             "--resume from its last checkpoint."
         )
-    elif is_full_disk(cause):
+    elif is_full_disk(cause) and not isinstance(cause, InputError):
         cause = InputError("--output_dir: its disk is full; free some space or give another folder.")
     if not isinstance(cause, (InputError, KeyboardInterrupt)):
         traceback.print_exception(kind, error, trace)
@@ -89,6 +90,21 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     sys.stdout.flush()
     print(f"error: {printable(str(cause)) or kind.__name__}", file=sys.stderr, flush=True)
     _record_error(cause)
+
+
+def log_in_one_line() -> None:
+    """Have loggers name an `InputError`, or a signal to end, without its traceback, which engines log on their way out."""
+    if logging.getLogRecordFactory() is not logging.LogRecord:
+        return  # another program's, or done before
+
+    def record(*args: object, **kwargs: object) -> logging.LogRecord:
+        made = logging.LogRecord(*args, **kwargs)
+        if made.exc_info and isinstance(made.exc_info[1], BaseException):
+            known = isinstance(first_cause(made.exc_info[1]), (InputError, SystemExit, KeyboardInterrupt))
+            made.exc_info = None if known else made.exc_info
+        return made
+
+    logging.setLogRecordFactory(record)
 
 
 def is_full_disk(error: BaseException | None) -> bool:

@@ -50,6 +50,10 @@ _PATHS = (
 )
 
 
+# Bytes of the name of a file or folder on common file systems.
+_LONGEST_NAME = 255
+
+
 class _Rule(NamedTuple):
     """What a value must be: whether it is, and the sentence that says so."""
 
@@ -75,6 +79,11 @@ def _is_whole(value: object, at_least: int = 0) -> bool:
 
 def _is_number(value: object, above: float = -math.inf, at_most: float = math.inf) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and above < value <= at_most
+
+
+def _are_label_values(values: object) -> bool:
+    known = [value for value in values if value is not None] if isinstance(values, (list, tuple)) else []
+    return 0 < len(set(known)) == len(known) and len(values) == 3 and all(_is_whole(value, 1) for value in known)
 
 
 def _must_be(what: str, fits: Callable[[object], bool]) -> _Rule:
@@ -117,12 +126,17 @@ _KEPT = _Rule(
     lambda value: bool(names_of(value)) and set(names_of(value)) <= set(KEPT),
     f"names what is kept; give one or more of {','.join(KEPT)}.",
 )
+_LABEL_VALUES = _Rule(
+    _are_label_values,
+    "must be the file's values of RV, myocardium and LV in this order, None for one that is absent, such as '[3, 2, 1]'.",
+)
 # The rule of an option, by its name or its path in the config; options that take a file or a folder have none here.
 RULES: dict[str, _Rule] = {
     # of data
     "reference_frame": _none_or(_whole(1)),
     "series": _none_or(_must_be("the number of a series, with its letter if it has one", _is_series)),
     "plane": _none_or(_one_of(*PLANES)),
+    "label_values": _none_or(_LABEL_VALUES),
     "direction": _one_of(*DIRECTIONS),
     "axes": _must_be("2, for slices, or 3, for volumes", lambda value: _is_whole(value, 2) and value <= 3),
     "sector_origin": _none_or(_must_be("an angle in degrees", lambda value: _is_number(value, -1e6, 1e6))),
@@ -328,6 +342,8 @@ def _check_path(name: str, value: object) -> None:
         raise InputError(f"--{name} '{value}': names nothing; give a path, or leave --{name} out.")
     if "\0" in str(value):
         raise InputError(f"--{name}: holds a zero byte, which no path has; correct it.")
+    if max((len(os.fsencode(part)) for part in Path(str(value)).parts), default=0) > _LONGEST_NAME:
+        raise InputError(f"--{name}: holds a name of more than {_LONGEST_NAME} bytes, which no disk takes; shorten it.")
     if "#" in str(value) and not str(value).startswith(("@", "$")):
         raise InputError(
             f"--{name} {value}: holds #, which MONAI would read as ::, another name; rename that file or folder."

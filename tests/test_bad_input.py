@@ -245,6 +245,38 @@ def never_meant(path: Path) -> None:
     _header(path, _pack(42, "h", 30000, 30000, 3000))
 
 
+def no_slices(path: Path) -> None:
+    _header(path, _pack(46, "h", 0))
+
+
+def less_than_no_slices(path: Path) -> None:
+    _header(path, _pack(46, "h", -2))
+
+
+def units_of_nothing(path: Path) -> None:
+    _header(path, lambda content: content.__setitem__(123, 255))
+
+
+def sizes_of_nan(path: Path) -> None:
+    _header(path, _pack(80, "f", float("nan")))
+
+
+def voxels_beyond_the_file(path: Path) -> None:
+    _header(path, _pack(108, "f", 1e7))
+
+
+def kind_of_nothing(path: Path) -> None:
+    _header(path, _pack(70, "h", 9999))
+
+
+def header_alone(path: Path) -> None:
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:352]))
+
+
+def more_after_the_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
 def expands_without_end(path: Path) -> None:
     """A small file that expands to far more than its header tells."""
     content = gzip.decompress(path.read_bytes())
@@ -278,6 +310,14 @@ FAULTS: dict[Callable[[Path], None], str] = {
     sheared: "right angles",
     slices_first: "reorder",
     never_meant: "memory|complete|voxels",
+    no_slices: "holds no voxel",
+    less_than_no_slices: "complete|voxel",
+    units_of_nothing: "write it again in mm",
+    sizes_of_nan: "true size",
+    voxels_beyond_the_file: "complete",
+    kind_of_nothing: "complete|not recognized",
+    header_alone: "complete",
+    more_after_the_end: "complete",
 }
 
 
@@ -387,6 +427,14 @@ LISTS = {
     "empty": (_write("list.json", '{"test": []}'), "add cases"),
     "item of text": (_write("list.json", '{"test": ["a.nii.gz"]}'), "MONAI data list|item 1"),
     "number for a path": (_write("list.json", '{"test": [{"cine": 7}]}'), "path of a file"),
+    "trailing comma": (_write("list.json", '{"test": [{"cine": "a.nii.gz"},]}'), "correct it"),
+    "empty path": (_write("list.json", '{"test": [{"cine": ""}]}'), "path of a file"),
+    "cine and pair": (_write("list.json", '{"test": [{"cine": "a.nii.gz", "fixed": "b.nii.gz"}]}'), "make two items"),
+    "nothing": (_write("list.json", '{"test": [null]}'), "MONAI data list"),
+    "no section": (_write("list.json", '{"validation": []}'), "add cases"),
+    "misspelled": (_write("list.json", '{"test": [{"cine": "a.nii.gz", "refrence": 1}]}'), "did you mean 'reference'"),
+    "other values": (_write("list.json", '{"test": [{"cine": "a", "label_values": [1, 1, 2]}]}'), "label_values"),
+    "elsewhere": (_write("list.json", '{"test": [{"cine": "/nowhere/list.json.nii"}]}'), "correct the path"),
     "way out": (_write("list.json", '{"test": [{"cine": "a.nii.gz", "case": "../a"}]}'), "without /"),
 }
 
@@ -462,6 +510,14 @@ OPTIONS = {
     ("register", "--passes", "0"): "--passes 0: ",
     ("register", "--refine_iterations", "-2"): "--refine_iterations -2: ",
     ("register", "--checkpoint", "none.pt"): "none.pt",
+    ("register", "--reference_label", "a" * 300): "more than 255 bytes",
+    ("register", "--label_values", "[1, 1, 2]"): "--label_values [1, 1, 2]: ",
+    ("register", "--label_values", "3"): "--label_values 3: ",
+    ("register", "--series", "3"): "--series: ",
+    ("register", "--plane", "axial"): "--plane axial: ",
+    ("register", "--sector_origin", "left"): "--sector_origin left: ",
+    ("register", "--write", "all"): "--write all: ",
+    ("register", "--overwrite", "maybe"): "--overwrite maybe: ",
     ("register", "--referense_frame", "1"): "did you mean --reference_frame",
     ("register", "--config", "nothing"): "--config nothing: no such file",
     ("train", "--augmentation#zoom", "-5"): "zoom",
@@ -504,6 +560,25 @@ def test_output_that_is_no_folder(
     assert (tmp_path / "taken").read_text() == "mine"
 
 
+INFOS_OF_PAIRS = {
+    "one frame twice": ("ED: 1\nES: 1", "for ED and ES"),
+    "a frame that is not there": ("ED: 1\nES: 99", "no such file"),
+    "no end systole": ("ED: 1", "a line such as"),
+    "a word": ("ED: 1\nES: end", "a line such as"),
+}
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("fault", INFOS_OF_PAIRS)
+def test_info_of_a_pair(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: str, command: str) -> None:
+    content, cure = INFOS_OF_PAIRS[fault]
+    data = Path(shutil.copytree(tiny, tmp_path / "data"))
+    splits = json.loads((data / "splits.json").read_text())
+    subject = data / splits["train" if command == "train" else "test"][0]
+    (subject / "Info.cfg").write_text(content)
+    check(run(command, data, *SMALL, *CPU), subject.name, cure)
+
+
 def _weights(folder: Path, change: Callable[[dict], object]) -> Path:
     content = torch.load(Path(__file__).parent.parent / "models" / "model.pt", weights_only=True)
     torch.save(change(content), folder / "weights.pt")
@@ -540,6 +615,13 @@ POINTS = {
     "far": ("x,y,z\n9999,2,3\n", "outside the image"),
     "UTF-16": ("x,y,z\n1,2,3\n".encode("utf-16"), "UTF-8"),
     "empty": ("", "columns x, y, z"),
+    "semicolons": ("x;y;z\n1;2;3\n", "parted by commas"),
+    "decimal commas": ("x,y,z\n1,5,2,5,3,5\n", "row 2 has more entries"),
+    "a column twice": ("x,x,y,z\n1,1,2,3\n", "each once"),
+    "a short row": ("x,y,z\n1,2\n", "not a number"),
+    "a header alone": ("x,y,z\n", "a row for each point"),
+    "an open quote": ('x,y,z\n"1,2,3\n', "not a number|CSV"),
+    "a field without end": ("x,y,z\n" + "1" * 200_000 + ",2,3\n", "CSV"),
 }
 
 
@@ -552,6 +634,10 @@ def test_points(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: 
 
 
 LABELS = {
+    "negative": (lambda label: -label.astype(np.int16), "label_values"),
+    "NaN": (lambda label: np.where(label == 3, np.nan, label), "replace those voxels"),
+    "65535": (lambda label: np.where(label == 3, 65535, label).astype(np.float64), "label_values"),
+    "masks": (lambda label: np.stack([label == value for value in range(4)], axis=-1), "one stack of slices"),
     "fractions": (lambda label: label * 0.5, "fractions"),
     "another structure": (lambda label: label + 4 * (label > 0), "values"),
     "empty": (lambda label: label * 0, "0 everywhere"),

@@ -60,7 +60,7 @@ def acdc_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str 
             subject).
 
     Raises:
-        InputError: for a frame number that `Info.cfg` lacks, or a frame that is not there.
+        InputError: for a frame number that `Info.cfg` lacks, a frame that is not there, or one for both phases.
     """
     items = []
     for subject in subjects:
@@ -77,6 +77,10 @@ def acdc_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str 
                 label = find_image(folder, f"{stem}_gt", required=False)
                 if label is not None:
                     item[f"{role}_label"] = str(label)
+            if item["moving"] == item["fixed"]:
+                raise InputError(
+                    f"{folder / 'Info.cfg'}: has one frame, {info['ED']}, for ED and ES; correct the wrong one."
+                )
             items.append(item)
     return items
 

@@ -50,7 +50,7 @@ def inference_cases(
         series: of the DICOM folder `cine`, see `dicom.read_dicom_cine`.
         plane: of all cases that name none, one of `planes.PLANES`.
         label_values: of the labels of all cases but those of a data list that state their own
-            (`labels.check_label_values`).
+            (`options.RULES`).
         reference_label: a file, "auto" for the one beside the cine if there is one, or "none" for no label at all.
         only_list: whether to print what the DICOM folders hold instead, and return no case.
         sources: of `find_cases`.

@@ -26,11 +26,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.data.acdc import acdc_pairs, acdc_subjects
-from scripts.data.labels import check_label_values
 from scripts.data.mms import mms_pairs, mms_splits, mms_subjects, mms_table
 from scripts.data.nifti import stem_of
 from scripts.errors import InputError
 from scripts.files import read_json
+from scripts.options import check_option
 
 FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label", "points")
 NAME_KEYS = ("case", "subject", "direction")
@@ -126,15 +126,18 @@ def _listed_item(item: dict, folder: Path, where: str) -> dict:
     item = _known_entries(item, where)
     for key in FILE_KEYS:
         if key in item:
-            if not isinstance(item[key], str):
+            if not isinstance(item[key], str) or not item[key].strip():
                 raise InputError(f"{where} has the {key} {item[key]!r}; give the path of a file.")
             item[key] = str(folder / item[key])
+    pair = [key for key in ("moving", "fixed") if key in item]
+    if "cine" in item and pair:
+        raise InputError(f"{where} has 'cine' and '{pair[0]}'; make two items of it, a cine and a pair.")
     lacking = [key for key in ("moving", "fixed") if key not in item]
     if lacking and "cine" not in item:
         raise InputError(f"{where} has no '{lacking[0]}'; add the path of that image.")
     if "label_values" in item:
         try:
-            item["label_values"] = check_label_values(item["label_values"])
+            check_option("label_values", item["label_values"])
         except InputError as error:
             raise InputError(f"{where}: {str(error).removeprefix('--')}") from error
     stem = stem_of(item["cine"]) if "cine" in item else f"{stem_of(item['moving'])}_to_{stem_of(item['fixed'])}"
@@ -183,7 +186,7 @@ def select_pairs(
         direction: see `acdc_pairs`; a JSON list states its own.
         seed: of the split, where nothing else splits the folder.
         label_values: of the labels of all items but those of a JSON list that state their own
-            (`labels.check_label_values`).
+            (`options.RULES`).
 
     Returns:
         The items; an empty list where neither source is given, so that a workflow can be inspected without data.
@@ -220,16 +223,11 @@ def select_pairs(
     return with_label_values(items, label_values, keep=bool(data_list))
 
 
-def with_label_values(items: Sequence[dict], values: object, keep: bool) -> list[dict]:
-    """The items with the option `--label_values`, where it is given; those that have their own may keep them.
-
-    Raises:
-        InputError: for values that are none.
-    """
-    checked = check_label_values(values)
-    if checked is None:
+def with_label_values(items: Sequence[dict], values: Sequence[int | None] | None, keep: bool) -> list[dict]:
+    """The items with the option `--label_values`, where it is given; those that have their own may keep them."""
+    if values is None:
         return list(items)
-    return [item if keep and "label_values" in item else {**item, "label_values": checked} for item in items]
+    return [item if keep and "label_values" in item else {**item, "label_values": tuple(values)} for item in items]
 
 
 def check_files(items: Sequence[dict]) -> None:

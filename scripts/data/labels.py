@@ -37,24 +37,6 @@ MOST_VALUES = 8
 FITS_BETTER = 0.15
 
 
-def check_label_values(values: object) -> tuple[int | None, ...] | None:
-    """The option `--label_values`, a file's values of RV, myocardium and LV in this order, None for an absent one.
-
-    Raises:
-        InputError: for anything but three different whole numbers above 0 or None, one number at least.
-    """
-    if values is None:
-        return None
-    known = [value for value in values if value is not None] if isinstance(values, (list, tuple)) else []
-    whole = all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in known)
-    if not known or len(values) != len(LABELS) or not whole or len(set(known)) < len(known):
-        raise InputError(
-            f"--label_values {values}: must be the file's values of RV, myocardium and LV in this order, None for one that "
-            "is absent, such as '[3, 2, 1]'."
-        )
-    return tuple(values)
-
-
 def name_structures(label: MetaTensor, path: str, values: Sequence[int | None] | None = None) -> MetaTensor:
     """A label map (1, X, Y, Z) with the values of `cines.LABELS`, and 0 elsewhere.
 

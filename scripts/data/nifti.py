@@ -121,6 +121,10 @@ def open_nifti(path: str | Path) -> NiftiFile:
         raise _bad_qform(path, error) if "w2 " in str(error) else unreadable(path, error) from error
     if not isinstance(image, nib.Nifti1Pair):
         raise InputError(f"{path}: is {type(image).__name__.removesuffix('Image')}, no NIfTI; convert it to .nii.gz.")
+    if min(image.shape, default=0) < 1:
+        raise InputError(
+            f"{path}: its header gives the shape {image.shape}, which holds no voxel; is the file complete?"
+        )
     affine, placed, notes = _judge_place(path, image)
     file = NiftiFile(path, image, affine, placed, notes)
     for note in notes:
@@ -260,11 +264,14 @@ def _judge_place(path: str | Path, image: nib.Nifti1Pair) -> tuple[NDArray, bool
         (qform, q_code), (sform, s_code) = header.get_qform(coded=True), header.get_sform(coded=True)
     except (HeaderDataError, ValueError) as error:
         raise _bad_qform(path, error) from error
-    unit = header.get_xyzt_units()[0]
+    try:
+        unit = header.get_xyzt_units()[0]
+    except KeyError as error:
+        raise InputError(f"{path}: its header gives units that NIfTI does not have; write it again in mm.") from error
     if unit not in ("mm", "unknown"):
         raise InputError(f"{path}: its header gives lengths in units of a {unit}; write it again in mm.")
     pixdim = _stored_sizes(image)
-    if not s_code and not (np.isfinite(pixdim) & (pixdim > 0)).all():
+    if not np.isfinite(pixdim).all() or (not s_code and not (pixdim > 0).all()):
         raise InputError(
             f"{path}: its header gives voxels of {_listed(pixdim)} mm; write it again with their true size."
         )
@@ -383,7 +390,7 @@ def _true_shape(image: nib.Nifti1Pair) -> tuple[int, ...]:
     shape = image.shape
     is_nifti = isinstance(image, nib.Nifti1Pair)
     has_vectors = is_nifti and int(image.header["intent_code"]) in (VECTOR, DISPLACEMENT)
-    if len(shape) >= 5 and shape[3] == 1 and not has_vectors:
+    while len(shape) >= 5 and shape[3] == 1 and not has_vectors:
         shape = (*shape[:3], *shape[4:])
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]

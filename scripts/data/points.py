@@ -58,13 +58,19 @@ def read_points(path: str | Path) -> tuple[list[str], NDArray]:
     try:
         # Excel begins its UTF-8 with a mark that would become part of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
+            reader = csv.DictReader(file, skipinitialspace=True)
+            rows, columns = list(reader), reader.fieldnames or []
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"{path}: cannot be read as CSV ({error}); save it as UTF-8 text with the columns x, y, z."
         ) from error
-    if not rows or not {"x", "y", "z"} <= set(rows[0]):
-        raise InputError(f"{path}: needs the columns x, y, z (mm along LPS) and a row for each point.")
+    if not rows or any(columns.count(axis) != 1 for axis in "xyz"):
+        raise InputError(
+            f"{path}: needs the columns x, y, z (mm along LPS), each once, parted by commas, and a row for each point."
+        )
+    # As where numbers have commas for points, too.
+    if long := [number for number, row in enumerate(rows, start=2) if None in row]:
+        raise InputError(f"{path}: row {long[0]} has more entries than there are columns; correct it.")
     try:
         positions = np.array([[float(row[axis]) for axis in "xyz"] for row in rows]) * RAS_TO_LPS
     except (TypeError, ValueError) as error:

@@ -12,10 +12,11 @@ import torch
 from conftest import ROOT
 from monai.data import MetaTensor
 from phantom_cases import PHANTOM
-from scripts.data.labels import FITS_BETTER, better_frame, check_label_values, name_structures
+from scripts.data.labels import FITS_BETTER, better_frame, name_structures
 from scripts.data.loading import load_image
 from scripts.data.nifti import open_nifti
 from scripts.errors import InputError
+from scripts.options import check_option
 
 OTHER_ORDERS = [order for order in itertools.permutations((1, 2, 3)) if order != (1, 2, 3)]
 
@@ -79,12 +80,12 @@ def test_a_label_that_lacks_structures_is_taken(label: np.ndarray, missing: tupl
 )
 def test_an_option_that_is_no_three_values_is_refused(values: object) -> None:
     with pytest.raises(InputError, match=r"--label_values .*: must be the file's values of RV, myocardium and LV"):
-        check_label_values(values)
+        check_option("label_values", values)
 
 
 def test_an_option_of_three_values_is_taken() -> None:
-    assert check_label_values(None) is None
-    assert check_label_values([3, None, 1]) == (3, None, 1)
+    for values in (None, [3, 2, 1], (3, None, 1), [None, None, 1]):
+        check_option("label_values", values)
 
 
 def test_a_label_fits_its_own_frame_best() -> None:
