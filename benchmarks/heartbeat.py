@@ -49,7 +49,7 @@ def read_case(case: Path) -> tuple[CineRegistration, NDArray]:
     phases = read_info(case / "Info.cfg")
     ed, es = (case / f"{case.name}_frame{int(phases[phase]):02d}_gt.nii.gz" for phase in ("ED", "ES"))
     cine = case / f"{case.name}_4d.nii.gz"
-    registration = register_cine(cine, reference_frame=int(phases["ED"]), reference_label=ed)
+    registration = register_cine(cine, reference_frame=int(phases["ED"]), reference_label=ed, segmentation="none")
     return registration.voxels, np.asarray(nib.load(es).dataobj)
 
 

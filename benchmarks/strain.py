@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """How far strain and ejection fraction of registered phantoms are from the truth.
 
     python -m benchmarks.strain [--subjects 6] [--size 128] [--native] [--checkpoint models/model.pt] [--json
@@ -68,7 +79,7 @@ def fiber_strain(phantom: Phantom, label: NDArray, frame: int) -> dict[str, NDAr
 
 def compare(phantom: Phantom, cine: Path, label: Path, **options: object) -> dict[str, float]:
     """Figures of the closed form at end systole, and the errors by the exact and by the registered field."""
-    found = register_cine(cine, reference_frame=1, reference_label=label, **options)
+    found = register_cine(cine, reference_frame=1, reference_label=label, segmentation="none", **options)
     es, reference = phantom.end_systole, phantom.label(1)
     fields = np.stack([phantom.field(frame, 1) for frame in range(1, phantom.frames + 1)])
     truth, sectors = fiber_strain(phantom, reference, es), sector_map(reference, found.cine.affine)

@@ -529,6 +529,7 @@ OPTIONS = {
     ("register", "--sector_origin", "left"): "--sector_origin left: ",
     ("register", "--write", "all"): "--write all: ",
     ("register", "--overwrite", "maybe"): "--overwrite maybe: ",
+    ("register", "--segmentation", "none.pt"): "none.pt",
     ("register", "--referense_frame", "1"): "did you mean --reference_frame",
     ("register", "--config", "nothing"): "--config nothing: no such file",
     ("train", "--augmentation#zoom", "-5"): "zoom",
@@ -617,6 +618,16 @@ def test_weights(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], comman
     source = [next(tiny.glob("*1/*_4d.nii.gz"))] if command == "register" else [tiny, *SMALL[:4]]
     outcome = run(command, *source, "--checkpoint", path, *CPU)
     check(outcome, "weights.pt" if fault != "of NaN" or command == "evaluate" else "", cure)
+
+
+@pytest.mark.parametrize("fault", ["text", "of another network"])
+def test_weights_of_the_segmentation(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: str) -> None:
+    make, cure = WEIGHTS[fault]
+    path = make(tmp_path)
+    check(run("register", next(tiny.glob("*1/*_4d.nii.gz")), "--segmentation", path, *CPU), "weights.pt", cure)
+    (tmp_path / "bundle").mkdir()
+    outcome = run("register", next(tiny.glob("*1/*_4d.nii.gz")), "--segmentation", tmp_path / "bundle", *CPU)
+    check(outcome, "bundle", "inference.json")
 
 
 POINTS = {

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The workflows as users run them, proved by what they leave on disk."""
 
 from __future__ import annotations
@@ -181,7 +192,7 @@ PAIR_FILES = {"moved.nii.gz", "field.nii.gz", "field_inverse.nii.gz", "quality.j
 CINE_FILES = {"moved.nii.gz", "times.csv", "quality.json"} | {
     f"fields/frame_{t:02d}{end}.nii.gz" for t in range(1, 5) for end in ("", "_inverse")
 }
-LABEL_FILES = {"labels.nii.gz", "function.json", "volumes.csv", "strain.csv"}
+LABEL_FILES = {"labels.nii.gz", "segmented.nii.gz", "function.json", "volumes.csv", "strain.csv"}
 
 
 def files(folder: Path) -> set[str]:
@@ -200,7 +211,7 @@ def test_run_infers_a_pair_on_the_fixed_grid(trained: tuple, phantoms: Path, tmp
     succeed(infer(trained=trained, output_dir=tmp_path, **pair))
     (folder,) = tmp_path.iterdir()
     assert folder.name == "phantom001_frame03_to_phantom001_frame01"
-    assert files(folder) == PAIR_FILES | {"moved_label.nii.gz"}
+    assert files(folder) == PAIR_FILES | {"moved_label.nii.gz", "segmented.nii.gz"}
     fixed, moving = nib.load(pair["fixed"]), nib.load(pair["moving"]).get_fdata()
     moved, label = (nib.load(folder / name) for name in ("moved.nii.gz", "moved_label.nii.gz"))
     for image in (moved, label):

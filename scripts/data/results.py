@@ -35,7 +35,8 @@ RESULTS = {
     "strain.csv",
     "points.csv",
 }
-RESULTS |= {"field.nii.gz", "field_inverse.nii.gz", "moved_label.nii.gz", ".DS_Store"}
+RESULTS |= {"field.nii.gz", "field_inverse.nii.gz", "moved_label.nii.gz", "fixed_label.nii.gz", "carried_label.nii.gz"}
+RESULTS |= {"segmented.nii.gz", ".DS_Store"}
 # What they may leave in its `fields`.
 FIELD_FILE = r"frame_\d+(_inverse)?\.nii\.gz|\.DS_Store"
 

@@ -71,9 +71,10 @@ class SegmentCase(Transform):
                 f"{name}: is a long-axis view ({item['plane']}), which the segmentation does not know; no contours are drawn."
             )
             return item
+        spacing = item["fixed"].pixdim.tolist()
         images = item["moving"] if item["kind"] == "cine" else torch.cat([item["fixed"], item["moving"]])
         frames = images.numpy().transpose(1, 2, 3, 0)
-        found = find_contours(frames, item["fixed"].pixdim.tolist(), self.segment, self.scratch_dir)
+        found = find_contours(frames, spacing, self.segment, self.scratch_dir)
         if found is None:
             say(
                 f"{name}: the segmentation finds no LV in a ring of myocardium, so no contours are drawn; is it a short-axis "

@@ -36,6 +36,8 @@ from scripts.progress import stage
 from scripts.report.page import write_report
 from scripts.training.checkpoints import hash_checkpoint
 
+# What is kept shows; where a label lies may tell who the patient is.
+_UNSHOWN = ("kept", "reference label")
 _WORDS = {("working spacing", False): "native", ("sector origin", None): "by the RV, where it is labeled"}
 
 
@@ -100,7 +102,7 @@ def versions() -> dict[str, str]:
 
 def describe_parameters(parameters: Mapping[str, object], device: str) -> dict[str, str]:
     """Parameters in the words of the report, files of weights with their hashes, and the device."""
-    words = {name: _WORDS.get((name, value), str(value)) for name, value in parameters.items() if name != "kept"}
+    words = {name: _WORDS.get((name, value), str(value)) for name, value in parameters.items() if name not in _UNSHOWN}
     for name in ("weights", "segmentation"):
         if (checkpoint := parameters.get(name)) and Path(str(checkpoint)).is_file():
             words[name] = f"{checkpoint}, SHA-256 {hash_checkpoint(checkpoint)[:16]}"

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 from __future__ import annotations
 
 import json
@@ -7,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scripts.api import register_cine
 from scripts.cardiac.segmentation import Segmenter, make_network
 from scripts.errors import InputError
 from scripts.workflow.segmenters import load_segmenter
@@ -65,6 +77,15 @@ def test_labels_of_another_bundle_are_renamed(bundle: Path, channel: NDArray) ->
     assert np.array_equal(segment(70.0 * channel, SPACING), expected)
     cine = np.stack([70.0 * channel, 5.0 * channel[::-1]], axis=-1)
     assert np.array_equal(segment(cine, SPACING), np.stack([expected, expected[::-1]], axis=-1))
+
+
+def test_a_cine_is_registered_with_the_contours_of_another_bundle(bundle: Path, channel: NDArray) -> None:
+    cine = np.stack([70.0 * channel, 70.0 * channel], axis=-1)
+    found = register_cine((cine, np.diag([*SPACING, 1.0])), segmentation=bundle, device="cpu")
+    expected = np.array([0, 3, 2, 1], np.uint8)[channel]
+    assert np.array_equal(found.label, expected)
+    assert np.array_equal(found.segmented, np.stack([expected, expected], axis=-1))
+    assert found.label_basis == "automatic"
 
 
 def test_a_bundle_that_resamples_gives_labels_on_the_image_s_grid(bundle: Path, channel: NDArray) -> None:

@@ -30,12 +30,12 @@ from scripts.cardiac.quality import assess
 from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 from scripts.cardiac.strain import measure_strain
 from scripts.data.itk_fields import read_field
-from scripts.data.results import DONE
+from scripts.data.results import DONE, check_place
 from scripts.errors import InputError
 from scripts.files import own_name, plain
 from scripts.options import KEPT
 from scripts.workflow import writers
-from scripts.workflow.writers import WriteRegistration, write_nifti
+from scripts.workflow.writers import WriteRegistration, describe_parameters, write_nifti
 
 PHANTOM = Phantom.random((0, 1), size=(24, 22), slices=2, frames=3)
 TIMES = np.array([[10.0, 50, 100], [20, 55, 120]])
@@ -108,6 +108,11 @@ def test_a_cine_leaves_all_its_files(cine: CineRegistration, tmp_path: Path) -> 
             assert len(list(csv.DictReader(file))) == expected
 
 
+def test_the_place_of_a_label_is_not_shown() -> None:
+    shown = describe_parameters({"reference label": "/data/DOE_JANE/gt.nii.gz", "segmentation": "none"}, "cpu")
+    assert shown == {"segmentation": "none", "device": "cpu"}
+
+
 def test_segmented_frames_lie_beside_the_carried_labels(tmp_path: Path) -> None:
     one = register(name="one")
     one.segmented = np.where(one.labels == 2, 0, one.labels)
@@ -119,14 +124,16 @@ def test_segmented_frames_lie_beside_the_carried_labels(tmp_path: Path) -> None:
     assert float(row["rv_segmented_ml"]) == float(row["rv_carried_ml"])
     assert "myo_segmented_ml" not in row
     assert "segmented.nii.gz" not in files(write(tmp_path / "other", one, write="moved"))
+    check_place(folder)  # the next run may replace it
 
 
 def test_automatic_labels_of_a_pair_are_written_on_both_images(tmp_path: Path) -> None:
     pair = register(label=False, pair=True, name="pair")
     pair.fixed_label, pair.carried_label, pair.segmented = PHANTOM.label(1), PHANTOM.label(2), pair.cine.image > 0
     pair.segmented = pair.segmented.astype(np.uint8)
-    found = files(write(tmp_path, pair))
-    assert found == PAIR_FILES | {"fixed_label.nii.gz", "carried_label.nii.gz", "segmented.nii.gz"}
+    folder = write(tmp_path, pair)
+    check_place(folder)
+    assert files(folder) == PAIR_FILES | {"fixed_label.nii.gz", "carried_label.nii.gz", "segmented.nii.gz"}
 
 
 @pytest.mark.parametrize("pair", [False, True])
