@@ -55,7 +55,6 @@ from scripts.data.loading import LoadPaird
 from scripts.data.preprocessing import ScaleSlicesd, scale_slices
 from scripts.devices import check_bf16, check_device
 from scripts.errors import one_line
-from scripts.files import write_json
 from scripts.registration.fields import warp
 from scripts.registration.inferers import FieldInferer
 from scripts.registration.metrics import dice_percent, folding_percent, mse_hundredfold, nan_mean
@@ -67,7 +66,7 @@ from tqdm import tqdm
 
 from benchmarks.classical import METHODS, limit_itk_to_one_thread
 from benchmarks.options import positive, writable
-from benchmarks.setting import processor, setting
+from benchmarks.setting import keep, processor, setting
 from benchmarks.timing import format_rows, quartiles, time_rounds
 
 # Pairs (S, 2, X, Y) of moving and fixed slices -> fields (S, 2, X, Y) in pixels, channel i along array axis i, pull
@@ -354,9 +353,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "seconds": seconds,
         "whole_case": case,
     }
-    if options.json:
-        write_json(options.json, result)
-    return result
+    return keep(result, options.json)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Long-axis cines with a label in every frame: labels that the registration carries against drawn ones, and longitudinal
 strain by both.
 
@@ -25,11 +36,10 @@ from scripts.cardiac.cines import LABELS
 from scripts.cardiac.longitudinal import midline_length
 from scripts.devices import check_device
 from scripts.errors import InputError, one_line
-from scripts.files import write_json
 from scripts.registration.metrics import dice_percent, nan_mean
 
 from benchmarks.options import writable
-from benchmarks.setting import processor, setting
+from benchmarks.setting import keep, processor, setting
 
 
 def compare(carried: NDArray, drawn: NDArray, strain: Sequence[float], spacing: Sequence[float]) -> dict[str, object]:
@@ -133,9 +143,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
         print(f"  peak longitudinal strain, %: {listed}")
     words = sys.argv[1:] if argv is None else argv
     result = {**setting("benchmarks.long_axis", words, options, processor(options.device)), "cines": found}
-    if options.json:
-        write_json(options.json, result)
-    return result
+    return keep(result, options.json)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """How well the segmentation network labels frames whose labels a person drew, per subject over the stack.
 
     python -m benchmarks.segmentation --dataset_dir ACDC [--split test] [--checkpoint models/segmentation.pt] [--json
@@ -22,14 +33,13 @@ from scripts.cardiac.cines import LABELS
 from scripts.cardiac.segmentation import Segmenter, make_network
 from scripts.data.datalists import SPLITS
 from scripts.errors import one_line
-from scripts.files import write_json
 from scripts.registration.metrics import dice_percent, hd95_mm, summarize
 from scripts.training.checkpoints import load_weights
 from scripts.training.labeled_slices import load_stack, select_frames
 from tqdm import tqdm
 
 from benchmarks.options import writable
-from benchmarks.setting import processor, setting
+from benchmarks.setting import keep, processor, setting
 
 NAMES = {"rv": "RV", "myo": "Myo", "lv": "LV"}
 
@@ -133,9 +143,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     words = sys.argv[1:] if argv is None else argv
     hardware = f"{processor(options.device)}, {torch.get_num_threads()} thread(s)"
     result = {**setting("benchmarks.segmentation", words, options, hardware), "summary": summary, "rows": rows}
-    if options.json:
-        write_json(options.json, result)
-    return result
+    return keep(result, options.json)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Where a figure was measured: hardware, versions and commit, and the command as a document may show it."""
 
 from __future__ import annotations
@@ -10,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from scripts.files import write_json
 
 from benchmarks.options import command, shown
 
@@ -29,6 +41,13 @@ def setting(module: str, argv: Sequence[str], options: Namespace, hardware: str,
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in others} | {"commit": commit()}
     return {"command": command(module, argv), "options": shown(options), "hardware": hardware, "versions": versions}
+
+
+def keep(result: dict, path: Path | None) -> dict:
+    """The result of a benchmark, which goes to a JSON file where one is given."""
+    if path:
+        write_json(path, result)
+    return result
 
 
 def commit() -> str:

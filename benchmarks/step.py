@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Cost of one training step by surgery against the plain weighted sum, side by side in one process.
 
     python -m benchmarks.step [--device cuda:0] [--batch 8] [--rounds 20] [--json step.json] [--reference PATH]
@@ -24,14 +35,13 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from scripts.devices import check_bf16, check_device
 from scripts.errors import InputError, one_line
-from scripts.files import write_json
 from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.registration.networks import PyramidNetwork, RegistrationUNet
 from scripts.surgery.handler import GradientSurgeryHandler
 from torch import Tensor, nn
 
 from benchmarks.options import positive, writable
-from benchmarks.setting import processor, setting
+from benchmarks.setting import keep, processor, setting
 from benchmarks.timing import format_rows, quartiles, time_rounds
 
 NETWORKS = {"unet": lambda: RegistrationUNet(conv_bias=True), "pyramid": PyramidNetwork}
@@ -287,9 +297,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "steps": table,
         "seconds": seconds,
     }
-    if options.json:
-        write_json(options.json, result)
-    return result
+    return keep(result, options.json)
 
 
 if __name__ == "__main__":

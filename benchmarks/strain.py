@@ -36,11 +36,10 @@ from scripts.cardiac.phantom import Phantom, write_phantom_dataset
 from scripts.cardiac.strain import measure_strain, sector_map
 from scripts.devices import check_device
 from scripts.errors import one_line
-from scripts.files import write_json
 from tqdm import tqdm
 
 from benchmarks.options import positive, writable
-from benchmarks.setting import processor, setting
+from benchmarks.setting import keep, processor, setting
 
 # Directions of strain, by their angle from the radius.
 AXES = {"radial": 0.0, "circumferential": np.pi / 2}
@@ -154,9 +153,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     print_table(rows)
     words = sys.argv[1:] if argv is None else argv
     result = {**setting("benchmarks.strain", words, options, processor(options.device)), "rows": rows}
-    if options.json:
-        write_json(options.json, result)
-    return result
+    return keep(result, options.json)
 
 
 if __name__ == "__main__":

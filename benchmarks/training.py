@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """A training as users run it: slices a second and seconds an epoch, with loading and augmentation, and where the time
 goes.
 
@@ -34,7 +45,6 @@ from scripts.cardiac.phantom import write_phantom_dataset
 from scripts.data.preprocessing import PreparePair
 from scripts.devices import allow_tf32, check_device, time_kernels
 from scripts.errors import InputError, one_line
-from scripts.files import write_json
 from scripts.surgery.rules import aggregate as aggregate_gradients
 from scripts.training.datasets import SliceDataset, batch_loader
 from scripts.training.graphs import WARM_UP
@@ -47,7 +57,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.options import positive, writable
-from benchmarks.setting import processor, setting
+from benchmarks.setting import keep, processor, setting
 from benchmarks.step import import_reference, make_reference
 from benchmarks.timing import format_rows, quartiles, time_rounds
 
@@ -527,9 +537,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "skipped": skipped,
         "seconds": seconds,
     }
-    if options.json:
-        write_json(options.json, result)
-    return result
+    return keep(result, options.json)
 
 
 if __name__ == "__main__":

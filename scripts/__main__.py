@@ -85,6 +85,10 @@ def main(words: Sequence[str]) -> None:
         raise InputError(
             f"{name}: no such command; {f'did you mean {close[0]}?' if close else 'give one of ' + ', '.join(COMMANDS)}"
         )
+    if not rest:
+        raise InputError(
+            f"{name}: nothing to work on; give {_usage(name)}, or options (python -m scripts {name} --help)."
+        )
     configs = _config_files(name, rest)
     if {"-h", "--help"} & set(rest):
         print(f"python -m scripts {_usage(name)} [--option value ...]\n\n{describe_files(configs)}")
@@ -93,7 +97,7 @@ def main(words: Sequence[str]) -> None:
     print(f"{name}: loading PyTorch and MONAI ...", flush=True)
     with stage("loading"):
         import monai.bundle  # noqa: F401  most of what a run imports; some seconds
-    # MONAI warns of running config files that others wrote.
+    # MONAI warns that config files of others may run any code.
     warnings.filterwarnings("ignore", message="parsing config_file")
     # The model zoo's CI reads that key; MONAI would have it renamed.
     warnings.filterwarnings("ignore", message="Detected deprecated name 'optional_packages_version'")

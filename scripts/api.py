@@ -165,7 +165,7 @@ def _register_one(**options: object) -> CineResult | PairResult:
     unknown = set(options) - (set(ConfigParser.load_config_file(str(CONFIG))) - {"bundle_root"})
     if unknown:
         raise InputError(f"{', '.join(sorted(unknown))}: no such option; they are the top-level keys of {CONFIG.name}.")
-    # What is in memory takes the same door as files.
+    # What is in memory is written first, so that it is read and checked as files are.
     with TemporaryDirectory(prefix="registration_", ignore_cleanup_errors=True) as folder:
         try:
             found = _run_workflow(_written_options(options, Path(folder)))
@@ -259,7 +259,7 @@ def _in_memory(name: str, image: object) -> nib.Nifti1Image:
         )
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.linalg.det(affine):
         raise InputError(
-            f"{name}: its affine is none; give (4, 4) finite numbers, voxel index to RAS in mm, invertible."
+            f"{name}: its affine is invalid; give (4, 4) finite numbers, voxel index to RAS in mm, invertible."
         )
     made = nib.Nifti1Image(_numbers(name, array), affine, header)
     made.set_data_dtype(np.float32)
@@ -275,4 +275,4 @@ def _numbers(name: str, values: object) -> NDArray:
             raise ValueError(f"dtype {array.dtype}")
         return array.astype(np.float32 if array.dtype.kind != "f" else array.dtype)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: is no array of real numbers ({error}).") from None
+        raise InputError(f"{name}: is not an array of real numbers ({error}).") from None

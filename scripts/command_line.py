@@ -22,12 +22,14 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from pydoc import locate
+from types import TracebackType
 
 import yaml
 from fire.parser import DefaultParseValue
-from scripts.errors import InputError, clean_up_at_sigterm, log_in_one_line, report_error
+from scripts.errors import InputError, clean_up_at_sigterm, first_cause, log_in_one_line, report_error
 from scripts.help import bundle_version, describe_files
 
 _OPTION = re.compile(r"--?[A-Za-z_]")
@@ -50,7 +52,7 @@ def check(argv: Sequence[str] | None = None) -> None:
         if not _is_bundle_run(sys.argv):
             return
         argv = sys.argv
-        sys.excepthook = report_error
+        sys.excepthook = partial(_report_error, _parse_options(argv))
         log_in_one_line()
         clean_up_at_sigterm()
     options = _parse_options(argv)
@@ -64,6 +66,23 @@ def check(argv: Sequence[str] | None = None) -> None:
     for name, value in options.items():
         _check_known(name, config)
         _check_word(name, value, config)
+
+
+def _report_error(
+    options: Mapping[str, str | None], kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """`errors.report_error`, which names the option where an expression that was given as its value has failed."""
+    cause, link = first_cause(error), error
+    expressions = {name: value for name, value in options.items() if str(value).startswith("$")}
+    while link is not None and not isinstance(cause, InputError):
+        for name, value in expressions.items():
+            # All that the errors of MONAI and of Python's parser have of the expression is its text.
+            if repr(value) in str(link) or str(getattr(link, "text", "")).strip() == value[1:].strip():
+                cause = InputError(f"--{name} {value}: cannot be computed ({cause}); correct the expression.")
+        link = link.__cause__
+    if isinstance(cause, InputError):
+        kind, error, trace = type(cause), cause, None
+    report_error(kind, error, trace)
 
 
 def _check_known(name: str, config: Mapping) -> None:

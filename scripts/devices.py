@@ -78,8 +78,8 @@ def is_first_of_node() -> bool:
 
 
 def start_process_group(device: str | torch.device, hours: float | None = None) -> None:
-    """Join the processes that torchrun started, through NCCL for CUDA devices and gloo for the CPU; once, whoever else
-    did it before.
+    """Join the processes that torchrun started, through NCCL for CUDA devices and gloo for the CPU; once, even where
+    something else joined them before.
 
     Args:
         device: of the tensors that the processes exchange.

@@ -239,7 +239,7 @@ def claimed(folder: str | Path) -> Iterator[None]:
                 raise InputError(
                     f"{folder}: is in use by {holder}, which writes there; wait for its end or give another folder."
                 )
-            # A training of this very process that failed: nobody else writes.
+            # A training of this very process that failed has left its claim: no other process writes.
         file.truncate(0)
         file.write(_this_process())
         file.flush()

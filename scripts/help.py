@@ -24,7 +24,7 @@ import yaml
 
 _GROUP = re.compile(r"# --- (.*)")
 _JOINED = re.compile(r"\$@(\w+) \+ '(.*)'")  # a path below that of another option
-_NOT_SHOWN = "wiring"  # title of what nobody gives on the command line
+_NOT_SHOWN = "wiring"  # title of the part that is not for the command line
 _COLUMN = 26  # where the comments begin
 
 

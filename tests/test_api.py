@@ -214,13 +214,13 @@ RAMP = np.linspace(0, 100, 16 * 16 * 2 * 3).reshape(16, 16, 2, 3)
     ("options", "message"),
     [
         ({"cine": RAMP}, r"^cine: takes a path, a nibabel image or \(array, affine\), .* got ndarray"),
-        ({"cine": (RAMP, np.eye(3))}, "^cine: its affine is none"),
-        ({"cine": (RAMP, "here")}, "^cine's affine: is no array of real numbers"),
-        ({"cine": ([[1, 2], [3]], AFFINE)}, "^cine: is no array of real numbers"),
-        ({"cine": (RAMP * 1j, AFFINE)}, "^cine: is no array of real numbers"),
+        ({"cine": (RAMP, np.eye(3))}, "^cine: its affine is invalid"),
+        ({"cine": (RAMP, "here")}, "^cine's affine: is not an array of real numbers"),
+        ({"cine": ([[1, 2], [3]], AFFINE)}, "^cine: is not an array of real numbers"),
+        ({"cine": (RAMP * 1j, AFFINE)}, "^cine: is not an array of real numbers"),
         ({"cine": (RAMP[..., 0], AFFINE)}, r"^cine: has the shape \(16, 16, 2\); a cine is"),
         ({"cine": (RAMP * np.nan, AFFINE)}, "^cine: holds NaN or Inf"),
-        ({"cine": (RAMP, 0 * AFFINE)}, "^cine: its affine is none"),
+        ({"cine": (RAMP, 0 * AFFINE)}, "^cine: its affine is invalid"),
         ({"cine": (RAMP, AFFINE), "points": [[0, 0]], "reference_frame": 1}, r"^points: have the shape \(1, 2\)"),
         ({"cine": (RAMP, AFFINE), "points": [[999, 0, 0]], "reference_frame": 1}, "^points: the point 1 lies outside"),
         (

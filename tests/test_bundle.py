@@ -523,7 +523,7 @@ def test_each_process_draws_its_own_augmentation(monkeypatch: pytest.MonkeyPatch
         (
             INFERENCE,
             {"cine": "CINE", "reference_label": "LABEL"},
-            ("label.nii.gz: nobody knows which frame", "--reference_frame"),
+            ("label.nii.gz: it is not known which frame", "--reference_frame"),
         ),
         (
             INFERENCE,

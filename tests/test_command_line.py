@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Guards of the command line, apart from the runs in test_bundle.py."""
 
 from __future__ import annotations
@@ -196,6 +207,17 @@ def test_a_full_disk_and_a_lost_process_end_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: another process of this run has ended")
     assert "--resume" in line
+
+
+@pytest.mark.parametrize("expression", ["$1/0", "$unknown + 1", "$(1"])
+def test_an_expression_that_fails_is_named_with_its_option(expression: str, capsys: pytest.CaptureFixture) -> None:
+    parser = ConfigParser({"passes": expression, "network": {"_target_": "dict", "passes": "@passes"}})
+    with pytest.raises(Exception) as caught:  # whatever MONAI makes of it
+        parser.get_parsed_content("network")
+    options = {"overwrite": None, "passes": expression}
+    command_line._report_error(options, caught.type, caught.value, caught.tb)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --passes {expression}: cannot be computed (")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The short form: the same runs as `python -m monai.bundle`, in fewer words."""
 
 from __future__ import annotations
@@ -63,6 +74,7 @@ def test_stands_for_a_run_of_the_bundle(
         (["train", "--config"], "--config : no such file"),
         (["register", "a", "b", "c"], "a b c: too many or too few words; give register CINE | MOVING FIXED"),
         (["train", "a", "b"], "a b: too many or too few words"),
+        (["register"], "register: nothing to work on; give register CINE | MOVING FIXED, or options"),
     ],
 )
 def test_refuses_what_it_does_not_know(words: list[str], message: str) -> None:

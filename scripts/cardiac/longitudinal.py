@@ -37,7 +37,7 @@ BIN = 2.0
 SMOOTH = 4.0
 # Millimeters at each end whose direction the line keeps on its way out of the wall.
 TANGENT = 10.0
-# Of the myocardium that is in one piece; of a wall in pieces nobody knows the line.
+# Share of the myocardium that must be in one piece; a wall in pieces has no line.
 WHOLE = 0.9
 
 

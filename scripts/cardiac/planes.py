@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 SHORT_AXIS, LONG_AXIS = "SAX", "LAX"
 VIEWS = ("2CH", "3CH", "4CH")
-# Short axis; two-, three- and four-chamber view; a long-axis view that nobody told.
+# Short axis; two-, three- and four-chamber view; a long-axis view of unknown kind.
 PLANES = (SHORT_AXIS, *VIEWS, LONG_AXIS)
 # How a plane is known: from the header, from `--plane`, or not at all.
 BASIS = ("read", "given", "unknown")

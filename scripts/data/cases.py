@@ -9,15 +9,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What inference is asked to register: options and folders to a data list of cines and pairs (`frames.LoadCase` says
-what they hold)."""
+"""What inference is asked to register: options and folders to a data list of cines and pairs (`loading.LoadCase`
+says what they hold)."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 
@@ -31,8 +32,8 @@ from scripts.errors import InputError
 from scripts.files import clean_name, files_below, is_dicom, plain_path
 from scripts.options import is_none, label_file
 
-# Of a NIfTI file that is no cine, by its stem: ACDC's and M&Ms' `_gt`, UK Biobank's `seg_`, ITK-SNAP's and 3D Slicer's
-# habits.
+# The stem of a NIfTI file that is a label, not a cine: as ACDC and M&Ms (`_gt`), UK Biobank (`seg_`), ITK-SNAP and 3D
+# Slicer name theirs.
 LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$", re.IGNORECASE)
 
 
@@ -143,7 +144,7 @@ def cine_case(
     estimate.
 
     Raises:
-        InputError: for a label or points whose frame nobody knows, or a path that is not there.
+        InputError: for a label or points whose frame is not known, or a path that is not there.
     """
     path = Path(path)
     if not path.exists():
@@ -158,17 +159,17 @@ def cine_case(
     ):
         if file:
             if "reference" not in item:
-                raise InputError(f"{file}: nobody knows which frame {words} to; give --reference_frame.")
+                raise InputError(f"{file}: it is not known which frame {words} to; give --reference_frame.")
             if (named := re.search(r"_frame(\d+)(_gt)?\.nii", Path(file).name)) and int(named[1]) != item["reference"]:
                 logging.getLogger("inference").warning(
                     f"{file}: is of frame {int(named[1])} by its name, and is taken for that of the reference frame "
                     f"{item['reference']} ({item['reference_basis']}): is --reference_frame right?"
                 )
             item[key] = str(file)
-    # What is wrong with the files themselves, `LoadCase` finds when their turn comes.
+    # `LoadCase` reads the files when their turn comes, and tells what is wrong with them.
     item["case"] = item["subject"] = stem_of(path) if path.is_file() else plain_path(path).name
     if not item["case"]:
-        raise InputError(f"{path}: has no name that its results could go by; rename it.")
+        raise InputError(f"{path}: has no name that a folder of results could have; rename it.")
     check_files([item])
     return item
 
@@ -244,6 +245,26 @@ def end_diastole(folder: Path) -> int | None:
     return int(ed) if ed else None
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a folder holds."""
+
+    subjects: list[Path]
+    """Folders in ACDC's layout."""
+    files: list[Path]
+    """4-D NIfTI files."""
+    folders: dict[Path, list[Path]]
+    """Other folders, with the 4-D NIfTI files of each, or itself where it is a cine in DICOM."""
+
+    @property
+    def cines(self) -> list[Path]:
+        return [*self.files, *chain(*self.folders.values())]
+
+    @property
+    def dicom(self) -> list[Path]:
+        return [path for path, cines in self.folders.items() if cines == [path]]
+
+
 def folder_cases(root: Path, reference_frame: int | None, direction: str) -> list[dict]:
     """The cases of a folder, of all kinds that it holds: subjects in ACDC's layout, then 4-D NIfTI files, then folders
     of such files or of DICOM. A folder that inference wrote is no case; what else is left out, such as text files, is
@@ -255,46 +276,59 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give --dataset_dir a folder that is there.")
     entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
-    files = cine_files(root)
-    folders = [path for path in entries if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
-    subjects = [path for path in folders if (path / "Info.cfg").is_file() and any(path.glob(f"{path.name}_*.nii*"))]
-    others = [path for path in folders if path not in subjects and not is_result(path)]
-    contents = {path: cine_files(path) or ([path] if holds_dicom(path) else []) for path in others}
-    dicom = [path for path, found in contents.items() if found == [path]]
-    if is_one_study(dicom):
-        logging.getLogger("inference").info(f"{root}: its {len(dicom)} folders of DICOM are one patient's study")
-        contents = {path: found for path, found in contents.items() if path not in dicom} | {root: [root]}
-    # One without any image says which it lacks.
-    subjects += [path for path in others if (path / "Info.cfg").is_file() and not contents[path]]
-    if not (subjects or files or any(contents.values())) and any(map(looks_like_dicom, entries)):
-        contents = {root: [root]}
-    cases = [
-        case
-        for path in subjects
-        for case in report_later(subject_cases, at_place(path.name, path), path, reference_frame, direction)
-    ]
-    for path in (*files, *chain(*contents.values())):
+    found = _search(root, entries)
+    cases = []
+    for path in found.subjects:
+        cases += report_later(subject_cases, at_place(path.name, path), path, reference_frame, direction)
+    for path in found.cines:
         cases += report_later(one_cine, at_place(stem_of(path) or path.name, path), path, reference_frame)
     if not cases:
         raise InputError(
             f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files; give "
             "--dataset_dir a folder that does."
         )
-    for together in slices_of_one([path for path, found in contents.items() if found == [path]]):
-        logging.getLogger("inference").warning(
-            f"{root}: {', '.join(path.name for path in together)} look like slices of one cine and are registered "
-            f"apart; where they are, give --cine {root} or a folder of them."
-        )
-    for path, found in contents.items():
-        if found and found != [path] and holds_dicom(path):
-            logging.getLogger("inference").info(
-                f"{path}: cines are its 4-D NIfTI files ({len(found)}); its DICOM files are left out"
-            )
-    taken = {*subjects, *files, *(path for path, found in contents.items() if found)}
-    if root not in taken and (left := [path.name for path in entries if path not in taken]):
-        more = f" and {len(left) - 9} more" if len(left) > 9 else ""
-        logging.getLogger("inference").info(f"{root}: left out, for they hold no case: {', '.join(left[:9])}{more}")
+    for level, sentence in _remarks(root, entries, found):
+        logging.getLogger("inference").log(level, sentence)
     return cases
+
+
+def _search(root: Path, entries: Sequence[Path]) -> _Found:
+    """What is in a folder with these entries; folders of DICOM of one patient's study are one: the folder itself."""
+    folders = [path for path in entries if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
+    with_info = [path for path in folders if (path / "Info.cfg").is_file()]
+    subjects = [path for path in with_info if any(path.glob(f"{path.name}_*.nii*"))]
+    others = [path for path in folders if path not in subjects and not is_result(path)]
+    contents = {path: cine_files(path) or ([path] if holds_dicom(path) else []) for path in others}
+    # One without any image says which it lacks.
+    subjects += [path for path in with_info if contents.get(path) == []]
+    found = _Found(subjects, cine_files(root), contents)
+    if is_one_study(found.dicom):
+        logging.getLogger("inference").info(f"{root}: its {len(found.dicom)} folders of DICOM are one patient's study")
+        others = {path: cines for path, cines in contents.items() if path not in found.dicom}
+        return replace(found, folders=others | {root: [root]})
+    if not (subjects or found.cines) and any(map(looks_like_dicom, entries)):
+        return replace(found, folders={root: [root]})
+    return found
+
+
+def _remarks(root: Path, entries: Sequence[Path], found: _Found) -> Iterator[tuple[int, str]]:
+    """What a user should know of a folder beside its cases: levels of logging, and sentences."""
+    for together in slices_of_one(found.dicom):
+        names = ", ".join(path.name for path in together)
+        yield logging.WARNING, (
+            f"{root}: {names} look like slices of one cine and are registered apart; where they are, give --cine {root} "
+            "or a folder of them."
+        )
+    used = [path for path, cines in found.folders.items() if cines]
+    for path in used:
+        if path not in found.dicom and holds_dicom(path):
+            number = len(found.folders[path])
+            yield logging.INFO, f"{path}: cines are its 4-D NIfTI files ({number}); its DICOM files are left out"
+    taken = {*found.subjects, *found.files, *used}
+    left = [path.name for path in entries if path not in taken]
+    if left and root not in taken:
+        more = f" and {len(left) - 9} more" if len(left) > 9 else ""
+        yield logging.INFO, f"{root}: left out, for they hold no case: {', '.join(left[:9])}{more}"
 
 
 def holds_dicom(folder: Path) -> bool:
@@ -317,7 +351,7 @@ def cine_files(folder: Path) -> list[Path]:
 
 
 def report_later(find: Callable[..., list[dict]], item: dict, *args: object) -> list[dict]:
-    """The cases that `find` makes of one of many, or that item alone, which `frames.LoadCase` refuses with the reason:
+    """The cases that `find` makes of one of many, or that item alone, which `loading.LoadCase` refuses with the reason:
     the others go on."""
     try:
         return find(*args)
@@ -359,7 +393,7 @@ def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
     """
     if reference_frame is not None:
         raise InputError(
-            f"{case}: is a pair, to which --reference_frame says nothing; leave it out, or give the 4-D cine."
+            f"{case}: is a pair, which has no reference frame; leave --reference_frame out, or give the 4-D cine."
         )
 
 

@@ -212,7 +212,7 @@ def select_pairs(
             published = published_splits(dataset_dir)
             if published is None:
                 logging.getLogger("evaluation").info(
-                    f"{dataset_dir}: no splits.json, so every subject is scored, those of a training too"
+                    f"{dataset_dir}: no splits.json, so every subject is scored, those for training among them"
                 )
             subjects = (published or {"test": []})["test"] or folder_subjects(dataset_dir)
         items = (mms_pairs if mms_table(dataset_dir) else acdc_pairs)(dataset_dir, subjects, direction)

@@ -11,7 +11,7 @@
 
 """A folder of DICOM cine MR, as a scanner exports it, to a cine: geometry in RAS mm, times in ms.
 
-Messages give the folder as the user typed it and a file's name, never the folders between, which exports like to name
+Messages give the folder as the user typed it and a file's name, never the folders between, which exports often name
 after the patient.
 """
 
@@ -83,7 +83,7 @@ def read_dicom_cine(folder: str | Path, series: int | str | None = None) -> Cine
     with _quiet_pydicom(folder):
         instances, unread = _instances_of(folder)
         choice = choose_row(folder, study_rows(instances), None if series is None else str(series))
-        # Nobody would miss a phase of a lone slice; in several, one slice would have fewer than the others.
+        # A lone slice may lack a phase unnoticed; among several slices, one would have fewer phases than the others.
         if unread and len(choice.row.slices) == 1:
             raise unread[0]
         _check_strays(folder, choice.row, instances)
@@ -141,14 +141,14 @@ def _first_images(folders: Sequence[Path]) -> dict[Path, Instance]:
                 found = (one for path in files_below(folder) for one in read_instances(folder, path))
                 first = next(found, None)
             except InputError:
-                continue  # Its case says so.
+                continue  # The error is told when the folder is read as a case.
             if first is not None:
                 firsts[folder] = first
     return firsts
 
 
 def _quiet_pydicom(folder: Path) -> AbstractContextManager[None]:
-    """A context in which pydicom does not log the values that it dislikes, such as UIDs.
+    """A context in which pydicom does not log invalid values, such as UIDs.
 
     Raises:
         InputError: without pydicom.

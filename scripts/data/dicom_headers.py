@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Milliseconds after the trigger; the first that all files of a stack have orders its phases. Instance numbers are no
 # substitute: some exports count them through the slices, some through the phases, some at random.
 TIME_TAGS = ("TriggerTime", "NominalCardiacTriggerDelayTime", "ActualCardiacTriggerDelayTime")
-# What an image of an Enhanced file has, and a classic file that was converted from one: such need no TriggerTime.
+# What an image of an Enhanced file has, and a classic file that was converted from one: these need no TriggerTime.
 FRAME_CONTENT_TAGS = ("StackID", "DimensionIndexValues")
 # What every image must have, and how many numbers each is.
 GEOMETRY_TAGS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
@@ -157,7 +157,7 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
     try:
         header = read_file(path, HEADER_TAGS, stop_before_pixels=True)
     except Exception as error:
-        # Spoiled headers have pydicom raise whatever comes first.
+        # With a spoiled header pydicom may raise any kind of error.
         raise InputError(f"{folder}: {path.name} cannot be read as DICOM ({type(error).__name__}); {cure}") from error
     enhanced = (uid.EnhancedMRImageStorage, uid.LegacyConvertedEnhancedMRImageStorage)
     kind = header.get("SOPClassUID")
@@ -220,32 +220,14 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
     Raises:
         InputError: where that lacks its geometry.
     """
-    geometry = {tag: numbers(header, tag, count) for tag, count in GEOMETRY_TAGS.items()}
-    if (axes := geometry["ImageOrientationPatient"]) is not None:
-        # Rounded cosines are not of length 1.
-        lengths = np.linalg.norm(axes.reshape(2, 3), axis=1, keepdims=True)
-        geometry["ImageOrientationPatient"] = axes.reshape(2, 3) / lengths if lengths.all() else None
+    geometry = _geometry_of(header)
     missing = ", ".join(tag for tag, value in geometry.items() if value is None)
     if missing:
         raise InputError(f"{folder}: {label} has no valid {missing}; export it again or move it out of the folder.")
-    pitch, thickness = (
-        None if (value := numbers(header, tag)) is None or value[0] <= 0 else float(value[0]) for tag in GAP_TAGS
-    )
-    slope, intercept = (float(numbers(header, tag, default=default)[0]) for tag, default in RESCALE_TAGS.items())
-    if header.get("PhotometricInterpretation") == "MONOCHROME1":
-        bits, signed = (
-            int(numbers(header, tag, default=default)[0])
-            for tag, default in (("BitsStored", 16), ("PixelRepresentation", 0))
-        )
-        white = -1 if signed else 2**bits - 1
-        slope, intercept = -slope, slope * white + intercept
-    values = {tag: header.get(tag) or () for tag in KIND_TAGS}
-    values = {tag: {value} if isinstance(value, str) else set(value) for tag, value in values.items()}
-    times = {tag: float(value[0]) for tag in TIME_TAGS if (value := numbers(header, tag)) is not None}
+    pitch, thickness = (_positive(first_number(header, (tag,))) for tag in GAP_TAGS)
+    values = {tag: _texts(header, tag) for tag in KIND_TAGS}
     number = first_number(header, ("SeriesNumber",))
     echo, padding = first_number(header, ECHO_TAGS), first_number(header, PADDING_TAGS[:1])
-    if TIME_TAGS[0] not in times and frame is None and not any(tag in header for tag in FRAME_CONTENT_TAGS):
-        times = {}  # A classic file that lost its TriggerTime may have lost more.
     return Instance(
         path=path,
         label=label,
@@ -257,8 +239,8 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
         position=geometry["ImagePositionPatient"],
         gap=pitch or thickness,
         pitch=pitch if pitch and pitch >= (thickness or 0) else None,
-        times=times,
-        rescale=(slope, intercept),
+        times=_times_of(header, frame),
+        rescale=_rescale_of(header),
         magnitude=not any(values[tag] & others for tag, others in KIND_TAGS.items()),
         frame_of_reference=str(header.get("FrameOfReferenceUID") or "") or None,
         frame=frame,
@@ -279,10 +261,52 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
     )
 
 
+def _geometry_of(header: Dataset) -> dict[str, NDArray | None]:
+    """The numbers of each of `GEOMETRY_TAGS`, None where it has none; directions of length 1, which rounded cosines are
+    not."""
+    geometry = {tag: numbers(header, tag, count) for tag, count in GEOMETRY_TAGS.items()}
+    if (axes := geometry["ImageOrientationPatient"]) is not None:
+        lengths = np.linalg.norm(axes.reshape(2, 3), axis=1, keepdims=True)
+        geometry["ImageOrientationPatient"] = axes.reshape(2, 3) / lengths if lengths.all() else None
+    return geometry
+
+
+def _rescale_of(header: Dataset) -> tuple[float, float]:
+    """Slope and intercept from stored values to intensities, of which bright ones are large also where the stored ones
+    are small (MONOCHROME1)."""
+    slope, intercept = (float(numbers(header, tag, default=default)[0]) for tag, default in RESCALE_TAGS.items())
+    if header.get("PhotometricInterpretation") != "MONOCHROME1":
+        return slope, intercept
+    bits, signed = (
+        int(numbers(header, tag, default=default)[0])
+        for tag, default in (("BitsStored", 16), ("PixelRepresentation", 0))
+    )
+    white = -1 if signed else 2**bits - 1
+    return -slope, slope * white + intercept
+
+
+def _times_of(header: Dataset, frame: int | None) -> dict[str, float]:
+    """The times that a header tells, by their tags."""
+    times = {tag: float(value[0]) for tag in TIME_TAGS if (value := numbers(header, tag)) is not None}
+    # A classic file that lost its TriggerTime may have lost more.
+    is_classic = frame is None and not any(tag in header for tag in FRAME_CONTENT_TAGS)
+    return {} if is_classic and TIME_TAGS[0] not in times else times
+
+
+def _positive(value: float | None) -> float | None:
+    """A number above 0; None for any other."""
+    return value if value is not None and value > 0 else None
+
+
+def _texts(header: Dataset, tag: str) -> set[str]:
+    """The values of a tag, which may be one or several."""
+    value = header.get(tag) or ()
+    return {value} if isinstance(value, str) else set(value)
+
+
 def contrasts_of(header: Dataset) -> frozenset[str]:
     """What an image shows besides anatomy, of "flow", "perfusion" and "tagging", as its header says it."""
-    values = [header.get(tag) or () for tag in ("ImageType", "FrameType", "AcquisitionContrast")]
-    types = set().union(*({value} if isinstance(value, str) else set(value) for value in values))
+    types = set().union(*(_texts(header, tag) for tag in ("ImageType", "FrameType", "AcquisitionContrast")))
     encoded = numbers(header, "VelocityEncodingMaximumValue", default=0.0)[0]
     ge = header.get(GE_VELOCITY)
     flow = (

@@ -148,7 +148,7 @@ def time_tag(what: str, slices: Stack) -> str:
     for tag in TIME_TAGS:
         lacking = [one.label for one in images if tag not in one.times]
         distinct = [len({phase.times.get(tag) for phase in phases}) for phases in slices]
-        # Constant times are none: some exports fill in zeros.
+        # Constant times tell nothing: some exports fill in zeros.
         if lacking or min(distinct) == 1:
             continue
         several = [

@@ -77,7 +77,7 @@ def turn_to(label: MetaTensor, image: MetaTensor) -> MetaTensor:
     over."""
     affines = [one.affine.double().numpy() for one in (label, image)]
     if not all((voxel_sizes(affine) > 0).all() for affine in affines):
-        return label  # `check_same_grid` says so.
+        return label  # `check_same_grid` reports it.
     # Of the one relative to the other: near 45 degrees each for itself may round to another axis.
     turn = io_orientation(np.linalg.inv(affines[1]) @ affines[0])
     if tuple(np.take(label.shape[1:], np.argsort(turn[:, 0]))) != tuple(image.shape[1:]):

@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The only room that knows ITK's conventions: displacement fields in mm along LPS axes, as ITK, ANTs and 3D Slicer
+"""The only module that knows ITK's conventions: displacement fields in mm along LPS axes, as ITK, ANTs and 3D Slicer
 apply them.
 
 A field file is a NIfTI of shape (X, Y, Z, 1, 3) with intent code 1007 (vector): at each voxel of the fixed grid the
@@ -35,7 +35,7 @@ from scripts.files import whole_file
 
 RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 ONE_SLICE = "one slice, written twice for ITK"
-# Displacements are written in steps of a quarter of a micrometer: what is finer is noise, which gzip cannot shrink.
+# Displacements are written in steps of a quarter of a micrometer: what is finer is noise, which gzip cannot compress.
 STEP_MM = 2.0**-12
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 RV, MYO, LV = (LABELS[name] for name in ("rv", "myo", "lv"))
 # Share of a structure's rim that another one must cover to lie around it.
 AROUND = 0.8
-# Values that a label map of the heart may have beside 0; one of more is no such map.
+# Values that a label map of the heart may have beside 0, at most.
 MOST_VALUES = 8
 # By how much more of the variance inside a label another frame must explain to be suspected as the label's own. On
 # ACDC's 85 subjects for training and validation the 170 right labels stay below 0.13 in every frame of their cines;
@@ -101,7 +101,7 @@ def _explained(intensities: NDArray, structures: NDArray, slices: NDArray) -> fl
     for number in np.unique(slices):
         here = slices == number
         classes = [intensities[here & (structures != MYO)], intensities[here & (structures == MYO)]]
-        # A few pixels of one kind say nothing.
+        # A few pixels of one kind are no evidence.
         if min(map(len, classes)) >= 20:
             total += np.square(intensities[here] - intensities[here].mean(dtype=float)).sum(dtype=float)
             within += sum(np.square(values - values.mean(dtype=float)).sum(dtype=float) for values in classes)
@@ -116,7 +116,7 @@ def _cavity_and_wall(label: Tensor, values: Sequence[int]) -> tuple[int, int] | 
     rims = {value: array[binary_dilation(array == value, cross) & (array != value)] for value in values}
     for inner, outer in permutations(values, 2):
         shares[inner, outer] = (rims[inner] == outer).mean() if len(rims[inner]) else 0.0
-    # What is right needs less proof than what is wrong.
+    # To accept values takes less evidence than to refuse them.
     if shares.get((LV, MYO), 0.0) >= 0.5 and shares.get((MYO, RV), 0.0) <= AROUND:
         return LV, MYO
     best = max(shares, key=shares.get, default=None)

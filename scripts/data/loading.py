@@ -295,7 +295,7 @@ def _load_reference_label(data: Mapping, item: Mapping) -> dict:
 
 
 def plane_item(data: Mapping, read: str | None) -> dict:
-    """The plane of a case, "" where nobody knows, and how it is known: as the case gives it, else as it was read."""
+    """The plane of a case, "" where it is unknown, and how it is known: as the case gives it, else as it was read."""
     if data.get("plane"):
         return {"plane": data["plane"], "plane_basis": "given"}
     return {"plane": read or "", "plane_basis": "read" if read else "unknown"}

@@ -43,8 +43,8 @@ def move_points(points: NDArray, field: NDArray, affine: NDArray) -> NDArray:
 
 
 def read_points(path: str | Path) -> tuple[list[str], NDArray]:
-    """Landmarks from a CSV with the columns x, y, z in mm along LPS (as ITK, ANTs and 3D Slicer have them) and, if it
-    likes, name.
+    """Landmarks from a CSV with the columns x, y, z in mm along LPS (as ITK, ANTs and 3D Slicer have them) and optionally
+    name.
 
     Returns:
         Names, and positions (N, 3) in mm along RAS.

@@ -154,15 +154,25 @@ def choose_row(folder: Path, rows: Sequence[Row], series: str | None = None) -> 
             the series that was asked for or for one of a single image a slice.
     """
     moving = [row for row in rows if row.phases > 1]
-    if series is not None:
-        named = [row for row in rows if series in (*map(str, row.series), *(f"{n}{row.letter}" for n in row.series))]
-        found = [row for row in named if row.phases > 1]
-        if not found:
-            what = "one image a slice, which is no cine" if named else "no such series"
-            raise InputError(
-                f"{folder}: has {what} under --series {series}; give one of {_names(moving)}, as --list_series True lists them."
-            )
-        return Choice(found[0], [row for row in moving if row is not found[0]])
+    taken = _best_row(folder, moving) if series is None else _row_of_series(folder, rows, series)
+    return Choice(taken, [row for row in moving if row is not taken])
+
+
+def _row_of_series(folder: Path, rows: Sequence[Row], series: str) -> Row:
+    """The first cine of a series."""
+    named = [row for row in rows if series in (*map(str, row.series), *(f"{n}{row.letter}" for n in row.series))]
+    for row in named:
+        if row.phases > 1:
+            return row
+    what = "one image a slice, which is no cine" if named else "no such series"
+    names = _names([row for row in rows if row.phases > 1])
+    raise InputError(
+        f"{folder}: has {what} under --series {series}; give one of {names}, as --list_series True lists them."
+    )
+
+
+def _best_row(folder: Path, moving: Sequence[Row]) -> Row:
+    """The short-axis stack of the most slices, else the only cine, or the only one of several slices."""
     # Where a cine has no times, `time_tag` says so.
     several = [row for row in moving if row.is_timed] or moving
     if not several:
@@ -179,7 +189,7 @@ def choose_row(folder: Path, rows: Sequence[Row], series: str | None = None) -> 
         raise InputError(
             f"{folder}: holds {len(cines)} cines and no short-axis stack ({'; '.join(map(str, cines[:8]))}); give one by --series."
         )
-    return Choice(best, [row for row in moving if row is not best])
+    return best
 
 
 def _names(rows: Iterable[Row]) -> str:

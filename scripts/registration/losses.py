@@ -30,7 +30,7 @@ class WarpedSimilarity(nn.Module):
     """Dissimilarity of the moved and the fixed image, for a field and the pair it registers; with labels, of their
     structures as well.
 
-    What a field brings from beyond the ends of a stack nobody has seen (`known`, `_known_structures`).
+    What a field brings from beyond the ends of a stack was never seen (`known`, `_known_structures`).
 
     Args:
         similarity: a loss of (moved, fixed), both (B, 1, *spatial): `torch.nn.MSELoss`, or MONAI's
@@ -86,8 +86,8 @@ class WarpedSimilarity(nn.Module):
 
 
 def known(moved: Tensor, fixed: Tensor, hidden: Tensor | None) -> Tensor:
-    """Moved images, and the fixed ones where `hidden` is above 0: they come from where nobody has seen anything, such
-    as beyond the ends of a stack (`fields.beyond_stack`), and nothing is learned there."""
+    """Moved images, and the fixed ones where `hidden` is above 0: they come from where nothing was seen, such as
+    beyond the ends of a stack (`fields.beyond_stack`), and nothing is learned there."""
     return moved if hidden is None else torch.where(hidden > 0, fixed, moved)
 
 

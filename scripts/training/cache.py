@@ -130,7 +130,7 @@ def _read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared],
         if content["made_of"] == made_of:
             return content["prepared"]
     except Exception:
-        pass  # a damaged file fails in as many ways as it has bytes
+        pass  # a damaged file may raise any kind of error
     # With a cold cache each process prepares every item: waiting for the first one would outlast the group's timeout on
     # a large data set.
     prepared = prepare(item)

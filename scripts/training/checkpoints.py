@@ -201,7 +201,7 @@ class BestWeights:
         return {"score": self.score}
 
     def load_state_dict(self, state: dict) -> None:
-        # In a folder without those weights the score to beat is none: else it might never get any.
+        # Where the folder has no such weights, there is no score to beat: else they might never be written.
         if self.path.is_file():
             self.score = state["score"]
 

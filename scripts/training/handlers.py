@@ -88,7 +88,7 @@ class NonFiniteLossHandler:
         skips = getattr(engine.optimizer, "_step_supports_amp_scaling", False)
         if self.waits is None:
             self.waits = engine.state.device.type != "cuda" or not skips
-        # The same tensor in a later run: a recorded step knows it.
+        # The same tensor in a later run: a recorded step reads it.
         self.flag = torch.zeros((), device=engine.state.device) if self.flag is None else self.flag.zero_()
         if not self.waits and skips and not engine.amp:
             engine.optimizer.found_inf = self.flag

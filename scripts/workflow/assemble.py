@@ -128,7 +128,7 @@ class AssembleRegistration(Transform):
         strain = self.measure_heartbeat(registration) if isinstance(registration, CineRegistration) else []
         if self.sector_origin is not None and not strain:
             logging.getLogger("inference").warning(
-                f"{cine.name}: has no strain that --sector_origin would divide; give --reference_label with the LV and its "
+                f"{cine.name}: has no strain to divide by --sector_origin; give --reference_label with the LV and its "
                 "myocardium."
             )
         if "points" in data:
@@ -262,7 +262,7 @@ def frame_fields(data: Mapping, first: int = 0) -> torch.Tensor:
 def move_frames(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
     """The frames through their fields (T, d, X, Y, Z), sampled once from what was read, (X, Y, Z, T).
 
-    What no voxel was seen of is 0, as in ITK and ANTs.
+    Voxels whose source lies outside the image are 0, as in ITK and ANTs.
     """
     if "moving_native" in data:
         return pull_native(data["moving_native"], fields[0], fixed_affine(data))

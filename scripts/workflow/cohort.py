@@ -294,7 +294,7 @@ def describe(value: object) -> str:
     settings = {name: setting for name, setting in vars(value).items() if own and not name.startswith("_")}
     if isinstance(value, nn.Module):
         settings |= dict(value.named_children())
-    # Where and how loudly something is computed changes nothing.
+    # A progress bar and the training mode change no result.
     parts = (
         f"{name}={describe(setting)}"
         for name, setting in sorted(settings.items())

@@ -226,7 +226,7 @@ def run_onnxruntime(path: str | Path, threads: int, bf16: bool = False) -> Runti
 
 def run_openvino(path: str | Path, threads: int, bf16: bool = False) -> Runtime:
     """Through OpenVINO, compiled for each shape that comes: it is faster than with free sizes."""
-    # Its telemetry would tell its makers of each import, from a forked process; it does without where there is none.
+    # Its telemetry would report each import to its makers, from a forked process; without that module it reports nothing.
     sys.modules.setdefault("openvino_telemetry", None)
     import openvino
 

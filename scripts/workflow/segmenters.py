@@ -9,9 +9,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Who segments: the bundle's own network, or another MONAI bundle in the model zoo's layout.
+"""What segments: the bundle's own network, or another MONAI bundle in the model zoo's layout.
 
-Another bundle's config runs code: expressions and any class that it names. Give none that you do not trust.
+Another bundle's config runs code: expressions and any class that it names. Give only a bundle that you trust.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ import pytest
 from conftest import ROOT
 from scripts.cardiac.cines import Cine, largest_cavity, otsu_threshold
 from scripts.cardiac.phantom import Phantom
-from scripts.cardiac.registrations import CineRegistration
 from scripts.data.acdc import read_info
 from scripts.data.loading import read_cine
 
@@ -36,19 +35,6 @@ def test_uneven_times_of_slices_give_their_mean_step() -> None:
     times = np.array([[10.0, 50, 100], [20, 55, 120]])
     assert Cine("a", np.zeros((2, 2, 2, 3)), np.eye(4), times).frame_time == pytest.approx((90 + 100) / 4)
     assert Cine("a", np.zeros((2, 2, 2, 1)), np.eye(4), times[:, :1]).frame_time is None
-
-
-def test_the_reference_counts_from_one(array: np.ndarray) -> None:
-    still = np.zeros((5, 2, *SHAPE[:3]))
-    registration = CineRegistration(
-        cine=Cine("a", array, np.eye(4)),
-        reference=2,
-        reference_basis="given",
-        fields=still,
-        inverses=still,
-        moved=array,
-    )
-    np.testing.assert_array_equal(registration.fixed, array[..., 1])
 
 
 def plain_otsu(values: list[float], edges: list[float]) -> float:

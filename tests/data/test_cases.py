@@ -107,9 +107,9 @@ def test_a_label_or_points_need_a_known_frame_and_one_cine(subject: Path) -> Non
     with pytest.raises(InputError, match=r"nowhere.nii: no such file \(reference_label"):
         find_cases(cine=str(path), reference_label="nowhere.nii")
     (subject / "Info.cfg").unlink()
-    with pytest.raises(InputError, match=r"p\.csv: nobody knows which frame these points belong to"):
+    with pytest.raises(InputError, match=r"p\.csv: it is not known which frame these points belong to"):
         find_cases(cine=str(path), points="p.csv")
-    with pytest.raises(InputError, match="nobody knows which frame") as caught:
+    with pytest.raises(InputError, match="it is not known which frame") as caught:
         find_cases(cine=str(path), reference_label=str(label))
     assert str(label) in str(caught.value)
 
@@ -136,7 +136,7 @@ def test_a_folder_in_acdc_layout_gives_cines_with_their_label_else_pairs(copy: P
     assert len(find_cases(dataset_dir=str(copy), direction="both")) == 7
     items = find_cases(dataset_dir=str(copy), reference_frame=2)
     assert (items[0]["reference"], "reference_label" in items[0]) == (2, False)
-    with pytest.raises(InputError, match="phantom002: is a pair, to which --reference_frame says nothing"):
+    with pytest.raises(InputError, match="phantom002: is a pair, which has no reference frame"):
         LoadCase()(items[1])
 
 
@@ -319,7 +319,7 @@ def test_a_list_holds_pairs_and_cines_with_paths_relative_to_it(subject: Path) -
         LoadCase()(missing)
     (subject / "Info.cfg").unlink()
     (subject / "list.json").write_text(json.dumps({"test": [{"cine": cine, "reference_label": label}]}))
-    with pytest.raises(InputError, match="nobody knows which frame"):
+    with pytest.raises(InputError, match="it is not known which frame"):
         LoadCase()(find_cases(data_list=str(subject / "list.json"))[0])
 
 

@@ -23,20 +23,7 @@ from scripts.data.dicom import read_dicom_cine
 from scripts.data.dicom_headers import read_instances, time_of_day
 from scripts.errors import InputError
 
-from tests.dicom_files import (
-    AXES,
-    COLUMNS,
-    CORNER,
-    ROWS,
-    SLICES,
-    error_of,
-    expected_image,
-    make_enhanced,
-    make_image,
-    make_stack,
-    set_tags,
-    write,
-)
+from tests import dicom_files as dcm
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom.uid import (  # noqa: E402
@@ -50,8 +37,8 @@ from pydicom.uid import (  # noqa: E402
 
 
 def test_other_files_are_skipped(tmp_path: Path) -> None:
-    stack = make_stack()
-    write(tmp_path, stack)
+    stack = dcm.make_stack()
+    dcm.write(tmp_path, stack)
     (tmp_path / "notes.txt").write_text("no DICOM")
     (tmp_path / "empty").touch()
     (tmp_path / ".#notes.txt").symlink_to("editor@host")
@@ -60,16 +47,18 @@ def test_other_files_are_skipped(tmp_path: Path) -> None:
     report.SOPClassUID, report.SOPInstanceUID, report.Modality = "1.2.840.10008.5.1.4.1.1.88.11", generate_uid(), "SR"
     directory = pydicom.Dataset()
     directory.SOPClassUID, directory.SOPInstanceUID = MediaStorageDirectoryStorage, generate_uid()
-    write(tmp_path / "more", [[make_image(CORNER, SOPClassUID=CTImageStorage, Modality="CT"), report, directory]])
+    dcm.write(
+        tmp_path / "more", [[dcm.make_image(dcm.CORNER, SOPClassUID=CTImageStorage, Modality="CT"), report, directory]]
+    )
     cine = read_dicom_cine(tmp_path)
-    np.testing.assert_array_equal(cine.image, expected_image(stack))
+    np.testing.assert_array_equal(cine.image, dcm.expected_image(stack))
 
 
 @pytest.mark.parametrize("size", [0, 100, 140, 300, None])
 def test_no_image_vanishes_because_its_file_is_spoiled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int | None
 ) -> None:
-    path = min(write(tmp_path, make_stack()).glob("part*/IM*"))
+    path = min(dcm.write(tmp_path, dcm.make_stack()).glob("part*/IM*"))
     if size is None:
         path.unlink()
         path.symlink_to(tmp_path / "nowhere")
@@ -77,32 +66,32 @@ def test_no_image_vanishes_because_its_file_is_spoiled(
         path.write_bytes(path.read_bytes()[:size])
         path = path.rename(path.with_suffix(".dcm")) if size == 100 else path
     if size == 0:
-        assert "unequal numbers of phases" in error_of(tmp_path)
+        assert "unequal numbers of phases" in dcm.error_of(tmp_path)
         assert f"{path.name} is empty and left out; an image whose copy failed?" in caplog.text
     else:
         words = {None: "cannot be read: it is a broken link", 100: "is not DICOM by its first bytes"}
-        assert f": {path.name} {words.get(size, 'cannot be read as DICOM')}" in error_of(tmp_path)
+        assert f": {path.name} {words.get(size, 'cannot be read as DICOM')}" in dcm.error_of(tmp_path)
 
 
 def test_trigger_delays_of_converted_multi_frame_files_are_times(tmp_path: Path) -> None:
     rule = lambda z, t: {"TriggerTime": None, "NominalCardiacTriggerDelayTime": 80.0 * t, "StackID": "1"}
-    cine = read_dicom_cine(write(tmp_path, set_tags(make_stack(), rule)))
-    np.testing.assert_allclose(cine.times, [[0, 80, 160, 240]] * SLICES)
+    cine = read_dicom_cine(dcm.write(tmp_path, dcm.set_tags(dcm.make_stack(), rule)))
+    np.testing.assert_allclose(cine.times, [[0, 80, 160, 240]] * dcm.SLICES)
 
 
 def test_private_headers_of_frames_change_nothing(tmp_path: Path) -> None:
     """Philips has a classic header of each frame beside the public groups, in which place, scale and time are
     others."""
-    stack = make_stack()
-    expected = read_dicom_cine(write(tmp_path / "classic", stack))
-    file = make_enhanced([image for phases in stack for image in phases])
+    stack = dcm.make_stack()
+    expected = read_dicom_cine(dcm.write(tmp_path / "classic", stack))
+    file = dcm.make_enhanced([image for phases in stack for image in phases])
     for number, groups in enumerate(file.PerFrameFunctionalGroupsSequence):
         private = pydicom.Dataset()
         private.ImagePositionPatient, private.RescaleSlope = [0.0, 0.0, 0.0], 4.5
         private.TriggerTime, private.SOPClassUID = float(-number), MRImageStorage
         groups.add_new(0x20050014, "LO", "Philips MR Imaging DD 005")
         groups.add_new(0x2005140F, "SQ", [private])
-    found = read_dicom_cine(write(tmp_path / "enhanced", [[file]]))
+    found = read_dicom_cine(dcm.write(tmp_path / "enhanced", [[file]]))
     np.testing.assert_array_equal(found.image, expected.image)
     np.testing.assert_allclose(found.affine, expected.affine, atol=1e-9)
     np.testing.assert_allclose(found.times, expected.times)
@@ -111,58 +100,66 @@ def test_private_headers_of_frames_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("meta", ["explicit", "implicit", "none", "none, implicit"])
 @pytest.mark.parametrize("enhanced", [False, True])
 def test_files_without_a_preamble_are_read(tmp_path: Path, meta: str, enhanced: bool) -> None:
-    stack = make_stack()
-    write(tmp_path / "classic", stack)
+    stack = dcm.make_stack()
+    dcm.write(tmp_path / "classic", stack)
     syntax = ImplicitVRLittleEndian if "implicit" in meta else ExplicitVRLittleEndian
-    files = [[make_enhanced([image for phases in stack for image in phases])]] if enhanced else stack
-    folder = write(tmp_path / "files", files, syntax=syntax)
+    files = [[dcm.make_enhanced([image for phases in stack for image in phases])]] if enhanced else stack
+    folder = dcm.write(tmp_path / "files", files, syntax=syntax)
     for path in (path for path in folder.rglob("*") if path.is_file()):
         body = path.read_bytes()
         # The tags of the data set begin with its class.
         path.write_bytes(body[132:] if "none" not in meta else body[body.index(bytes([8, 0, 22, 0])) :])
-    np.testing.assert_array_equal(read_dicom_cine(folder).image, expected_image(stack))
+    np.testing.assert_array_equal(read_dicom_cine(folder).image, dcm.expected_image(stack))
 
 
 def test_pictures_in_color_are_no_images(tmp_path: Path) -> None:
-    stack = make_stack()
-    color = make_image(
-        CORNER, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, TriggerTime=99.0
+    stack = dcm.make_stack()
+    color = dcm.make_image(
+        dcm.CORNER, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0, TriggerTime=99.0
     )
-    np.testing.assert_array_equal(read_dicom_cine(write(tmp_path, stack, [[color]])).image, expected_image(stack))
+    np.testing.assert_array_equal(
+        read_dicom_cine(dcm.write(tmp_path, stack, [[color]])).image, dcm.expected_image(stack)
+    )
 
 
 def test_stops_at_enhanced_files_that_do_not_say_where_their_frames_lie(tmp_path: Path) -> None:
-    file = make_enhanced([image for phases in make_stack() for image in phases])
+    file = dcm.make_enhanced([image for phases in dcm.make_stack() for image in phases])
     del file.PerFrameFunctionalGroupsSequence[4].PlanePositionSequence
-    message = error_of(write(tmp_path / "one", [[file]]))
+    message = dcm.error_of(dcm.write(tmp_path / "one", [[file]]))
     assert "(series 7), frame 5 has no valid ImagePositionPatient" in message
     del file.PerFrameFunctionalGroupsSequence
-    assert "(series 7) is Enhanced DICOM without PerFrameFunctionalGroupsSequence" in error_of(
-        write(tmp_path / "all", [[file]])
+    assert "(series 7) is Enhanced DICOM without PerFrameFunctionalGroupsSequence" in dcm.error_of(
+        dcm.write(tmp_path / "all", [[file]])
     )
-    file = make_enhanced([image for phases in make_stack() for image in phases])
-    file.PixelData = file.PixelData[: ROWS * COLUMNS * 5]
-    assert "cannot be read" in error_of(write(tmp_path / "cut", [[file]]))
+    file = dcm.make_enhanced([image for phases in dcm.make_stack() for image in phases])
+    file.PixelData = file.PixelData[: dcm.ROWS * dcm.COLUMNS * 5]
+    assert "cannot be read" in dcm.error_of(dcm.write(tmp_path / "cut", [[file]]))
 
 
 def test_stops_at_classic_files_of_several_frames(tmp_path: Path) -> None:
-    message = error_of(write(tmp_path, make_stack(1), [[make_image(CORNER, SeriesNumber=7, NumberOfFrames=3)]]))
+    message = dcm.error_of(
+        dcm.write(tmp_path, dcm.make_stack(1), [[dcm.make_image(dcm.CORNER, SeriesNumber=7, NumberOfFrames=3)]])
+    )
     assert "(series 7) holds several frames in a class of files that has one each" in message
 
 
 @pytest.mark.parametrize("tag", ["ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"])
 def test_stops_at_files_without_geometry(tmp_path: Path, tag: str) -> None:
-    message = error_of(write(tmp_path, [[make_image(CORNER, **{tag: None})]]))
+    message = dcm.error_of(dcm.write(tmp_path, [[dcm.make_image(dcm.CORNER, **{tag: None})]]))
     assert f"IM000 (series 0) has no valid {tag}; export it again" in message
 
 
 def test_rounded_directions_are_taken_at_their_length(tmp_path: Path) -> None:
-    rounded = AXES.round(3)
+    rounded = dcm.AXES.round(3)
     assert np.abs(np.linalg.norm(rounded, axis=1) - 1).max() > 1e-4
-    stack = set_tags(make_stack(), lambda *_: {"ImageOrientationPatient": rounded.ravel().tolist()})
-    cine = read_dicom_cine(write(tmp_path / "rounded", stack))
-    np.testing.assert_allclose(cine.affine, read_dicom_cine(write(tmp_path / "exact", make_stack())).affine, atol=0.05)
-    message = error_of(write(tmp_path / "none", [[make_image(CORNER, ImageOrientationPatient=[0.0] * 6)]]))
+    stack = dcm.set_tags(dcm.make_stack(), lambda *_: {"ImageOrientationPatient": rounded.ravel().tolist()})
+    cine = read_dicom_cine(dcm.write(tmp_path / "rounded", stack))
+    np.testing.assert_allclose(
+        cine.affine, read_dicom_cine(dcm.write(tmp_path / "exact", dcm.make_stack())).affine, atol=0.05
+    )
+    message = dcm.error_of(
+        dcm.write(tmp_path / "none", [[dcm.make_image(dcm.CORNER, ImageOrientationPatient=[0.0] * 6)]])
+    )
     assert "IM000 (series 0) has no valid ImageOrientationPatient" in message
 
 
@@ -199,7 +196,9 @@ def test_times_of_day_are_read_with_and_without_a_date(tags: dict[str, str], sec
 
 
 def test_descriptions_are_shown_without_what_a_terminal_would_obey(tmp_path: Path) -> None:
-    folder = write(tmp_path, set_tags(make_stack(), lambda z, t: {"SeriesDescription": "cine\x1b[31m\nSAX"}))
+    folder = dcm.write(
+        tmp_path, dcm.set_tags(dcm.make_stack(), lambda z, t: {"SeriesDescription": "cine\x1b[31m\nSAX"})
+    )
     (instance,) = read_instances(folder, folder / "part0" / "IM000")
     assert instance.description == "cine [31m SAX"
 
@@ -215,7 +214,7 @@ def test_descriptions_are_shown_without_what_a_terminal_would_obey(tmp_path: Pat
     ],
 )
 def test_tags_that_the_scanner_names(tmp_path: Path, tags: dict, tagged: bool) -> None:
-    folder = write(tmp_path, set_tags(make_stack(), lambda z, t: tags))
+    folder = dcm.write(tmp_path, dcm.set_tags(dcm.make_stack(), lambda z, t: tags))
     found = [one for path in folder.rglob("IM*") for one in read_instances(folder, path)]
     assert found
     assert {one.contrasts for one in found} == {frozenset({"tagging"} if tagged else ())}

@@ -105,7 +105,7 @@ def test_a_sector_origin_that_nothing_needs_is_called_out(
     assemble(item, exact, sector_origin=30.0)
     assert "--sector_origin" not in caplog.text
     assemble({key: value for key, value in item.items() if key != "reference_label"}, exact, sector_origin=30.0)
-    assert "heart: has no strain that --sector_origin would divide; give --reference_label" in caplog.text
+    assert "heart: has no strain to divide by --sector_origin; give --reference_label" in caplog.text
 
 
 def test_fields_return_to_their_frame_and_slice(item: dict) -> None:

@@ -1,0 +1,80 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a report shows of a cine and of a pair, apart from the page in test_page.py."""
+
+from __future__ import annotations
+
+import numpy as np
+from scripts.cardiac.cines import Cine
+from scripts.cardiac.registrations import CineRegistration, PairRegistration
+from scripts.report.subjects import CineSubject, PairSubject, subject_of
+
+SHAPE = (4, 3, 2)
+RNG = np.random.default_rng(0)
+
+
+def make_cine(frames: int = 4, reference: int = 2, **parts: object) -> CineSubject:
+    image, still = RNG.random((*SHAPE, frames)), np.zeros((frames, 2, *SHAPE))
+    cine = Cine("heart", image, np.eye(4), parts.pop("times", None))
+    registration = CineRegistration(
+        cine=cine, fields=still, inverses=still, moved=image + 1, reference=reference, reference_basis="given", **parts
+    )
+    return subject_of(registration)
+
+
+def make_pair() -> PairSubject:
+    image, still = RNG.random((*SHAPE, 1)), np.zeros((1, 2, *SHAPE))
+    labels = {"moving_label": RNG.integers(0, 4, SHAPE), "moved_label": RNG.integers(0, 4, SHAPE)}
+    cine = Cine("pair", image, np.eye(4))
+    return subject_of(
+        PairRegistration(cine=cine, fields=still, inverses=still, moved=image + 1, fixed=RNG.random(SHAPE), **labels)
+    )
+
+
+def test_end_systole_is_shown_beside_the_reference_else_what_moves_most() -> None:
+    motion = [0.0, 1.0, 3.0, 2.0]
+    assert make_cine(function={"es_frame": 4}).frame_beside(motion) == 3
+    assert make_cine(function={"es_frame": 2}).frame_beside(motion) == 2  # the reference itself
+    assert make_cine().frame_beside(motion) == 2
+    assert make_pair().frame_beside([0.0]) == 0
+
+
+def test_a_cine_plays_its_frames_from_the_reference_on() -> None:
+    times = np.array([[0.0, 30, 60, 90], [10, 40, 70, 100]])
+    subject = make_cine(times=times)
+    assert subject.names[1] == "frame 2 of 4, 35 ms"
+    assert make_cine().names[1] == "frame 2 of 4"
+    assert (subject.start, subject.interval) == (1, 30)
+    images = subject.registration.moved
+    assert subject.play(images) is images
+    assert [make_cine(frames, 1).has_motion for frames in (1, 2)] == [False, True]
+
+
+def test_a_pair_alternates_between_its_images() -> None:
+    subject = make_pair()
+    played = subject.play(subject.registration.moved)
+    assert played.shape == (*SHAPE, len(subject.names))
+    np.testing.assert_array_equal(played[..., 0], subject.registration.fixed)
+    np.testing.assert_array_equal(played[..., 1], subject.registration.moved[..., 0])
+
+
+def test_the_sheet_shows_each_image_once_with_its_own_label() -> None:
+    (_, fixed, on_fixed), (_, moving, on_moving) = make_pair().sheet(0)
+    assert fixed.shape == moving.shape == on_fixed.shape == on_moving.shape == SHAPE
+    pair = make_pair()
+    assert pair.sheet(0)[0][2] is pair.registration.moved_label
+    assert pair.sheet(0)[1][2] is pair.registration.moving_label
+    labels = RNG.integers(0, 4, (*SHAPE, 4))
+    cine = make_cine(label=labels[..., 1], labels=labels)
+    assert [title for title, _, _ in cine.sheet(3)] == ["frame 2", "frame 4"]
+    np.testing.assert_array_equal(cine.sheet(3)[1][2], labels[..., 3])
+    assert len(cine.sheet(1)) == 1
