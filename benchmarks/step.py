@@ -18,6 +18,9 @@ losses, backward passes, surgery with its records, fused AdamW. The variants tak
 order, and are compared within it: on a CPU by the process's CPU time on one thread, on a GPU by the clock with the
 device waited for. Before any timing, one step by surgery in float64 must equal the same step computed from two separate
 backward passes.
+
+Then the pieces of a channels-last step are timed apart: the passes through the network and the losses, whose second
+backward pass is what surgery cannot do without, the rule, and the optimizer.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from scripts.errors import InputError, one_line
 from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.registration.networks import PyramidNetwork, RegistrationUNet
 from scripts.surgery.handler import GradientSurgeryHandler
+from scripts.surgery.rules import aggregate
 from torch import Tensor, nn
 
 from benchmarks.options import positive, writable
@@ -55,6 +59,8 @@ FORMATS = {
 }
 AS_WRITTEN = "plain, contiguous, unfused"
 REFERENCE = "reference"
+FORWARD, ONE_BACKWARD, TWO_BACKWARD = "forward", "forward, one backward", "forward, two backward"
+RULE, OPTIMIZER = "rule", "optimizer"
 GATE = 1e-10
 
 
@@ -139,6 +145,51 @@ def make_step(
     return step
 
 
+def make_pieces(network: nn.Module, pair: Tensor) -> dict[str, Callable[[], None]]:
+    """What a channels-last step consists of, each as a function without arguments; those of passes begin with a forward
+    pass of their own.
+
+    Args:
+        network: trained in place.
+        pair: the batch (B, 2, X, Y), on its device.
+    """
+    network = network.to(memory_format=torch.channels_last)
+    pair = pair.contiguous(memory_format=torch.channels_last)
+    similarity, smoothness = WarpedSimilarity(nn.MSELoss()), SmoothnessLoss()
+    parameters = list(network.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+
+    def gradients(*losses: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, ...]]:
+        field = network(pair)
+        last = len(losses) - 1
+        return [
+            torch.autograd.grad(loss(field), parameters, retain_graph=number < last)
+            for number, loss in enumerate(losses)
+        ]
+
+    both = gradients(smoothness, lambda field: similarity(field, pair))
+    for parameter, gradient in zip(parameters, both[1]):
+        parameter.grad = gradient
+    return {
+        FORWARD: lambda: network(pair),
+        ONE_BACKWARD: lambda: gradients(lambda field: similarity(field, pair) + WEIGHT * smoothness(field)),
+        TWO_BACKWARD: lambda: gradients(smoothness, lambda field: similarity(field, pair)),
+        RULE: lambda: aggregate(both[1], both[0], tau=TAU),
+        OPTIMIZER: optimizer.step,
+    }
+
+
+def compare_pieces(seconds: dict[str, list[float]]) -> dict[str, dict]:
+    """Milliseconds of each piece, and its ratio to forward pass and one backward pass, round by round."""
+    return {
+        name: {
+            "milliseconds": quartiles([1e3 * value for value in values]),
+            "to_one_backward": quartiles([value / base for value, base in zip(values, seconds[ONE_BACKWARD])]),
+        }
+        for name, values in seconds.items()
+    }
+
+
 def import_reference(path: str | Path, name: str) -> ModuleType:
     """A module of the authors' code, from a checkout of their repository.
 
@@ -185,6 +236,38 @@ def make_reference_step(path: str | Path, pair: Tensor) -> Callable[[], None]:
     return step
 
 
+def handler_gradients(network: nn.Module, pair: Tensor, runs: int = 1, amp: bool = False) -> list[Tensor]:
+    """What the handler leaves in `.grad` of each parameter, from the last of some runs over one batch, whose steps have
+    length zero.
+
+    Args:
+        network: whose weights stay as they are.
+        pair: the batch (B, 2, X, Y), on the network's device.
+        runs: with a scaler some first ones overflow, until its scale fits.
+        amp: fp16 with a gradient scaler.
+    """
+    found: list[Tensor] = []
+    trainer = SupervisedTrainer(
+        device=pair.device,
+        max_epochs=runs,
+        train_data_loader=[{"image": pair, "label": pair}],
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.0),
+        loss_function=WarpedSimilarity(nn.MSELoss()),
+        train_handlers=[GradientSurgeryHandler(network, SmoothnessLoss(), tau=TAU)],
+        decollate=False,
+        amp=amp,
+    )
+    trainer.logger.setLevel("ERROR")
+
+    def keep(_: Engine) -> None:
+        found[:] = [p.grad.detach().clone() for p in network.parameters()]
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, keep)
+    trainer.run()
+    return found
+
+
 def surgery_error(network: nn.Module, pair: Tensor) -> float:
     """Largest difference, relative to the largest entry, between the handler's gradients and those of two separate
     backward passes."""
@@ -199,24 +282,7 @@ def surgery_error(network: nn.Module, pair: Tensor) -> float:
     for s, r in zip(*gradients):
         conflict = s @ r < 0 and r.norm() >= floor
         expected.append(s - (s @ r) / (r @ r) * r if conflict else s)
-    found: list[Tensor] = []
-    trainer = SupervisedTrainer(
-        device=pair.device,
-        max_epochs=1,
-        train_data_loader=[{"image": pair, "label": pair}],
-        network=network,
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.0),
-        loss_function=WarpedSimilarity(nn.MSELoss()),
-        train_handlers=[GradientSurgeryHandler(network, SmoothnessLoss(), tau=TAU)],
-        decollate=False,
-    )
-    trainer.logger.setLevel("ERROR")
-
-    def keep(_: Engine) -> None:
-        found.extend(p.grad.flatten().clone() for p in network.parameters())
-
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, keep)
-    trainer.run()
+    found = [gradient.flatten() for gradient in handler_gradients(network, pair)]
     scale = max(g.abs().max() for g in expected)
     return float(max((a - b).abs().max() for a, b in zip(found, expected)) / scale)
 
@@ -285,16 +351,20 @@ def main(argv: Sequence[str] | None = None) -> dict:
     time_rounds(steps, 2, options.device)
     seconds = time_rounds(steps, options.rounds, options.device)
     table = compare(seconds)
+    pieces = make_pieces(copy.deepcopy(network), pair)
+    time_rounds(pieces, 2, options.device)
+    apart = compare_pieces(time_rounds(pieces, options.rounds, options.device))
     hardware = f"{processor(options.device)}, {'one thread, CPU time' if options.device == 'cpu' else 'clock'}"
     print(
         f"{options.network}, batch {options.batch}, {options.size} x {options.size}, {options.rounds} rounds; {hardware}"
     )
-    print(format_rows(table))
+    print(f"{format_rows(table)}\n\n{format_rows(apart)}")
     result = {
         **setting("benchmarks.step", sys.argv[1:] if argv is None else argv, options, hardware),
         "float64_error": error,
         "skipped": skipped,
         "steps": table,
+        "pieces": apart,
         "seconds": seconds,
     }
     return keep(result, options.json)

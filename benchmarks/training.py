@@ -282,16 +282,20 @@ def against_floors(operations: float, moved: float, peaks: tuple[float, float], 
     }
 
 
-def measure_idle(loop: Loop) -> float:
-    """Percent of the time between a loop's first and last kernel in which no kernel runs."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+def measure_idle(loop: Loop, device: str) -> float:
+    """Percent of the time between a loop's first and last kernel in which no kernel runs; on a CPU, operators stand for
+    kernels."""
+    on_gpu = device.startswith("cuda")
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    with profile(activities=kinds) as profiler:
         loop()
-        torch.cuda.synchronize()
+        if on_gpu:
+            torch.cuda.synchronize(device)
     # Annotations span the gaps between the kernels that they name.
     kernels = [
         event.time_range
         for event in profiler.events()
-        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+        if event.device_type == (DeviceType.CUDA if on_gpu else DeviceType.CPU) and not event.is_user_annotation
     ]
     return idle_percent([(kernel.start, kernel.end) for kernel in kernels])
 
@@ -515,7 +519,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             if name in loops:
                 counts[name] = against_floors(*counted, fastest, float(np.median(seconds[name])) / steps)
                 if options.device.startswith("cuda"):
-                    counts[name]["idle_percent"] = measure_idle(loops[name])
+                    counts[name]["idle_percent"] = measure_idle(loops[name], options.device)
         batches = measure_batches(options, dataset, overrides) if options.batches else {}
     hardware = f"{processor(options.device)}, {'one thread, CPU time' if options.device == 'cpu' else 'clock'}"
     kind = "slices of the train split" if options.dataset_dir else "slices of phantoms"
