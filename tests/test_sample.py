@@ -47,16 +47,22 @@ def test_sample_is_small_and_keeps_place_and_time() -> None:
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> CineRegistration:
-    """End systole and end diastole alone, the one registered to the other."""
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cine of end systole and end diastole alone."""
     path = tmp_path_factory.mktemp("sample") / "two_4d.nii.gz"
     whole = nib.load(SAMPLE / "SC-HF-I-2_4d.nii.gz")
     two, (*sizes, step) = whole.slicer[..., ES - 1 :: ED - ES], whole.header.get_zooms()
     # Two phases of a whole cycle: frames that cover less than a heartbeat have no times.
     two.header.set_zooms((*sizes, step * whole.shape[3] / two.shape[3]))
     nib.save(two, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def registered(two: Path) -> CineRegistration:
+    """The one registered to the other."""
     label = SAMPLE / f"SC-HF-I-2_frame{ED:02d}_gt.nii.gz"
-    return register_cine(path, reference_frame=2, reference_label=label, device="cpu").voxels
+    return register_cine(two, reference_frame=2, reference_label=label, segmentation="none", device="cpu").voxels
 
 
 def test_two_phases_have_the_ejection_fraction_of_the_contours_by_hand(registered: CineRegistration) -> None:
@@ -66,6 +72,13 @@ def test_two_phases_have_the_ejection_fraction_of_the_contours_by_hand(registere
     assert registered.function["lv_ef_percent"] == pytest.approx(by_hand, abs=3)
     carried = registered.labels[..., 0] == LV
     assert 2 * (carried & es).sum() / (carried.sum() + es.sum()) > 0.93
+
+
+def test_without_a_label_two_answers_have_it_too(two: Path) -> None:
+    found = register_cine(two, device="cpu")
+    assert (found.reference, found.label_basis) == (2, "automatic")
+    for by in ("carried", "segmented"):
+        assert found.function[by]["lv_ef_percent"] == pytest.approx(25.1, abs=4)
 
 
 def test_the_picture_of_the_readme_is_drawn(registered: CineRegistration, tmp_path: Path) -> None:

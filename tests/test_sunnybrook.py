@@ -67,7 +67,9 @@ def test_the_contour_reaches_end_systole(subject: str, tmp_path: Path) -> None:
     numbers = {phase: kept.index(frame) + 1 for phase, frame in frames.items()}
     short = write_nifti(tmp_path / "short_4d.nii.gz", np.asarray(cine.dataobj)[..., [t - 1 for t in kept]], cine.affine)
     label = FOLDER / subject / f"{subject}_frame{frames['ED']:02d}_gt.nii.gz"
-    result = register_cine(short, reference_frame=numbers["ED"], reference_label=label, device="cpu").voxels
+    result = register_cine(
+        short, reference_frame=numbers["ED"], reference_label=label, segmentation="none", device="cpu"
+    ).voxels
     assert all(frame["folding_percent"] <= 0.1 for frame in result.quality["frames"])
     assert all(frame["inverse_error_mm_p95"] <= 0.1 for frame in result.quality["frames"])
     check_contour(subject, result, numbers["ES"], labels["ES"].get_fdata())
@@ -102,6 +104,8 @@ def test_the_scanner_s_files_give_the_same(tmp_path: Path) -> None:
         onto[phase] = whole
     folder = FOLDER / "SC-HF-I-2_dicom"
     path = write_nifti(tmp_path / "label.nii.gz", onto["ED"], read_dicom_cine(folder).affine)
-    result = register_cine(folder, reference_frame=frames["ED"], reference_label=path, device="cpu").voxels
+    result = register_cine(
+        folder, reference_frame=frames["ED"], reference_label=path, segmentation="none", device="cpu"
+    ).voxels
     check_contour("SC-HF-I-2, DICOM", result, frames["ES"], onto["ES"])
     assert result.strain[0]["time_ms"] == pytest.approx(result.cine.times.mean(axis=0)[0])
