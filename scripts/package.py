@@ -34,6 +34,7 @@ DOCS = (
     "inference.md",
     "training.md",
     "segmentation.md",
+    "verdict.md",
     "files.md",
     "data_license.txt",
     "figures/heartbeat.png",

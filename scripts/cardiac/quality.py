@@ -9,45 +9,28 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Whether to trust a registration: folding, inverse consistency, similarity, behavior over the cycle, and a verdict in
-plain words."""
+"""How good a registration is: folding, inverse consistency, similarity, behavior over the cycle, and a verdict on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scripts.cardiac.agreement import compare, measure_curve, summarize, wall_change
+from scripts.cardiac.answers import CARRIED, SEGMENTED
+from scripts.cardiac.appearance import measure_image
 from scripts.cardiac.cines import LABELS
+from scripts.cardiac.coherence import measure_slices
+from scripts.cardiac.function import volumes
 from scripts.cardiac.registrations import CineRegistration, Registration
+from scripts.cardiac.verdict import NOTHING_FOUND, OF_A_CYCLE, PASSED, THRESHOLDS, judge, worst
 from scripts.files import let_go, one_by_one
 from scripts.registration import fields
 from scripts.registration.fields import compose, in_view, jacobian_determinant, unstack
 
-# Beyond which a figure is called out. Below `moved_mm`, the largest displacement, nothing has been registered; below
-# `compressed_determinant` area counts as compressed, which a cavity that empties may be, and it takes more of it where
-# no label tells the cavities; `mse_after` is that of a frame or slice; frames whose error is below a share of the
-# largest resemble the reference from the start.
-THRESHOLDS = {
-    "folding_percent": 0.1,
-    "compressed_percent": 5.0,
-    "compressed_percent_unlabeled": 15.0,
-    "inverse_error_mm_p95": 0.1,
-    "mse_after_to_before": 0.9,
-    "mse_after": 0.3,
-    "mse_of_a_slice_to_median": 5.0,
-    "closure_ratio": 3.0,
-    "jump_ratio": 3.0,
-    "moved_mm": 0.5,
-    "compressed_determinant": 0.02,
-    "unconverged_voxels_error": 0.011,  # a tenth above fields.INVERTED
-    "share_of_the_largest_mse_before": 0.25,
-}
-# Thresholds that a pair has no use for.
-OF_A_CYCLE = ("closure_ratio", "jump_ratio", "share_of_the_largest_mse_before")
 CAVITIES = (LABELS["rv"], LABELS["lv"])
 MOVING = 0.25  # of the largest displacement, above which a region moves
 
@@ -69,9 +52,10 @@ def assess(
         doubts: sentences on the input that belong to the verdict.
 
     Returns:
-        "frames": a dict for each frame (`_frame_figures`), each with "slices"; "cycle" for a cine; "verdict", a list of
-        sentences; "trustworthy", whether no threshold was crossed; "thresholds", those that were used; "plane", one of
-        `planes.PLANES` or None, and "plane_basis", one of `planes.BASIS`;
+        "frames": a dict for each frame (`_frame_figures`), each with "slices"; "cycle" for a cine; "grade", one of
+        `verdict.GRADES`; "verdict", a list of sentences; "findings", a `verdict.Finding` as a dict for each that has a
+        grade; "thresholds", those that were used; "plane", one of `planes.PLANES` or None, and "plane_basis", one of
+        `planes.BASIS`;
         "left_out_percent", the share of voxels that hold no measurement, and count in no range and no similarity.
     """
     frames, valid = [], registration.cine.valid
@@ -88,19 +72,54 @@ def assess(
     unlabeled = limits.pop("compressed_percent_unlabeled")
     if registration.labels is None:
         limits["compressed_percent"] = unlabeled
-    verdict = [*doubts, *judge(registration, frames, cycle, limits)]
+    unused = set() if cycle else set(OF_A_CYCLE)
+    judged = [frame for frame in frames if frame["frame"] in registration.frames_to_judge()]
+    image = measure_image(registration.fixed, registration.cine.spacing)
+    beats = registration.are_numbered and registration.cine.frames > 1
+    contours = (
+        compare_contours(registration.answers, registration.cine.spacing, registration.reference) if beats else {}
+    )
+    findings = judge(judged, cycle, limits, image, contours, registration.are_numbered, doubts)
+    grade = worst(findings)
     return {
-        "verdict": verdict
-        or ["No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."],
-        "trustworthy": not verdict,
-        "thresholds": {name: limit for name, limit in limits.items() if cycle or name not in OF_A_CYCLE},
+        "grade": grade,
+        "verdict": [NOTHING_FOUND] * (grade == PASSED) + [finding.sentence for finding in findings],
+        "findings": [asdict(finding) for finding in findings],
+        "thresholds": {name: limit for name, limit in limits.items() if name not in unused},
         **registration.describe_reference(),
         "plane": registration.cine.plane,
         "plane_basis": registration.cine.plane_basis,
         "left_out_percent": 0.0 if valid is None else 100.0 * float(1 - valid.mean()),
+        "image": image,
+        "contours": contours,
         "cycle": cycle,
         "frames": frames,
     }
+
+
+def compare_contours(answers: Mapping[str, NDArray], spacing: Sequence[float], reference: int) -> dict:
+    """Where the contours of a cine part that came to be in two ways; empty where there are no two.
+
+    Args:
+        answers: labels of all frames (X, Y, Z, T), as `Registration.answers`.
+        spacing: voxel size in mm along X, Y and Z.
+        reference: frame whose label is carried, counted from 1.
+
+    Returns:
+        `agreement.summarize` of the left ventricle, wall included; "rows", those of `agreement.compare`; "curves", for each
+        answer `agreement.measure_curve` of the LV and "wall_change_percent"; and "heart", `coherence.measure_slices` of the
+        segmented reference.
+    """
+    if not {CARRIED, SEGMENTED} <= answers.keys():
+        return {}
+    rows = compare(answers[CARRIED], answers[SEGMENTED], spacing, reference)
+    curves = {}
+    for name, frames in answers.items():
+        volume, nothing = volumes(frames, spacing), np.zeros(frames.shape[-1])
+        change = wall_change(volume.get("myo", nothing), reference)
+        curves[name] = {**measure_curve(volume.get("lv", nothing)), "wall_change_percent": change}
+    heart = measure_slices(answers[SEGMENTED][..., reference - 1], spacing)
+    return {**summarize(rows), "curves": curves, "heart": heart, "rows": rows}
 
 
 def _frame_figures(
@@ -234,133 +253,3 @@ def _cycle_figures(registration: CineRegistration) -> dict:
         "closure_mm": float(steps[-1]),
         "closure_ratio": float(steps[-1] / max(others.max(), 1e-6)),
     }
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """What a verdict rests on: figures of the frames but the reference, of the cycle, and the limits."""
-
-    frames: list[dict]
-    cycle: dict
-    limit: dict[str, float]
-
-    def above(self, figure: str) -> list[dict]:
-        """Frames with a figure above its limit."""
-        return [f for f in self.frames if f[figure] > self.limit[figure]]
-
-    def cycle_above(self, figure: str) -> list[dict]:
-        """All frames where a figure of the cycle is above its limit."""
-        return self.frames if self.cycle.get(figure, 0) > self.limit[figure] else []
-
-    @cached_property
-    def motionless(self) -> list[dict]:
-        """All frames, where nothing moves in any of them."""
-        moved = [f for f in self.frames if f["largest_displacement_mm"] >= self.limit["moved_mm"]]
-        return [] if moved else self.frames
-
-    @cached_property
-    def no_better(self) -> list[dict]:
-        """Frames whose images fit hardly better than before; those that resembled the reference then had nothing to
-        gain."""
-        apart = self.limit["share_of_the_largest_mse_before"] * max((f["mse_before"] for f in self.frames), default=0.0)
-        gain = self.limit["mse_after_to_before"]
-        seen = [f for f in self.frames if f["blank_slices"] < len(f["slices"])]
-        return [f for f in seen if f["mse_before"] > apart and f["mse_after"] > gain * f["mse_before"]]
-
-    @cached_property
-    def typical(self) -> float:
-        """Median error of a slice."""
-        errors = [row["mse_after"] for f in self.frames for row in f["slices"]]
-        return float(np.median(errors)) if errors else 0.0
-
-    @cached_property
-    def misfits(self) -> list[dict]:
-        """Frames that do not fit where most slices do not, so that none stands out."""
-        limit = self.limit["mse_after"]
-        bad = [f for f in self.frames if f["mse_after"] > limit and f not in self.no_better]
-        return bad if self.typical > limit else []
-
-    @property
-    def contrast_percent(self) -> float:
-        return 100 * self.limit["mse_after"]
-
-    def is_odd(self, row: dict) -> bool:
-        """Whether a slice fits far worse than most, where most do."""
-        high = max(self.limit["mse_after"], self.limit["mse_of_a_slice_to_median"] * self.typical)
-        return self.typical <= self.limit["mse_after"] and row["mse_after"] > high and not row["blank_slices"]
-
-    def with_slices(self, bad: Callable[[dict], bool]) -> list[dict]:
-        """Frames with a bad slice."""
-        return [f for f in self.frames if any(bad(row) for row in f["slices"])]
-
-    def _numbers(self, bad: Callable[[dict], bool]) -> str:
-        return ", ".join(map(str, sorted({row["slice"] for f in self.frames for row in f["slices"] if bad(row)})))
-
-    @property
-    def blank_slices(self) -> str:
-        return self._numbers(_is_blank)
-
-    @property
-    def odd_slices(self) -> str:
-        return self._numbers(self.is_odd)
-
-
-def _is_blank(row: dict) -> bool:
-    return row["blank_slices"] > 0
-
-
-def _cannot_be_inverted(evidence: _Evidence) -> list[dict]:
-    # NaN, where a whole slice leaves the view or folds, is no good error either.
-    unknown = evidence.with_slices(lambda row: np.isnan(row["inverse_error_mm_p95"]))
-    limit = evidence.limit["inverse_error_mm_p95"]
-    return [f for f in evidence.frames if f in unknown or not f["inverse_error_mm_p95"] <= limit]
-
-
-# What a verdict calls out: in which frames of the evidence e it is so, and the sentence.
-_FINDINGS: tuple[tuple[Callable[[_Evidence], list[dict]], str], ...] = (
-    (lambda e: e.above("folding_percent"), "The field folds: tissue would pass through itself{frames}."),
-    (
-        lambda e: [f for f in e.frames if 0 < f["folding_percent"] <= e.limit["folding_percent"]],
-        "The field folds at single points, in {e.limit[folding_percent]} % of the area or less{frames}.",
-    ),
-    (
-        lambda e: e.above("compressed_percent"),
-        "Tissue is compressed to less than a fiftieth in more than {e.limit[compressed_percent]:g} % of what moves{frames}.",
-    ),
-    (
-        lambda e: e.with_slices(_is_blank),
-        "Nothing is registered, and nothing moves, where a slice is blank: {e.blank_slices}{frames}.",
-    ),
-    (_cannot_be_inverted, "The field cannot be inverted accurately{frames}."),
-    (lambda e: e.motionless, "Nothing moves by more than {e.limit[moved_mm]} mm: were the images registered already?"),
-    (lambda e: [] if e.motionless else e.no_better, "The images hardly fit better than before{frames}."),
-    (
-        lambda e: e.misfits,
-        "The images do not fit: more than {e.contrast_percent:g} % of their contrast differs{frames}.",
-    ),
-    (
-        lambda e: e.with_slices(e.is_odd),
-        "The images hardly fit in a slice, far worse than in most others: {e.odd_slices}{frames}.",
-    ),
-    (
-        lambda e: e.cycle_above("jump_ratio"),
-        "Frame {e.cycle[jump_frame]} does not lie between its neighbors in motion: are the frames in order of time?",
-    ),
-    (
-        lambda e: e.cycle_above("closure_ratio"),
-        "The last frame does not lead back to the first (a step of {e.cycle[closure_mm]:.1f} mm against "
-        "{e.cycle[step_mm_max]:.1f} mm at most elsewhere): the cine covers a part of the cycle, or the registration drifts.",
-    ),
-)
-
-
-def judge(registration: Registration, frames: list[dict], cycle: dict, limit: dict[str, float]) -> list[str]:
-    """A sentence for each threshold that is crossed, with the frames of a cine; none where all is well."""
-    to_judge = registration.frames_to_judge()
-    evidence = _Evidence([f for f in frames if f["frame"] in to_judge], cycle, limit)
-    sentences = []
-    for find, sentence in _FINDINGS:
-        if bad := find(evidence):
-            where = registration.name_frames([f["frame"] for f in bad])
-            sentences.append(sentence.format(e=evidence, frames=where))
-    return sentences

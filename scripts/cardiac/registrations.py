@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from numpy.typing import NDArray
@@ -62,6 +62,8 @@ class Registration(ABC):
 
     has_cycle = False
     """Whether it covers a heartbeat, over which motion has a course."""
+    are_numbered = True
+    """Whether its moving images are frames, whose numbers mean anything to a reader."""
 
     @property
     @abstractmethod
@@ -71,10 +73,6 @@ class Registration(ABC):
     @abstractmethod
     def name_image(self, index: int) -> str:
         """A moving image, counted from 0, in words."""
-
-    @abstractmethod
-    def name_frames(self, numbers: Sequence[int]) -> str:
-        """Where a finding holds, in parentheses behind a sentence: frames counted from 1."""
 
     @abstractmethod
     def frames_to_judge(self) -> Collection[int]:
@@ -129,10 +127,6 @@ class CineRegistration(Registration):
         }
         return f"frame {index + 1}{phases.get(index + 1, '')}"
 
-    def name_frames(self, numbers: Sequence[int]) -> str:
-        shown = ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
-        return f" (frame{'s' if len(numbers) > 1 else ''} {shown})"
-
     def frames_to_judge(self) -> Collection[int]:
         return set(range(1, self.cine.frames + 1)) - {self.reference}
 
@@ -158,6 +152,7 @@ class PairRegistration(Registration):
     carried_label: NDArray | None = None
     """The same on the moving image, fixed_label(y + v(y)) with v = inverses[0]."""
     fixed_name = "fixed image"
+    are_numbered = False
 
     @property
     def label(self) -> NDArray | None:
@@ -170,9 +165,6 @@ class PairRegistration(Registration):
 
     def name_image(self, index: int) -> str:
         return "moving image"
-
-    def name_frames(self, numbers: Sequence[int]) -> str:
-        return ""
 
     def frames_to_judge(self) -> Collection[int]:
         return {1}

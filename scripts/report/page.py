@@ -149,7 +149,7 @@ def render_page(registration: Registration, parameters: Mapping[str, str]) -> st
         registration=r,
         oriented=any(view.letters),
         verdict=r.quality.get("verdict") or [],
-        trustworthy=r.quality.get("trustworthy"),
+        grade=r.quality.get("grade"),
         **function_tables(subject.function if labeled else {}, peaks),
         **_make_players(subject, view),
         sheet=_make_sheet(subject, view),

@@ -51,7 +51,7 @@ ANSWERS = {
     for by in (CARRIED, SEGMENTED)
 }
 STRAIN = ("peak_radial", "peak_circumferential", "peak_longitudinal")
-COLUMNS = ("case", "status", "trustworthy", "verdict", *WORST, "label_basis", *FUNCTION, *ANSWERS, *STRAIN, "reason")
+COLUMNS = ("case", "status", "grade", "verdict", *WORST, "label_basis", *FUNCTION, *ANSWERS, *STRAIN, "reason")
 
 
 def run_cases(
@@ -202,11 +202,10 @@ def describe_case(folder: Path) -> str:
     quality, function = (_read_json(folder / name) for name in (DONE, "function.json"))
     report = folder / "report.html"
     of_frame = f", of frame {frame}" if (frame := quality.get("reference_frame")) else ""
-    word = "trustworthy" if quality.get("trustworthy") else "look closely"
     lines = [
         *([f"contours are automatic{of_frame}"] if quality.get("label_basis") == BY_SEGMENTATION else []),
         *_describe_ventricles(function),
-        f"{word}. {' '.join(quality.get('verdict', []))}".rstrip(),
+        f"{quality.get('grade', 'not assessed')}. {' '.join(quality.get('verdict', []))}".rstrip(),
         str(report if report.is_file() else folder),
     ]
     return "\n".join(f"{folder.name}: {line}" for line in lines)
@@ -318,7 +317,7 @@ def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None
         return row
     folder = Path(output_dir) / name
     quality, function = (_read_json(folder / name) for name in (DONE, "function.json"))
-    row |= {"trustworthy": quality.get("trustworthy", ""), "verdict": " ".join(quality.get("verdict", []))}
+    row |= {"grade": quality.get("grade", ""), "verdict": " ".join(quality.get("verdict", []))}
 
     def known(key):
         return [frame[key] for frame in quality.get("frames", []) if frame[key] is not None]

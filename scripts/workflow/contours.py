@@ -27,6 +27,8 @@ from scripts.cardiac.planes import is_long_axis
 from scripts.options import is_none
 from scripts.workflow.segmenters import load_segmenter
 
+NO_RING = "The segmentation finds no LV in a ring of myocardium, so no contours are drawn; is it a short-axis cine?"
+
 
 class SegmentCase(Transform):
     """Segment all images of a case of `loading.LoadCase`: of a cine its frames, of a pair both stacks.
@@ -35,7 +37,7 @@ class SegmentCase(Transform):
     that segmentation, unless one was given; where it has no "reference_label", that of the reference frame is one, and
     "label_basis" is "automatic" instead of "given". A pair gains "segmented" (1, X, Y, Z) of the moving image, and where
     it has no "moving_label" a "reference_label" of the fixed one. A long-axis view, or a case in which no LV lies in a
-    ring of myocardium, stays as it is, and a line says so.
+    ring of myocardium, stays as it is, and a line says so; the latter is a doubt of the verdict, too.
 
     Args:
         segmentation: weights or the folder of a MONAI bundle (`segmenters.load_segmenter`); "none" segments nothing.
@@ -76,11 +78,8 @@ class SegmentCase(Transform):
         frames = images.numpy().transpose(1, 2, 3, 0)
         found = find_contours(frames, spacing, self.segment, self.scratch_dir)
         if found is None:
-            say(
-                f"{name}: the segmentation finds no LV in a ring of myocardium, so no contours are drawn; is it a short-axis "
-                "cine? Where it is, give --reference_label."
-            )
-            return item
+            say(f"{name}: {NO_RING} Where it is, give --reference_label.")
+            return item | {"doubts": "\n".join(filter(None, [item.get("doubts"), NO_RING]))}
         segmented = torch.from_numpy(found.labels.transpose(3, 0, 1, 2))
         if item["kind"] == "pair":
             drawn, item["segmented"] = segmented[:1], segmented[1:]

@@ -20,10 +20,12 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 from scipy.optimize import nnls
+from scripts.cardiac import quality
 from scripts.cardiac.cines import Cine
 from scripts.cardiac.phantom import Phantom
-from scripts.cardiac.quality import THRESHOLDS, assess
+from scripts.cardiac.quality import assess
 from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
+from scripts.cardiac.verdict import DO_NOT_USE, LOOK, NOTHING_FOUND, PASSED, THRESHOLDS
 from scripts.files import plain
 
 SHAPE = (24, 20, 3)
@@ -32,6 +34,12 @@ AFFINE = np.diag([*SPACING, 8.0, 1.0])
 X, Y = (a.astype(float) for a in np.meshgrid(np.arange(24), np.arange(20), indexing="ij"))
 # A hill of 6 mm width in the middle of the slice.
 BUMP = np.exp(-(((X - 12) * SPACING[0]) ** 2 + ((Y - 10) * SPACING[1]) ** 2) / (2 * 6.0**2))
+
+
+@pytest.fixture(autouse=True)
+def _any_image_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images here are noise 50 mm wide: fields are what is looked at."""
+    monkeypatch.setattr(quality, "measure_image", lambda image, spacing: {})
 
 
 def register(
@@ -76,8 +84,13 @@ def wave(*amplitudes: float) -> np.ndarray:
     return np.stack([np.stack([a / SPACING[0] * BUMP, 0 * BUMP])[..., None].repeat(3, axis=-1) for a in amplitudes])
 
 
+def graded(found: dict) -> list[str]:
+    """The sentences that change the grade."""
+    return [finding["sentence"] for finding in found["findings"] if finding["grade"] != PASSED]
+
+
 def sentences(registration: CineRegistration, errors: np.ndarray | None = None) -> list[str]:
-    return assess(registration, errors)["verdict"]
+    return graded(assess(registration, errors))
 
 
 # A motion that comes and goes.
@@ -89,10 +102,8 @@ def test_a_good_field_earns_no_sentence(reference: int | None) -> None:
     fields = wave(*GOOD) if reference else wave(3.0)
     images = None if reference else np.random.default_rng(1).normal(100, 30, (*SHAPE, 1))
     found = assess(register(fields, reference=reference, images=images))
-    assert found["trustworthy"]
-    assert found["verdict"] == [
-        "No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."
-    ]
+    assert found["grade"] == PASSED
+    assert found["verdict"][0] == NOTHING_FOUND
     assert bool(found["cycle"]) == bool(reference)
     unused = set() if reference else {"closure_ratio", "jump_ratio", "share_of_the_largest_mse_before"}
     # There is no label.
@@ -109,7 +120,7 @@ def test_the_phantoms_exact_motion_earns_no_sentence() -> None:
     for t, z in np.ndindex(6, 2):
         where = (phantom.grid + fields[t])[..., z]
         moved[..., z, t] = map_coordinates(images[..., z, t], where, order=1, mode="nearest")
-    assert assess(register(fields, inverses, images, moved, affine=phantom.affine))["trustworthy"]
+    assert assess(register(fields, inverses, images, moved, affine=phantom.affine))["grade"] == PASSED
 
 
 def test_determinants_of_a_known_field() -> None:
@@ -198,9 +209,9 @@ def test_a_motion_that_closes_and_one_that_does_not() -> None:
         assert cycle["closure_mm"] == pytest.approx(abs(track[-1] - track[0]) * mean)
         assert cycle["closure_ratio"] == pytest.approx(cycle["closure_mm"] / max(steps))
         assert cycle["temporal_roughness_mm"] == pytest.approx(np.mean(bends), abs=1e-9)
-    assert closed["trustworthy"]
-    assert len(drifts["verdict"]) == 1
-    assert drifts["verdict"][0].startswith("The last frame does not lead back to the first")
+    assert closed["grade"] == PASSED
+    assert len(graded(drifts)) == 1
+    assert graded(drifts)[0].startswith("The last frame does not lead back to the first")
 
 
 def fold(depth: float, voxels: int) -> np.ndarray:
@@ -241,11 +252,11 @@ def spoil(kind: str) -> CineRegistration:
 
 
 WORDS = {
-    "folds": "The field folds: tissue would pass through itself (frame 2).",
-    "folds at a point": "The field folds at single points, in 0.1 % of the area or less (frame 2).",
-    "compressed": "Tissue is compressed to less than a fiftieth in more than 15 % of what moves (frames 2, 3).",
-    "not inverted": "The field cannot be inverted accurately (frame 2).",
-    "blank": "Nothing is registered, and nothing moves, where a slice is blank: 2 (frame 2).",
+    "folds": "The field folds: tissue would pass through itself (slice 1; frame 2).",
+    "folds at a point": "The field folds at single points, in 0.1 % of the area or less (slice 1; frame 2).",
+    "compressed": "Tissue is compressed to less than a fiftieth in more than 15 % of what moves (slices 1, 2, 3; frames 2, 3).",
+    "not inverted": "The field cannot be inverted accurately (slices 1, 2, 3; frame 2).",
+    "blank": "A slice is blank: nothing is registered there, and nothing moves (slice 2; frame 2).",
     "still": "Nothing moves by more than 0.5 mm: were the images registered already?",
     "no better": "The images hardly fit better than before (frames 2, 3).",
 }
@@ -265,16 +276,16 @@ def test_an_inverse_error_is_called_out_from_a_tenth_of_a_millimeter(pixel: floa
                 fields, inverses, reference=None, affine=affine, images=np.random.default_rng(1).random((*SHAPE, 1))
             )
         )
-        assert ("The field cannot be inverted accurately." in found) == called
+        assert any(words.startswith("The field cannot be inverted accurately") for words in found) == called
 
 
 @pytest.mark.parametrize("kind", WORDS)
 def test_every_sentence_has_a_field_that_earns_it(kind: str) -> None:
     cine = spoil(kind)
     found = assess(cine)
-    assert not found["trustworthy"]
+    assert found["grade"] == (DO_NOT_USE if kind == "folds" else LOOK)
     others = {"The field cannot be inverted accurately"} if kind.startswith("folds") else set()
-    said = [words for words in found["verdict"] if not any(words.startswith(other) for other in others)]
+    said = [words for words in graded(found) if not any(words.startswith(other) for other in others)]
     assert said == [WORDS[kind]]
 
 
@@ -284,8 +295,9 @@ def test_a_pair_has_no_frame_in_its_sentences(kind: str) -> None:
     t = slice(1, 2)
     pair = register(cine.fields[t], cine.inverses[t], cine.cine.image[..., t], cine.moved[..., t], None, cine.fixed)
     said = sentences(pair)
-    assert WORDS[kind].split(" (frame")[0].rstrip(".") in [words.rstrip(".") for words in said]
-    assert not any("(frame" in words for words in said)
+    bare = lambda words: words.split(" (")[0].rstrip(".")
+    assert bare(WORDS[kind]) in map(bare, said)
+    assert not any("frame" in words for words in said)
     assert all(words[-1] in ".?" for words in said)
 
 
@@ -330,9 +342,7 @@ def test_frames_out_of_order_are_called_out() -> None:
     by_name = sorted(range(20), key=lambda t: str(t + 1))
     for track in (beat(20)[by_name], beat(20)[[0, 1, 2, 3, 5, 4, *range(6, 20)]]):
         assert len(called(track)) == 1
-    assert called(beat(20)[[0, 1, 2, 3, 5, 4, *range(6, 20)]])[0].startswith(
-        ("Frame 5 does not lie between", "Frame 6")
-    )
+    assert called(beat(20)[[0, 1, 2, 3, 5, 4, *range(6, 20)]])[0].endswith(("(frame 5)?", "(frame 6)?"))
     for track in (beat(20), beat(5), beat(4), beat(3), np.concatenate([np.zeros(12), beat(12)])):
         assert called(track) == []
 
@@ -346,7 +356,7 @@ def test_images_that_fit_nowhere_are_called_out() -> None:
     found = sentences(register(wave(3.0), images=images, moved=moved, fixed=fixed, reference=None))
     assert found == ["The images do not fit: more than 30 % of their contrast differs."]
     moved = fixed[..., None] + 0.4 * (images - 100)
-    assert assess(register(wave(3.0), images=images, moved=moved, fixed=fixed, reference=None))["trustworthy"]
+    assert assess(register(wave(3.0), images=images, moved=moved, fixed=fixed, reference=None))["grade"] == PASSED
 
 
 def test_a_frame_that_stays_where_others_move_is_called_out() -> None:
@@ -362,7 +372,7 @@ def test_frames_that_resemble_the_reference_need_not_improve() -> None:
     images[..., 2] = images[..., 0] + 3
     moved = np.repeat(images[..., :1], 3, axis=-1)
     moved[..., 2] = images[..., 2]
-    assert assess(register(wave(0, 3, 1.5), images=images, moved=moved))["trustworthy"]
+    assert assess(register(wave(0, 3, 1.5), images=images, moved=moved))["grade"] == PASSED
 
 
 def test_quality_is_json_without_paths_or_names() -> None:
@@ -384,7 +394,7 @@ def test_a_slice_that_leaves_the_view_is_called_out_among_good_ones() -> None:
     found = assess(register(fields, inverses=np.where(fields == 40, -40, invert(wave(0, 3.0)))))
     assert found["frames"][1]["inverse_error_mm_p95"] < 0.1
     assert np.isnan(found["frames"][1]["slices"][2]["inverse_error_mm_p95"])
-    assert any("cannot be inverted" in sentence for sentence in found["verdict"])
+    assert any("cannot be inverted" in sentence for sentence in graded(found))
 
 
 def test_where_no_voxel_counts_the_inverse_error_is_unknown_and_called_out() -> None:
@@ -394,7 +404,7 @@ def test_where_no_voxel_counts_the_inverse_error_is_unknown_and_called_out() -> 
     assert np.isnan(found["frames"][1]["inverse_error_mm_p95"])
     assert np.isnan(found["frames"][1]["inverse_error_mm_max"])
     assert plain(found)["frames"][1]["inverse_error_mm_p95"] is None
-    assert any("cannot be inverted" in sentence for sentence in found["verdict"])
+    assert any("cannot be inverted" in sentence for sentence in graded(found))
     assert found["frames"][0]["inverse_error_mm_p95"] == 0
 
 
@@ -415,7 +425,7 @@ def test_gain_and_offset_of_an_image_change_no_verdict(gain: float, offset: floa
         assess(register(fields, images=a * image + b, moved=a * moved + b, fixed=fixed, reference=None))
         for a, b in ((1.0, 0.0), (gain, offset))
     )
-    assert other["verdict"] == plain_one["verdict"]
+    assert graded(other) == graded(plain_one)
     for name in ("mse_before", "mse_after"):
         assert other["frames"][0][name] == pytest.approx(plain_one["frames"][0][name], abs=1e-6)
     assert other["frames"][0]["mse_after"] < 0.5 * other["frames"][0]["mse_before"]
@@ -435,15 +445,15 @@ def test_a_slice_that_does_not_fit_is_called_out_by_its_number() -> None:
     rng = np.random.default_rng(0)
     texture = rng.normal(100, 30, (*SHAPE[:2], 12))
     images, moved = texture[..., None] + rng.normal(0, 20, (*texture.shape, 1)), texture[..., None].copy()
-    assert assess(register(fields, images=images, moved=moved, fixed=texture, reference=None))["trustworthy"]
+    assert assess(register(fields, images=images, moved=moved, fixed=texture, reference=None))["grade"] == PASSED
     blank = moved.copy()
     blank[:, :, 6], images[:, :, 6] = 0, 0
-    (sentence,) = assess(register(fields, images=images, moved=blank, fixed=texture, reference=None))["verdict"]
-    assert "a slice is blank: 7" in sentence
+    (sentence,) = sentences(register(fields, images=images, moved=blank, fixed=texture, reference=None))
+    assert sentence == "A slice is blank: nothing is registered there, and nothing moves (slice 7)."
     images[:, :, 6] = texture[:, :, 6, None] + rng.normal(0, 20, (*SHAPE[:2], 1))
     moved[:, :, 6] = moved[::-1, :, 6]
-    (sentence,) = assess(register(fields, images=images, moved=moved, fixed=texture, reference=None))["verdict"]
-    assert sentence == "The images hardly fit in a slice, far worse than in most others: 7."
+    (sentence,) = sentences(register(fields, images=images, moved=moved, fixed=texture, reference=None))
+    assert sentence == "The images hardly fit in a slice, far worse than in most others (slice 7)."
 
 
 def test_voxels_that_the_moving_image_does_not_reach_count_neither_before_nor_after() -> None:

@@ -163,8 +163,8 @@ def test_every_picture_opens_and_has_words(page: Page) -> None:
 def test_page_says_verdict_and_numbers(page: Page, registered: CineRegistration) -> None:
     assert "phantom003" in page.text
     assert page.text.count("not for clinical use") >= 2
-    assert registered.quality["trustworthy"]
-    assert "Passed the automatic checks" in page.text
+    assert registered.quality["grade"] == "passed"
+    assert "✓ Passed" in page.text
     assert registered.quality["verdict"][0] in page.text
     assert registered.function["caveat"] in page.text
     for key in ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "lv_mass_g"):
@@ -193,13 +193,13 @@ def test_distrust_and_folds_are_said_in_words(registered: CineRegistration, tmp_
     bad = register_phantom()
     bad.fields[3, :, 30:34, 30:34] += 6 * np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)
     bad.quality = assess(bad)
-    assert not bad.quality["trustworthy"]
+    assert bad.quality["grade"] == "do not use"
     page = Page(write_report(tmp_path / "report.html", bad, {}))
-    assert "Do not rely on this result" in page.text
+    assert "✕ Do not use" in page.text
     assert all(sentence in page.text for sentence in bad.quality["verdict"])
     assert any(attributes.get("class") == "suspect" for tag, attributes in page.tags if tag == "td")
     # A verdict may be missing.
-    bad.quality = {"verdict": ["One sentence."], "trustworthy": False}
+    bad.quality = {"verdict": ["One sentence."], "grade": "look here"}
     assert "One sentence." in Page(write_report(tmp_path / "report.html", bad, {})).text
     bad.quality = {}
     page = Page(write_report(tmp_path / "report.html", bad, {}))

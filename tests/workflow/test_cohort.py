@@ -186,9 +186,9 @@ def test_another_version_of_the_bundle_runs_cases_again(make: Make, monkeypatch:
 
 def test_the_console_tells_volumes_verdict_and_place(tmp_path: Path) -> None:
     figures = {f"{chamber}_{name}": 60.4 for chamber in ("lv", "rv") for name in ("edv_ml", "esv_ml", "ef_percent")}
-    (tmp_path / "quality.json").write_text(json.dumps({"trustworthy": True, "verdict": ["It fits."]}))
+    (tmp_path / "quality.json").write_text(json.dumps({"grade": "passed", "verdict": ["It fits."]}))
     assert describe_case(tmp_path).splitlines() == [
-        f"{tmp_path.name}: trustworthy. It fits.",
+        f"{tmp_path.name}: passed. It fits.",
         f"{tmp_path.name}: {tmp_path}",
     ]
     figures |= {"rv_ef_percent": None, "lv_measured_by": "carried", "carried": {"lv_ef_percent": 60.4}}
@@ -196,13 +196,13 @@ def test_the_console_tells_volumes_verdict_and_place(tmp_path: Path) -> None:
     (tmp_path / "report.html").touch()
     assert describe_case(tmp_path).splitlines() == [
         f"{tmp_path.name}: LV EDV 60 ml, ESV 60 ml, EF 60 % carried by the motion",
-        f"{tmp_path.name}: trustworthy. It fits.",
+        f"{tmp_path.name}: passed. It fits.",
         f"{tmp_path.name}: {tmp_path / 'report.html'}",
     ]
 
 
 def test_the_console_tells_both_answers_and_that_contours_are_automatic(tmp_path: Path) -> None:
-    quality = {"verdict": [], "trustworthy": True, "label_basis": "automatic", "reference_frame": 3}
+    quality = {"verdict": [], "grade": "passed", "label_basis": "automatic", "reference_frame": 3}
     (tmp_path / "quality.json").write_text(json.dumps(quality))
     figures = {f"{chamber}_{name}": 60.4 for chamber in ("lv", "rv") for name in ("edv_ml", "esv_ml", "ef_percent")}
     figures |= {"lv_measured_by": "carried", "rv_measured_by": "segmented"}
@@ -320,7 +320,7 @@ def test_a_row_has_the_worst_frame_and_the_function(tmp_path: Path) -> None:
         {"folding_percent": f, "jacobian_min": j, "inverse_error_mm_p95": 0.1}
         for f, j in ((0.0, 0.3), (0.5, -0.2), (0.2, 0.1))
     ]
-    quality = {"frames": frames, "verdict": ["It folds.", "It drifts."], "trustworthy": False}
+    quality = {"frames": frames, "verdict": ["It folds.", "It drifts."], "grade": "do not use"}
     (tmp_path / "a" / DONE).write_text(json.dumps(quality))
     (tmp_path / "a" / "function.json").write_text(
         json.dumps({"lv_ef_percent": 60.5, "lv_volume_ml": [1, 2], "segmented": {"lv_ef_percent": 58.0}})
@@ -332,7 +332,7 @@ def test_a_row_has_the_worst_frame_and_the_function(tmp_path: Path) -> None:
     assert {key: value for key, value in row.items() if value != ""} == {
         "case": "a",
         "status": "done",
-        "trustworthy": False,
+        "grade": "do not use",
         "verdict": "It folds. It drifts.",
         "folding_percent": 0.5,
         "jacobian_min": -0.2,

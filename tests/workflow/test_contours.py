@@ -27,7 +27,7 @@ from scripts.data.cases import find_cases
 from scripts.data.loading import LoadCase, in_parts
 from scripts.errors import InputError
 from scripts.registration.metrics import dice_percent
-from scripts.workflow.contours import SegmentCase
+from scripts.workflow.contours import NO_RING, SegmentCase
 
 WEIGHTS = str(ROOT / "models" / "segmentation.pt")
 TRUE = np.stack([PHANTOM.label(t) for t in range(1, T + 1)])
@@ -112,7 +112,8 @@ def test_what_shows_no_short_axis_gets_none_and_a_line_says_so(
     nib.save(nib.Nifti1Image(noise, np.diag([1.5, 1.5, 8, 1])), tmp_path / "noise_4d.nii.gz")
     item = segment(load(cine=tmp_path / "noise_4d.nii.gz"))
     assert not {"segmented", "reference_label"} & set(item)
-    assert "noise: the segmentation finds no LV in a ring of myocardium" in caplog.text
+    assert f"noise: {NO_RING}" in caplog.text
+    assert item["doubts"].splitlines() == [NO_RING]
 
 
 def test_real_long_axis_cines_get_none_by_their_look_alone(segment: SegmentCase) -> None:

@@ -1,0 +1,159 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Where two answers part: contours that the registration carries from one frame, and contours that a network draws in each
+frame by itself.
+
+Both see the same images, but err in different ways: where they agree, neither is likely to be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scripts.cardiac.cines import LABELS
+from scripts.cardiac.coherence import WELL_SEEN
+from scripts.registration.metrics import dice_percent
+
+# The outer border of the left ventricle, cavity and wall together, is compared beside what labels name.
+STRUCTURES = {**{name: (value,) for name, value in LABELS.items()}, "epi": (LABELS["myo"], LABELS["lv"])}
+
+
+def compare(carried: NDArray, segmented: NDArray, spacing: Sequence[float], reference: int | None = None) -> list[dict]:
+    """Dice and distance between two labels of a cine, by structure, slice and frame.
+
+    Args:
+        carried: labels (X, Y, Z, T); 1 RV, 2 myocardium, 3 LV cavity.
+        segmented: the same shape and values.
+        spacing: voxel size in mm along X, Y and Z.
+        reference: frame, counted from 1, that is left out: there, one of the labels may come from the other.
+
+    Returns:
+        Rows of `frame` and `slice` (from 1), `structure` ("rv", "myo", "lv", and "epi" for the last two together),
+        `dice_percent`, `distance_mm` (`distance`; NaN where one of them lacks the structure), and both areas, `carried_mm2`
+        and `segmented_mm2`. A structure that neither has in a slice and frame has no row.
+
+    Raises:
+        ValueError: for labels of other or unequal shapes.
+    """
+    if carried.ndim != 4 or carried.shape != segmented.shape:
+        raise ValueError(f"two labels (X, Y, Z, T) of one shape are needed, got {carried.shape} and {segmented.shape}.")
+    pixel, rows = float(np.prod(spacing[:2])), []
+    for t, z in np.ndindex(carried.shape[3], carried.shape[2]):
+        if t + 1 == reference:
+            continue
+        for name, values in STRUCTURES.items():
+            one, two = (np.isin(label[:, :, z, t], values) for label in (carried, segmented))
+            if one.any() or two.any():
+                rows.append(
+                    {
+                        "frame": t + 1,
+                        "slice": z + 1,
+                        "structure": name,
+                        "dice_percent": float(dice_percent(one, two)),
+                        "distance_mm": distance(one, two, spacing[:2]),
+                        "carried_mm2": float(one.sum() * pixel),
+                        "segmented_mm2": float(two.sum() * pixel),
+                    }
+                )
+    return rows
+
+
+def distance(one: NDArray[np.bool_], two: NDArray[np.bool_], spacing: Sequence[float]) -> float:
+    """95 % Hausdorff distance in mm of the borders of two masks (X, Y), the larger of both directions; NaN where either is
+    empty.
+
+    Args:
+        one: mask.
+        two: mask of the same shape.
+        spacing: pixel size in mm, (2,).
+    """
+    if not one.any() or not two.any():
+        return float("nan")
+    box = ndimage.find_objects((one | two).astype(np.uint8))[0]
+    borders = [mask & ~ndimage.binary_erosion(mask) for mask in (np.pad(m[box], 1) for m in (one, two))]
+    ways = zip(borders, borders[::-1])
+    return max(float(np.percentile(ndimage.distance_transform_edt(~to, spacing)[of], 95)) for of, to in ways)
+
+
+def summarize(rows: Sequence[dict], structure: str = "epi") -> dict[str, object]:
+    """How well two labels agree on a structure, over the slices that both of them hold in at least half of the frames, at
+    `WELL_SEEN` of the largest area: which slices belong to a ventricle is a convention, and at its ends labels may differ.
+
+    Args:
+        rows: of `compare`.
+        structure: one of STRUCTURES.
+
+    Returns:
+        "dice_percent" over all these slices and frames; "slices", a dict of `slice` and the median `distance_mm` over frames
+        for each of these; "frames", the same over slices; both NaN and empty where no slice is held by both. A slice and
+        frame that one of them lacks counts as infinitely far.
+    """
+    chosen = [row for row in rows if row["structure"] == structure]
+    both = [row for row in chosen if not np.isnan(row["distance_mm"])]
+    frames = {row["frame"] for row in rows}
+    held = {z for z in {row["slice"] for row in both} if sum(r["slice"] == z for r in both) * 2 >= len(frames)}
+    sizes = {z: np.median([r["carried_mm2"] + r["segmented_mm2"] for r in both if r["slice"] == z]) for z in held}
+    held = {z for z in held if sizes[z] >= WELL_SEEN * max(sizes.values())}
+    counted = [row for row in chosen if row["slice"] in held]
+    areas = sum(row["carried_mm2"] + row["segmented_mm2"] for row in counted)
+    shared = sum(row["dice_percent"] * (row["carried_mm2"] + row["segmented_mm2"]) for row in counted)
+
+    def medians(key: str) -> list[dict]:
+        numbers = sorted({row[key] for row in counted})
+        far = [[_far(row) for row in counted if row[key] == number] for number in numbers]
+        return [{key: number, "distance_mm": float(np.median(values))} for number, values in zip(numbers, far)]
+
+    return {
+        "dice_percent": shared / areas if areas else float("nan"),
+        "slices": medians("slice"),
+        "frames": medians("frame"),
+    }
+
+
+def _far(row: dict) -> float:
+    return float("inf") if np.isnan(row["distance_mm"]) else row["distance_mm"]
+
+
+def measure_curve(volume: NDArray) -> dict[str, float]:
+    """How a volume behaves over a heartbeat, which is a circle: it neither leaps nor leaves its way.
+
+    Args:
+        volume: (T,), of at least 4 frames, the first of which follows the last.
+
+    Returns:
+        "change_percent", by how much the volume changes, of its maximum; and in percent of that change: "closure_percent",
+        the step from the last frame to the first; "step_percent", the largest step between others; "jump_percent", the
+        farthest that a frame lies from the mean of its neighbors, and "jump_frame", that frame, counted from 1. Empty for
+        fewer frames, or where it changes by less than 5 %: noise has no course.
+    """
+    volume = np.asarray(volume, dtype=np.float64)
+    change = float(np.ptp(volume))
+    if len(volume) < 4 or change <= 0.05 * volume.max():
+        return {}
+    off = np.abs(volume[1:-1] - (volume[:-2] + volume[2:]) / 2)
+    return {
+        "change_percent": 100 * change / float(volume.max()),
+        "closure_percent": 100 * float(abs(volume[-1] - volume[0])) / change,
+        "step_percent": 100 * float(np.abs(np.diff(volume)).max()) / change,
+        "jump_percent": 100 * float(off.max()) / change,
+        "jump_frame": int(off.argmax()) + 2,
+    }
+
+
+def wall_change(volume: NDArray, reference: int) -> float:
+    """By how much the volume of the myocardium (T,) differs from that in the reference (counted from 1), at most over all
+    frames, in percent; NaN where the reference has none. Muscle keeps its volume."""
+    rest = float(volume[reference - 1])
+    return float(100 * np.abs(np.asarray(volume) / rest - 1).max()) if rest else float("nan")
