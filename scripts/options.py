@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.cardiac.planes import PLANES
+from scripts.data.folds import is_fold
 from scripts.devices import check_bf16, check_device
 from scripts.errors import InputError
 from scripts.surgery.rules import GRANULARITIES, STRATEGIES
@@ -118,6 +119,11 @@ _SIZE = _Rule(
     lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_whole(n, 1) for n in value),
     "must be two numbers of pixels, such as [128,128].",
 )
+_FOLD = _must_be("the number of a fold, from 0, and how many there are, such as '[0,2]'", is_fold)
+_WEIGHTS = _must_be(
+    "the weights of two folds or more, such as '[A.pt,B.pt]'",
+    lambda value: isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(path, str) for path in value),
+)
 _SPACING = _must_be(
     "False, for the images' own pixels, or a pixel size from 0.2 to 20 mm",
     lambda value: value is False or value is None or (_is_number(value) and 0.2 <= value <= 20),
@@ -158,6 +164,8 @@ RULES: dict[str, _Rule] = {
     "log_every": _whole(1),
     "seed": _whole(0),
     "warmup": _whole(0),
+    "fold": _none_or(_FOLD),
+    "segmentations": _none_or(_WEIGHTS),
     "rank": _whole(0),
     "learning_rate": _positive(),
     "averaging": _positive(1),
@@ -168,6 +176,9 @@ RULES: dict[str, _Rule] = {
     # of parts
     "augmentation::size": _SIZE,
     **{f"augmentation::{name}": _not_negative() for name in ("gamma", "rotation", "zoom", "elastic")},
+    "augmentation::drop_maps": _must_be(
+        "a share from 0 to 1", lambda value: _is_number(value, -math.inf, 1) and value >= 0
+    ),
     **{f"augmentation::{name}": _SWITCH for name in ("swap", "flip")},
     "integration::num_steps": _whole(0),
     "network_def::backbone::hidden": _whole(1),

@@ -22,6 +22,7 @@ from monai.inferers import Inferer, SimpleInferer
 from scripts.errors import InputError
 from scripts.registration.fields import compose, has_contrast, to_slices, to_stack, warp
 from scripts.registration.losses import full_precision
+from scripts.registration.pairs import halves, intensities, without_valid
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -40,9 +41,9 @@ def in_parts(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
 
 
 def _only_contrast(field: Tensor, pair: Tensor) -> Tensor:
-    """A field (B, d, *spatial) that is the identity in slices that are constant in either image of a pair (B, 2,
-    *spatial)."""
-    there = has_contrast(to_slices(pair)).all(dim=1).view(-1, 1, 1, 1)
+    """A field (B, d, *spatial) that is the identity in slices that are constant in either image of a pair (B, 2
+    C, *spatial)."""
+    there = has_contrast(intensities(to_slices(pair))).all(dim=1).view(-1, 1, 1, 1)
     return to_stack(to_slices(field) * there, field)
 
 
@@ -84,8 +85,7 @@ class FieldInferer(Inferer):
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
         """(B, 2, *spatial) -> displacement (B, d, *spatial), voxels of the fixed grid, pull convention; of volumes frame by
-        frame, (B, 2, X, Y, Z, T) -> (B, 3, X, Y, Z, T). A third channel, which no network sees, is 1 where the images
-        hold a measurement (`estimate`).
+        frame, (B, 2, X, Y, Z, T) -> (B, 3, X, Y, Z, T). Further channels are as `pairs` has them.
 
         In a stack, a slice that is constant in either image gets the identity; slices that exceed a device's memory
         together are taken half at a time.
@@ -99,21 +99,22 @@ class FieldInferer(Inferer):
         total = inputs.shape[-1] if stack else len(inputs)
 
         def cascade(channels: Tensor) -> Tensor:
-            pair, valid = channels[:, :2], channels[:, 2:] if channels.shape[1] > 2 else None
+            pair, valid = without_valid(channels)
 
             def estimate(pair, last):
                 return self.integrate(self.estimate(pair, lambda x: network(x, *args, **kwargs), last, valid))
 
             field = estimate(pair, self.passes == 1)
             for number in range(2, self.passes + 1):
-                moved = warp(full_precision(pair[:, :1]), field)
-                field = compose(field, estimate(torch.cat([moved, pair[:, 1:]], dim=1), number == self.passes))
+                moving, fixed = halves(pair)
+                moved = warp(full_precision(moving), field)
+                field = compose(field, estimate(torch.cat([moved, fixed], dim=1), number == self.passes))
             return field
 
         def to_field(pair: Tensor) -> Tensor:
             field = in_parts(cascade, pair) if stack else cascade(pair)
             bar.update(len(pair))
-            return _only_contrast(field, pair[:, :2]) if stack else field
+            return _only_contrast(field, without_valid(pair)[0]) if stack else field
 
         with tqdm(
             total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)

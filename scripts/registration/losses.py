@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import torch
 from scripts.registration.fields import LinearWarp, beyond_stack
+from scripts.registration.pairs import exchange, intensities
 from torch import Tensor, nn
 
 
@@ -54,17 +55,18 @@ class WarpedSimilarity(nn.Module):
         Args:
             field: (B, d, *spatial), displacement in voxels of the fixed grid, moved(x) = moving(x + u(x)); or (2 B, …),
                 whose second half brings the fixed images onto the moving ones (`RefiningInferer`).
-            target: (B, 2, *spatial), moving and fixed image; or these and their label maps, of the same shape.
+            target: (B, 2 C, *spatial), moving and fixed image (`pairs`), whose intensities count; or these and their
+                label maps (B, 2, *spatial).
             valid: (B, 1, *spatial), 1 where both images hold a measurement, else 0: intensities elsewhere, and those
                 that the field brings from there, are not compared. None is everywhere.
         """
         pair, label = (target, None) if isinstance(target, Tensor) else target
         if len(field) == 2 * len(pair):
-            pair = torch.cat([pair, pair.flip(1)])
+            pair = torch.cat([pair, exchange(pair)])
             label = None if label is None else torch.cat([label, label.flip(1)])
         # LNCC divides by variances that half precision rounds to zero.
         with torch.autocast(field.device.type, enabled=False):
-            pair, field = full_precision(pair), full_precision(field)
+            pair, field = full_precision(intensities(pair)), full_precision(field)
             beyond = beyond_stack(field).unsqueeze(1) if field.shape[1] == 3 else None
             hidden = beyond if valid is None else self._hidden(valid.to(pair), field, beyond)
             if label is None:

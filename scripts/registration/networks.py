@@ -9,8 +9,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Registration networks behind one signature: (B, 2, *spatial) moving and fixed image -> (B, d, *spatial) field in
-voxels."""
+"""Registration networks behind one signature: (B, 2, *spatial) moving and fixed image (`pairs`) -> (B, d, *spatial)
+field in voxels."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ import torch
 from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv, Pool
 from scripts.registration.fields import integrate_in_sampler, sample_grid, sampler_grid, to_sampler, to_slices, to_stack
+from scripts.registration.pairs import halves
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 NEIGHBORS = "_neighbors."  # in the names of what sees the slices before and after
+FIRST = "encoders.0.0.conv.weight"  # ends the name of the kernels that see the images
 
 
 class ConvBlock(nn.Sequential):
@@ -307,6 +309,7 @@ class PyramidNetwork(nn.Module):
 
     Args:
         spatial_dims: 2 or 3.
+        in_channels: of each image: 1, its intensities, or more with maps of its anatomy (`pairs`).
         features: channels of the encoder at each level, from half resolution to the coarsest.
         hidden: channels of the blocks that estimate the velocity.
         corrections: how often a level warps and corrects, by the same block.
@@ -338,15 +341,17 @@ class PyramidNetwork(nn.Module):
         flow_std: float = 1e-3,
         antisymmetric: bool = True,
         depth_scale: float = 1.0,
+        in_channels: int = 1,
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.axes = spatial_dims
         self.corrections = corrections
         self.antisymmetric = antisymmetric
         self.integration_steps = integration_steps
         self.depth_scale = depth_scale
         self.encoders = nn.ModuleList(
-            ConvBlock(2, i, o, norm, bias=False, stride=2) for i, o in zip((1, *features), features)
+            ConvBlock(2, i, o, norm, bias=False, stride=2) for i, o in zip((in_channels, *features), features)
         )
         self.estimators = nn.ModuleList(
             Estimator(spatial_dims, channels, hidden, norm, flow_std) for channels in reversed(features)
@@ -358,13 +363,14 @@ class PyramidNetwork(nn.Module):
                     replace_group_norms(block, partial(_central_norm, window=norm_window // 2**level))
 
     def forward(self, pair: Tensor) -> Tensor:
-        """(B, 2, X, Y) or (B, 2, X, Y, Z), X and Y divisible by 2 ** levels -> (B, d, *spatial) velocity, voxels."""
+        """(B, 2 * in_channels, X, Y) or (…, X, Y, Z), X and Y divisible by 2 ** levels -> (B, d, *spatial) velocity,
+        voxels."""
         stacks = pair
         pair = to_slices(pair)
         batch = pair.shape[0]
         depth = batch // stacks.shape[0]
         pyramid: list[Tensor] = []
-        x = torch.cat([pair[:, :1], pair[:, 1:]])
+        x = torch.cat(halves(pair))
         for encoder in self.encoders:
             x = encoder(x)
             pyramid.append(x)
@@ -400,31 +406,39 @@ class PyramidNetwork(nn.Module):
         return torch.cat([2.0 * fine[:, :2], fine[:, 2:]], dim=1)
 
 
-def is_flat(weights: Mapping[str, Tensor], network: nn.Module) -> bool:
-    """Whether weights lack the convolutions of neighboring slices that a network has."""
-    needed = {name for name in network.state_dict() if NEIGHBORS in name}
-    return bool(needed) and not needed & set(weights)
+def is_smaller(weights: Mapping[str, Tensor], network: nn.Module) -> bool:
+    """Whether weights lack what a `PyramidNetwork` has beyond them: convolutions of neighboring slices, or channels of its
+    input."""
+    state = network.state_dict()
+    needed = {name for name in state if NEIGHBORS in name}
+    if needed and not needed & set(weights):
+        return True
+    first = next((name for name in state if name.endswith(FIRST)), None)
+    return first in weights and weights[first].ndim == 4 and weights[first].shape[1] < state[first].shape[1]
 
 
 def inflate(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The weights of a 2-D `PyramidNetwork` for a 3-D one, whose velocity is then that of each slice, exactly: what it
-    has beyond is 0.
+    """The weights of a `PyramidNetwork` for one of more axes or input channels, whose velocity is then the same, exactly:
+    what it has beyond is 0.
+
+    In 3-D that is the velocity of each slice; maps beside the intensities are not looked at.
 
     Args:
-        weights: state dict of the 2-D network.
-        network: the 3-D one, or a module around it; its names and shapes are taken, its values are not.
+        weights: state dict of the smaller network.
+        network: the larger one, or a module around it; its names and shapes are taken, its values are not.
 
     Raises:
         ValueError: for weights of another network.
     """
     inflated = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
-    if set(weights) != {name for name in inflated if NEIGHBORS not in name}:
-        raise ValueError("the 2-D and the 3-D network have different layers.")
+    if set(weights) | {name for name in inflated if NEIGHBORS in name} != set(inflated):
+        raise ValueError("the smaller and the larger network have different layers.")
     for name, value in weights.items():
-        # The velocity has one component more.
+        # The velocity has one component more, or the image further channels.
         more = [new - old for new, old in zip(inflated[name].shape, value.shape)]
-        if value.ndim != inflated[name].ndim or sum(more) not in (0, 1) or min(more, default=0) < 0:
-            raise ValueError(f"{name} has the shape {tuple(value.shape)}, in 3-D {tuple(inflated[name].shape)}.")
+        fits = sum(more) == more[1] if name.endswith(FIRST) else sum(more) in (0, 1)
+        if value.ndim != inflated[name].ndim or not fits or min(more, default=0) < 0:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}, here {tuple(inflated[name].shape)}.")
         inflated[name][tuple(slice(size) for size in value.shape)] = value
     return inflated
 

@@ -19,13 +19,15 @@ from collections.abc import Sequence
 import torch
 from monai.transforms import Transform
 from scripts.registration.fields import to_slices, to_stack
+from scripts.registration.pairs import exchange, halves, intensities
 from torch import Tensor
 from torch.nn import functional as F
 
 
 class RandomPairAugmentation(Transform):
-    """Augments a batch of pairs (B, 2, *spatial) at once, on its device; both images of a pair alike, and its labels as
-    its images. The slices of a stack (3-D) are turned, magnified, deformed and cropped alike.
+    """Augments a batch of pairs (B, 2 C, *spatial) at once (`pairs`), on its device; both images of a pair alike, and its
+    labels and maps as its images, but for intensities. The slices of a stack (3-D) are turned, magnified,
+    deformed and cropped alike.
 
     Args:
         size: in-plane size of a random crop, for each pair its own; None takes all.
@@ -40,6 +42,7 @@ class RandomPairAugmentation(Transform):
         elastic_spacing: pixels between its control points; folds begin where `elastic` comes near a third of it.
         misalignment: standard deviation in pixels of a random shift of each slice of a stack, as breath-holds leave
             them; 0 is none.
+        drop_maps: chance that the maps beside a pair's intensities are 0, so that a network does without them, too.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class RandomPairAugmentation(Transform):
         elastic: float = 0.0,
         elastic_spacing: float = 32.0,
         misalignment: float = 0.0,
+        drop_maps: float = 0.0,
     ) -> None:
         self.size = size
         self.swap = swap
@@ -63,6 +67,7 @@ class RandomPairAugmentation(Transform):
         self.elastic = elastic
         self.elastic_spacing = elastic_spacing
         self.misalignment = misalignment
+        self.drop_maps = drop_maps
 
     def __call__(self, pair: Tensor, label: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The augmented pair; with labels (B, 2, *spatial) of its images, of an integer type, the pair and its
@@ -99,10 +104,24 @@ class RandomPairAugmentation(Transform):
                 images = [torch.where(chosen, image.flip(axis + 2), image) for image in images]
         if self.swap:
             chosen = half()
-            images = [torch.where(chosen, image.flip(1), image) for image in images]
+            images = [torch.where(chosen, exchange(image), image) for image in images]
         if self.gamma:
-            images[0] = images[0].clamp(0, 1) ** each(torch.exp(torch.randn(batch, device=device) * self.gamma))
+            curved = intensities(images[0]).clamp(0, 1) ** each(
+                torch.exp(torch.randn(batch, device=device) * self.gamma)
+            )
+            images[0] = _with_intensities(images[0], curved)
+        if self.drop_maps and images[0].shape[1] > 2:
+            kept = each(torch.rand(batch, device=device) >= self.drop_maps)
+            images[0] = _with_intensities(images[0] * kept, intensities(images[0]))
         return images[0] if label is None else (images[0], images[1])
+
+
+def _with_intensities(pair: Tensor, images: Tensor) -> Tensor:
+    """A pair (B, 2 C, *spatial) with other intensities, (B, 2, *spatial), and its own maps."""
+    if pair.shape == images.shape:
+        return images
+    (_, *moving), (_, *fixed) = (half.unbind(1) for half in halves(pair))
+    return torch.stack([images[:, 0], *moving, images[:, 1], *fixed], dim=1)
 
 
 def sampling_grid(pair: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 from scripts.errors import InputError
 from scripts.files import claimed, whole_file
-from scripts.registration.networks import inflate, is_flat
+from scripts.registration.networks import inflate, is_smaller
 from torch import Tensor, nn
 
 
@@ -58,14 +58,15 @@ class RandomState:
 def load_weights(network: nn.Module, path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """Load a flat state_dict, as training writes and `models/` holds it, into a network; returns the network.
 
-    A network of volumes takes the weights of one of slices, too, and is that one then (`networks.inflate`).
+    A network of volumes takes the weights of one of slices, too, and one that sees maps those of one that does not; it is
+    that one then (`networks.inflate`).
 
     Raises:
         InputError: naming the file, for one that is not there, not readable, of another network, or of NaN.
     """
     weights = read_checkpoint(path, device)
     try:
-        network.load_state_dict(inflate(weights, network) if is_flat(weights, network) else weights)
+        network.load_state_dict(inflate(weights, network) if is_smaller(weights, network) else weights)
     except (RuntimeError, TypeError, ValueError) as error:
         detail = textwrap.shorten(str(error).splitlines()[-1], 200)
         raise InputError(

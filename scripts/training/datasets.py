@@ -20,6 +20,7 @@ import torch
 from monai.transforms import ResizeWithPadOrCrop
 from scripts.errors import InputError
 from scripts.registration.fields import has_contrast
+from scripts.registration.pairs import intensities
 from scripts.training.cache import prepare_items
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,15 +31,15 @@ UNLABELED = -1
 
 
 class SliceDataset(Dataset):
-    """All slices of all pairs as one tensor (N, 2, *size), moving and fixed, on a device; where wanted, their labels as
-    another one.
+    """All slices of all pairs as one tensor (N, 2 C, *size), moving and fixed (`pairs`), on a device; where wanted,
+    their labels as another one.
 
     Slices that are constant in either image are left out.
 
     Args:
         data: items of a data list.
-        transform: makes of an item a dict whose "pair" is (2, X, Y, Z), with labels "moving_label" and "fixed_label",
-            (1, X, Y, Z).
+        transform: makes of an item a dict whose "pair" is (2 C, X, Y, Z), with labels "moving_label" and
+            "fixed_label", (1, X, Y, Z).
         size: in-plane size; larger slices are cropped about their center, smaller ones padded with zeros.
         device: where the tensors live.
         progress: whether to show a progress bar while files are read.
@@ -65,12 +66,13 @@ class SliceDataset(Dataset):
         def prepare(item: dict) -> dict[str, Tensor]:
             loaded = transform(item)
             pair = fit(loaded["pair"])
-            kept = has_contrast(pair).all(dim=1)
+            kept = has_contrast(intensities(pair)).all(dim=1)
             prepared = {"pair": pair[kept]}
             return prepared | {"label": fit(_stack_labels(loaded))[kept]} if labels else prepared
 
         stacks = list(prepare_items(data, prepare, ["pairs", transform, list(size), labels], cache_dir, progress))
-        self.pairs = torch.cat([torch.empty(0, 2, *size), *(stack["pair"] for stack in stacks)]).to(device)
+        pairs = [stack["pair"] for stack in stacks]
+        self.pairs = (torch.cat(pairs) if pairs else torch.empty(0, 2, *size)).to(device)
         self.labels = None
         if labels:
             none = torch.empty(0, 2, *size, dtype=torch.int8)
@@ -80,8 +82,8 @@ class SliceDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int | Sequence[int]) -> dict[str, Tensor]:
-        """{"pair": (2, *size)} for one index, (B, 2, *size) for a list of B; with labels "label" in the same shape,
-        moving then fixed."""
+        """{"pair": (2 C, *size)} for one index, (B, 2 C, *size) for a list of B; with labels "label" (2, *size) or (B, 2,
+        *size), moving then fixed."""
         index = torch.as_tensor(index).to(self.pairs.device, non_blocking=True)
         batch = {"pair": self.pairs[index]}
         return batch if self.labels is None else batch | {"label": self.labels[index]}
@@ -116,7 +118,7 @@ class StackDataset(Dataset):
         def prepare(item: dict) -> dict[str, Tensor]:
             loaded = transform(item)
             pair = fit(loaded["pair"])
-            seen = has_contrast(pair).all(dim=1).nonzero()[:, 0].tolist()
+            seen = has_contrast(intensities(pair)).all(dim=1).nonzero()[:, 0].tolist()
             kept = slice(seen[0], seen[-1] + 1) if seen else slice(0)
             prepared = {"pair": pair[kept], "spacing": loaded["pair"].pixdim.float()}
             return prepared | {"label": fit(_stack_labels(loaded))[kept]} if labels else prepared

@@ -20,6 +20,7 @@ import torch
 from monai.inferers import Inferer, SimpleInferer
 from scripts.cardiac.segmentation import CLASSES, neighbors, prepare, resize, segment_stack
 from scripts.data.datalists import select_pairs
+from scripts.data.folds import in_fold
 from scripts.data.loading import LoadPaird
 from scripts.errors import InputError
 from torch import Tensor, nn
@@ -36,9 +37,13 @@ def select_frames(
     split: str,
     seed: int = 0,
     label_values: Sequence[int | None] | None = None,
+    fold: Sequence[int] | None = None,
 ) -> list[dict]:
-    """The labeled frames of a split, see `datalists.select_pairs` for the arguments and `labeled_frames`."""
-    return labeled_frames(select_pairs(dataset_dir, data_list, split, seed=seed, label_values=label_values))
+    """The labeled frames of a split or of a fold of it, see `datalists.select_pairs` for the arguments, `folds.in_fold` and
+    `labeled_frames`."""
+    pairs = select_pairs(dataset_dir, data_list, split, seed=seed, label_values=label_values)
+    subjects = set(in_fold([pair["subject"] for pair in pairs], fold))
+    return labeled_frames([pair for pair in pairs if pair["subject"] in subjects])
 
 
 def labeled_frames(pairs: Sequence[dict]) -> list[dict]:

@@ -80,7 +80,7 @@ class ElementwiseGroupNorm(nn.Module):
 
 
 def export_torchscript(network: nn.Module, path: str | Path) -> Path:
-    """Write a network, (B, 2, *spatial) -> (B, d, *spatial), as frozen TorchScript; the whole file or none."""
+    """Write a network, (B, 2 C, *spatial) -> (B, d, *spatial), as frozen TorchScript; the whole file or none."""
     with whole_file(path) as part:
         torch.jit.freeze(torch.jit.script(fold_batch_norm(network))).save(str(part))
     return Path(path)
@@ -112,7 +112,7 @@ def export_onnx(
     backbone = fold_batch_norm(getattr(network, "backbone", network)).cpu()
     replace_group_norms(backbone, ElementwiseGroupNorm)
     sizes = [stride * torch.export.Dim(name, min=2, max=4096 // stride) for name in ("rows", "columns")]
-    example = torch.rand(3, 2, 4 * stride, 6 * stride)
+    example = torch.rand(3, _channels_of(network), 4 * stride, 6 * stride)
     with whole_file(path) as part:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -130,6 +130,11 @@ def export_onnx(
         onnx.helper.set_model_props(model, {"weights": hash_checkpoint(checkpoint), "smallest": str(2 * stride)})
         onnx.save(model, part)
     return Path(path)
+
+
+def _channels_of(network: nn.Module) -> int:
+    """Channels of a network's input, 2 for the intensities of both images."""
+    return 2 * getattr(getattr(network, "backbone", network), "in_channels", 1)
 
 
 @contextlib.contextmanager
@@ -183,7 +188,7 @@ class ExportedNetwork(nn.Module):
         self.smallest = int(properties.get("smallest", 1))
 
     def forward(self, pair: Tensor) -> Tensor:
-        """(B, 2, X, Y) -> (B, 2, X, Y), voxels; on the input's device.
+        """(B, 2 C, X, Y) -> (B, 2, X, Y), voxels; on the input's device.
 
         Raises:
             InputError: for an image that is smaller than the file was exported for.
@@ -250,7 +255,7 @@ def largest_difference(one: nn.Module, other: nn.Module, stride: int) -> float:
     generator = torch.Generator().manual_seed(0)
     found = 0.0
     for batch, size in ((1, (12 * stride, 11 * stride)), (10, (5 * stride - 7, 4 * stride + 3))):
-        coarse = torch.rand(batch, 2, 8, 8, generator=generator)
+        coarse = torch.rand(batch, _channels_of(one), 8, 8, generator=generator)
         pair = F.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
         with torch.inference_mode():
             found = max(found, float((one(pair) - other(pair)).abs().max()))
@@ -264,7 +269,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         prog="python -m scripts.workflow.exports", description=main.__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "--config_file", default=str(ROOT / "configs" / "inference.yaml"), help="its network_def is exported"
+        "--config_file",
+        default=str(ROOT / "configs" / "inference.yaml"),
+        help="its network_def is exported; several with commas are merged",
     )
     parser.add_argument("--checkpoint", default=str(ROOT / "models" / "model.pt"))
     parser.add_argument("--output_dir", default=str(ROOT / "dist"))
@@ -272,9 +279,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         "--opset", type=int, default=OPSETS[-1], help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}"
     )
     options = parser.parse_args(argv)
-    if not Path(options.config_file).is_file():
-        raise InputError(f"--config_file {options.config_file}: no such file; give a config with a network_def.")
-    config = ConfigParser(ConfigParser.load_config_file(options.config_file))
+    files = options.config_file.split(",")
+    if missing := [path for path in files if not Path(path).is_file()]:
+        raise InputError(f"--config_file {missing[0]}: no such file; give a config with a network_def.")
+    config = ConfigParser(ConfigParser.load_config_files(files))
     network = load_weights(config.get_parsed_content("network_def", instantiate=True), options.checkpoint).eval()
     stride = getattr(network, "stride", 1)
     folder = Path(options.output_dir)

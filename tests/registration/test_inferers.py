@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """From a network's output to a displacement."""
 
 from __future__ import annotations
@@ -151,3 +162,24 @@ def test_frames_of_a_volume_are_volumes() -> None:
             if t == 2:
                 expected[..., 1] = 0.0  # blank
             torch.testing.assert_close(found[..., t], expected)
+
+
+def test_maps_pass_with_their_images() -> None:
+    torch.manual_seed(0)
+    pair = torch.rand(2, 6, 24, 20)
+    pair[1, 3] = 0.5  # the fixed image is blank, its maps are not
+    network = PyramidNetwork(features=(8, 8), hidden=8, flow_std=0.1, in_channels=3).eval()
+    with torch.no_grad():
+        first = integrate(network(pair))
+        moved = torch.cat([warp(pair[:, :3], first), pair[:, 3:]], dim=1)
+        expected = compose(first, integrate(network(moved)))
+        torch.testing.assert_close(FieldInferer(integration=Integration(), passes=2)(pair, network), expected)
+        slices = SliceInferer(roi_size=(-1, -1), spatial_dim=2)
+        stack = FieldInferer(slices, Integration(), passes=2)(pair.movedim(0, -1)[None], network)[0].movedim(-1, 0)
+    torch.testing.assert_close(stack[0], expected[0], atol=1e-4, rtol=0)
+    assert stack[1].eq(0).all()
+    assert expected.abs().max() > 0.1
+    # Where something was measured no network sees.
+    with torch.no_grad():
+        channels = torch.cat([pair, torch.rand(2, 1, 24, 20)], dim=1)
+        assert torch.equal(FieldInferer(integration=Integration(), passes=2)(channels, network), expected)

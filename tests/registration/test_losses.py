@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Similarity and smoothness against hand computations, in fp32 whatever autocast says."""
 
 from __future__ import annotations
@@ -165,3 +176,12 @@ def test_a_structure_comes_from_the_next_slice() -> None:
     field = field.detach()
     field[:, 2, ..., 0] = 1.0
     assert float(loss(field, (image, label))) == pytest.approx(0, abs=1e-20)
+
+
+def test_maps_beside_the_intensities_are_not_scored() -> None:
+    pair = torch.rand(2, 8, 9, 8, dtype=torch.float64)
+    label = torch.randint(0, 4, (2, 2, 9, 8)).to(torch.int8)
+    field = torch.randn(4, 2, 9, 8, dtype=torch.float64)
+    loss = WarpedSimilarity(nn.MSELoss())
+    assert torch.equal(loss(field, pair), loss(field, pair[:, [0, 4]]))
+    assert torch.equal(loss(field[:2], (pair, label)), loss(field[:2], (pair[:, [0, 4]], label)))

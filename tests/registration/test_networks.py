@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Networks: the published parameter count, any image size, TorchScript, and a start near the identity."""
 
 from __future__ import annotations
@@ -22,8 +33,10 @@ from scripts.registration.networks import (
     RegistrationUNet,
     fold_batch_norm,
     inflate,
+    is_smaller,
     repeat_border,
 )
+from scripts.registration.pairs import exchange, intensities
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
@@ -281,3 +294,42 @@ def test_a_gaussian_compiles_in_channels_last() -> None:
         results.append([out.detach(), *(p.grad.clone() for p in block.parameters())])
     for found, expected in zip(*results):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("antisymmetric", [False, True])
+def test_a_network_that_sees_maps_begins_as_the_one_that_does_not(antisymmetric: bool) -> None:
+    plain, wide = (
+        PaddedNetwork(PyramidNetwork(norm_window=64, antisymmetric=antisymmetric, in_channels=n)).eval() for n in (1, 4)
+    )
+    shipped = torch.load(ROOT / "models" / "model.pt", weights_only=True)
+    plain.load_state_dict(shipped)
+    assert is_smaller(shipped, wide)
+    assert not is_smaller(shipped, plain)
+    assert not is_smaller(wide.state_dict(), wide)
+    wide.load_state_dict(inflate(shipped, wide))
+    pair = torch.rand(2, 8, 88, 72)
+    with torch.no_grad():
+        expected = plain(intensities(pair))
+        assert torch.equal(wide(pair), expected)
+        nn.init.normal_(wide.backbone.encoders[0][0].conv.weight, std=0.3)
+        assert (wide(pair) - expected).abs().max() > 0.1
+    deep = PaddedNetwork(PyramidNetwork(3, norm_window=64, antisymmetric=antisymmetric, in_channels=4), (16, 16, 1))
+    deep.load_state_dict(inflate(shipped, deep.eval()))
+    with torch.no_grad():
+        torch.testing.assert_close(deep(pair[..., None])[:, :2, ..., 0], expected, atol=1e-5, rtol=0)
+
+
+def test_exchanging_images_with_their_maps_turns_the_velocity() -> None:
+    network = PaddedNetwork(PyramidNetwork(flow_std=0.1, in_channels=4)).eval()
+    pair = torch.rand(2, 8, 44, 36)
+    with torch.no_grad():
+        velocity = network(pair)
+        assert torch.equal(network(exchange(pair)), -velocity)
+        assert velocity.abs().max() > 0.1
+        assert (network(torch.cat([pair[:, :4], pair[:, :4]], dim=1))).eq(0).all()
+
+
+def test_weights_with_maps_do_not_fit_a_network_without() -> None:
+    wide, plain = (PyramidNetwork(in_channels=n) for n in (4, 1))
+    with pytest.raises(ValueError, match="shape"):
+        inflate(wide.state_dict(), plain)

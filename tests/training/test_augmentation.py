@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Random augmentation against SciPy, on both images and their labels alike."""
 
 from __future__ import annotations
@@ -137,3 +148,40 @@ def test_prepare_batch_hands_labels_on_with_the_pair() -> None:
         assert image is pair
         assert label.dtype == torch.int8
         assert label.shape == pair.shape
+
+
+def test_maps_follow_their_images_and_keep_their_values() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(16, 2, 40, 40)
+    pair = torch.stack([images[:, 0], images[:, 0], images[:, 1], images[:, 1]], dim=1)
+    options = {"size": (24, 24), "rotation": 30.0, "zoom": 0.2, "elastic": 2.0}
+    torch.manual_seed(1)
+    random.seed(1)
+    moved = RandomPairAugmentation(**options, gamma=0.0)(pair)
+    assert torch.equal(moved[:, [0, 2]], moved[:, [1, 3]])
+    torch.manual_seed(1)
+    random.seed(1)
+    curved = RandomPairAugmentation(**options, gamma=0.5)(pair)
+    assert torch.equal(curved[:, [1, 3]], moved[:, [1, 3]])
+    exponent = curved[:, [0, 2]].log() / moved[:, [0, 2]].log()
+    torch.testing.assert_close(exponent, exponent[:, :1, :1, :1].expand_as(exponent), rtol=1e-2, atol=1e-2)
+    assert exponent.std() > 0.1
+
+
+def test_swap_exchanges_images_with_their_maps() -> None:
+    torch.manual_seed(0)
+    pair = torch.arange(6.0).view(1, 6, 1, 1).repeat(64, 1, 4, 4)
+    swapped = RandomPairAugmentation(flip=False, gamma=0.0)(pair)[:, :, 0, 0].tolist()
+    assert {tuple(row) for row in swapped} == {(0, 1, 2, 3, 4, 5), (3, 4, 5, 0, 1, 2)}
+
+
+def test_some_pairs_lose_their_maps() -> None:
+    torch.manual_seed(0)
+    pair = torch.rand(200, 8, 4, 4) + 0.1
+    kept = RandomPairAugmentation(swap=False, flip=False, gamma=0.0, drop_maps=0.25)(pair)
+    assert torch.equal(kept[:, [0, 4]], pair[:, [0, 4]])
+    without = kept[:, [1, 2, 3, 5, 6, 7]].eq(0).flatten(1).all(1)
+    assert 0.15 < without.float().mean() < 0.35
+    assert torch.equal(kept[~without], pair[~without])
+    plain = torch.rand(3, 2, 4, 4)
+    assert torch.equal(RandomPairAugmentation(swap=False, flip=False, gamma=0.0, drop_maps=1.0)(plain), plain)

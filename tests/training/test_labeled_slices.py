@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -18,6 +29,7 @@ from scripts.training.labeled_slices import (
     labeled_frames,
     of_structure,
     prepare_stack,
+    select_frames,
 )
 
 
@@ -124,3 +136,12 @@ def test_a_structure_is_its_channel() -> None:
     output = [{"pred": torch.arange(4).view(4, 1, 1), "label": torch.arange(4, 8).view(4, 1, 1)}]
     prediction, label = of_structure(2)(output)
     assert (prediction[0].item(), label[0].item()) == (2, 6)
+
+
+def test_a_fold_has_its_subjects_alone(phantoms: Path) -> None:
+    subjects = [
+        sorted({item["subject"] for item in select_frames(str(phantoms), None, "train", fold=fold)})
+        for fold in (None, [0, 2], [1, 2])
+    ]
+    assert len(subjects[0]) == 3
+    assert subjects[1:] == [subjects[0][::2], subjects[0][1::2]]

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The network elsewhere: what is written gives the same fields in other runtimes, in any size, and says so where it
 cannot."""
 
@@ -206,3 +217,18 @@ def test_the_faster_runtime_is_taken_where_it_is_installed(
     with caplog.at_level("INFO", logger="inference"):
         assert exports.fastest_runtime() == expected
     assert f"run by {expected}" in caplog.text
+
+
+def test_a_network_that_sees_maps_is_exported_by_merged_configs(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "maps.json").write_text(json.dumps({"network_def::backbone::in_channels": 3}))
+    torch.manual_seed(0)
+    backbone = {**NETWORK["network_def"]["backbone"], "in_channels": 3}
+    made = ConfigParser({"network_def": {**NETWORK["network_def"], "backbone": backbone}})
+    torch.save(made.get_parsed_content("network_def", instantiate=True).state_dict(), tmp_path / "maps.pt")
+    differences = exports.main(
+        [f"--config_file={small / 'small.json'},{tmp_path / 'maps.json'}"]
+        + [f"--checkpoint={tmp_path / 'maps.pt'}", f"--output_dir={tmp_path}"]
+    )
+    assert set(differences) == {"model.ts", "model.onnx"}
+    assert max(differences.values()) < exports.TOLERANCE
+    assert torch.jit.load(tmp_path / "model.ts")(torch.rand(1, 6, 40, 36)).abs().max() > 0.1
