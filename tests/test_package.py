@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The zip of the zoo."""
 
 from __future__ import annotations
@@ -52,7 +63,7 @@ def test_documents_of_the_zip_speak_of_what_it_holds(tmp_path: Path) -> None:
     with zipfile.ZipFile(build_zip(tmp_path / "bundle.zip", "bundle")) as archive:
         archive.extractall(tmp_path)
     pages = sorted((tmp_path / "bundle" / "docs").glob("*.md"))
-    assert len(pages) == 5
+    assert len(pages) == 6
     for page in pages:
         text = page.read_text()
         assert not re.search(r"\bmake [a-z]|benchmarks|\btests/|experiments|performance\.md", text), page.name

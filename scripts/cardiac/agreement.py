@@ -90,15 +90,16 @@ def distance(one: NDArray[np.bool_], two: NDArray[np.bool_], spacing: Sequence[f
 def summarize(rows: Sequence[dict], structure: str = "epi") -> dict[str, object]:
     """How well two labels agree on a structure, over the slices that both of them hold in at least half of the frames, at
     `WELL_SEEN` of the largest area: which slices belong to a ventricle is a convention, and at its ends labels may differ.
+    Slices at the ends that the segmented ventricle leaves in systole do not count, either.
 
     Args:
         rows: of `compare`.
         structure: one of STRUCTURES.
 
     Returns:
-        "dice_percent" over all these slices and frames; "slices", a dict of `slice` and the median `distance_mm` over frames
-        for each of these; "frames", the same over slices; both NaN and empty where no slice is held by both. A slice and
-        frame that one of them lacks counts as infinitely far.
+        "dice_percent" over all these slices and frames, NaN without any; "slices", a dict of `slice` and the median
+        `distance_mm` over frames for each of these; "frames", the same over slices; "left_in_systole", slices that the
+        ventricle leaves. A slice and frame that one of them lacks counts as infinitely far.
     """
     chosen = [row for row in rows if row["structure"] == structure]
     both = [row for row in chosen if not np.isnan(row["distance_mm"])]
@@ -106,6 +107,8 @@ def summarize(rows: Sequence[dict], structure: str = "epi") -> dict[str, object]
     held = {z for z in {row["slice"] for row in both} if sum(r["slice"] == z for r in both) * 2 >= len(frames)}
     sizes = {z: np.median([r["carried_mm2"] + r["segmented_mm2"] for r in both if r["slice"] == z]) for z in held}
     held = {z for z in held if sizes[z] >= WELL_SEEN * max(sizes.values())}
+    left = _left_in_systole(chosen, sorted(held))
+    held -= set(left)
     counted = [row for row in chosen if row["slice"] in held]
     areas = sum(row["carried_mm2"] + row["segmented_mm2"] for row in counted)
     shared = sum(row["dice_percent"] * (row["carried_mm2"] + row["segmented_mm2"]) for row in counted)
@@ -119,7 +122,18 @@ def summarize(rows: Sequence[dict], structure: str = "epi") -> dict[str, object]
         "dice_percent": shared / areas if areas else float("nan"),
         "slices": medians("slice"),
         "frames": medians("frame"),
+        "left_in_systole": left,
     }
+
+
+def _left_in_systole(rows: Sequence[dict], slices: Sequence[int]) -> list[int]:
+    """Slices at either end of a stack in which what is segmented falls below half of its largest area: the base moves out of
+    them, and carried contours cannot follow."""
+    areas = {z: [row["segmented_mm2"] for row in rows if row["slice"] == z] for z in slices}
+    leaves = [min(areas[z]) < 0.5 * max(areas[z]) for z in slices]
+    first = leaves.index(False) if False in leaves else 0
+    last = leaves[::-1].index(False) if False in leaves else 0
+    return [*slices[:first], *slices[len(slices) - last :]]
 
 
 def _far(row: dict) -> float:

@@ -390,6 +390,11 @@ _FINDINGS: tuple[tuple[Callable[[_Evidence], list[Place]], str, str], ...] = (
         "The right ventricle lies on another side than in most slices: is a slice mirrored{where}?",
     ),
     (
+        lambda e: [(None, z) for z in e.contours.get("left_in_systole", [])],
+        PASSED,
+        "The ventricle leaves a slice in systole, and carried contours stay in it, wrongly{where}.",
+    ),
+    (
         lambda e: e.collapsed,
         PASSED,
         "At a point the field leaves less than a hundredth of the area, as in a cavity that empties{where}.",

@@ -145,6 +145,21 @@ def test_the_summary_leaves_out_slices_that_one_label_mostly_lacks() -> None:
     assert nothing["slices"] == nothing["frames"] == []
 
 
+def test_a_slice_that_the_ventricle_leaves_in_systole_does_not_count() -> None:
+    empty = np.zeros(SIZE, np.uint8)
+    small = np.where(disc(12), 2, 0).astype(np.uint8)
+    carried = np.stack([cine(*[heart()] * 4)[:, :, 0]] * 3, axis=2)
+    segmented = carried.copy()
+    segmented[:, :, 0] = cine(heart(), small, empty, heart())[:, :, 0]
+    found = summarize(compare(carried, segmented, SPACING))
+    assert found["left_in_systole"] == [1]
+    assert [row["slice"] for row in found["slices"]] == [2, 3]
+    # In the middle of the stack nothing moves out.
+    middle = summarize(compare(carried, segmented[:, :, [1, 0, 2]], SPACING))
+    assert middle["left_in_systole"] == []
+    assert [row["slice"] for row in middle["slices"]] == [1, 2, 3]
+
+
 def test_curves_by_hand() -> None:
     beat = 100 - 50 * np.sin(np.pi * np.arange(10) / 10)
     found = measure_curve(beat)

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from scripts.cardiac.cines import ESTIMATED, Cine
 from scripts.cardiac.registrations import CineRegistration, PairRegistration
 
@@ -65,18 +64,9 @@ def test_frames_are_named_with_their_phase() -> None:
     assert make_cine().name_image(0) == "frame 1"
 
 
-@pytest.mark.parametrize(
-    ("numbers", "words"),
-    [
-        ([4], " (frame 4)"),
-        ([1, 4], " (frames 1, 4)"),
-        (list(range(1, 9)), " (frames 1, 2, 3, 4, 5, 6, 7, 8)"),
-        (list(range(1, 10)), " (frames 1, 2, 3, 4, 5, 6, 7, 8, …)"),
-    ],
-)
-def test_frames_of_a_finding_are_listed_up_to_eight(numbers: list[int], words: str) -> None:
-    assert make_cine().name_frames(numbers) == words
-    assert make_pair().name_frames(numbers) == ""
+def test_frames_of_a_cine_have_numbers_and_a_pair_has_none() -> None:
+    assert make_cine().are_numbered
+    assert not make_pair().are_numbered
 
 
 def test_only_an_estimated_reference_is_called_so() -> None:
