@@ -54,7 +54,7 @@ test: check
 
 # Without chromium the tests skip and say so.
 test-browser: .venv/.dev
-	$(PY) -m pip install --disable-pip-version-check -q playwright==1.65.2
+	$(PY) -m pip install --disable-pip-version-check -q playwright==1.65.2 pypdf==7.1.1
 	$(PY) -m playwright install chromium || echo "playwright could not install chromium: the system's is taken where there is one"
 	BROWSER_TESTS=1 $(PY) -m pytest tests/browser -rs
 

@@ -29,7 +29,7 @@ from scripts.api import register_cine
 from scripts.cardiac.registrations import CineRegistration
 from scripts.data.acdc import read_info
 from scripts.report.orientation import as_displayed, display_orientation
-from scripts.report.page import OUTLINES
+from scripts.report.tiles import OUTLINES
 
 from benchmarks.options import writable
 

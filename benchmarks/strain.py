@@ -33,7 +33,8 @@ from scripts.api import ROOT, register_cine
 from scripts.cardiac.cines import LABELS
 from scripts.cardiac.function import measure_function
 from scripts.cardiac.phantom import Phantom, write_phantom_dataset
-from scripts.cardiac.strain import measure_strain, sector_map
+from scripts.cardiac.segments import sector_map
+from scripts.cardiac.strain import measure_strain
 from scripts.devices import check_device
 from scripts.errors import one_line
 from tqdm import tqdm

@@ -22,6 +22,7 @@ from scripts.cardiac.function import measure_function
 from scripts.cardiac.phases import find_phases
 
 CARRIED, SEGMENTED = "carried", "segmented"
+WORDS = {CARRIED: "carried by the motion", SEGMENTED: "segmented in each frame"}
 GIVEN, BY_SEGMENTATION = "given", "automatic"  # how the label of the reference frame came to be
 
 

@@ -73,6 +73,11 @@ class Cine:
             return None
         return float(np.diff(self.times, axis=1).mean())
 
+    @property
+    def heart_rate(self) -> float | None:
+        """Beats a minute, if the frames cover one heartbeat; None where the frame time is unknown."""
+        return None if not self.frame_time else 60000 / (self.frame_time * self.frames)
+
 
 def largest_cavity(image: NDArray) -> int:
     """The frame, counted from 1, in which the most of the beating region is bright: blood fills the cavities at end

@@ -145,7 +145,7 @@ def _listed_item(item: dict, folder: Path, where: str) -> dict:
     # It names a folder below output_dir.
     if name in ("", "..") or Path(name).name != name:
         raise InputError(f"{where} has the case {name!r}; give a name without / and '..'.")
-    if name == "summary.csv" or name.startswith((".part_", ".old_")):
+    if name in ("summary.csv", "cohort.html") or name.startswith((".part_", ".old_")):
         raise InputError(f"{where} has the case {name!r}, a name that outputs have; give another.")
     return {"subject": item["case"], **item}
 

@@ -147,7 +147,8 @@ class AssembleRegistration(Transform):
         if is_long_axis(cine.plane):
             r.strain = measure_longitudinal(r.fields, r.label, cine.affine, cine.times)
         else:
-            r.strain = measure_strain(r.fields, r.label, cine.affine, self.sector_origin, cine.times)
+            anatomy = None if r.segmented is None else r.segmented[..., r.reference - 1]
+            r.strain = measure_strain(r.fields, r.label, cine.affine, self.sector_origin, cine.times, anatomy)
         return r.strain
 
 

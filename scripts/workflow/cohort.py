@@ -26,7 +26,7 @@ import ignite.distributed as idist
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
-from scripts.cardiac.answers import BY_SEGMENTATION, CARRIED, SEGMENTED
+from scripts.cardiac.answers import BY_SEGMENTATION, CARRIED, SEGMENTED, WORDS
 from scripts.cardiac.strain import summarize_strain
 from scripts.data.datalists import FILE_KEYS
 from scripts.data.loading import in_parts
@@ -37,20 +37,22 @@ from scripts.files import clear_leftovers, parts_of, write_csv
 from scripts.help import bundle_version
 from scripts.options import names_of
 from scripts.progress import stage
+from scripts.report.cohort_page import PAGE, is_cohort, write_cohort
 from torch import nn
 from tqdm import tqdm
 
-_WORDS = {CARRIED: "carried by the motion", SEGMENTED: "segmented in each frame"}
 SUMMARY = "summary.csv"
 WORST = {"folding_percent": max, "jacobian_min": min, "inverse_error_mm_p95": max}
 FUNCTION = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "rv_esv_ml", "rv_ef_percent", "lv_mass_g")
-# Ejection fraction by each answer.
+# Figures of a ventricle by each answer.
 ANSWERS = {
-    f"{ventricle}_ef_{by}_percent": (by, f"{ventricle}_ef_percent")
+    f"{ventricle}_{name}_{by}_{unit}": (by, f"{ventricle}_{name}_{unit}")
     for ventricle in ("lv", "rv")
+    for name, unit in (("edv", "ml"), ("esv", "ml"), ("ef", "percent"))
     for by in (CARRIED, SEGMENTED)
 }
-STRAIN = ("peak_radial", "peak_circumferential", "peak_longitudinal")
+# Peak global strain, and its key in `summarize_strain`, whose ratios become percents.
+STRAIN = {f"peak_{name}_strain_percent": f"peak_{name}" for name in ("radial", "circumferential", "longitudinal")}
 COLUMNS = ("case", "status", "grade", "verdict", *WORST, "label_basis", *FUNCTION, *ANSWERS, *STRAIN, "reason")
 
 
@@ -63,7 +65,8 @@ def run_cases(
 ) -> list[str]:
     """Run an evaluator on the cases of a data set, each for itself; several processes share them.
 
-    Of more than one case, `<output_dir>/summary.csv` has a row each (`summarize_case`), in the order of the data set.
+    Of more than one case, `<output_dir>/summary.csv` has a row each (`summarize_case`), in the order of the data set, and
+    `cohort.html` shows these and links the reports.
 
     Args:
         evaluator: its postprocessing writes a case to `<output_dir>/<case>/`.
@@ -88,7 +91,7 @@ def run_cases(
     check_writable(folder)
     clear_leftovers(folder)
     if not single:
-        check_summary(summary)
+        check_summary(folder)
     _let_cases_fail_alone(evaluator)
     settings = {**(parameters or {}), "bundle": bundle_version(), **describe_settings(evaluator)}
     done, reasons = [], {}
@@ -167,14 +170,18 @@ def _count_skipped(own: int, cases: int) -> None:
 
 
 def _write_summary(path: Path, rows: Sequence[dict], items: Sequence[dict]) -> list[str]:
-    """Write the table of all cases; returns the complaint where it cannot be written, which must not hide failures."""
+    """Write the table of all cases and their page; returns complaints where they cannot be written, which must not hide
+    failures."""
     known = {str(item["case"]): item for item in items}
-    try:
-        with explain_write_errors(path, "free space and run the same command again."):
-            write_csv(path, [row | {"reason": without_folders(row["reason"], known[row["case"]])} for row in rows])
-    except InputError as error:
-        return [str(error)]
-    return []
+    rows = [row | {"reason": without_folders(row["reason"], known[row["case"]])} for row in rows]
+    complaints = []
+    for file, write in ((path, write_csv), (path.with_name(PAGE), write_cohort)):
+        try:
+            with explain_write_errors(file, "free space and run the same command again."):
+                write(file, rows)
+        except InputError as error:
+            complaints.append(str(error))
+    return complaints
 
 
 def _list_failures(rows: Sequence[dict]) -> list[str]:
@@ -186,14 +193,20 @@ def _list_failures(rows: Sequence[dict]) -> list[str]:
     return [f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {first}"]
 
 
-def check_summary(path: Path) -> None:
-    """Stop where the summary would replace another file.
+def check_summary(folder: Path) -> None:
+    """Stop where the summary or the page of the cohort would replace another file.
 
     Raises:
         InputError: naming the file.
     """
-    if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").startswith("case,"):
-        raise InputError(f"{path}: exists and is not the summary of an earlier run; give another --output_dir.")
+    checks = {
+        SUMMARY: lambda path: path.read_text(encoding="utf-8", errors="replace").startswith("case,"),
+        PAGE: is_cohort,
+    }
+    for name, is_own in checks.items():
+        path = folder / name
+        if path.is_file() and not is_own(path):
+            raise InputError(f"{path}: exists and is not the summary of an earlier run; give another --output_dir.")
 
 
 def describe_case(folder: Path) -> str:
@@ -220,12 +233,12 @@ def _describe_ventricles(function: Mapping) -> Iterator[str]:
         by = function[f"{ventricle}_measured_by"]
         line = (
             f"{ventricle.upper()} EDV {function[f'{ventricle}_edv_ml']:.0f} ml, ESV "
-            f"{function[f'{ventricle}_esv_ml']:.0f} ml, EF {fraction:.0f} % {_WORDS[by]}"
+            f"{function[f'{ventricle}_esv_ml']:.0f} ml, EF {fraction:.0f} % {WORDS[by]}"
         )
         for other in (CARRIED, SEGMENTED):
             second = function.get(other, {}).get(f"{ventricle}_ef_percent")
             if other != by and second is not None:
-                line += f", {second:.0f} % {_WORDS[other]}"
+                line += f", {second:.0f} % {WORDS[other]}"
         yield line
 
 
@@ -327,7 +340,7 @@ def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None
     row |= {key: function.get(key, "") for key in FUNCTION}
     row |= {key: function.get(by, {}).get(name, "") for key, (by, name) in ANSWERS.items()}
     peaks = summarize_strain(read_strain(folder / "strain.csv"))
-    return row | {key: peaks.get(key, "") for key in STRAIN}
+    return row | {key: 100 * peaks[name] if name in peaks else "" for key, name in STRAIN.items()}
 
 
 def read_strain(path: Path) -> list[dict]:

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """The report as a browser shows it. Runs with BROWSER_TESTS=1, where playwright and Chromium are installed."""
 
 from __future__ import annotations
@@ -91,3 +102,34 @@ def test_page_is_whole_without_scripts(browser: Browser, report: Path, tmp_path:
     assert page.get_by_text("Without JavaScript").is_visible()
     page.screenshot(path=tmp_path / "still.png", full_page=True)
     context.close()
+
+
+# Width and height in inches, and the margins of the page's own style sheet.
+SHEETS = {"A4": (8.27, 11.69), "Letter": (8.5, 11.0)}
+MARGINS = 2 * 12 / 25.4
+
+
+@pytest.mark.parametrize("sheet", SHEETS)
+def test_a_print_loses_no_column_and_no_picture(browser: Browser, report: Path, sheet: str, tmp_path: Path) -> None:
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
+    width = int(96 * (SHEETS[sheet][0] - MARGINS))
+    page = browser.new_page(viewport={"width": width, "height": 1000})
+    page.goto(report.as_uri(), wait_until="load")
+    page.emulate_media(media="print")
+    # Nothing is wider than the sheet, and nothing scrolls within it.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.querySelectorAll('.scroll')].every(box => box.scrollWidth <= box.clientWidth)")
+    pictures = page.evaluate("[...document.images].filter(image => image.offsetWidth > 0).length")
+    columns = page.evaluate("[...document.querySelectorAll('th')].map(heading => heading.textContent)")
+    written = page.pdf(path=tmp_path / "report.pdf", format=sheet, prefer_css_page_size=False)
+    page.close()
+    pdf = pypdf.PdfReader(tmp_path / "report.pdf")
+    assert len(written) == (tmp_path / "report.pdf").stat().st_size
+    assert [float(length) / 72 for length in pdf.pages[0].mediabox[2:]] == pytest.approx(SHEETS[sheet], abs=0.02)
+    # Words may be broken between lines.
+    squeeze = lambda text: "".join(text.replace("\u00ad", "").replace("-", "").split())
+    text = squeeze(" ".join(each.extract_text() for each in pdf.pages))
+    assert not [column for column in columns if squeeze(column) not in text]
+    assert "Howeachfigureisdefined" in text
+    assert "strokevolumeEDVESV" in text  # what a click opens on a screen
+    assert sum(len(each.images) for each in pdf.pages) >= pictures

@@ -1,3 +1,14 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Strain of motions whose strain is known by hand, of the phantom by another way, and sectors at known places."""
 
 from __future__ import annotations
@@ -9,7 +20,8 @@ import pytest
 from scipy.ndimage import binary_dilation
 from scipy.spatial.transform import Rotation
 from scripts.cardiac.phantom import Phantom
-from scripts.cardiac.strain import SECTORS, measure_strain, sector_map, summarize_strain
+from scripts.cardiac.segments import MID, SECTORS, levels, sector_map
+from scripts.cardiac.strain import measure_strain, segment_peaks, segment_strain, summarize_strain
 
 from benchmarks.strain import fiber_strain
 
@@ -66,10 +78,12 @@ def test_rows():
     assert [row["frame"] for row in rows] == [1] * 13 + [2] * 13
     first, sector = rows[13], rows[13 + 6 + 3]
     assert first == pytest.approx(
-        {**first, "region": "global", "slice": None, "sector": None, "time_ms": 45.0, "radial": -0.1}
+        {**first, "region": "global", "slice": None, "sector": None, "segment": None, "time_ms": 45.0, "radial": -0.1}
     )
     assert first["voxels"] == (heart() == 2).sum() == sum(row["voxels"] for row in rows[14:])
-    assert sector == pytest.approx({**sector, "region": "inferior", "slice": 2, "sector": 3, "time_ms": 50.0})
+    assert sector == pytest.approx(
+        {**sector, "region": "inferior", "slice": 2, "sector": 3, "segment": 10, "time_ms": 50.0}
+    )
     assert {tuple(row) for row in rows} == {tuple(first)}
     assert measure_strain(linear(np.eye(2)), heart(), STRAIGHT, times=[7.0])[5]["time_ms"] == 7
     assert "time_ms" not in measure_strain(linear(np.eye(2)), heart(), STRAIGHT)[0]
@@ -115,11 +129,12 @@ def test_phantom(seed, size, tolerance):
         fiber_strain(phantom, label, es),
         sector_map(label, phantom.affine),
     )
-    assert len(rows) == 2 * (1 + 6 * phantom.slices)
+    count = 1 + sum(len(SECTORS[level]) for level in levels(label, phantom.affine).values())
+    assert len(rows) == 2 * count
     for name, limit in (("radial", tolerance), ("circumferential", tolerance / 6)):
-        assert np.abs(values(rows[:25], name)).max() < 1e-12
-        assert rows[25][name] == pytest.approx(np.nanmean(exact[name]), abs=limit)
-        for row in rows[26:]:
+        assert np.abs(values(rows[:count], name)).max() < 1e-12
+        assert rows[count][name] == pytest.approx(np.nanmean(exact[name]), abs=limit)
+        for row in rows[count + 1 :]:
             z = row["slice"] - 1
             there = exact[name][..., z][sectors[..., z] == row["sector"]]
             assert row[name] == pytest.approx(there.mean(), abs=limit)
@@ -149,7 +164,7 @@ def test_sectors_go_from_the_anterior_insertion_through_the_septum(rv, start, se
     np.testing.assert_array_equal(sectors[..., 0][inside], turned[inside] // 60 + 1)
     beside = wall & binary_dilation(label[..., 0] == 1, np.ones((3, 3)))
     assert set(sectors[..., 0][beside & (np.abs(turned - 60) < 56)]) == {1, 2}
-    assert SECTORS[:2] == ("anteroseptal", "inferoseptal")
+    assert [sector.region for sector in SECTORS[MID][:2]] == ["anteroseptal", "inferoseptal"]
 
 
 def test_a_slice_follows_the_sense_of_the_stack():
@@ -193,10 +208,10 @@ def test_other_axes_same_anatomy(change, seed):
 def test_septum_of_the_phantom(seed):
     # In its view axis 0 runs to the lateral wall and axis 1 down: the septum follows the anterior insertion
     # counterclockwise.
-    phantom = Phantom.random(seed, slices=3)
+    phantom = Phantom.random(seed, slices=2)
     label = phantom.label(1)
     sectors = sector_map(label, phantom.affine)
-    for z in range(3):
+    for z in range(2):
         places = {s: np.argwhere(sectors[..., z] == s).mean(axis=0) for s in range(1, 7)}
         septum, lateral = (places[1] + places[2]) / 2, (places[4] + places[5]) / 2
         assert septum[0] < lateral[0]
@@ -218,17 +233,48 @@ def test_given_origin():
     assert len(rows) == 13
 
 
-def test_no_rv_no_sectors():
+def test_a_slice_without_rv_takes_the_insertion_of_the_nearest_with_one():
     label = heart()
     label[..., 1][label[..., 1] == 1] = 0
+    np.testing.assert_array_equal(sector_map(label, STRAIGHT), sector_map(heart(), STRAIGHT))
     rows = measure_strain(linear(0.9 * np.eye(2)), label, STRAIGHT)
-    assert [row["slice"] for row in rows] == [None] + [1] * 6
+    assert [row["slice"] for row in rows] == [None] + [1] * 6 + [2] * 6
     assert rows[0]["voxels"] == (label == 2).sum()
-    assert len(measure_strain(linear(0.9 * np.eye(2)), heart(None), STRAIGHT)) == 1
+
+
+def test_without_rv_there_are_no_sectors_unless_a_segmentation_has_it():
+    rows = measure_strain(linear(0.9 * np.eye(2)), heart(None), STRAIGHT)
+    assert [row["segment"] for row in rows] == [None]
+    rows = measure_strain(linear(0.9 * np.eye(2)), heart(None), STRAIGHT, anatomy=heart(-170))
+    assert rows == measure_strain(linear(0.9 * np.eye(2)), heart(-170), STRAIGHT)
+    # An RV of the label's own is the one that counts.
+    mine = sector_map(heart(-170), STRAIGHT, anatomy=heart(20))
+    np.testing.assert_array_equal(mine, sector_map(heart(-170), STRAIGHT))
     # An RV that touches in one voxel has no two ends.
     label = heart(None)
     label[0, 0], label[1, 1], label[2, 2] = 1, 1, 1
     assert not sector_map(label, STRAIGHT).any()
+
+
+def test_strain_of_segments_is_the_mean_over_their_voxels() -> None:
+    fields = linear(np.eye(2), np.diag([0.8, 0.9]))
+    label = heart(slices=2)
+    label[20:24, :, 1][label[20:24, :, 1] == 2] = 0  # fewer voxels in one slice
+    rows = measure_strain(fields, label, STRAIGHT)
+    # Both slices are mid-cavity: segments 7 to 12, over the voxels of both.
+    curves, sectors = segment_strain(rows, "circumferential"), sector_map(label, STRAIGHT)
+    assert list(curves) == [7, 8, 9, 10, 11, 12]
+    x, y, _ = np.argwhere(sectors == 1).T
+    p = np.stack([x * SPACING[0], y * SPACING[1]], axis=1)
+    centers = [np.argwhere(label[..., z] == 3)[:, :2].mean(axis=0) * SPACING[:2] for z in (0, 1)]
+    around = p - np.array(centers)[np.argwhere(sectors == 1)[:, 2]]
+    along = np.stack([-around[:, 1], around[:, 0]], axis=1) / np.linalg.norm(around, axis=1, keepdims=True)
+    exact = (np.linalg.norm(along * [0.8, 0.9], axis=1) - 1).mean()
+    assert curves[8] == pytest.approx([0, exact])  # sector 1 is anteroseptal
+    peaks = segment_peaks(rows)
+    assert peaks["circumferential"][8] == pytest.approx(exact)
+    assert peaks["radial"] == dict.fromkeys(range(7, 13), 0.0)
+    assert segment_peaks([row for row in rows if row["sector"]]) == segment_peaks([]) == {}
 
 
 @pytest.mark.parametrize("absent", [2, 3])

@@ -30,6 +30,7 @@ from monai.engines import SupervisedEvaluator
 from scripts.data.results import DONE
 from scripts.errors import InputError, first_cause
 from scripts.registration.inferers import FieldInferer
+from scripts.report.cohort_page import PAGE
 from scripts.workflow import cohort
 from scripts.workflow.cohort import (
     COLUMNS,
@@ -297,8 +298,10 @@ def test_a_summary_that_cannot_be_written_hides_no_failure(make: Make, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cohort, "write_csv", fill)
+    monkeypatch.setattr(cohort, "write_cohort", fill)
     study = make("b", "bad", "a")
-    with pytest.raises(InputError, match=r"summary\.csv: cannot be written \(No space.* 1 of 3 cases failed: bad;"):
+    words = r"summary\.csv: cannot be written \(No space.*cohort\.html: cannot.* 1 of 3 cases failed: bad;"
+    with pytest.raises(InputError, match=words):
         study.run()
 
 
@@ -323,7 +326,9 @@ def test_a_row_has_the_worst_frame_and_the_function(tmp_path: Path) -> None:
     quality = {"frames": frames, "verdict": ["It folds.", "It drifts."], "grade": "do not use"}
     (tmp_path / "a" / DONE).write_text(json.dumps(quality))
     (tmp_path / "a" / "function.json").write_text(
-        json.dumps({"lv_ef_percent": 60.5, "lv_volume_ml": [1, 2], "segmented": {"lv_ef_percent": 58.0}})
+        json.dumps(
+            {"lv_ef_percent": 60.5, "lv_volume_ml": [1, 2], "segmented": {"lv_ef_percent": 58.0, "lv_edv_ml": 99.5}}
+        )
     )
     lines = ["1,global,0.0,0.0", "2,global,0.4,-0.2", "2,anterior,0.9,-0.9", "3,global,0.1,-0.1"]
     (tmp_path / "a" / "strain.csv").write_text("\n".join(["frame,region,radial,circumferential", *lines]))
@@ -338,9 +343,10 @@ def test_a_row_has_the_worst_frame_and_the_function(tmp_path: Path) -> None:
         "jacobian_min": -0.2,
         "inverse_error_mm_p95": 0.1,
         "lv_ef_percent": 60.5,
+        "lv_edv_segmented_ml": 99.5,
         "lv_ef_segmented_percent": 58.0,
-        "peak_radial": 0.4,
-        "peak_circumferential": -0.2,
+        "peak_radial_strain_percent": 40.0,
+        "peak_circumferential_strain_percent": -20.0,
     }
 
 
@@ -400,6 +406,28 @@ def test_what_cannot_be_written_is_not_computed(make: Make, monkeypatch: pytest.
     study.folder = study.folder / "a" / "IM1.dcm"
     with pytest.raises(InputError, match=r"IM1\.dcm: cannot be made"):
         study.run()
+
+
+def test_the_page_of_the_cohort_has_skipped_and_failed_cases(make: Make) -> None:
+    make("b").run()
+    study = make("b", "bad", "a")
+    with pytest.raises(InputError):
+        study.run()
+    page = (study.folder / PAGE).read_text()
+    assert page.index("bad.nii.gz: cannot be read") < page.index('data-sort="b"') < page.index('data-sort="a"')
+    # A run of one case leaves it alone.
+    make("c").run()
+    assert (study.folder / PAGE).read_text() == page
+    make("a", "b").run()
+    assert "bad" not in (study.folder / PAGE).read_text()
+
+
+def test_a_page_of_the_user_s_is_not_replaced(make: Make) -> None:
+    study = make("a", "b")
+    (study.folder / PAGE).write_text("<p>my own</p>")
+    with pytest.raises(InputError, match=r"cohort\.html: exists and is not the summary of an earlier run"):
+        study.run()
+    assert study.written == []
 
 
 def test_a_table_of_the_user_s_is_no_summary(make: Make) -> None:
