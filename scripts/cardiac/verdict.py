@@ -42,7 +42,7 @@ OF_FIELDS = {
 }
 # Of the motion over the cycle; a pair has no use for them.
 OF_A_CYCLE = {"closure_ratio": 3.0, "jump_ratio": 3.0, "share_of_the_largest_mse_before": 0.25}
-# These were set by `python -m benchmarks.verdict`, whose JSON has what they rest on. Of images: `appearance`.
+# Set by hand from what `python -m benchmarks.verdict` measures on `train`; its JSON has the figures. Of images: `appearance`.
 OF_IMAGES = {
     "least_detail_percent": 10.0,
     "most_detail_percent": 50.0,
