@@ -34,10 +34,8 @@ from scripts.cardiac.registrations import CineRegistration, PairRegistration
 from scripts.cardiac.strain import measure_strain
 from scripts.registration.fields import warp_stack
 from scripts.report import page as report
-from scripts.report import tables, tiles
-from scripts.report.charts import strain_curves, volume_curves
 from scripts.report.page import write_report
-from scripts.report.view import View, beating_box, choose_view
+from test_tables import two_answers
 
 PARAMETERS = {"bundle version": "1.2.3", "reference_frame": "auto"}
 
@@ -287,112 +285,7 @@ def test_pair_alternates_between_fixed_and_moved(registered: CineRegistration, t
     assert np.abs(after - fixed).mean() < np.abs(before - fixed).mean()
 
 
-def test_outlines_lie_on_the_borders() -> None:
-    label = np.zeros((20, 16), np.uint8)
-    label[5:15, 4:10] = 3
-    view = View(0, [(0, "slice")], (slice(0, 20), slice(0, 16)), (40.0, 16.0), (0.0, 1.0), ("",) * 4)
-    uri = tiles.draw_tile(np.zeros((20, 16), np.float32), label, view, tiles.TILE)
-    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("L")).T > 60
-    # First axis to the right, in proportions of mm, with the area of the square.
-    assert drawn.shape[0] / drawn.shape[1] == pytest.approx(40 / 16, rel=0.01)
-    assert drawn.size == pytest.approx(tiles.TILE**2, rel=0.01)
-    inside, voxel = np.argwhere(drawn), np.divide(drawn.shape, label.shape)
-    np.testing.assert_allclose(inside.min(axis=0), voxel * (5, 4), atol=2)
-    np.testing.assert_allclose(inside.max(axis=0), voxel * (15, 10), atol=2)
-
-
-@pytest.mark.parametrize("present", [(3,), (2,), (1,), (2, 3)])
-def test_outlines_have_the_colors_of_the_legend(present: tuple[int, ...]) -> None:
-    """A label that lacks a structure has no outline of it, such as a cavity in the color of its myocardium's outer
-    border."""
-    label = np.zeros((20, 20), np.uint8)
-    for value, part in ((2, slice(3, 17)), (3, slice(6, 14)), (1, slice(9, 11))):
-        if value in present:
-            label[part, part] = value
-    view = View(0, [(0, "slice")], (slice(0, 20), slice(0, 20)), (20.0, 20.0), (0.0, 1.0), ("",) * 4)
-    uri = tiles.draw_tile(np.zeros((20, 20), np.float32), label, view, tiles.TILE)
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"), int)
-    for values, color in tiles.OUTLINES.values():
-        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-        drawn = (np.abs(pixels - wanted).max(axis=-1) < 25).any()
-        assert drawn == (values[0] in present), color
-
-
-def test_strain_of_missing_rows() -> None:
-    rows = [
-        {"frame": 1, "region": "global", "slice": None, "sector": None, "radial": 0.0, "circumferential": 0.0},
-        {"frame": 2, "region": "septal", "slice": 1, "sector": 1, "radial": 9.0, "circumferential": 9.0},
-        {"frame": 3, "region": "global", "slice": None, "sector": None, "radial": None, "circumferential": -0.2},
-    ]
-    curves = strain_curves(rows, 3)
-    np.testing.assert_allclose(curves["circumferential"], [0, np.nan, -20])
-    np.testing.assert_allclose(curves["radial"], [0, np.nan, np.nan])
-    assert strain_curves([], 3) == {}
-
-
-def test_nested_function_and_odd_values() -> None:
-    found = tables.function_tables(
-        {"lv": {"edv_ml": 120.0, "ef_percent": float("nan")}, "lv_mass_g": 95.5, "curve": [1, 2]}, {}
-    )
-    assert found["ventricles"] == ["LV"]
-    assert [cells for _, cells in found["measures"]] == [[("120.0", True)], [("–", True)]]
-    assert found["others"] == [("LV mass, g", "95.5")]
-    assert [tables.format_value(v) for v in (None, True, 7, 12345.6, -0.5, 0.0, "x")] == [
-        "–",
-        "yes",
-        "7",
-        "12,346",
-        "−0.500",
-        "0",
-        "x",
-    ]
-
-
-def two_answers(bias: float, limits: float) -> dict:
-    """Figures of both ventricles by both answers."""
-    answers = {
-        by: {f"{side}_{key}": number for side in ("lv", "rv") for key in ("edv_ml", "ef_percent")}
-        | {f"{side}_volume_ml": [number, number / 2] for side in ("lv", "rv")}
-        for by, number in (("carried", 50.0), ("segmented", 55.0))
-    }
-    main = {f"lv_{key}": 50.0 for key in ("edv_ml", "ef_percent")} | {
-        f"rv_{key}": 55.0 for key in ("edv_ml", "ef_percent")
-    }
-    told = {"lv_measured_by": "carried", "lv_ef_bias_points": 0.1, "lv_ef_limits_points": 9.0}
-    told |= {"rv_measured_by": "segmented", "rv_ef_bias_points": bias, "rv_ef_limits_points": limits}
-    return {
-        **main,
-        **told,
-        **answers,
-        "label_basis": "automatic",
-        "definitions": {"carried": "words"},
-        "caveat": "words",
-    }
-
-
-@pytest.mark.parametrize(("bias", "limits", "bold"), [(-2.0, 14.0, True), (-7.0, 14.0, False), (-2.0, 16.0, False)])
-def test_only_what_came_near_to_manual_contours_is_bold(bias: float, limits: float, bold: bool) -> None:
-    found = tables.function_tables(two_answers(bias, limits), {})
-    assert found["ventricles"] == ["LV", "carried", "segmented", "RV", "carried", "segmented"]
-    numbers = [("50.0", True), ("50.0", False), ("55.0", False), ("55.0", bold), ("50.0", False), ("55.0", False)]
-    assert [cells for _, cells in found["measures"]] == [numbers, numbers]
-    assert found["doubtful"] == ([] if bold else ["RV"])
-    assert "LV: +0.1 ± 9.0" in found["limits"]
-    assert found["others"] == found["definitions"] == []
-    # Carried labels of the RV alone tell nothing that could be relied on.
-    alone = tables.function_tables({"lv_ef_percent": 50.0, "rv_ef_percent": 30.0}, {})
-    assert alone["doubtful"] == ["RV"]
-
-
 def test_both_answers_are_drawn_and_automatic_contours_are_called_so(registered: CineRegistration) -> None:
-    curves = volume_curves(two_answers(0, 0))
-    assert list(curves) == [
-        "LV, carried by the motion",
-        "RV, carried by the motion",
-        "LV, segmented in each frame",
-        "RV, segmented in each frame",
-    ]
-    np.testing.assert_allclose(curves["RV, segmented in each frame"], [55, 27.5])
     words = "Contours are automatic"
     assert words not in report.render_page(registered, PARAMETERS)
     half = {key: value[:1] * 6 for key, value in two_answers(0, 0)["carried"].items() if key.endswith("volume_ml")}
@@ -407,17 +300,6 @@ def test_the_heart_rate_is_that_of_the_times(registered: CineRegistration) -> No
     assert cine.heart_rate == pytest.approx(60 / 0.9)
     assert "a heart rate of 67 a minute" in report.render_page(replace(registered, cine=cine), PARAMETERS)
     assert "heart rate" not in report.render_page(register_phantom(times=False), PARAMETERS)
-
-
-@pytest.mark.parametrize("extent", [(120.0, 80.0), (75.0, 150.0)])
-def test_the_scale_bar_is_as_long_as_it_says(extent: tuple[float, float]) -> None:
-    """On pixels that are longer along one axis."""
-    view = View(0, [(0, "slice")], (slice(0, 30), slice(0, 40)), extent, (0.0, 1.0), ("",) * 4)
-    uri = tiles.draw_tile(np.full((30, 40), 0.3, np.float32), None, view, tiles.TILE, True)
-    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("L")).T
-    columns = np.flatnonzero((drawn > 200).any(axis=1))
-    assert columns[-1] - columns[0] + 1 == pytest.approx(tiles.SCALE_BAR * drawn.shape[0] / extent[0], abs=2.5)
-    assert np.flatnonzero((drawn > 200).any(axis=0))[0] > 0.9 * drawn.shape[1]
 
 
 def test_failure_leaves_what_was_there(
@@ -480,26 +362,7 @@ def test_slices_stored_another_way_are_shown_alike(registered: CineRegistration)
     )
 
 
-def test_end_systole_is_shown_beside_the_reference(registered: CineRegistration) -> None:
-    view = choose_view(registered)
-    assert view.frame == registered.function["es_frame"] - 1
-    other = replace(registered, function={**registered.function, "es_frame": 2})
-    assert choose_view(other).frame == 1
-
-
 def test_an_estimated_reference_is_called_an_estimate(registered: CineRegistration) -> None:
     words = "The reference, frame 1, is an estimate"
     assert words not in report.render_page(registered, PARAMETERS)
     assert words in report.render_page(replace(registered, reference_basis=ESTIMATED), PARAMETERS)
-
-
-def test_a_heart_in_a_corner_fills_the_view_without_a_label() -> None:
-    """A vessel that beats more, but is small, does not draw the view away."""
-    image = np.zeros((200, 180, 3, 6), np.float32)
-    for t in range(6):
-        image[130 - 2 * t : 170 + 2 * t, 120 - 2 * t : 160 + 2 * t, :, t] = 1.0
-        image[20:25, 20:25, :, t] = 4.0 * (t % 2)
-    x, y = beating_box(image[..., 1:], image[..., 0], (1.5, 1.5))
-    assert (x.stop - x.start, y.stop - y.start) == (100, 100)
-    assert x.start <= 120 < 180 <= x.stop
-    assert y.start <= 110 < 170 <= y.stop
