@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Contours that nobody drew: a loaded case whose images are segmented, and which so gains a label where it has none."""
+"""Automatic contours: a loaded case is segmented, and gains a label where it has none."""
 
 from __future__ import annotations
 
