@@ -68,8 +68,8 @@ SECTORS = {
 
 
 def levels(label: NDArray, affine: NDArray) -> dict[int, str]:
-    """Which slices (from 0) are basal, mid-cavity and apical: thirds of those that have LV cavity and myocardium. Of
-    fewer than three slices cannot be told apart: they count as mid-cavity.
+    """Which slices (from 0) are basal, mid-cavity and apical: thirds of those that have LV cavity and myocardium.
+    Fewer than three cannot be told apart: they count as mid-cavity.
 
     The base is where the ventricle is wider; where its ends are alike, it is the end that the affine tells.
 
