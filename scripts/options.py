@@ -121,7 +121,7 @@ _SIZE = _Rule(
 )
 _FOLD = _must_be("the number of a fold, from 0, and how many there are, such as '[0,2]'", is_fold)
 _WEIGHTS = _must_be(
-    "the weights of two folds or more, such as '[A.pt,B.pt]'",
+    "the weights of two folds or more, such as \"['A.pt','B.pt']\"",
     lambda value: isinstance(value, (list, tuple)) and len(value) > 1 and all(isinstance(path, str) for path in value),
 )
 _SPACING = _must_be(

@@ -373,7 +373,7 @@ def check_summary(outcome: Outcome, folder: Path, faults: Iterable[Callable[[Pat
     assert "Traceback" not in outcome.printed, outcome.printed[-3000:]
     with (folder / "summary.csv").open(newline="") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
-    assert {name.split("/")[0] for name in outcome.written} == {"good", "summary.csv"}
+    assert {name.split("/")[0] for name in outcome.written} == {"good", "cohort.html", "summary.csv"}
     assert "good" in rows
     for fault in faults:
         line = " ".join(rows[fault.__name__].values())

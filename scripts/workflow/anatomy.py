@@ -67,7 +67,8 @@ def assign_folds(data: Sequence[Mapping], segmentations: Sequence[str | Path] | 
     if segmentations is None:
         return [dict(item) for item in data]
     if isinstance(segmentations, str) or len(segmentations) < 2:
-        raise InputError(f"--segmentations {segmentations}: give the weights of two folds or more: '[A.pt,B.pt]'.")
+        cure = "give the weights of two folds or more, such as \"['A.pt','B.pt']\"."
+        raise InputError(f"--segmentations {segmentations}: {cure}")
     weights, subjects = [weights_of(path) for path in segmentations], [item["subject"] for item in data]
     chosen = [unseen_by(subject, subjects, len(weights)) for subject in subjects]
     return [{**item, "segmented_by": weights[number]} for item, number in zip(data, chosen)]

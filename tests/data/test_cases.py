@@ -552,7 +552,8 @@ def test_label_values_of_the_command_are_those_of_every_item_but_a_list_s_own(su
     items = [{**pair, "case": "a"}, {**pair, "case": "b", "label_values": [None, 1, 2]}]
     (subject / "list.json").write_text(json.dumps({"test": items}))
     found = inference_cases(data_list=str(subject / "list.json"), label_values=[3, 2, 1])
-    assert [item["label_values"] for item in found] == [(3, 2, 1), (None, 1, 2)]
+    assert [tuple(item["label_values"]) for item in found] == [(3, 2, 1), (None, 1, 2)]
     assert "label_values" not in inference_cases(data_list=str(subject / "list.json"))[0]
-    with pytest.raises(InputError, match=r"--label_values 7: must be"):
-        inference_cases(data_list=str(subject / "list.json"), label_values=7)
+    (subject / "list.json").write_text(json.dumps({"test": [{**pair, "label_values": 7}]}))
+    with pytest.raises(InputError, match=r"label_values 7: must be"):
+        inference_cases(data_list=str(subject / "list.json"))
