@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -146,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     better = choose(compared, options.choose_on, options.split)
     print_table(compared, better)
     words = sys.argv[1:] if argv is None else argv
+    options.segmentation = Path(options.segmentation).name  # a path says where it lay, and no more
     result = {
         **setting("benchmarks.function", words, options, processor(options.device)),
         "better": better,
