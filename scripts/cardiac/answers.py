@@ -91,14 +91,7 @@ def measure_answers(
     result["label_basis"] = label_basis
     definitions = {name: text for figures in answers.values() for name, text in figures["definitions"].items()}
     for ventricle, better in BETTER[label_basis].items():
-        having = [by for by, figures in answers.items() if f"{ventricle}_edv_ml" in figures]
-        if not having:
-            continue
-        by = better.by if better.by in having else having[0]
-        result |= {name: value for name, value in answers[by].items() if name.startswith(f"{ventricle}_")}
-        result[f"{ventricle}_measured_by"] = by
-        if by == better.by and f"{ventricle}_ef_percent" in result:
-            result |= {f"{ventricle}_ef_bias_points": better.bias, f"{ventricle}_ef_limits_points": better.limits}
+        result |= _of_the_better_one(answers, ventricle, better)
     if is_stack:
         result |= {by: {k: v for k, v in figures.items() if k not in parts} for by, figures in answers.items()}
     own = {name.format(ventricle): text for name, text in DEFINITIONS.items() for ventricle in ("lv", "rv")}
@@ -107,3 +100,16 @@ def measure_answers(
         SEGMENTED_CAVEAT if by == SEGMENTED and is_stack else figures["caveat"] for by, figures in answers.items()
     )
     return {**result, "definitions": definitions, "caveat": " ".join(caveats)}
+
+
+def _of_the_better_one(answers: Mapping[str, Mapping], ventricle: str, better: Measured) -> dict[str, object]:
+    """The figures of a ventricle by the better one of the answers that have it, and how good that one is; none without."""
+    having = [by for by, figures in answers.items() if f"{ventricle}_edv_ml" in figures]
+    if not having:
+        return {}
+    by = better.by if better.by in having else having[0]
+    found = {name: value for name, value in answers[by].items() if name.startswith(f"{ventricle}_")}
+    found[f"{ventricle}_measured_by"] = by
+    if by == better.by and f"{ventricle}_ef_percent" in found:
+        found |= {f"{ventricle}_ef_bias_points": better.bias, f"{ventricle}_ef_limits_points": better.limits}
+    return found

@@ -62,7 +62,7 @@ ACRONYMS = ("lv", "rv", "ed", "es", "mse", "edv", "esv", "sv", "ef")
 def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict[str, Any]:
     """The ventricles side by side, what is not of one ventricle, what the figures mean, and what to beware of.
 
-    A ventricle's column has the answer that "measured_by" names; where there are two answers, each has a column beside
+    A ventricle's column has the answer that "measured_by" names; where it has two answers, each has a column beside
     it. A cell is its text and whether it is relied on: no other is printed bold.
     """
     answers = {by: values[by] for by in WORDS if by in values}
@@ -73,7 +73,8 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
     columns = []
     for side in sides:
         columns.append((side.upper(), figures, side, relied_on[side]))
-        columns += [(by, found, side, False) for by, found in answers.items() if len(answers) > 1]
+        own = {by: found for by, found in answers.items() if any(f"{side}_{key}" in found for key in MEASURES)}
+        columns += [(by, found, side, False) for by, found in own.items() if len(own) > 1]
     measures = [
         (name, [(found.get(f"{side}_{key}"), bold) for _, found, side, bold in columns])
         for key, name in MEASURES.items()
