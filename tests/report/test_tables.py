@@ -66,6 +66,10 @@ def test_only_what_came_near_to_manual_contours_is_bold(bias: float, limits: flo
     assert found["doubtful"] == ([] if bold else ["RV"])
     assert "LV: +0.1 ± 9.0" in found["limits"]
     assert found["others"] == found["definitions"] == []
+    # A label without an RV carries none: the other answer stands alone.
+    values = two_answers(bias, limits)
+    values["carried"] = {key: value for key, value in values["carried"].items() if not key.startswith("rv_")}
+    assert tables.function_tables(values, {})["ventricles"] == ["LV", "carried", "segmented", "RV"]
     # Carried labels of the RV alone tell nothing that could be relied on.
     alone = tables.function_tables({"lv_ef_percent": 50.0, "rv_ef_percent": 30.0}, {})
     assert alone["doubtful"] == ["RV"]
