@@ -30,7 +30,8 @@ ALONG_THE_BODY = 0.9998
 # Cosine from which a direction is named by a letter.
 NAMED = 0.35
 # What a registration, of either type, has on the grid of its cine.
-IMAGES = {"moved", "fixed", "label", "labels", "moving_label", "moved_label"}
+IMAGES = {"moved", "fixed", "label", "labels", "segmented"}
+IMAGES |= {"moving_label", "moved_label", "fixed_label", "carried_label"}
 
 Kind = TypeVar("Kind", bound=Registration)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scripts.cardiac.answers import BY_SEGMENTATION
+from scripts.cardiac.answers import BY_SEGMENTATION, SEGMENTED
 from scripts.cardiac.registrations import Registration
 from scripts.cardiac.strain import segment_peaks, summarize_strain
 from scripts.files import write_text
@@ -91,8 +91,11 @@ def render_page(registration: Registration, parameters: Mapping[str, str]) -> st
             **make_players(subject, view),
             sheet=make_sheet(subject, view),
             outlines={
-                name: color for name, (values, color) in OUTLINES.items() if labeled and (r.labels == values[0]).any()
+                name: color
+                for name, (values, color) in OUTLINES.items()
+                if labeled and (subject.outlined == values[0]).any()
             },
+            rv_segmented=subject.function.get("rv_measured_by") == SEGMENTED,
             shown=r.name_image(view.frame),
             differences=figure_uri(draw_differences(r, view)) if subject.has_motion else None,
             field=figure_uri(draw_field(r, view)) if subject.has_motion else None,

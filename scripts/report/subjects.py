@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scripts.cardiac.answers import CARRIED, SEGMENTED, WORDS
+from scripts.cardiac.cines import LABELS
 from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 
 # A title, an image (X, Y, Z) and its label.
@@ -58,12 +60,29 @@ class CineSubject:
         return images
 
     def sheet(self, frame: int) -> list[Picture]:
-        """The reference, and the frame that is shown beside it."""
+        """The reference, and the frame that is shown beside it, once with each answer."""
         r = self.registration
-        return [
-            (r.name_image(t), r.cine.image[..., t], None if r.labels is None else r.labels[..., t])
+        images = r.cine.image
+        sheet = [
+            (r.name_image(t), images[..., t], None if r.labels is None else r.labels[..., t])
             for t in dict.fromkeys((r.reference - 1, frame))
         ]
+        if len(r.answers) > 1:
+            both = [f"{sheet[-1][0]}, outlines {WORDS[by]}" for by in (CARRIED, SEGMENTED)]
+            sheet[-1] = (both[0], *sheet[-1][1:])
+            sheet.append((both[1], images[..., frame], r.segmented[..., frame]))
+        return sheet
+
+    @property
+    def outlined(self) -> NDArray | None:
+        """Labels of the frames (X, Y, Z, T) that are outlined where the frames are played: the carried ones, and the RV
+        as it is segmented where its figures rest on that."""
+        r = self.registration
+        if len(r.answers) < 2 or self.function.get("rv_measured_by") != SEGMENTED:
+            return r.labels
+        rv = LABELS["rv"]
+        left = np.where(r.labels == rv, 0, r.labels)
+        return np.where((left == 0) & (r.segmented == rv), rv, left).astype(r.labels.dtype)
 
 
 class PairSubject:
@@ -91,7 +110,13 @@ class PairSubject:
     def sheet(self, frame: int) -> list[Picture]:
         """Both images."""
         r = self.registration
-        return [("fixed image", r.fixed, r.moved_label), ("moving image", r.cine.image[..., 0], r.moving_label)]
+        moving = None if r.labels is None else r.labels[..., 0]
+        return [("fixed image", r.fixed, r.label), ("moving image", r.cine.image[..., 0], moving)]
+
+    @property
+    def outlined(self) -> NDArray | None:
+        """The label of the moving image, (X, Y, Z, 1)."""
+        return self.registration.labels
 
 
 def subject_of(registration: Registration) -> CineSubject | PairSubject:

@@ -90,6 +90,11 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
         if f"peak_{name}" in peaks:
             others[f"peak_global_{name}_strain_percent"] = 100 * peaks[f"peak_{name}"]
     return {
+        "headlines": [
+            (f"{side.upper()} EF {format_value(figures[f'{side}_ef_percent'])} %", relied_on[side])
+            for side in sides
+            if f"{side}_ef_percent" in figures
+        ],
         "ventricles": [heading for heading, *_ in columns],
         "measures": [
             (name, [(format_value(value), bold) for value, bold in row])

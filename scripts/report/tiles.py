@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 # Label values whose union is outlined where the first of them is there, and the color.
 OUTLINES = {"LV cavity": ((3,), "#ff7a1a"), "myocardium": ((2, 3), "#ffe14d"), "RV": ((1,), "#4db8ff")}
-# Color and marker of a curve.
 TILE = 320  # pixels, the side of a picture of the cine
 TILES = 165  # of that size in a page; more are smaller
+SMOOTH = 1.2  # voxels, the standard deviation of the Gaussian that rounds outlines
 SCALE_BAR = 20.0  # mm, the bar in pictures of the cine
 SHEET_TILE = 170  # pixels, the side of a picture where all slices are shown
 
@@ -43,7 +43,7 @@ def make_players(subject: CineSubject | PairSubject, view: View) -> dict[str, An
     """Stacks of pictures to loop over, as acquired and registered, and what they are called."""
     r, names = subject.registration, subject.names
     label = None if r.label is None else r.label[..., None]
-    rows = {"acquired": (subject.play(r.cine.image), r.labels), "registered": (subject.play(r.moved), label)}
+    rows = {"acquired": (subject.play(r.cine.image), subject.outlined), "registered": (subject.play(r.moved), label)}
     if len(names) == 1:
         del rows["registered"]
 
@@ -106,16 +106,18 @@ def draw_tile(image: NDArray, label: NDArray | None, view: View, side: float, le
 def _outline(mask: NDArray[np.bool_], size: list[int]) -> list[NDArray]:
     """Lines (N, 2) around a mask (X, Y) that is shown in a size in pixels.
 
-    Smoothed by less than a voxel, and traced between the pixels that are shown: steps and corners of voxels are no
+    Smoothed by about a voxel, and traced between the pixels that are shown: steps and corners of voxels are no
     anatomy.
     """
     from contourpy import contour_generator
     from PIL import Image
 
-    smooth = ndimage.gaussian_filter(mask.T.astype(np.float32), 0.8)
+    smooth = ndimage.gaussian_filter(mask.T.astype(np.float32), SMOOTH)
     fine = np.asarray(Image.fromarray(smooth).resize(size, Image.Resampling.BICUBIC))
+    # A cavity of a few voxels has a line, too.
+    lines = contour_generator(z=fine).lines(min(0.5, float(fine.max()) / 2))
     # The first pixel's middle is at one half.
-    return [line + 0.5 for line in contour_generator(z=fine).lines(0.5)]
+    return [line + 0.5 for line in lines]
 
 
 def data_uri(kind: str, buffer: io.BytesIO) -> str:

@@ -27,7 +27,7 @@ from scripts.files import one_by_one
 from scripts.report.orientation import edge_letters
 from scripts.report.subjects import subject_of
 
-MARGIN = 12.0  # mm around a labeled heart
+MARGIN = 15.0  # mm around a labeled heart
 HEART = 150.0  # mm, the side of what is shown without a label
 
 
@@ -50,12 +50,12 @@ class View:
 
 
 def choose_view(registration: Registration) -> View:
-    """Frame, slices and crop: around the label in all frames, otherwise around what beats."""
-    r, cine = registration, registration.cine
+    """Frame, slices and crop: around what is outlined in all frames, otherwise around what beats."""
+    r, cine, subject = registration, registration.cine, subject_of(registration)
     spacing = cine.spacing[:2]
     named = r.labels is not None and bool(np.any(r.labels))
     if named:
-        heart = (r.label > 0) | (r.labels > 0).any(axis=-1)
+        heart = (r.label > 0) | (subject.outlined > 0).any(axis=-1)
     else:
         heart = np.zeros(cine.image.shape[:3], bool)
         heart[beating_box(cine.image, r.fixed, spacing)] = True
@@ -73,7 +73,7 @@ def choose_view(registration: Registration) -> View:
     window = np.percentile(r.fixed[(*box, picks)], (0.5, 99.5))
     motion = [np.hypot(u[0] * spacing[0], u[1] * spacing[1])[box].mean() for u in one_by_one(r.fields)]
     return View(
-        frame=subject_of(r).frame_beside(motion),
+        frame=subject.frame_beside(motion),
         slices=[(i, f"{place}slice {i + 1} of {heart.shape[2]}") for i, place in places.items()],
         box=box,
         extent=tuple((b.stop - b.start) * step for b, step in zip(box, spacing)),

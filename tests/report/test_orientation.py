@@ -13,13 +13,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import product
 
 import numpy as np
 import pytest
 from scripts.cardiac.cines import Cine
-from scripts.cardiac.registrations import CineRegistration
-from scripts.report.orientation import as_displayed, edge_letters
+from scripts.cardiac.registrations import CineRegistration, PairRegistration
+from scripts.report.orientation import IMAGES, as_displayed, edge_letters
 
 RNG = np.random.default_rng(5)
 SHAPE, FRAMES = (5, 4, 3), 2
@@ -48,6 +49,7 @@ def make(affine: np.ndarray) -> CineRegistration:
         moved=image + 1,
         label=label,
         labels=np.stack([label] * FRAMES, -1),
+        segmented=np.stack([label, label + 4], -1),
     )
 
 
@@ -67,6 +69,7 @@ def test_slices_are_shown_alike_however_they_are_stored(swap: bool, flips: tuple
     np.testing.assert_allclose(shown.fixed, places[..., 0], atol=1e-12)
     np.testing.assert_array_equal(shown.moved, shown.cine.image + 1)
     np.testing.assert_array_equal(shown.labels[..., 1], shown.label)
+    np.testing.assert_array_equal(shown.segmented[..., 1], shown.label + 4)
     # Fields point where they did, at the same voxels.
     for before, after in ((stored.fields, np.stack(shown.fields)), (stored.inverses, np.stack(shown.inverses))):
         motion = [np.moveaxis(u, 1, -1) @ r.cine.affine[:3, :2].T for u, r in ((before, stored), (after, shown))]
@@ -99,3 +102,11 @@ def test_files_that_lost_their_orientation_are_shown_as_they_are(axes: np.ndarra
     registration = make(affine)
     assert as_displayed(registration) is registration
     assert edge_letters(affine) == ("", "", "", "")
+
+
+def test_every_label_is_turned_with_its_image() -> None:
+    """A field that is new to either type has to be sorted into what has a grid and what has none."""
+    grids = {"fields", "inverses", *IMAGES}
+    others = {"cine", "quality", "points", "label_basis", "reference", "reference_basis", "function", "strain"}
+    for kind in (CineRegistration, PairRegistration):
+        assert {one.name for one in fields(kind) if one.init} <= grids | others

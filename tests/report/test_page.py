@@ -167,6 +167,7 @@ def test_page_says_verdict_and_numbers(page: Page, registered: CineRegistration)
     assert page.text.count("not for clinical use") >= 2
     assert registered.quality["grade"] == "passed"
     assert "✓ Passed" in page.text
+    assert f"LV EF {registered.function['lv_ef_percent']:.1f} %" in page.text
     assert registered.quality["verdict"][0] in page.text
     assert registered.function["caveat"] in page.text
     for key in ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "lv_mass_g"):

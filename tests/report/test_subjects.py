@@ -31,9 +31,9 @@ def make_cine(frames: int = 4, reference: int = 2, **parts: object) -> CineSubje
     return subject_of(registration)
 
 
-def make_pair() -> PairSubject:
+def make_pair(**labels: object) -> PairSubject:
     image, still = RNG.random((*SHAPE, 1)), np.zeros((1, 2, *SHAPE))
-    labels = {"moving_label": RNG.integers(0, 4, SHAPE), "moved_label": RNG.integers(0, 4, SHAPE)}
+    labels = {"moving_label": RNG.integers(0, 4, SHAPE), "moved_label": RNG.integers(0, 4, SHAPE), **labels}
     cine = Cine("pair", image, np.eye(4))
     return subject_of(
         PairRegistration(cine=cine, fields=still, inverses=still, moved=image + 1, fixed=RNG.random(SHAPE), **labels)
@@ -72,9 +72,36 @@ def test_the_sheet_shows_each_image_once_with_its_own_label() -> None:
     assert fixed.shape == moving.shape == on_fixed.shape == on_moving.shape == SHAPE
     pair = make_pair()
     assert pair.sheet(0)[0][2] is pair.registration.moved_label
-    assert pair.sheet(0)[1][2] is pair.registration.moving_label
+    np.testing.assert_array_equal(pair.sheet(0)[1][2], pair.registration.moving_label)
     labels = RNG.integers(0, 4, (*SHAPE, 4))
+    automatic = make_pair(moving_label=None, moved_label=None, fixed_label=labels[..., 0], carried_label=labels[..., 1])
+    assert [label.tolist() for _, _, label in automatic.sheet(0)] == [labels[..., t].tolist() for t in (0, 1)]
     cine = make_cine(label=labels[..., 1], labels=labels)
     assert [title for title, _, _ in cine.sheet(3)] == ["frame 2", "frame 4"]
     np.testing.assert_array_equal(cine.sheet(3)[1][2], labels[..., 3])
     assert len(cine.sheet(1)) == 1
+
+
+def test_a_frame_with_two_answers_is_shown_with_each() -> None:
+    labels, segmented = RNG.integers(0, 4, (2, *SHAPE, 4))
+    cine = make_cine(label=labels[..., 1], labels=labels, segmented=segmented)
+    assert [title for title, _, _ in cine.sheet(3)] == [
+        "frame 2",
+        "frame 4, outlines carried by the motion",
+        "frame 4, outlines segmented in each frame",
+    ]
+    assert [label.tolist() for _, _, label in cine.sheet(3)[1:]] == [
+        labels[..., 3].tolist(),
+        segmented[..., 3].tolist(),
+    ]
+
+
+def test_the_outline_of_the_rv_is_the_one_that_its_figures_rest_on() -> None:
+    labels, segmented = RNG.integers(0, 4, (2, *SHAPE, 4))
+    parts = {"label": labels[..., 1], "labels": labels, "segmented": segmented}
+    for by, rv in (("carried", labels == 1), ("segmented", (segmented == 1) & (labels < 2))):
+        shown = make_cine(function={"rv_measured_by": by}, **parts).outlined
+        np.testing.assert_array_equal(shown == 1, rv)
+        for value in (2, 3):
+            np.testing.assert_array_equal(shown == value, labels == value)
+    assert make_cine().outlined is None
