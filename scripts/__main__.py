@@ -24,6 +24,7 @@ Each command is a run of MONAI's bundle with config files of this one, and takes
 from __future__ import annotations
 
 import difflib
+import gc
 import runpy
 import sys
 import warnings
@@ -95,8 +96,12 @@ def main(words: Sequence[str]) -> None:
         return
     arguments = _to_bundle_run(name, configs, rest)
     print(f"{name}: loading PyTorch and MONAI ...", flush=True)
+    # Nothing that is imported is garbage, and Python would look for some again and again.
+    gc.disable()
     with stage("loading"):
         import monai.bundle  # noqa: F401  most of what a run imports; some seconds
+    gc.freeze()
+    gc.enable()
     # MONAI warns that config files of others may run any code.
     warnings.filterwarnings("ignore", message="parsing config_file")
     # The model zoo's CI reads that key; MONAI would have it renamed.

@@ -17,7 +17,9 @@ PyTorch and MONAI are imported where they are used, so that `python -m scripts` 
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import gc
 import inspect
 import re
 import sys
@@ -55,6 +57,8 @@ def check(argv: Sequence[str] | None = None) -> None:
         sys.excepthook = partial(_report_error, _parse_options(argv))
         log_in_one_line()
         clean_up_at_sigterm()
+        # Or Python would look through all of PyTorch and MONAI for garbage before it ends, which takes seconds.
+        atexit.register(gc.freeze)
     options = _parse_options(argv)
     if "version" in options:
         print(bundle_version())

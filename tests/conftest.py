@@ -1,7 +1,20 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """Data, and commands as users type them, for all tests."""
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 import shutil
@@ -21,6 +34,7 @@ from scripts.data import nifti
 from scripts.training import cache
 from warm_python import WarmPython
 
+gc.disable()  # while tests are collected: nothing that is imported is garbage
 # torch.compile looks at all backends that are installed, OpenVINO's too, whose telemetry forks to tell of it.
 sys.modules.setdefault("openvino_telemetry", None)
 ROOT = Path(__file__).parent.parent
@@ -38,6 +52,13 @@ SMALL = {
     "device": "cpu",
     "cache_dir": CACHE.name,
 }
+
+
+def pytest_collection_finish() -> None:
+    """No search for garbage looks through what is imported by now, least of all the one at the end."""
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.freeze)
 
 
 @pytest.fixture(autouse=True)

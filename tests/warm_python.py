@@ -1,8 +1,20 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
 """`python -m MODULE …` in a fork of a Python that has imported the heavy packages before: a command is spared their
 seconds, and is otherwise run as a user runs it. This bundle's `scripts` are not imported before."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -51,6 +63,8 @@ def serve() -> None:
     """Run what stdin orders, line by line, each in a fork; print how each ended."""
     for package in PACKAGES:
         importlib.import_module(package)
+    # Forks would copy all of it only to look for garbage.
+    gc.freeze()
     for line in sys.stdin:
         if not (child := os.fork()):
             return run_module(**json.loads(line))
