@@ -447,6 +447,7 @@ LISTS = {
     "other values": (_write("list.json", '{"test": [{"cine": "a", "label_values": [1, 1, 2]}]}'), "label_values"),
     "elsewhere": (_write("list.json", '{"test": [{"cine": "/nowhere/list.json.nii"}]}'), "correct the path"),
     "way out": (_write("list.json", '{"test": [{"cine": "a.nii.gz", "case": "../a"}]}'), "without /"),
+    "one image twice": (_write("list.json", '{"test": [{"moving": "list.json", "fixed": "list.json"}]}'), "two images"),
 }
 
 
@@ -666,6 +667,9 @@ LABELS = {
     "M&Ms order": (lambda label: np.array([0, 3, 2, 1])[label.astype(int)], "label_values"),
     "LV = 1 with myocardium": (lambda label: np.array([0, 0, 2, 1])[label.astype(int)], "label_values"),
     "cut": (lambda label: label[:-3], "shape"),
+    "one value everywhere": (lambda label: label * 0 + 3, "100 % of a slice"),
+    "noise": (lambda label: np.random.default_rng(0).integers(0, 4, label.shape), "noise"),
+    "noise of one value": (lambda label: 3 * np.random.default_rng(0).integers(0, 2, label.shape), "noise"),
 }
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
@@ -26,6 +26,7 @@ from scripts.cardiac.planes import PLANES, SHORT_AXIS
 from scripts.data.acdc import acdc_pairs, find_image, read_info
 from scripts.data.datalists import check_files, json_pairs, with_label_values
 from scripts.data.dicom import is_one_study, list_series, slices_of_one
+from scripts.data.mms import MMS_LABELS, mms_label, mms_subjects, mms_table
 from scripts.data.nifti import shape_of, stem_of
 from scripts.data.results import is_result
 from scripts.errors import InputError
@@ -136,7 +137,7 @@ def find_cases(
 
 
 def cine_case(
-    path: str | Path, reference_frame: int | None = None, label: str | None = None, points: str | None = None
+    path: str | Path, reference_frame: int | None = None, label: str | Path | None = None, points: str | None = None
 ) -> dict:
     """The item of a cine, a 4-D NIfTI file or a DICOM folder.
 
@@ -206,9 +207,9 @@ def at_place(name: str, path: Path) -> dict:
     return {"case": name, "subject": name, "cine": str(path)}
 
 
-def one_cine(path: Path, reference_frame: int | None) -> list[dict]:
+def one_cine(path: Path, reference_frame: int | None, label: Path | None = None) -> list[dict]:
     """The item of a cine in a folder of cases, alone in a list."""
-    return [cine_case(path, reference_frame)]
+    return [cine_case(path, reference_frame, label)]
 
 
 def is_alone(path: Path) -> bool:
@@ -232,7 +233,8 @@ def end_diastole(folder: Path) -> int | None:
     path = folder / "Info.cfg"
     if not path.is_file():
         return None
-    ed = read_info(path).get("ED")
+    info = read_info(path)
+    ed = info.get("ED")
     if not ed:
         logging.getLogger("inference").warning(
             f"{path}: has no line ED, so that the reference frame is estimated; add one such as 'ED: 1', or give "
@@ -242,6 +244,8 @@ def end_diastole(folder: Path) -> int | None:
         raise InputError(
             f"{path}: ED is {ed[:20]}, which is not a frame (counted from 1); correct or remove that line."
         )
+    if ed and ed == info.get("ES"):
+        logging.getLogger("inference").warning(f"{path}: has one frame, {ed}, for ED and ES; correct the wrong one.")
     return int(ed) if ed else None
 
 
@@ -266,15 +270,21 @@ class _Found:
 
 
 def folder_cases(root: Path, reference_frame: int | None, direction: str) -> list[dict]:
-    """The cases of a folder, of all kinds that it holds: subjects in ACDC's layout, then 4-D NIfTI files, then folders
-    of such files or of DICOM. A folder that inference wrote is no case; what else is left out, such as text files, is
-    logged.
+    """The cases of a folder in M&Ms' layout, or of all kinds that it holds: subjects in ACDC's layout, then 4-D NIfTI
+    files, then folders of such files or of DICOM. A folder that inference wrote is no case; what else is left out, such
+    as text files, is logged.
 
     Raises:
         InputError: where it holds none of them.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give --dataset_dir a folder that is there.")
+    if mms_table(root):
+        return [
+            item
+            for code, subject in sorted(mms_subjects(root).items())
+            for item in mms_case(code, subject, reference_frame)
+        ]
     entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
     found = _search(root, entries)
     cases = []
@@ -290,6 +300,16 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     for level, sentence in _remarks(root, entries, found):
         logging.getLogger("inference").log(level, sentence)
     return cases
+
+
+def mms_case(code: str, subject: Mapping, reference_frame: int | None) -> list[dict]:
+    """The item of a subject of `mms.mms_subjects`, alone in a list, with its label where the reference frame has one."""
+    cine, frame = subject["cine"], reference_frame or subject["ED"] + 1
+    label = mms_label(cine) if str(frame) in (str(subject[phase] + 1) for phase in ("ED", "ES")) else None
+    own = {"case": code, "subject": code, "label_values": MMS_LABELS}
+    if reference_frame is None:
+        own["reference_basis"] = "end diastole by the table of M&Ms"
+    return [item | own for item in report_later(one_cine, at_place(code, cine), cine, frame, label)]
 
 
 def _search(root: Path, entries: Sequence[Path]) -> _Found:
@@ -403,7 +423,7 @@ def is_cine(path: Path) -> bool:
 
 
 def single_pair(
-    moving: str | None, fixed: str | None, moving_label: str | None = None, points: str | None = None
+    moving: str | None, fixed: str | None, moving_label: str | Path | None = None, points: str | None = None
 ) -> dict:
     """The item of two images given on the command line."""
     for name, value in (("moving", moving), ("fixed", fixed)):

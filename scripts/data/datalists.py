@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -231,7 +232,7 @@ def with_label_values(items: Sequence[dict], values: Sequence[int | None] | None
 
 
 def check_files(items: Sequence[dict]) -> None:
-    """Stop at the first item whose file is not there.
+    """Stop at the first item whose file is not there, or that has one image, or one label, as moving and as fixed.
 
     Raises:
         InputError: naming the file.
@@ -240,3 +241,10 @@ def check_files(items: Sequence[dict]) -> None:
         for key in FILE_KEYS:
             if key in item and not Path(item[key]).exists():
                 raise InputError(f"{item[key]}: no such file ({key} of case {item['case']}); correct the path.")
+        for kind in ("", "_label"):
+            files = [item[f"{role}{kind}"] for role in ("moving", "fixed") if f"{role}{kind}" in item]
+            if len(files) == 2 and item.get("moving_frame") == item.get("fixed_frame") and os.path.samefile(*files):
+                what = kind.strip("_") or "image"
+                raise InputError(
+                    f"{files[1]}: is the {what} of both moving and fixed in case {item['case']}; give two {what}s."
+                )

@@ -119,16 +119,35 @@ class LoadPaird(MapTransform):
         else:
             label = load_label(file, image, data[role], frame, values)
         if not label.any():
+            _check_frames(file, frame, [data.get(f"{one}_frame") for one in ("moving", "fixed")])
             where = "" if frame is None else f" in frame {frame}, counted from 0"
             logging.getLogger("data").warning(f"{file.path}: holds no structure{where}, and gives no scores.")
         return label
 
 
+def _check_frames(file: NiftiFile, frame: int | None, own: Sequence[int | None]) -> None:
+    """Stop at a frame of labels that is empty where others than a pair's own, counted from 0, hold structures.
+
+    Raises:
+        InputError: naming the file and those frames.
+    """
+    others = [] if frame is None else [t for t in range(file.shape[3]) if t not in own and file.voxels(t).any()]
+    if others:
+        raise InputError(
+            f"{file.path}: holds no structure in frame {frame}, counted from 0, but in {', '.join(map(str, others))}; correct "
+            "its ED and ES in the table."
+        )
+
+
 def _doubts_of_pair(item: Mapping, data: Mapping) -> dict[str, str]:
-    """A sentence under "doubts" for each label of a pair on one grid that fits the pair's other image better."""
+    """Sentences under "doubts" for a pair on one grid: on images that are equal, and on each label that fits the pair's
+    other image better."""
     if "moving" not in item or "fixed" not in item:
         return {}
     images, doubts = torch.cat([item[key].as_tensor() for key in ("moving", "fixed")]), []
+    if torch.equal(*images):
+        doubts.append("The moving and the fixed image are equal: is one of them the wrong file?")
+        logging.getLogger("data").warning(f"{data['moving']}, {data['fixed']}: {doubts[-1]}")
     for number, (key, other) in enumerate((("moving", "fixed"), ("fixed", "moving"))):
         label = item.get(f"{key}_label")
         if label is not None and better_frame(images, label, number) is not None:
@@ -321,6 +340,10 @@ def _hint_plane(path: str, plane: str, basis: str, slices: int) -> None:
 def _doubts_of_image(path: str, cine: Cine) -> dict[str, str]:
     """Sentences under "doubts" where a cine looks like something else."""
     doubts = []
+    first = cine.image[..., 0]
+    if all(np.array_equal(first, cine.image[..., t]) for t in range(1, cine.frames)):
+        doubts.append("All frames are equal, and nothing moves: is it a cine?")
+        logging.getLogger("inference").warning(f"{path}: {doubts[-1]}")
     if Path(path).is_file() and are_exchanged(cine.image):
         doubts.append(
             "The third axis changes as frames do, and the fourth as slices do: are slices and frames exchanged?"

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from scripts.data.acdc import directed_items
+from scripts.data.acdc import directed_items, find_image
+from scripts.data.nifti import stem_of
 from scripts.errors import InputError
 from scripts.files import files_below
 
@@ -45,47 +46,88 @@ def mms_table(dataset_dir: str | Path) -> Path | None:
 
 def has_codes(path: Path) -> bool:
     """Whether the first line of a table names the column of M&Ms' subjects."""
+    return "External code" in _read_table(path)[0]
+
+
+def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and rows of a table, whose entries are parted by commas, or as spreadsheets of some countries write
+    them, by semicolons or tabs."""
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        return "External code" in next(csv.reader(file), [])
+        first = file.readline()
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=max(",;\t", key=first.count))
+        rows = [{(key or "").strip(): value for key, value in row.items()} for row in reader]
+    return [name.strip() for name in reader.fieldnames or []], rows
 
 
 def mms_subjects(dataset_dir: str | Path) -> dict[str, dict]:
-    """The subjects that have a cine and both frame numbers, by name: their "folder", "ED", "ES" (counted from 0) and
-    "vendor".
+    """The subjects that have a cine and both frame numbers, by name: their "folder", "cine", "ED", "ES" (counted from
+    0) and "vendor".
 
     Raises:
-        InputError: for a table without the columns that are needed, or where no subject is left.
+        InputError: for a table without the columns that are needed, or with a subject twice; for a subject with two
+            cines, or with one frame for ED and ES; or where no subject is left.
     """
     path = mms_table(dataset_dir)
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = list(csv.DictReader(file))
-    lacking = [name for name in ("External code", "ED", "ES") if not rows or name not in rows[0]]
+    columns, rows = _read_table(path)
+    lacking = [name for name in ("External code", "ED", "ES") if name not in columns]
     if lacking:
         raise InputError(
             f"{path}: has no column {' and no '.join(lacking)}; take the table that M&Ms is published with."
         )
-    by_code, found, left = {row["External code"]: row for row in rows}, {}, []
+    by_code = _by_code(path, rows)
+    found, left, seen = {}, [], set()
     for cine in files_below(dataset_dir):
         code = cine.parent.name
-        if cine.name != f"{code}_sa.nii.gz":
+        if cine.name.lower() not in (f"{code}_sa{end}".lower() for end in (".nii.gz", ".nii")):
             continue
-        row = by_code.get(code, {})
+        seen.add(code.casefold())
+        row = by_code.get(code.casefold(), {})
         # A table that was saved again may say 4.0.
-        phases = {phase: re.fullmatch(r"\s*(\d+)(\.0*)?\s*", row.get(phase) or "") for phase in ("ED", "ES")}
-        if all(phases.values()):
-            frames = {phase: int(number[1]) for phase, number in phases.items()}
-            found[code] = {"folder": cine.parent, "vendor": row.get("Vendor", ""), **frames}
-        else:
+        phases = {phase: re.fullmatch(r"\s*(\d+)([.,]0*)?\s*", row.get(phase) or "") for phase in ("ED", "ES")}
+        if not all(phases.values()):
             left.append(code)
+            continue
+        frames = {phase: int(number[1]) for phase, number in phases.items()}
+        if frames["ED"] == frames["ES"]:
+            raise InputError(f"{path}: has one frame, {frames['ED']}, for ED and ES of {code}; correct the wrong one.")
+        if code in found:
+            raise InputError(f"{cine}: is a second cine of {code}, beside {found[code]['cine']}; move one away.")
+        found[code] = {"folder": cine.parent, "cine": cine, "vendor": row.get("Vendor", ""), **frames}
     if left:
-        warn_once(
-            f"{path}: gives no ED and ES, counted from 0, of {', '.join(left)}, which {'is' if len(left) == 1 else 'are'} left out."
-        )
+        warn_once(f"{path}: gives no ED and ES, counted from 0, of {_listed(left)}, which {_is(left)} left out.")
     if not found:
         raise InputError(
             f"{path}: no <code>/<code>_sa.nii.gz below this folder whose ED and ES the table gives; unpack the data there."
         )
+    if missing := sorted(row["External code"] for code, row in by_code.items() if code not in seen):
+        warn_once(f"{path}: names {_listed(missing)} without a <code>/<code>_sa.nii.gz, which {_is(missing)} left out.")
     return found
+
+
+def _by_code(path: Path, rows: Sequence[dict]) -> dict[str, dict]:
+    """The rows of a table by their subjects, whose capitals do not matter.
+
+    Raises:
+        InputError: for a subject in two rows that differ in ED or ES.
+    """
+    found: dict[str, dict] = {}
+    for row in rows:
+        code = (row.get("External code") or "").strip()
+        other = found.setdefault(code.casefold(), {**row, "External code": code}) if code else row
+        if any(row.get(phase) != other.get(phase) for phase in ("ED", "ES")):
+            raise InputError(f"{path}: has two rows of {code} with other ED or ES; remove the wrong one.")
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a message, the first of many."""
+    more = f" and {len(names) - 9} more" if len(names) > 9 else ""
+    return ", ".join(names[:9]) + more
+
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 @lru_cache
@@ -112,12 +154,17 @@ def mms_pairs(dataset_dir: str | Path, subjects: Sequence[str], direction: str =
     known, items = mms_subjects(dataset_dir), []
     for code in subjects:
         subject = known[code]
-        files = [subject["folder"] / f"{code}_sa{end}.nii.gz" for end in ("", "_gt")]
+        cine, label = subject["cine"], mms_label(subject["cine"])
         for item, phases in directed_items(code, direction):
             item |= {"vendor": subject["vendor"], "label_values": MMS_LABELS}
             for role, phase in zip(("moving", "fixed"), phases):
-                item |= {role: str(files[0]), f"{role}_frame": subject[phase]}
-                if files[1].exists():
-                    item[f"{role}_label"] = str(files[1])
+                item |= {role: str(cine), f"{role}_frame": subject[phase]}
+                if label is not None:
+                    item[f"{role}_label"] = str(label)
             items.append(item)
     return items
+
+
+def mms_label(cine: Path) -> Path | None:
+    """The labels of a cine, which lie beside it."""
+    return find_image(cine.parent, f"{stem_of(cine)}_gt", required=False)

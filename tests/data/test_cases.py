@@ -325,17 +325,26 @@ def test_a_list_holds_pairs_and_cines_with_paths_relative_to_it(subject: Path) -
 
 def test_a_pair_needs_both_images_that_are_there(tmp_path: Path) -> None:
     path = str(write_nifti(tmp_path / "a_4d.nii.gz", np.zeros((2, 2, 2))))
-    names = {"case": "a_to_a", "subject": "a_to_a"}
-    assert find_cases(moving=path, fixed=path) == [{"moving": path, "fixed": path, **names}]
+    other = str(write_nifti(tmp_path / "c.nii.gz", np.zeros((2, 2, 2))))
+    names = {"case": "a_to_c", "subject": "a_to_c"}
+    assert find_cases(moving=path, fixed=other) == [{"moving": path, "fixed": other, **names}]
     extras = {"moving_label": path, "points": path}
-    assert find_cases(moving=path, fixed=path, **extras) == [{"moving": path, "fixed": path, **extras, **names}]
+    assert find_cases(moving=path, fixed=other, **extras) == [{"moving": path, "fixed": other, **extras, **names}]
     for options, words in (
+        ({"moving": path, "fixed": path}, "a_4d.nii.gz: is the image of both moving and fixed in case a_to_a"),
         ({"moving": path}, "--fixed is missing"),
         ({"fixed": path}, "--moving is missing"),
         ({"moving": path, "fixed": "b.nii.gz"}, "b.nii.gz: no such file"),
     ):
         with pytest.raises(InputError, match=re.escape(words)):
             find_cases(**options)
+
+
+def test_one_frame_for_both_phases_is_called_out(subject: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (subject / "Info.cfg").write_text("ED: 2\nES: 2\n")
+    (item,) = find_cases(cine=str(next(subject.glob("*_4d.nii.gz"))))
+    assert item["reference"] == 2
+    assert f"{subject / 'Info.cfg'}: has one frame, 2, for ED and ES" in caplog.text
 
 
 def test_names_differ(subject: Path) -> None:

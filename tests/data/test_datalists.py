@@ -17,6 +17,8 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from scripts.data.datalists import folder_splits, json_pairs, select_pairs, split_subjects
 from scripts.data.loading import LoadPaird
@@ -114,10 +116,17 @@ def test_a_frame_without_labels_is_called_out(mms: Path, tmp_path: Path, caplog:
     item = select_pairs(str(mms), None, "train")[0]
     LoadPaird()(item)
     assert "holds no structure" not in caplog.text
-    LoadPaird()(item | {"moving_frame": item["moving_frame"] + 1})
-    assert (
-        f"{item['moving_label']}: holds no structure in frame {item['moving_frame'] + 1}, counted from 0" in caplog.text
-    )
+    with pytest.raises(
+        InputError, match=rf"_sa_gt\.nii\.gz: holds no structure in frame {item['moving_frame'] + 1}"
+    ) as caught:
+        LoadPaird()(item | {"moving_frame": item["moving_frame"] + 1})
+    assert f"but in {item['moving_frame']}; correct its ED and ES" in str(caught.value)
+    label = nib.load(item["moving_label"])
+    array = np.array(label.dataobj)
+    array[..., item["moving_frame"]] = 0
+    nib.save(nib.Nifti1Image(array, label.affine), tmp_path / "a_gt.nii.gz")
+    LoadPaird()(item | {"moving_label": str(tmp_path / "a_gt.nii.gz")})
+    assert f"a_gt.nii.gz: holds no structure in frame {item['moving_frame']}, counted from 0, and gives" in caplog.text
 
 
 def test_an_mms_table_of_another_name_is_known_by_its_column(mms: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -105,10 +106,12 @@ def test_a_label_may_lie_as_far_off_dicom_as_a_converter_puts_it(tmp_path: Path,
     cine = read_dicom_cine(folder)
     affine = cine.affine.copy()
     affine[1, 3] += off
-    label = write_nifti(tmp_path / "label.nii.gz", np.full(cine.image.shape[:3], 2, np.uint8), affine)
+    values = np.zeros(cine.image.shape[:3], np.uint8)
+    values[1:-1, 1:] = 2
+    label = write_nifti(tmp_path / "label.nii.gz", values, affine)
     item = {"cine": str(folder), "reference": 1, "reference_label": str(label), "case": "cine"}
     if fits:
-        assert (LoadCase()(item)["reference_label"] == 2).all()
+        np.testing.assert_array_equal(LoadCase()(item)["reference_label"][0], values)
     else:
         with pytest.raises(
             InputError, match=r"label\.nii\.gz and frame 1 of .*cine: have affines up to 0\.15 mm apart"
@@ -348,7 +351,9 @@ def test_a_label_lies_on_the_grid_of_its_image_to_a_tolerance(tmp_path: Path, st
     off = oblique_affine()
     off[0, 3] += 0.05
     image = str(write_nifti(tmp_path / "image.nii.gz", stack, oblique_affine()))
-    label = str(write_nifti(tmp_path / "label.nii.gz", np.ones(STACK_SHAPE, np.uint8), off))
+    values = np.zeros(STACK_SHAPE, np.uint8)
+    values[2:-2] = 1
+    label = str(write_nifti(tmp_path / "label.nii.gz", values, off))
     with pytest.raises(InputError, match=r"label\.nii\.gz and .*image\.nii\.gz: have affines up to 0\.05 mm apart"):
         LoadPaird()({"moving": image, "fixed": image, "fixed_label": label})
     loaded = load_image(open_nifti(image))
@@ -494,3 +499,16 @@ def test_a_plane_that_is_unknown_or_unlikely_has_a_line(cine_path: Path, tmp_pat
     for name in ("placed", "mirrored"):
         LoadCase()(item | {"cine": str(tmp_path / f"{name}.nii.gz"), "plane": "SAX"})
     assert not caplog.text
+
+
+def test_images_that_are_equal_are_a_doubt(
+    pair_paths: dict[str, str], cine_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "doubts" not in LoadCase()(pair_paths)
+    copy = Path(shutil.copy(pair_paths["fixed"], tmp_path / "copy.nii.gz"))
+    assert "are equal: is one of them the wrong file?" in LoadCase()(pair_paths | {"moving": str(copy)})["doubts"]
+    cine = nib.load(cine_path)
+    still = np.repeat(np.asarray(cine.dataobj)[..., :1], 3, axis=-1)
+    path = write_nifti(tmp_path / "still_4d.nii.gz", still, cine.affine)
+    assert "All frames are equal" in LoadCase()({"cine": str(path), "reference": 1})["doubts"]
+    assert "still_4d.nii.gz: All frames are equal" in caplog.text
