@@ -28,6 +28,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scripts.cardiac.segments import MYOCARDIUM, SECTORS, levels, lv_centers, sector_map
+from scripts.files import one_by_one
 
 DEFINITIONS = {
     "strain": "engineering strain sqrt(e' F' F e) - 1 with F = I + grad u, a ratio relative to the reference frame; "
@@ -98,11 +99,12 @@ def measure_strain(
     if fields.shape[1] == 3:
         directions = {name: np.pad(e, ((0, 0), (0, 1))) for name, e in directions.items()}
         directions["longitudinal"] = np.broadcast_to([0.0, 0.0, 1.0], (len(voxels), 3))
-    gradient = _deformation_gradient(fields, voxels, voxel_sizes(affine)[: fields.shape[1]])
-    # (T, N) each.
-    strains = {
-        name: np.linalg.norm(np.einsum("tnij,nj->tni", gradient, e), axis=-1) - 1 for name, e in directions.items()
-    }
+    # (N,) of each frame, one after the other: fields may not fit into memory.
+    strains: dict[str, list[NDArray]] = {name: [] for name in directions}
+    for field in one_by_one(fields):
+        gradient = _deformation_gradient(field, voxels, voxel_sizes(affine)[: fields.shape[1]])
+        for name, e in directions.items():
+            strains[name].append(np.linalg.norm(np.einsum("nij,nj->ni", gradient, e), axis=-1) - 1)
 
     sectors, level = sector_map(label, affine, sector_origin, anatomy)[tuple(voxels.T)], levels(label, affine)
     groups = [({"region": "global", "slice": None, "sector": None, "segment": None}, np.ones(len(voxels), bool))]
@@ -116,7 +118,7 @@ def measure_strain(
             if mask.any():
                 time = {} if times is None else {"time_ms": float(of_slice(times, where["slice"])[t])}
                 # Rounding noise of the reference, which has no strain, would look like one; + 0.0 takes a sign from it.
-                means = {name: round(float(values[t, mask].mean()), 9) + 0.0 for name, values in strains.items()}
+                means = {name: round(float(values[t][mask].mean()), 9) + 0.0 for name, values in strains.items()}
                 rows.append({"frame": t + 1, **time, **where, **means, "voxels": int(mask.sum())})
     return rows
 
@@ -172,21 +174,21 @@ def segment_peaks(rows: list[dict]) -> dict[str, dict[int, float]]:
     return {name: values for name, values in found.items() if values}
 
 
-def _deformation_gradient(fields: NDArray, voxels: NDArray[np.integer], spacing: NDArray) -> NDArray:
-    """F = S (I + grad u) S^-1 at voxels (N, 3) of fields (T, d, X, Y, Z) in voxels, with S = diag(spacing), shape (T,
-    N, d, d).
+def _deformation_gradient(field: NDArray, voxels: NDArray[np.integer], spacing: NDArray) -> NDArray:
+    """F = S (I + grad u) S^-1 at voxels (N, 3) of a field (d, X, Y, Z) in voxels, with S = diag(spacing), shape (N, d,
+    d).
 
     Central differences, one-sided at the border of the array; F has no unit, its axes are the first d array axes.
     """
-    columns, axes = [], fields.shape[1]
+    columns, axes = [], len(field)
     for axis in range(axes):
         step = np.eye(3, dtype=int)[axis]
-        low, high = np.maximum(voxels - step, 0), np.minimum(voxels + step, np.array(fields.shape[2:]) - 1)
-        after, before = (fields[(slice(None), slice(None), *at.T)].astype(float) for at in (high, low))
+        low, high = np.maximum(voxels - step, 0), np.minimum(voxels + step, np.array(field.shape[1:]) - 1)
+        after, before = (field[(slice(None), *at.T)].astype(float) for at in (high, low))
         # A stack of one slice has no difference through it.
         columns.append((after - before) / np.maximum(high - low, 1)[:, axis])
-    # (T, d, N) for each derivative.
-    gradient = np.moveaxis(np.stack(columns, axis=-1), 1, 2)
+    # (d, N) for each derivative.
+    gradient = np.moveaxis(np.stack(columns, axis=-1), 0, 1)
     return np.eye(axes) + gradient * spacing[:, None] / spacing
 
 

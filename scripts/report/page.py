@@ -93,7 +93,7 @@ def render_page(registration: Registration, parameters: Mapping[str, str]) -> st
             outlines={
                 name: color
                 for name, (values, color) in OUTLINES.items()
-                if labeled and (subject.outlined == values[0]).any()
+                if labeled and any((subject.outlined(t) == values[0]).any() for t in range(cine.frames))
             },
             rv_segmented=subject.function.get("rv_measured_by") == SEGMENTED,
             shown=r.name_image(view.frame),

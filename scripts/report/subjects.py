@@ -73,16 +73,16 @@ class CineSubject:
             sheet.append((both[1], images[..., frame], r.segmented[..., frame]))
         return sheet
 
-    @property
-    def outlined(self) -> NDArray | None:
-        """Labels of the frames (X, Y, Z, T) that are outlined where the frames are played: the carried ones, and the RV
-        as it is segmented where its figures rest on that."""
+    def outlined(self, frame: int) -> NDArray | None:
+        """The label (X, Y, Z) of a frame, counted from 0, that is outlined where frames are played: the carried one, and
+        the RV as it is segmented where its figures rest on that."""
         r = self.registration
+        carried = None if r.labels is None else r.labels[..., frame]
         if len(r.answers) < 2 or self.function.get("rv_measured_by") != SEGMENTED:
-            return r.labels
+            return carried
         rv = LABELS["rv"]
-        left = np.where(r.labels == rv, 0, r.labels)
-        return np.where((left == 0) & (r.segmented == rv), rv, left).astype(r.labels.dtype)
+        left = np.where(carried == rv, 0, carried)
+        return np.where((left == 0) & (r.segmented[..., frame] == rv), rv, left).astype(carried.dtype)
 
 
 class PairSubject:
@@ -113,10 +113,10 @@ class PairSubject:
         moving = None if r.labels is None else r.labels[..., 0]
         return [("fixed image", r.fixed, r.label), ("moving image", r.cine.image[..., 0], moving)]
 
-    @property
-    def outlined(self) -> NDArray | None:
-        """The label of the moving image, (X, Y, Z, 1)."""
-        return self.registration.labels
+    def outlined(self, frame: int) -> NDArray | None:
+        """The label (X, Y, Z) of the moving image, whatever the picture."""
+        labels = self.registration.labels
+        return None if labels is None else labels[..., 0]
 
 
 def subject_of(registration: Registration) -> CineSubject | PairSubject:

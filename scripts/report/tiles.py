@@ -19,6 +19,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,17 +43,22 @@ SHEET_TILE = 170  # pixels, the side of a picture where all slices are shown
 def make_players(subject: CineSubject | PairSubject, view: View) -> dict[str, Any]:
     """Stacks of pictures to loop over, as acquired and registered, and what they are called."""
     r, names = subject.registration, subject.names
-    label = None if r.label is None else r.label[..., None]
-    rows = {"acquired": (subject.play(r.cine.image), subject.outlined), "registered": (subject.play(r.moved), label)}
+    rows = {
+        "acquired": (subject.play(r.cine.image), subject.outlined),
+        "registered": (subject.play(r.moved), lambda t: r.label),
+    }
     if len(names) == 1:
         del rows["registered"]
 
     side = TILE * min(math.sqrt(TILES / (len(names) * len(view.slices) * len(rows))), 1)
 
-    def draw_stack(images: NDArray, labels: NDArray | None, z: int) -> list[str]:
-        outlines = [None if labels is None else labels[(*view.box, z, t % labels.shape[-1])] for t in range(len(names))]
-        tiles = [draw_tile(images[(*view.box, z, t)], outline, view, side, True) for t, outline in enumerate(outlines)]
-        let_go(images)
+    def draw_stack(images: NDArray, label_of: Callable[[int], NDArray | None], z: int) -> list[str]:
+        tiles = []
+        for t in range(len(names)):
+            label = label_of(t)
+            outline = None if label is None else label[(*view.box, z)]
+            tiles.append(draw_tile(images[(*view.box, z, t)], outline, view, side, True))
+            let_go(images)
         return tiles
 
     players = {kind: [(title, draw_stack(*row, z)) for z, title in view.slices] for kind, row in rows.items()}

@@ -55,7 +55,9 @@ def choose_view(registration: Registration) -> View:
     spacing = cine.spacing[:2]
     named = r.labels is not None and bool(np.any(r.labels))
     if named:
-        heart = (r.label > 0) | (subject.outlined > 0).any(axis=-1)
+        heart = r.label > 0
+        for t in range(cine.frames):
+            heart |= subject.outlined(t) > 0
     else:
         heart = np.zeros(cine.image.shape[:3], bool)
         heart[beating_box(cine.image, r.fixed, spacing)] = True

@@ -29,7 +29,7 @@ from scripts.cardiac.function import volume_rows
 from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 from scripts.data.itk_fields import write_field
 from scripts.data.results import DONE, check_place, explain_write_errors
-from scripts.files import let_go, own_name, replace_folder, whole_file, write_csv, write_json
+from scripts.files import let_go, one_by_one, own_name, replace_folder, whole_file, write_csv, write_json
 from scripts.help import bundle_version
 from scripts.options import KEPT, names_of
 from scripts.progress import stage
@@ -185,13 +185,21 @@ def time_rows(cine: Cine) -> list[dict]:
 
 
 def write_nifti(path: Path, array: NDArray, cine: Cine) -> None:
-    """Write (X, Y, Z) or (X, Y, Z, T) on the cine's grid, in mm and ms."""
-    image = nib.Nifti1Image(array, cine.affine)
-    image.header.set_xyzt_units("mm", "msec" if array.ndim == 4 else None)
+    """Write (X, Y, Z) or (X, Y, Z, T) on the cine's grid, in mm and ms, frame by frame."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
+    header.set_sform(cine.affine, 2)
+    header.set_qform(cine.affine, 0)
+    header.set_xyzt_units("mm", "msec" if array.ndim == 4 else None)
     if array.ndim == 4:
-        image.header.set_zooms((*image.header.get_zooms()[:3], cine.frame_time or 0.0))
-    with whole_file(path) as part:
-        nib.save(image, part)
+        header.set_zooms((*header.get_zooms()[:3], cine.frame_time or 0.0))
+    header["vox_offset"] = header.single_vox_offset
+    with whole_file(path) as part, nib.openers.Opener(part, "wb") as file:
+        header.write_to(file)
+        file.write(bytes(header.single_vox_offset - file.tell()))
+        for frame in one_by_one(np.moveaxis(array, -1, 0)) if array.ndim == 4 else [array]:
+            file.write(frame.tobytes(order="F"))
 
 
 _WRITERS: dict[str, Callable[[Path, NDArray, Cine], None]] = {

@@ -100,8 +100,9 @@ def test_the_outline_of_the_rv_is_the_one_that_its_figures_rest_on() -> None:
     labels, segmented = RNG.integers(0, 4, (2, *SHAPE, 4))
     parts = {"label": labels[..., 1], "labels": labels, "segmented": segmented}
     for by, rv in (("carried", labels == 1), ("segmented", (segmented == 1) & (labels < 2))):
-        shown = make_cine(function={"rv_measured_by": by}, **parts).outlined
+        cine = make_cine(function={"rv_measured_by": by}, **parts)
+        shown = np.stack([cine.outlined(t) for t in range(4)], axis=-1)
         np.testing.assert_array_equal(shown == 1, rv)
         for value in (2, 3):
             np.testing.assert_array_equal(shown == value, labels == value)
-    assert make_cine().outlined is None
+    assert make_cine().outlined(0) is None
