@@ -35,12 +35,12 @@ try:
 except ImportError:  # on Windows
     fcntl = None
 
-# What a DICOM file without a preamble begins with, in little endian.
-LONGEST_NAME = 100
+LONGEST_NAME = 100  # characters
 # Bytes from which a scratch array is a file.
 LARGE = 1 << 26
 # What spreadsheets take for the beginning of a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What a DICOM file without a preamble begins with, in little endian.
 FIRST_TAGS = tuple(
     bytes([group, 0, element, 0]) for group, element in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22))
 )

@@ -67,7 +67,7 @@ class TestGSMorphCardiacRegistration(unittest.TestCase):
         self.assertIn("model.pt", files)
 
     def test_infer_config(self):
-        self.assertIn("phantom001", self.check("infer", ["inference"], "registered", report=False))
+        self.assertIn("phantom001", self.check("infer", ["inference"], "registered", write="moved"))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from scripts.files import let_go, scratch_array
 from scripts.progress import stage
 
 CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)[..., None]
-SHORT_AXIS = 0.93  # the least share of the LV's rim that is myocardium; on a long axis the rim is open at the base
+LEAST_ENCLOSED = 0.93  # the least share of the LV's rim that is myocardium; on a long axis the rim is open at the base
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def enclosed_share(label: NDArray) -> float:
 
 def shows_short_axis(label: NDArray) -> bool:
     """Whether a label map (X, Y, Z) has the rings of a short axis: on a long axis the LV is open at its base."""
-    return enclosed_share(label) >= SHORT_AXIS
+    return enclosed_share(label) >= LEAST_ENCLOSED
 
 
 def find_contours(

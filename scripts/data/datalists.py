@@ -111,7 +111,7 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
         # MONAI's own reader would take a case for a path where a folder of its name lies beside the list.
         items = [dict(item) for item in read_json(path).get(section, [])]
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is not a MONAI data list ({error}); see the README for one.") from error
+        raise InputError(f"{path}: is not a MONAI data list ({error}); docs/files.md shows one.") from error
     return [
         _listed_item(item, path.parent, f"{path}: item {number} of '{section}'")
         for number, item in enumerate(items, start=1)

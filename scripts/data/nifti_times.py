@@ -51,9 +51,8 @@ def frame_times(path: str, header: nib.Nifti1Header, slices: int, frames: int) -
         reason = f"would make a cycle of {own * frames:.4g} ms, no heartbeat" if own else "has no unit of time"
         cure = f"taken from {name} the JSON beside it" if step else "left out; correct the header with nibabel's"
         cure += "" if step else " set_zooms and set_xyzt_units('mm', 'msec')"
-        logging.getLogger("inference").warning(
-            f"{path}: its frame time of {length:.4g} {unit} {reason}, so that times are {cure}."
-        )
+        given = f"{length:.4g}" + f" {unit}" * (unit != "unknown")
+        logging.getLogger("inference").warning(f"{path}: its frame time of {given} {reason}, so that times are {cure}.")
     if not step:
         return None
     delay = sidecar.get("TriggerDelayTime", 0.0)

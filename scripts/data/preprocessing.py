@@ -125,7 +125,7 @@ class ResizeToSpacingd(MapTransform):
             name = data[keys[0]].meta.get("filename_or_obj", keys[0])
             raise InputError(
                 f"{name}: has {' x '.join(map(str, shape))} pixels of {pixels[0]:g} x {pixels[1]:g} mm, of which "
-                f"--working_spacing {self.spacing:g}: would make {' x '.join(map(str, size))}; correct the file's voxel "
+                f"--working_spacing {self.spacing:g} would make {' x '.join(map(str, size))}; correct the file's voxel "
                 "sizes, or give a larger spacing."
             )
         if min(size) < SMALLEST <= min(shape):

@@ -299,9 +299,9 @@ def invert(field: Tensor, tolerance: float = INVERTED, iterations: int = 12) -> 
     repeated.
 
     Fixed-point iterations v <- -u(y + v) everywhere, which converge only where |grad u| < 1, then Newton's method at
-    the points that they leave. Where u folds, more points than one come to y, and v leads to one of them, or to the
-    nearest miss that was found; the error tells which. Where y + v(y) lies out of the grid, v rests on the repeated
-    border.
+    the points that they leave. Where u folds, several points may come to y, or none: v then leads to one of them, or to
+    the point that came nearest, and the error is its distance to y. Where y + v(y) lies out of the grid, v rests on the
+    repeated border.
 
     Args:
         field: (B, d, *spatial), voxels.

@@ -73,7 +73,7 @@ class RandomPairAugmentation(Transform):
         """The augmented pair; with labels (B, 2, *spatial) of its images, of an integer type, the pair and its
         labels."""
         batch, axes, device = pair.shape[0], pair.ndim - 2, pair.device
-        images = [pair] if label is None else [pair, label]
+        images = self._deformed([pair] if label is None else [pair, label])
 
         def each(values):
             return values.view(-1, *[1] * (axes + 1))
@@ -81,15 +81,6 @@ class RandomPairAugmentation(Transform):
         def half():
             return each(torch.rand(batch, device=device) < 0.5)
 
-        if self.rotation or self.zoom or self.elastic or self.misalignment:
-            plane = pair if axes == 2 else pair[..., 0]
-            angle = torch.deg2rad(torch.empty(batch, device=device).uniform_(-self.rotation, self.rotation))
-            grid = sampling_grid(plane, angle, torch.exp(torch.randn(batch, device=device) * self.zoom))
-            if self.elastic:
-                grid = grid + smooth_noise(plane, self.elastic, self.elastic_spacing)
-            if axes == 3:
-                grid = grid.repeat_interleave(pair.shape[4], dim=0) + _slice_shifts(to_slices(pair), self.misalignment)
-            images = [to_stack(sample_slices(to_slices(image), grid), image) for image in images]
         if self.size is not None:
             starts = [
                 torch.randint(old - new + 1, (batch, 1), device=device) for old, new in zip(pair.shape[2:], self.size)
@@ -114,6 +105,20 @@ class RandomPairAugmentation(Transform):
             kept = each(torch.rand(batch, device=device) >= self.drop_maps)
             images[0] = _with_intensities(images[0] * kept, intensities(images[0]))
         return images[0] if label is None else (images[0], images[1])
+
+    def _deformed(self, images: list[Tensor]) -> list[Tensor]:
+        """A pair, and its labels if they are given, turned, magnified, deformed and with shifted slices, all alike."""
+        if not (self.rotation or self.zoom or self.elastic or self.misalignment):
+            return images
+        pair = images[0]
+        plane = pair if pair.ndim == 4 else pair[..., 0]
+        angle = torch.deg2rad(torch.empty(len(pair), device=pair.device).uniform_(-self.rotation, self.rotation))
+        grid = sampling_grid(plane, angle, torch.exp(torch.randn(len(pair), device=pair.device) * self.zoom))
+        if self.elastic:
+            grid = grid + smooth_noise(plane, self.elastic, self.elastic_spacing)
+        if pair.ndim == 5:
+            grid = grid.repeat_interleave(pair.shape[4], dim=0) + _slice_shifts(to_slices(pair), self.misalignment)
+        return [to_stack(sample_slices(to_slices(image), grid), image) for image in images]
 
 
 def _with_intensities(pair: Tensor, images: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[2]
 # From where `GridSample` and `Resize` are what PyTorch's are, to what the pinned runtimes read.
 OPSETS = (18, 19, 20)
 TOLERANCE = 1e-3  # pixels
-MAKE = "make export, or python -m scripts.workflow.exports, writes it"
+MAKE = "python -m scripts.workflow.exports writes it"
 
 
 class ElementwiseGroupNorm(nn.Module):

@@ -64,7 +64,7 @@ def test_frame_times_are_the_headers_and_a_header_that_was_never_filled_in_says_
         (12.4, "msec", "cycle of 248 ms"),
         (151, "msec", "cycle of 3020 ms"),
         (37.5, "sec", "37.5 sec would make a cycle of 7.5e+05 ms"),
-        (37.5, None, "37.5 unknown has no unit of time"),
+        (37.5, None, "37.5 has no unit of time"),
         (30.0, "hz", "30 hz has no unit of time"),
     ],
 )

@@ -129,7 +129,7 @@ def test_the_workflow_writes_the_same_field(
 
 def test_a_missing_file_is_named_with_its_cure(small: Path, phantoms: Path, tmp_path: Path) -> None:
     result = infer(small, phantoms, ONNX, onnx="absent.onnx", output_dir=tmp_path)
-    assert last_line(result).startswith("error: absent.onnx: no such file; make export")
+    assert last_line(result).startswith("error: absent.onnx: no such file; python -m scripts.workflow.exports")
     assert not list(tmp_path.iterdir())
 
 
@@ -139,11 +139,15 @@ def test_files_and_runtimes_that_do_not_do_are_refused(
     path = exported / "model.onnx"
     other = tmp_path / "other.pt"
     torch.save({}, other)
-    with pytest.raises(InputError, match=r"exported from other weights than .*other\.pt; make export"):
+    with pytest.raises(
+        InputError, match=r"exported from other weights than .*other\.pt; python -m scripts.workflow.exports"
+    ):
         ExportedNetwork(path, checkpoint=other)
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
-    with pytest.raises(InputError, match=r"broken\.onnx: is not an ONNX file that onnxruntime can read .*make export"):
+    with pytest.raises(
+        InputError, match=r"broken\.onnx: is not an ONNX file that onnxruntime can read .*scripts.workflow.exports"
+    ):
         ExportedNetwork(broken)
     with pytest.raises(InputError, match="--runtime tensorrt: give one of onnxruntime, openvino"):
         ExportedNetwork(path, "tensorrt")
