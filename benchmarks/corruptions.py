@@ -54,6 +54,8 @@ class Corruption:
     meaning: str
     # Whether it happens to a label that somebody drew.
     of_label: bool = False
+    # Whether it takes a cycle of frames, of which end diastole and end systole are not enough.
+    of_cycle: bool = False
 
 
 def _systole(case: Case) -> int:
@@ -247,13 +249,17 @@ def break_network(case: Case, severity: float, other: Case, long_axis: NDArray) 
 
 
 CORRUPTIONS = {
-    "frames exchanged": Corruption(exchange_frames, (0.0, 0.25, 0.5), "share of the cycle between them"),
+    "frames exchanged": Corruption(exchange_frames, (0.0, 0.25, 0.5), "share of the cycle between them", of_cycle=True),
     "slice shifted": Corruption(shift_slice, (5, 10, 20), "mm"),
-    "wrong reference": Corruption(mistake_reference, (0.25, 0.5, 1.0), "share of the way to systole", of_label=True),
+    "wrong reference": Corruption(
+        mistake_reference, (0.25, 0.5, 1.0), "share of the way to systole", of_label=True, of_cycle=True
+    ),
     "noise": Corruption(add_noise, (0.1, 0.3, 1.0), "standard deviation, of the 99th percentile"),
-    "frames missing": Corruption(lose_frames, (0.1, 0.25, 0.5), "share of the cycle, from its reference on"),
-    "cycle cut short": Corruption(end_early, (0.1, 0.25, 0.5), "share of the cycle, its end"),
-    "slice missing": Corruption(blank_slices, (0.1, 0.5, 1.0), "share of the frames"),
+    "frames missing": Corruption(
+        lose_frames, (0.1, 0.25, 0.5), "share of the cycle, from its reference on", of_cycle=True
+    ),
+    "cycle cut short": Corruption(end_early, (0.1, 0.25, 0.5), "share of the cycle, its end", of_cycle=True),
+    "slice missing": Corruption(blank_slices, (0.1, 0.5, 1.0), "share of the frames", of_cycle=True),
     "long axis": Corruption(take_long_axis, (0.1, 0.5, 1.0), "share of the slices"),
     "RV taken for LV": Corruption(exchange_ventricles, (0.1, 0.5, 1.0), "share of the slices", of_label=True),
     "label of another slice": Corruption(move_label, (1, 2, 3), "slices", of_label=True),
@@ -262,7 +268,7 @@ CORRUPTIONS = {
     "blur": Corruption(blur, (2, 4, 8), "standard deviation in mm"),
     "shading": Corruption(shade, (2, 5, 20), "ratio of both edges"),
     "two hearts mixed": Corruption(mix_hearts, (0.1, 0.3, 0.5), "share of the slices"),
-    "frame of another subject": Corruption(mix_frames, (0.1, 0.3, 0.5), "share of the frames"),
+    "frame of another subject": Corruption(mix_frames, (0.1, 0.3, 0.5), "share of the frames", of_cycle=True),
     "label too large": Corruption(enlarge_label, (1.15, 1.3, 1.6), "times, in plane", of_label=True),
     "broken network": Corruption(
         break_network, (0.3, 1.0, 3.0), "standard deviation of noise on the weights, of theirs"

@@ -30,6 +30,7 @@ PATHS = (
     "--reference_label",
     "--data",
     "--prepare",
+    "--thresholds",
 )
 
 

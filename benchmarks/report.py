@@ -1,8 +1,8 @@
-"""Tables of `docs/performance.md` from the JSON that the benchmarks wrote.
+"""Tables of `docs/performance.md` and `docs/benchmarks.md` from the JSON that the benchmarks wrote.
 
     python -m benchmarks.report [--check]
 
-A table stands between two comments of the document, which are kept:
+A table stands between two comments of a document, which are kept:
 
     <!-- step_batch8.json steps: milliseconds, to_plain_as_written -->
     <!-- end -->
@@ -24,7 +24,7 @@ from scripts.errors import InputError, one_line
 from scripts.files import write_text
 
 ROOT = Path(__file__).parent.parent
-DOCUMENT = ROOT / "docs" / "performance.md"
+DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("performance", "benchmarks"))
 RESULTS = Path(__file__).parent / "results"
 BLOCK = re.compile(
     r"(?P<open><!-- (?P<file>\S+\.json) (?P<rows>\w+)(?:: (?P<columns>[\w, ]+))? -->\n).*?(?P<close><!-- end -->)", re.S
@@ -90,20 +90,21 @@ def render(document: str, results: Path = RESULTS) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the document, or with --check stop where it is not what the results say."""
+    """Write the documents, or with --check stop where one is not what the results say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail where the document is not what the results say"
+        "--check", action="store_true", help="write nothing; fail where a document is not what the results say"
     )
     options = parser.parse_args(argv)
-    old = DOCUMENT.read_text()
-    new = render(old)
-    if options.check:
-        if new != old:
-            raise InputError(f"{DOCUMENT.name}: is not what the results say; run python -m benchmarks.report.")
-        return
-    write_text(DOCUMENT, new)
-    print(f"{DOCUMENT}: {len(BLOCK.findall(new))} tables")
+    for document in DOCUMENTS:
+        old = document.read_text()
+        new = render(old)
+        if options.check:
+            if new != old:
+                raise InputError(f"{document.name}: is not what the results say; run python -m benchmarks.report.")
+            continue
+        write_text(document, new)
+        print(f"{document}: {len(BLOCK.findall(new))} tables")
 
 
 if __name__ == "__main__":

@@ -9,60 +9,61 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How often the verdict calls out what is wrong, and how seldom what is not.
+"""How often the verdict calls out what is wrong, and how seldom what is not; and the thresholds that it uses.
 
-    python -m benchmarks.verdict --dataset_dir ACDC --cines_dir CINES --long_axis FILE [--segmentations A.pt B.pt] [--cache
-    DIR] [--json verdict.json]
+    python -m benchmarks.verdict --dataset_dir ACDC --cines_dir CINES --long_axis FILE [--cache DIR] [--json verdict.json]
+    [--thresholds scripts/cardiac/thresholds.json]
 
-CINES holds `<subject>_4d.nii.gz` of subjects of ACDC; FILE is a long-axis cine. About ten frames of each cine are registered
-to end diastole, with the automatic contour and with the drawn one, and some cines are corrupted in each way of
-`corruptions.CORRUPTIONS`. Thresholds (`scripts/cardiac/verdict.py`) were set on `train`, whose subjects are segmented by
-networks that have not seen them: the first of `--segmentations` was trained on every other subject of `train` from the first
-one on, and segments those between; the second one the other way round. `val` is a check.
+Clean cases are stacks of end diastole and end systole of ACDC, registered as a cine of two frames, and about ten frames of
+cines, `<subject>_4d.nii.gz` in CINES. Those of `train` set the thresholds of `evidence.FIGURES` by one rule (`set_limit`);
+those of `val` check them, clean, with the automatic and with the drawn contour, and corrupted in each way of
+`corruptions.CORRUPTIONS`. FILE is a long-axis cine.
+
+The cache keeps figures, by the content of images and weights; empty it where the code that measures them has changed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scripts.api import ROOT, register_cine
-from scripts.cardiac.answers import CARRIED, SEGMENTED
-from scripts.cardiac.appearance import measure_image
-from scripts.cardiac.phases import find_phases, shows_short_axis
-from scripts.cardiac.quality import compare_contours
+from scripts.cardiac.evidence import FIGURES, Evidence
 from scripts.cardiac.verdict import GRADES, PASSED, THRESHOLDS, Finding, judge, worst
 from scripts.data.acdc import read_info
 from scripts.data.datalists import folder_splits
 from scripts.data.nifti import open_nifti
 from scripts.errors import InputError, one_line
-from scripts.files import plain
-from scripts.workflow.contours import NO_RING
-from scripts.workflow.segmenters import Segment, load_segmenter
+from scripts.files import write_json
 from tqdm import tqdm
 
 from benchmarks.corruptions import CORRUPTIONS, Case
 from benchmarks.options import writable
+from benchmarks.report import markdown_table
 from benchmarks.setting import keep, processor, setting
 
 FRAMES = 10  # of a cine, at most
+# A limit lies so many times (`Figure.reach`) as far from the median of clean cases as their 95th percentile on the bad side,
+# which counts as at least one unit away.
+QUANTILE, LEAST = 0.95, 1.0
 CLEAN = "clean"
-# Cines that the published crop leaves whole, one in five of `train`; and those that are corrupted, at the severities
-# (counted from 1) that are tried.
-TRAIN = tuple(f"patient{n:03d}" for n in (3, 9, 21, 26, 31, 41, 48, 53, 63, 69, 80, 86, 99))
-NO_HEART = ("patient057",)  # the crop shows none of it
-CORRUPTED = {
-    "train": {"patient009": (3,), "patient026": (3,)},
-    "val": {"patient077": (1, 2, 3), "patient097": (1, 2, 3), "patient017": (3,)},
-}
+# Of the stacks of `train`, one in so many; its cines that the published crop leaves whole, one in five; and one of `val`
+# whose crop shows no heart.
+ONE_IN = 3
+TRAIN_CINES = tuple(f"patient{n:03d}" for n in (3, 9, 21, 26, 31, 41, 48, 53, 63, 69, 80, 86, 99))
+NO_HEART = ("patient057",)
+# Levels (from 1) at which subjects of `val` are corrupted, as stacks and as cines.
+CORRUPTED = {"patient077": (1, 2, 3), "patient097": (1, 2, 3), "patient017": (3,), "patient054": (3,)}
 
 
 def broken_weights(amount: float) -> dict[str, torch.Tensor]:
@@ -83,66 +84,116 @@ def broken_weights(amount: float) -> dict[str, torch.Tensor]:
     }
 
 
-def register_case(case: Case, segment: Segment) -> dict[str, object]:
-    """Carried and segmented labels of a case (X, Y, Z, T), and "quality", that of its fields as JSON.
-
-    Raises:
-        InputError: where inference refuses it.
-    """
+def register_case(case: Case) -> dict:
+    """The quality of a case, as inference comes to it; where inference refuses it, "refused", why."""
     affine = np.diag([*case.spacing, 1.0])
-    segmented = segment(case.image, case.spacing)
-    label = segmented[..., case.reference - 1] if case.label is None else case.label
-    options: dict[str, object] = {"reference_label": (label, affine) if label.any() else "none"}
+    options: dict[str, object] = {}
+    if case.label is not None:
+        label = (case.label, affine) if case.label.any() else "none"
+        options = {"reference_label": label, "reference_frame": case.reference}
     with tempfile.TemporaryDirectory() as folder:
         if case.broken:
             options["checkpoint"] = str(Path(folder) / "broken.pt")
             torch.save(broken_weights(case.broken), options["checkpoint"])
-        found = register_cine(
-            (case.image, affine), reference_frame=case.reference, segmentation="none", plane="SAX", **options
-        )
-    carried = np.zeros_like(segmented) if found.labels is None else found.labels
-    return {"carried": carried, "segmented": segmented, "quality": json.dumps(plain(found.quality))}
+        try:
+            quality = register_cine((case.image, affine), plane="SAX", **options).quality
+        except InputError as error:
+            return {"refused": str(error)}
+    quality["contours"].pop("rows", None)
+    return quality
 
 
-def kept(name: str, case: Case, segment: Segment, cache: Path | None) -> dict[str, object] | str:
-    """`register_case`, or why it was refused; once computed, both are read from files."""
-    path = None if cache is None else cache / f"{name}.npz"
-    if path is not None and path.is_file():
-        return dict(np.load(path))
-    if path is not None and path.with_suffix(".err").is_file():
-        return path.with_suffix(".err").read_text()
-    try:
-        found = register_case(case, segment)
-    except InputError as error:
-        if path is not None:
-            path.with_suffix(".err").write_text(str(error))
-        return str(error)
-    if path is not None:
-        np.savez_compressed(path, **found)
+class Measured:
+    """`register_case`, kept in files.
+
+    Args:
+        cache: folder; None keeps nothing.
+    """
+
+    def __init__(self, cache: Path | None) -> None:
+        self.cache = cache
+        models = [ROOT / "models" / f"{name}.pt" for name in ("model", "segmentation")]
+        self.weights = b"".join(path.read_bytes() for path in models)
+
+    def __call__(self, case: Case) -> dict:
+        if self.cache is None:
+            return register_case(case)
+        label = b"" if case.label is None else case.label.tobytes()
+        rest = repr((case.image.shape, case.spacing, case.reference, case.broken)).encode()
+        key = hashlib.sha256(b"".join([self.weights, case.image.tobytes(), label, rest])).hexdigest()
+        path = self.cache / f"{key[:20]}.json"
+        if not path.is_file():
+            path.write_text(json.dumps(register_case(case), default=float))
+        return json.loads(path.read_text())
+
+
+def evidence_of(quality: Mapping, limits: Mapping[str, float]) -> Evidence:
+    """What the verdict on a cine rests on."""
+    frames = [frame for frame in quality["frames"] if frame["frame"] != quality["reference_frame"]]
+    limits = {**THRESHOLDS, **quality["thresholds"], **limits}
+    return Evidence(frames, quality["cycle"], limits, quality["image"], quality["contours"])
+
+
+def judge_case(quality: Mapping, limits: Mapping[str, float]) -> list[Finding]:
+    """The findings of the verdict with other thresholds; a case that was refused is not to be used."""
+    if "refused" in quality:
+        return [Finding(GRADES[-1], quality["refused"])]
+    e = evidence_of(quality, limits)
+    return judge(e.frames, e.cycle, e.limit, e.image, e.contours, doubts=quality["doubts"])
+
+
+def set_limit(values: Sequence[float], is_least: bool = False, reach: float = 1.5) -> dict[str, float]:
+    """The limit of a figure by its worst values in clean cases, one a case, and what it rests on: "median", "percentile",
+    the 95th on the bad side, and "worst".
+
+    Args:
+        values: NaN where a case has none; infinite ones count.
+        is_least, reach: as `evidence.Figure` has them.
+
+    Raises:
+        InputError: where no case has a value, or too many have an infinite one.
+    """
+    sign = -1.0 if is_least else 1.0
+    known = np.sort(sign * np.array([value for value in values if not np.isnan(value)]))
+    if not len(known):
+        raise InputError("no clean case has this figure.")
+    typical, far = np.quantile(known, (0.5, QUANTILE), method="inverted_cdf")
+    limit = typical + reach * max(far - typical, LEAST)
+    if not np.isfinite(limit):
+        raise InputError("it is infinite in more than one clean case of twenty.")
+    found = {"limit": limit, "median": typical, "percentile": far, "worst": known[-1]}
+    return {"cases": len(known), **{name: float(f"{sign * value:.3g}") for name, value in found.items()}}
+
+
+def set_limits(qualities: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+    """`set_limit` of each of `evidence.FIGURES`, by the quality of clean cases.
+
+    Raises:
+        InputError: as `set_limit`, naming the figure.
+    """
+    found, clean = {}, [evidence_of(quality, {}) for quality in qualities if "refused" not in quality]
+    for name, figure in FIGURES.items():
+        try:
+            values = [figure.worst(evidence) for evidence in clean]
+            found[name] = set_limit(values, figure.is_least, figure.reach)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
     return found
 
 
-def judge_case(case: Case, found: dict[str, object] | str) -> list[Finding]:
-    """The findings of the verdict on a case, as inference comes to them."""
-    if isinstance(found, str):
-        return [Finding(GRADES[-1], "Refused.")]
-    quality = json.loads(str(found["quality"]))
-    frames = [unknown_as_nan(frame) for frame in quality["frames"] if frame["frame"] != case.reference]
-    phases = find_phases(found[SEGMENTED], case.spacing)
-    is_seen = phases is not None and shows_short_axis(found[SEGMENTED][..., phases[0] - 1])
-    answers = {by: found[by] for by in (CARRIED, SEGMENTED)} if is_seen else {}
-    image = measure_image(case.image[..., case.reference - 1], case.spacing)
-    contours = compare_contours(answers, case.spacing, case.reference)
-    return judge(frames, quality["cycle"], THRESHOLDS, image, contours, doubts=[] if is_seen else [NO_RING])
+def read_stack(subject: str, dataset_dir: Path) -> Case:
+    """End diastole and end systole of a subject as a cine of two frames, with the label that was drawn at the first."""
+    folder = dataset_dir / subject
+    info = read_info(folder / "Info.cfg")
+    paths = [folder / f"{subject}_frame{int(info[phase]):02d}.nii.gz" for phase in ("ED", "ES")]
+    files = [open_nifti(path) for path in paths]
+    label = open_nifti(paths[0].with_name(paths[0].name.replace(".nii", "_gt.nii"))).voxels()
+    image = np.stack([np.asarray(file.voxels(), np.float32) for file in files], axis=-1)
+    spacing = tuple(map(float, voxel_sizes(files[0].affine)))
+    return Case(image, spacing, 1, np.asarray(label).astype(np.uint8))
 
 
-def unknown_as_nan(frame: dict) -> dict:
-    """Figures from JSON, where an unknown one is null."""
-    slices = [{key: np.nan if value is None else value for key, value in row.items()} for row in frame["slices"]]
-    return {**{key: np.nan if value is None else value for key, value in frame.items()}, "slices": slices}
-
-
-def read_case(subject: str, dataset_dir: Path, cines_dir: Path) -> Case:
+def read_cine(subject: str, dataset_dir: Path, cines_dir: Path) -> Case:
     """Some frames of a subject's cine, with end diastole among them and the label that was drawn there.
 
     The cine may be cropped, and lack every other phase.
@@ -165,112 +216,118 @@ def read_case(subject: str, dataset_dir: Path, cines_dir: Path) -> Case:
     return Case(image[..., frames], spacing, reference, label.astype(np.uint8))
 
 
-def measure(
-    split: str, subjects: Sequence[str], read: Callable[[str], Case], segment: Segment, long_axis: NDArray, cache: Path
-) -> list[dict]:
-    """Rows of all cases of subjects of a split: subject, label, kind, severity and what the verdict says."""
-    rows, cases = [], {}
-    for subject in subjects:
-        drawn = read(subject)
-        reference = kept_reference(subject, drawn, segment, cache)
-        cases[subject] = {"drawn": drawn, "auto": replace(drawn, reference=reference, label=None)}
-
-    def add(subject: str, label: str, kind: str, level: int, severity: float | None, case: Case) -> None:
-        name = f"{subject}-{label}-{kind.replace(' ', '_')}-{level}"
-        findings = judge_case(case, kept(name, case, segment, cache))
-        sentences = [finding.sentence for finding in findings if finding.grade != PASSED]
-        where = {"split": split, "subject": subject, "label": label, "kind": kind, "level": level}
-        rows.append({**where, "severity": severity, "grade": worst(findings), "findings": sentences})
-
-    tried = list(CORRUPTED[split])
-    for subject in tqdm(subjects, desc=split, unit="subject"):
-        for label, case in cases[subject].items():
-            add(subject, label, CLEAN, 0, None, case)
-        for level in CORRUPTED[split].get(subject, ()):
-            other = cases[tried[(tried.index(subject) + 1) % len(tried)]]["auto"]
-            for kind, corruption in CORRUPTIONS.items():
-                label, severity = "drawn" if corruption.of_label else "auto", corruption.severities[level - 1]
-                case = corruption.apply(cases[subject][label], severity, other, long_axis)
-                add(subject, label, kind, level, severity, case)
-    return rows
-
-
-def kept_reference(subject: str, case: Case, segment: Segment, cache: Path | None) -> int:
-    """End diastole by the segmentation of all frames; that of the case where it finds none."""
-    path = None if cache is None else cache / f"{subject}-ref.json"
-    if path is not None and path.is_file():
-        return int(json.loads(path.read_text()))
-    phases = find_phases(segment(case.image, case.spacing), case.spacing)
-    reference = case.reference if phases is None else phases[0]
-    if path is not None:
-        path.write_text(json.dumps(reference))
-    return reference
-
-
-def summarize(rows: Sequence[dict]) -> dict[str, dict]:
-    """By split: how many clean cines have each grade, by label; and of each kind and level how many cines were called out,
-    of how many."""
-    found: dict[str, dict] = {}
-    for row in rows:
-        part = found.setdefault(row["split"], {"clean": {}, "called out": {}})
-        if row["kind"] == CLEAN:
-            counts = part["clean"].setdefault(row["label"], dict.fromkeys(GRADES, 0))
-            counts[row["grade"]] += 1
-        else:
-            levels = part["called out"].setdefault(row["kind"], {})
-            level = levels.setdefault(str(row["level"]), {"called_out": 0, "of": 0})
-            level["called_out"] += row["grade"] != PASSED
-            level["of"] += 1
+def corrupt(cases: Mapping[str, Case], kind: str, level: int, long_axis: NDArray) -> dict[str, Case]:
+    """Each case corrupted at a level (from 1), with the next one as the other subject; with its drawn label where the kind
+    is one of labels."""
+    corruption, subjects = CORRUPTIONS[kind], list(cases)
+    severity = corruption.severities[level - 1]
+    found = {}
+    for subject, other in zip(subjects, subjects[1:] + subjects[:1]):
+        case = cases[subject] if corruption.of_label else replace(cases[subject], label=None)
+        found[subject] = corruption.apply(case, severity, cases[other], long_axis)
     return found
 
 
-def print_table(summary: dict) -> None:
-    """The summary as text, a Markdown table a split."""
-    for split, part in summary.items():
-        for label, counts in part["clean"].items():
-            print(f"{split}, clean, {label}: " + ", ".join(f"{count} {grade}" for grade, count in counts.items()))
-        levels = sorted({level for row in part["called out"].values() for level in row})
-        print("| kind | " + " | ".join(f"severity {level}" for level in levels) + " |")
-        print("|---" * (len(levels) + 1) + "|")
-        for kind, row in part["called out"].items():
-            cells = [f"{row[level]['called_out']} of {row[level]['of']}" if level in row else "" for level in levels]
-            print(f"| {kind} | " + " | ".join(cells) + " |")
+def rows_of(cases: Mapping[str, Case], measure: Callable, limits: Mapping, **where: object) -> list[dict]:
+    """What the verdict says of cases, a row each."""
+    rows = []
+    for subject, case in tqdm(cases.items(), desc=" ".join(map(str, where.values())), unit="case"):
+        findings = judge_case(measure(case), limits)
+        sentences = [finding.sentence for finding in findings if finding.grade != PASSED]
+        rows.append({"subject": subject, **where, "grade": worst(findings), "findings": sentences})
+    return rows
+
+
+def clean_rows(cases: Mapping[str, Case], of: str, measure: Callable, limits: Mapping) -> list[dict]:
+    """Those of cases as they are, with the drawn and with the automatic contour."""
+    automatic = {name: replace(case, label=None) for name, case in cases.items()}
+    drawn = rows_of(cases, measure, limits, kind=CLEAN, of=of, label="drawn")
+    return drawn + rows_of(automatic, measure, limits, kind=CLEAN, of=of, label="automatic")
+
+
+def corrupted_rows(
+    cases: Mapping[str, Case],
+    levels: Mapping[str, Sequence[int]],
+    of_cycle: bool,
+    long_axis: NDArray,
+    measure: Callable,
+    limits: Mapping,
+) -> list[dict]:
+    """Those of some subjects, each at its levels, corrupted in each way that takes a cycle, or in each other one."""
+    chosen, rows = {name: cases[name] for name in levels}, []
+    for kind in [kind for kind, corruption in CORRUPTIONS.items() if corruption.of_cycle == of_cycle]:
+        for level in (1, 2, 3):
+            corrupted = corrupt(chosen, kind, level, long_axis)
+            tried = {name: case for name, case in corrupted.items() if level in levels[name]}
+            rows += rows_of(tried, measure, limits, kind=kind, level=level)
+    return rows
+
+
+def summarize(rows: Sequence[dict]) -> dict[str, dict]:
+    """Clean cases of each kind and label by grade; and of each kind of corruption, how many were called out of how many at
+    each level."""
+    found: dict[str, dict] = {"clean": {}, "called out": {}}
+    for row in rows:
+        if row["kind"] == CLEAN:
+            counts = found["clean"].setdefault(f"{row['of']}, {row['label']}", dict.fromkeys(GRADES, 0))
+            counts[row["grade"]] += 1
+        else:
+            level = found["called out"].setdefault(row["kind"], {}).setdefault(str(row["level"]), [0, 0])
+            level[0] += row["grade"] != PASSED
+            level[1] += 1
+    return found
+
+
+def tabulate(summary: Mapping) -> dict[str, dict[str, str]]:
+    """The summary as tables of cells in words, "clean" and "kinds"."""
+    kinds = {
+        kind: {
+            "severities": f"{', '.join(map(str, CORRUPTIONS[kind].severities))} ({CORRUPTIONS[kind].meaning})",
+            **{f"at {number}": f"{found} of {of}" for number, (found, of) in levels.items()},
+        }
+        for kind, levels in summary["called out"].items()
+    }
+    return {"clean": summary["clean"], "kinds": kinds}
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Measure, print the tables, write the JSON; returns what it writes."""
+    """Set the thresholds, measure, print the tables, write the files; returns what the JSON holds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.verdict", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder in ACDC's layout")
     parser.add_argument("--cines_dir", type=Path, required=True, help="folder of <subject>_4d.nii.gz")
     parser.add_argument("--long_axis", type=Path, required=True, help="cine of a long-axis view (X, Y, 1, T)")
-    shipped = str(ROOT / "models" / "segmentation.pt")
-    parser.add_argument("--segmentations", nargs=2, default=[shipped] * 2, help="weights for train, see above")
-    parser.add_argument("--cache", type=Path, help="folder that keeps what was registered and segmented")
+    parser.add_argument("--cache", type=Path, help="folder that keeps what was measured")
+    parser.add_argument("--trial", action="store_true", help="corrupt one subject alone, at the top severity")
     parser.add_argument("--json", type=writable, help="file to write all figures to")
+    parser.add_argument("--thresholds", type=writable, help="file to write the thresholds to")
     options = parser.parse_args(argv)
     if options.cache is not None:
         options.cache.mkdir(parents=True, exist_ok=True)
-    splits = folder_splits(options.dataset_dir)
-    train, val = sorted(splits["train"]), [name for name in splits["val"] if name not in NO_HEART]
-    networks = [load_segmenter(path) for path in options.segmentations]
     view = np.asarray(open_nifti(options.long_axis).voxels(), np.float32)[:, :, 0]
+    splits, measure = folder_splits(options.dataset_dir), Measured(options.cache)
 
-    def read(subject: str) -> Case:
-        return read_case(subject, options.dataset_dir, options.cines_dir)
+    def stacks(subjects: Sequence[str]) -> dict[str, Case]:
+        return {name: read_stack(name, options.dataset_dir) for name in sorted(subjects)}
 
+    def cines(subjects: Sequence[str]) -> dict[str, Case]:
+        named = [name for name in sorted(subjects) if name not in NO_HEART]
+        return {name: read_cine(name, options.dataset_dir, options.cines_dir) for name in named}
+
+    cases = [*stacks(sorted(splits["train"])[::ONE_IN]).values(), *cines(TRAIN_CINES).values()]
+    found = set_limits([measure(case) for case in tqdm(cases, desc="train", unit="case")])
+    limits = {name: figure["limit"] for name, figure in found.items()}
+    levels = dict.fromkeys(CORRUPTED, ()) | {next(iter(CORRUPTED)): (3,)} if options.trial else CORRUPTED
     rows = []
-    for half in (0, 1):
-        # Subjects that the other half of train has not been shown.
-        own = [name for name in TRAIN if train.index(name) % 2 != half]
-        rows += measure("train", own, read, networks[half], view, options.cache)
-    rows += measure("val", val, read, load_segmenter(shipped), view, options.cache)
-    summary = summarize(rows)
-    print_table(summary)
-    words = [Path(word).name if word.endswith(".pt") else word for word in (sys.argv[1:] if argv is None else argv)]
-    options.segmentations = [Path(path).name for path in options.segmentations]
-    kinds = {kind: {"severities": list(c.severities), "meaning": c.meaning} for kind, c in CORRUPTIONS.items()}
-    result = setting("benchmarks.verdict", words, options, processor("cpu"))
-    result |= {"thresholds": THRESHOLDS, "kinds": kinds, "summary": summary, "rows": rows}
+    for of, val in {"stacks": stacks(splits["val"]), "cines": cines(splits["val"])}.items():
+        rows += clean_rows(val, of, measure, limits)
+        rows += corrupted_rows(val, levels, of == "cines", view, measure, limits)
+    result = setting("benchmarks.verdict", sys.argv[1:] if argv is None else argv, options, processor("cpu"))
+    result |= {"rule": {"quantile": QUANTILE, "least": LEAST}, "limits": found}
+    result |= {**tabulate(summarize(rows)), "rows": rows}
+    for table in ("limits", "clean", "kinds"):
+        print(markdown_table(result, table))
+    if options.thresholds:
+        write_json(options.thresholds, limits)
     return keep(result, options.json)
 
 

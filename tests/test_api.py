@@ -106,6 +106,7 @@ def test_of_a_pair_the_fixed_stack_is_segmented_and_carried(phantoms: Path) -> N
     moving = nib.load(str(es).replace(".nii", "_gt.nii")).get_fdata()
     carried, segmented = found.carried_label == 3, found.segmented[..., 0] == 3
     assert found.fixed_label.any()
+    assert found.quality["contours"]["ejection_percent"].keys() == {"carried", "segmented"}
     for lv in (carried, segmented):
         assert 2 * (lv & (moving == 3)).sum() / (lv.sum() + (moving == 3).sum()) > 0.7
 

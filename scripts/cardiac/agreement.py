@@ -99,7 +99,8 @@ def summarize(rows: Sequence[dict], structure: str = "epi") -> dict[str, object]
     Returns:
         "dice_percent" over all these slices and frames, NaN without any; "slices", a dict of `slice` and the median
         `distance_mm` over frames for each of these; "frames", the same over slices; "left_in_systole", slices that the
-        ventricle leaves. A slice and frame that one of them lacks counts as infinitely far.
+        ventricle leaves. Labels that never share a slice are compared in all. A slice and frame that one of them lacks
+        counts as infinitely far.
     """
     chosen = [row for row in rows if row["structure"] == structure]
     both = [row for row in chosen if not np.isnan(row["distance_mm"])]
@@ -109,7 +110,9 @@ def summarize(rows: Sequence[dict], structure: str = "epi") -> dict[str, object]
     held = {z for z in held if sizes[z] >= WELL_SEEN * max(sizes.values())}
     left = _left_in_systole(chosen, sorted(held))
     held -= set(left)
-    counted = [row for row in chosen if row["slice"] in held]
+    # Two that lie in no slice together are far apart everywhere.
+    apart = not both and any(row["carried_mm2"] for row in chosen) and any(row["segmented_mm2"] for row in chosen)
+    counted = [row for row in chosen if row["slice"] in held or apart]
     areas = sum(row["carried_mm2"] + row["segmented_mm2"] for row in counted)
     shared = sum(row["dice_percent"] * (row["carried_mm2"] + row["segmented_mm2"]) for row in counted)
 
@@ -134,6 +137,20 @@ def _left_in_systole(rows: Sequence[dict], slices: Sequence[int]) -> list[int]:
     first = leaves.index(False) if False in leaves else 0
     last = leaves[::-1].index(False) if False in leaves else 0
     return [*slices[:first], *slices[len(slices) - last :]]
+
+
+def fit_label(label: NDArray, segmented: NDArray) -> list[float]:
+    """How well the LV cavity of a label fits that of each frame: Dice in percent, a list of T, over the slices in which the
+    label and all frames have one; empty without such a slice.
+
+    Args:
+        label: (X, Y, Z).
+        segmented: (X, Y, Z, T).
+    """
+    drawn, frames = (array == LABELS["lv"] for array in (label, segmented))
+    held = drawn.any(axis=(0, 1)) & frames.any(axis=(0, 1)).all(axis=-1)
+    drawn, frames = drawn[:, :, held], frames[:, :, held]
+    return [float(dice_percent(drawn, frame)) for frame in np.moveaxis(frames, -1, 0)] if held.any() else []
 
 
 def _far(row: dict) -> float:

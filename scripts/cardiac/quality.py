@@ -19,12 +19,13 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scripts.cardiac.agreement import compare, measure_curve, summarize, wall_change
-from scripts.cardiac.answers import CARRIED, SEGMENTED
+from scripts.cardiac.agreement import compare, fit_label, measure_curve, summarize, wall_change
+from scripts.cardiac.answers import CARRIED, GIVEN, SEGMENTED
 from scripts.cardiac.appearance import measure_image
 from scripts.cardiac.cines import LABELS
 from scripts.cardiac.coherence import measure_slices
 from scripts.cardiac.function import volumes
+from scripts.cardiac.phases import find_phases
 from scripts.cardiac.registrations import CineRegistration, Registration
 from scripts.cardiac.verdict import NOTHING_FOUND, OF_A_CYCLE, PASSED, THRESHOLDS, judge, worst
 from scripts.files import let_go, one_by_one
@@ -56,6 +57,7 @@ def assess(
         `verdict.GRADES`; "verdict", a list of sentences; "findings", a `verdict.Finding` as a dict for each that has a
         grade; "thresholds", those that were used; "plane", one of `planes.PLANES` or None, and "plane_basis", one of
         `planes.BASIS`;
+        "doubts" as given; "image", `appearance.measure_image`; "contours", `compare_contours`;
         "left_out_percent", the share of voxels that hold no measurement, and count in no range and no similarity.
     """
     frames, valid = [], registration.cine.valid
@@ -75,10 +77,7 @@ def assess(
     unused = set() if cycle else set(OF_A_CYCLE)
     judged = [frame for frame in frames if frame["frame"] in registration.frames_to_judge()]
     image = measure_image(registration.fixed, registration.cine.spacing)
-    beats = registration.are_numbered and registration.cine.frames > 1
-    contours = (
-        compare_contours(registration.answers, registration.cine.spacing, registration.reference) if beats else {}
-    )
+    contours = compare_contours(*registration.compared, registration.cine.spacing, registration.label_basis == GIVEN)
     findings = judge(judged, cycle, limits, image, contours, registration.are_numbered, doubts)
     grade = worst(findings)
     return {
@@ -91,35 +90,46 @@ def assess(
         "plane_basis": registration.cine.plane_basis,
         "left_out_percent": 0.0 if valid is None else 100.0 * float(1 - valid.mean()),
         "image": image,
+        "doubts": list(doubts),
         "contours": contours,
         "cycle": cycle,
         "frames": frames,
     }
 
 
-def compare_contours(answers: Mapping[str, NDArray], spacing: Sequence[float], reference: int) -> dict:
-    """Where the contours of a cine part that came to be in two ways; empty where there are no two.
+def compare_contours(
+    answers: Mapping[str, NDArray], reference: int, spacing: Sequence[float], is_given: bool = False
+) -> dict:
+    """Where the contours of a cine or a pair part that came to be in two ways; empty where there are no two.
 
     Args:
-        answers: labels of all frames (X, Y, Z, T), as `Registration.answers`.
-        spacing: voxel size in mm along X, Y and Z.
+        answers: labels of all frames (X, Y, Z, T), by what they rest on; of a pair, T = 2.
         reference: frame whose label is carried, counted from 1.
+        spacing: voxel size in mm along X, Y and Z.
+        is_given: whether somebody gave the label that is carried.
 
     Returns:
         `agreement.summarize` of the left ventricle, wall included; "rows", those of `agreement.compare`; "curves", for each
-        answer `agreement.measure_curve` of the LV and "wall_change_percent"; and "heart", `coherence.measure_slices` of the
-        segmented reference.
+        answer `agreement.measure_curve` of the LV and "wall_change_percent"; "ejection_percent", the LV's ejection fraction
+        by each answer, from end diastole to end systole by the segmentation; "label_fit_percent", `agreement.fit_label` of a
+        given label, and "reference"; and "heart", `coherence.measure_slices` of the segmented reference.
     """
-    if not {CARRIED, SEGMENTED} <= answers.keys():
+    if not {CARRIED, SEGMENTED} <= answers.keys() or answers[CARRIED].shape[-1] < 2:
         return {}
     rows = compare(answers[CARRIED], answers[SEGMENTED], spacing, reference)
-    curves = {}
+    curves, ejections, phases = {}, {}, find_phases(answers[SEGMENTED], spacing)
     for name, frames in answers.items():
         volume, nothing = volumes(frames, spacing), np.zeros(frames.shape[-1])
-        change = wall_change(volume.get("myo", nothing), reference)
-        curves[name] = {**measure_curve(volume.get("lv", nothing)), "wall_change_percent": change}
-    heart = measure_slices(answers[SEGMENTED][..., reference - 1], spacing)
-    return {**summarize(rows), "curves": curves, "heart": heart, "rows": rows}
+        change, lv = wall_change(volume.get("myo", nothing), reference), volume.get("lv", nothing)
+        curves[name] = {**measure_curve(lv), "wall_change_percent": change}
+        if phases is not None and lv[phases[0] - 1] > 0:
+            ejections[name] = 100 * float(1 - lv[phases[1] - 1] / lv[phases[0] - 1])
+    found = {**summarize(rows), "reference": reference, "curves": curves}
+    if len(ejections) == len(answers):
+        found["ejection_percent"] = ejections
+    if is_given:
+        found["label_fit_percent"] = fit_label(answers[CARRIED][..., reference - 1], answers[SEGMENTED])
+    return {**found, "heart": measure_slices(answers[SEGMENTED][..., reference - 1], spacing), "rows": rows}
 
 
 def _frame_figures(

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import numpy as np
 from numpy.typing import NDArray
 from scripts.cardiac.answers import CARRIED, SEGMENTED
 from scripts.cardiac.cines import ESTIMATED, Cine
@@ -59,6 +60,12 @@ class Registration(ABC):
         """Labels of the moving images by what they rest on: the motion, or each image alone."""
         both = {CARRIED: self.labels, SEGMENTED: self.segmented}
         return {by: labels for by, labels in both.items() if labels is not None}
+
+    @property
+    @abstractmethod
+    def compared(self) -> tuple[dict[str, NDArray], int]:
+        """Labels of all images (X, Y, Z, number) by what they rest on, and which of the images, counted from 1, the label
+        is of that was carried."""
 
     has_cycle = False
     """Whether it covers a heartbeat, over which motion has a course."""
@@ -112,6 +119,10 @@ class CineRegistration(Registration):
         return self.cine.frames > 2
 
     @property
+    def compared(self) -> tuple[dict[str, NDArray], int]:
+        return self.answers, self.reference
+
+    @property
     def is_estimated(self) -> bool:
         """Whether the reference frame was chosen by `cines.largest_cavity`."""
         return self.reference_basis == ESTIMATED
@@ -151,6 +162,8 @@ class PairRegistration(Registration):
     """Segmentation of the fixed image (X, Y, Z), where there is no moving label."""
     carried_label: NDArray | None = None
     """The same on the moving image, fixed_label(y + v(y)) with v = inverses[0]."""
+    fixed_segmented: NDArray | None = None
+    """Segmentation of the fixed image (X, Y, Z), whatever label there is; None where it was not segmented."""
     fixed_name = "fixed image"
     are_numbered = False
 
@@ -162,6 +175,15 @@ class PairRegistration(Registration):
     def labels(self) -> NDArray | None:
         label = self.carried_label if self.moving_label is None else self.moving_label
         return None if label is None else label[..., None]
+
+    @property
+    def compared(self) -> tuple[dict[str, NDArray], int]:
+        """The fixed image is the first one, the moving image the second."""
+        if self.label is None or self.fixed_segmented is None or self.segmented is None:
+            return {}, 1
+        pairs = {CARRIED: (self.label, self.labels[..., 0]), SEGMENTED: (self.fixed_segmented, self.segmented[..., 0])}
+        answers = {by: np.stack(labels, axis=-1) for by, labels in pairs.items()}
+        return answers, 1 if self.moving_label is None else 2
 
     def name_image(self, index: int) -> str:
         return "moving image"

@@ -16,11 +16,13 @@ The verdict is the gravest grade of all findings. A finding names its slices and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+from scripts.cardiac.evidence import EVERYWHERE, Evidence, Place
 
 PASSED, LOOK, DO_NOT_USE = GRADES = ("passed", "look here", "do not use")  # the gravest last
 # Beyond which a figure is called out. Below `moved_mm`, the largest displacement, nothing has been registered; below
@@ -39,42 +41,22 @@ OF_FIELDS = {
     "moved_mm": 0.5,
     "compressed_determinant": 0.02,
     "unconverged_voxels_error": 0.011,  # a tenth above fields.INVERTED
+    "share_of_the_largest_mse_before": 0.25,
 }
-# Of the motion over the cycle; a pair has no use for them.
-OF_A_CYCLE = {"closure_ratio": 3.0, "jump_ratio": 3.0, "share_of_the_largest_mse_before": 0.25}
-# Set by hand from what `python -m benchmarks.verdict` measures on `train`; its JSON has the figures. Of images: `appearance`.
-OF_IMAGES = {
-    "least_detail_percent": 10.0,
-    "most_detail_percent": 50.0,
-    "least_likeness_percent": 45.0,
-    "most_shading": 18.0,
+OF_A_CYCLE = {"closure_ratio", "jump_ratio", "share_of_the_largest_mse_before"}  # a pair has no use for them
+# What an image and a heart may be, whoever's, and from where contours are of no use at all.
+OF_HEARTS = {
     "least_width_mm": 100.0,
-    "body_width_mm": 180.0,
-}
-# Of contours in each frame and over the cycle: `agreement` and `coherence`. Volumes leap only where both answers say so.
-OF_CONTOURS = {
-    "contour_dice_percent": 90.0,
-    "contour_dice_percent_unusable": 70.0,
-    "distance_mm_of_a_slice": 12.0,
-    "distance_mm_of_a_frame": 12.0,
-    "ef_difference_points": 30.0,
-    "volume_closure_percent": 75.0,
-    "volume_step_percent": 85.0,
-    "volume_jump_percent": 60.0,
-    "wall_change_percent": 15.0,
     "least_diameter_mm": 40.0,
     "most_diameter_mm": 130.0,
-    "off_line_mm": 12.0,
-    "least_overlap_percent": 40.0,
-    "turned_degrees": 75.0,
+    "contour_dice_percent_unusable": 70.0,
+    "wall_change_percent": 15.0,
 }
-THRESHOLDS = OF_FIELDS | OF_A_CYCLE | OF_IMAGES | OF_CONTOURS
+# Of `evidence.FIGURES`, set by `python -m benchmarks.verdict` on clean cases of `train`.
+CALIBRATED: dict[str, float] = json.loads((Path(__file__).parent / "thresholds.json").read_text())
+THRESHOLDS = OF_FIELDS | OF_HEARTS | CALIBRATED
 NOTHING_FOUND = "No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."
 LISTED = 8  # numbers of slices or frames that a sentence names
-
-# Frame and slice, from 1; None where a finding is not of one.
-Place = tuple[int | None, int | None]
-EVERYWHERE: list[Place] = [(None, None)]
 
 
 @dataclass(frozen=True)
@@ -96,183 +78,8 @@ def worst(findings: Iterable[Finding]) -> str:
     return max((finding.grade for finding in findings), key=GRADES.index, default=PASSED)
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """What a verdict rests on: figures of the frames but the reference, and of the cycle, and the limits."""
-
-    frames: Sequence[Mapping]
-    cycle: Mapping
-    limit: Mapping[str, float]
-    # Of the fixed image, as `appearance.measure_image` has them; empty where it was not measured.
-    image: Mapping
-    # As `quality.compare_contours` has them; empty where nothing was compared.
-    contours: Mapping
-
-    def places(self, bad: Callable[[Mapping], bool], frames: Sequence[Mapping] | None = None) -> list[Place]:
-        """Bad slices of frames, by default of all."""
-        chosen = self.frames if frames is None else frames
-        return [(f["frame"], row["slice"]) for f in chosen for row in f["slices"] if bad(row)]
-
-    def above(self, figure: str) -> list[Place]:
-        """Slices with a figure above its limit, in the frames where it is so as a whole."""
-
-        def is_over(row: Mapping) -> bool:
-            return row[figure] > self.limit[figure]
-
-        return self.places(is_over, [f for f in self.frames if is_over(f)])
-
-    def cycle_above(self, figure: str) -> list[Place]:
-        """The cine, where a figure of the cycle is above its limit."""
-        return EVERYWHERE if self.cycle.get(figure, 0) > self.limit[figure] else []
-
-    @cached_property
-    def folds_at_points(self) -> list[Place]:
-        few = [f for f in self.frames if 0 < f["folding_percent"] <= self.limit["folding_percent"]]
-        return self.places(lambda row: row["folding_percent"] > 0, few)
-
-    @cached_property
-    def not_inverted(self) -> list[Place]:
-        """Where the inverse is off; NaN, where a whole slice leaves the view or folds, is no good error either."""
-        limit = self.limit["inverse_error_mm_p95"]
-        unknown = self.places(lambda row: np.isnan(row["inverse_error_mm_p95"]))
-        off = [f for f in self.frames if not f["inverse_error_mm_p95"] <= limit]
-        return unknown + self.places(lambda row: row["inverse_error_mm_p95"] > limit, off)
-
-    @cached_property
-    def motionless(self) -> list[Place]:
-        """The cine, where nothing moves in any frame."""
-        moves = any(f["largest_displacement_mm"] >= self.limit["moved_mm"] for f in self.frames)
-        return EVERYWHERE if self.frames and not moves else []
-
-    @cached_property
-    def _not_improved(self) -> list[Mapping]:
-        """Frames whose images fit hardly better than before; those that resembled the reference then had nothing to
-        gain."""
-        apart = self.limit["share_of_the_largest_mse_before"] * max((f["mse_before"] for f in self.frames), default=0.0)
-        gain = self.limit["mse_after_to_before"]
-        seen = [f for f in self.frames if f["blank_slices"] < len(f["slices"])]
-        return [f for f in seen if f["mse_before"] > apart and f["mse_after"] > gain * f["mse_before"]]
-
-    @cached_property
-    def no_better(self) -> list[Place]:
-        return [] if self.motionless else [(f["frame"], None) for f in self._not_improved]
-
-    @cached_property
-    def typical(self) -> float:
-        """Median error of a slice."""
-        errors = [row["mse_after"] for f in self.frames for row in f["slices"]]
-        return float(np.median(errors)) if errors else 0.0
-
-    @cached_property
-    def misfits(self) -> list[Place]:
-        """Frames that do not fit where most slices do not, so that none stands out."""
-        limit = self.limit["mse_after"]
-        bad = [f for f in self.frames if f["mse_after"] > limit and f not in self._not_improved]
-        return [(f["frame"], None) for f in bad] if self.typical > limit else []
-
-    @property
-    def contrast_percent(self) -> float:
-        return 100 * self.limit["mse_after"]
-
-    def is_odd(self, row: Mapping) -> bool:
-        """Whether a slice fits far worse than most, where most do."""
-        high = max(self.limit["mse_after"], self.limit["mse_of_a_slice_to_median"] * self.typical)
-        return self.typical <= self.limit["mse_after"] and row["mse_after"] > high and not row["blank_slices"]
-
-    @cached_property
-    def collapsed(self) -> list[Place]:
-        """Where the field leaves next to nothing of the area at a point, without a fold."""
-        return self.places(lambda row: 0 < row["jacobian_min"] < self.limit["collapsed_determinant"])
-
-    def image_below(self, figure: str, limit: str) -> list[Place]:
-        return EVERYWHERE if self.image.get(figure, np.inf) < self.limit[limit] else []
-
-    def image_above(self, figure: str, limit: str) -> list[Place]:
-        return EVERYWHERE if self.image.get(figure, 0) > self.limit[limit] else []
-
-    @cached_property
-    def unlike(self) -> list[Place]:
-        """The first of two neighboring slices that do not show one body; crops of a heart show too little to tell."""
-        alike = enumerate(self.image.get("likeness_percent", []), start=1)
-        unlike = [(None, z) for z, percent in alike if percent < self.limit["least_likeness_percent"]]
-        return unlike if self.image.get("width_mm", 0.0) >= self.limit["body_width_mm"] else []
-
-    def contours_part(self, unusable: bool) -> list[Place]:
-        """The cine, where both contours overlap too little over all slices and frames that both hold."""
-        dice, least = self.contours.get("dice_percent", 100.0), self.limit["contour_dice_percent"]
-        worst = self.limit["contour_dice_percent_unusable"]
-        return EVERYWHERE if (dice < worst if unusable else worst <= dice < least) else []
-
-    @cached_property
-    def far_slices(self) -> list[Place]:
-        far = self.limit["distance_mm_of_a_slice"]
-        return [(None, row["slice"]) for row in self.contours.get("slices", []) if row["distance_mm"] > far]
-
-    @cached_property
-    def far_frames(self) -> list[Place]:
-        far = self.limit["distance_mm_of_a_frame"]
-        return [(row["frame"], None) for row in self.contours.get("frames", []) if row["distance_mm"] > far]
-
-    def curves(self, figure: str) -> float:
-        """A figure of the LV's volume curves: the smaller one of both answers, 0 where either has none."""
-        curves = self.contours.get("curves", {}).values()
-        return min((curve.get(figure, 0.0) for curve in curves), default=0.0)
-
-    def curves_above(self, figure: str) -> list[Place]:
-        return EVERYWHERE if self.curves(figure) > self.limit[f"volume_{figure}"] else []
-
-    @property
-    def closure(self) -> float:
-        return self.curves("closure_percent")
-
-    @cached_property
-    def jumps(self) -> list[Place]:
-        """The frame that leaves the way of its neighbors in both curves."""
-        curves = self.contours.get("curves", {}).values()
-        return [(curve["jump_frame"], None) for curve in curves][:1] if self.curves_above("jump_percent") else []
-
-    @cached_property
-    def ejections_part(self) -> list[Place]:
-        changes = [curve.get("change_percent", 0.0) for curve in self.contours.get("curves", {}).values()]
-        return EVERYWHERE if changes and np.ptp(changes) > self.limit["ef_difference_points"] else []
-
-    @cached_property
-    def wall_change(self) -> float:
-        """The larger change of the myocardium's volume of both answers, in percent."""
-        changes = [curve["wall_change_percent"] for curve in self.contours.get("curves", {}).values()]
-        return max([change for change in changes if not np.isnan(change)], default=0.0)
-
-    @cached_property
-    def heart(self) -> Mapping:
-        """Figures of the slices of the segmented heart in the reference."""
-        return self.contours.get("heart", {})
-
-    @cached_property
-    def odd_size(self) -> list[Place]:
-        size = self.heart.get("diameter_mm", 0.0)
-        odd = not self.limit["least_diameter_mm"] <= size <= self.limit["most_diameter_mm"]
-        return EVERYWHERE if size > 0 and odd else []
-
-    @cached_property
-    def out_of_place(self) -> list[Place]:
-        """Slices whose heart is not where those of their neighbors lead to expect it."""
-        shifted = [row["slice"] for row in self.heart.get("off_line", []) if row["mm"] > self.limit["off_line_mm"]]
-        least = self.limit["least_overlap_percent"]
-        apart = [row["slice"] for row in self.heart.get("overlap", []) if row["percent"] < least]
-        return [(None, z) for z in shifted + apart]
-
-    @cached_property
-    def turned(self) -> list[Place]:
-        most = self.limit["turned_degrees"]
-        return [(None, row["slice"]) for row in self.heart.get("turned", []) if row["degrees"] > most]
-
-    @cached_property
-    def not_compared(self) -> list[Place]:
-        return [] if self.contours else EVERYWHERE
-
-
 # What a verdict calls out: where in the evidence e it is so, how grave it is, and the sentence.
-_FINDINGS: tuple[tuple[Callable[[_Evidence], list[Place]], str, str], ...] = (
+_FINDINGS: tuple[tuple[Callable[[Evidence], list[Place]], str, str], ...] = (
     (lambda e: e.above("folding_percent"), DO_NOT_USE, "The field folds: tissue would pass through itself{where}."),
     (
         lambda e: e.folds_at_points,
@@ -303,89 +110,103 @@ _FINDINGS: tuple[tuple[Callable[[_Evidence], list[Place]], str, str], ...] = (
     ),
     (lambda e: e.places(e.is_odd), LOOK, "The images hardly fit in a slice, far worse than in most others{where}."),
     (
-        lambda e: [(e.cycle["jump_frame"], None)] if e.cycle_above("jump_ratio") else [],
+        lambda e: e.beyond("jump_ratio"),
         LOOK,
         "A frame does not lie between its neighbors in motion: are the frames in order of time{where}?",
     ),
     (
-        lambda e: e.cycle_above("closure_ratio"),
+        lambda e: e.beyond("closure_ratio"),
         LOOK,
         "The last frame does not lead back to the first (a step of {e.cycle[closure_mm]:.1f} mm against "
         "{e.cycle[step_mm_max]:.1f} mm at most elsewhere): the cine covers a part of the cycle, or the registration drifts.",
     ),
     (
-        lambda e: e.image_below("detail_percent", "least_detail_percent"),
+        lambda e: e.beyond("least_detail_percent"),
         LOOK,
         "The image is blurred: its borders cannot be seen well enough to place a contour.",
     ),
-    (lambda e: e.image_above("detail_percent", "most_detail_percent"), LOOK, "The image is noisy."),
+    (lambda e: e.beyond("most_detail_percent"), LOOK, "The image is noisy."),
     (
-        lambda e: e.image_above("shading", "most_shading"),
+        lambda e: e.beyond("most_shading"),
         LOOK,
         "The image is {e.image[shading]:.0f} times brighter at one side than at the other.",
     ),
     (
-        lambda e: e.image_below("width_mm", "least_width_mm"),
+        lambda e: EVERYWHERE if e.image.get("width_mm", np.inf) < e.limit["least_width_mm"] else [],
         LOOK,
         "The image is {e.image[width_mm]:.0f} mm wide: is the pixel size right, and the heart inside?",
     ),
     (
-        lambda e: e.unlike,
+        lambda e: e.beyond("least_likeness_of_others_percent"),
         LOOK,
-        "A slice does not look like the next one: are they of one heart, and one way round{where}?",
+        "A slice does not look like the next one as others do: are they of one heart{where}?",
     ),
     (
-        lambda e: e.contours_part(unusable=True),
+        lambda e: e.beyond("mirrored_likeness_points"),
+        LOOK,
+        "A slice looks more like the next one when it is mirrored: is one of them the wrong way round{where}?",
+    ),
+    (
+        lambda e: EVERYWHERE if e.dice < e.limit["contour_dice_percent_unusable"] else [],
         DO_NOT_USE,
         "The contours that were carried are not those that the network sees in the frames: Dice of the left ventricle "
-        "{e.contours[dice_percent]:.0f} %.",
+        "{e.dice:.0f} %.",
     ),
     (
-        lambda e: e.contours_part(unusable=False),
+        lambda e: e.beyond("contour_dice_percent") if e.dice >= e.limit["contour_dice_percent_unusable"] else [],
         LOOK,
         "The contours that were carried and those that the network sees in the frames differ: Dice of the left ventricle "
-        "{e.contours[dice_percent]:.0f} %.",
+        "{e.dice:.0f} %.",
     ),
     (
-        lambda e: e.far_slices,
+        lambda e: e.beyond("distance_mm_of_a_slice", "distance_mm_of_a_slice_once"),
         LOOK,
-        "Carried and segmented contours are more than {e.limit[distance_mm_of_a_slice]:g} mm apart{where}.",
+        "Carried and segmented contours are more than {e.far_mm:.0f} mm apart{where}.",
     ),
     (
-        lambda e: e.far_frames,
+        lambda e: e.beyond("distance_mm_of_a_frame"),
         LOOK,
-        "Carried and segmented contours are more than {e.limit[distance_mm_of_a_frame]:g} mm apart{where}.",
+        "Carried and segmented contours are more than {e.limit[distance_mm_of_a_frame]:.0f} mm apart{where}.",
     ),
     (
-        lambda e: e.ejections_part,
+        lambda e: e.beyond("ef_difference_points"),
         LOOK,
-        "By carried and by segmented contours, the LV empties by shares that differ by more than "
-        "{e.limit[ef_difference_points]:g} points.",
+        "Both answers on the LV part: its ejection fraction is {e.ejections[carried]:.0f} % by carried and "
+        "{e.ejections[segmented]:.0f} % by segmented contours.",
     ),
     (
-        lambda e: e.curves_above("closure_percent"),
+        lambda e: e.beyond("label_fit_points"),
+        LOOK,
+        "The given label fits the left ventricle of another image better than that of its own: was it drawn there{where}?",
+    ),
+    (
+        lambda e: e.beyond("volume_closure_percent"),
         LOOK,
         "The LV's volume does not close: from the last frame to the first it changes by {e.closure:.0f} % of what it does "
         "in all. Does the cine cover the whole cycle?",
     ),
     (
-        lambda e: e.curves_above("step_percent"),
+        lambda e: e.beyond("volume_step_percent"),
         LOOK,
         "The LV's volume leaps from a frame to the next: are frames missing, or out of order?",
     ),
-    (lambda e: e.jumps, LOOK, "The LV's volume leaves its way: are the frames in order of time{where}?"),
+    (
+        lambda e: e.beyond("volume_jump_percent"),
+        LOOK,
+        "The LV's volume leaves its way: are the frames in order of time{where}?",
+    ),
     (
         lambda e: e.odd_size,
         LOOK,
         "The left ventricle measures {e.heart[diameter_mm]:.0f} mm across, wall included: is the pixel size right?",
     ),
     (
-        lambda e: e.out_of_place,
+        lambda e: e.beyond("off_line_mm", "least_overlap_percent"),
         LOOK,
         "The heart of a slice is not where its neighbors lead to expect it: was it shifted between breath-holds{where}?",
     ),
     (
-        lambda e: e.turned,
+        lambda e: e.beyond("turned_degrees"),
         LOOK,
         "The right ventricle lies on another side than in most slices: is a slice mirrored{where}?",
     ),
@@ -433,7 +254,7 @@ def judge(
         are_numbered: whether frames have numbers that mean anything to a reader.
         doubts: sentences on the input, each worth a look.
     """
-    evidence, found = _Evidence(frames, cycle, limit, image or {}, contours or {}), [
+    evidence, found = Evidence(frames, cycle, limit, image or {}, contours or {}), [
         Finding(LOOK, doubt) for doubt in doubts
     ]
     for find, grade, sentence in _FINDINGS:

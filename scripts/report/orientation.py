@@ -31,7 +31,7 @@ ALONG_THE_BODY = 0.9998
 NAMED = 0.35
 # What a registration, of either type, has on the grid of its cine.
 IMAGES = {"moved", "fixed", "label", "labels", "segmented"}
-IMAGES |= {"moving_label", "moved_label", "fixed_label", "carried_label"}
+IMAGES |= {"moving_label", "moved_label", "fixed_label", "carried_label", "fixed_segmented"}
 
 Kind = TypeVar("Kind", bound=Registration)
 

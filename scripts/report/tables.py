@@ -54,6 +54,13 @@ NAMES = {
     "mse_of_a_slice_to_median": "Error after in a slice, of the median slice",
     "share_of_the_largest_mse_before": "Called alike from the start: error before, of the largest",
     "unconverged_voxels_error": "Called not inverted: error over, voxels",
+    "least_likeness_of_others_percent": "Likeness of neighboring slices, of the others' (least), %",
+    "mirrored_likeness_points": "Neighboring slices more alike when mirrored, points",
+    "distance_mm_of_a_slice": "Contours of a slice apart, mm",
+    "distance_mm_of_a_slice_once": "Contours of a slice apart in the only frame, mm",
+    "distance_mm_of_a_frame": "Contours of a frame apart, mm",
+    "ef_difference_points": "Difference of ejection fractions, points",
+    "label_fit_points": "Label fits another frame better, points of Dice",
 }
 UNITS = {"ml": "mL", "g": "g", "percent": "%", "mm": "mm", "ms": "ms"}
 ACRONYMS = ("lv", "rv", "ed", "es", "mse", "edv", "esv", "sv", "ef")

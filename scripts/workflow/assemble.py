@@ -173,6 +173,9 @@ def _make_pair(data: Mapping, labels: Mapping[str, NDArray], **parts: object) ->
         moved_label=carried if given else None,
         fixed_label=labels.get("reference_label"),
         carried_label=None if given else carried,
+        fixed_segmented=(
+            None if data.get("fixed_segmented") is None else torch.as_tensor(data["fixed_segmented"][0]).numpy()
+        ),
         **parts,
     )
 

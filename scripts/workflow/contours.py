@@ -35,9 +35,10 @@ class SegmentCase(Transform):
 
     A cine gains "segmented" (T, X, Y, Z), uint8: 1 RV, 2 myocardium, 3 LV cavity. Its reference frame is end diastole by
     that segmentation, unless one was given; where it has no "reference_label", that of the reference frame is one, and
-    "label_basis" is "automatic" instead of "given". A pair gains "segmented" (1, X, Y, Z) of the moving image, and where
-    it has no "moving_label" a "reference_label" of the fixed one. A long-axis view, or a case in which no LV lies in a
-    ring of myocardium, stays as it is, and a line says so; the latter is a doubt of the verdict, too.
+    "label_basis" is "automatic" instead of "given". A pair gains "segmented" (1, X, Y, Z) of the moving and
+    "fixed_segmented" of the fixed image, and where it has no "moving_label" the latter is its "reference_label". A
+    long-axis view, or a case in which no LV lies in a ring of myocardium, stays as it is, and a line says so; the latter is
+    a doubt of the verdict, too.
 
     Args:
         segmentation: weights or the folder of a MONAI bundle (`segmenters.load_segmenter`); "none" segments nothing.
@@ -83,6 +84,7 @@ class SegmentCase(Transform):
         segmented = torch.from_numpy(found.labels.transpose(3, 0, 1, 2))
         if item["kind"] == "pair":
             drawn, item["segmented"] = segmented[:1], segmented[1:]
+            item["fixed_segmented"] = drawn
         else:
             if item["reference_basis"] == ESTIMATED:
                 item |= {"reference": found.ed, "reference_basis": AUTOMATIC}

@@ -76,7 +76,7 @@ def test_a_missing_file_or_figure_is_named(results: Path) -> None:
 def test_check_tells_an_edited_figure(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "performance.md"
     path.write_text(DOCUMENT)
-    monkeypatch.setattr(report, "DOCUMENT", path)
+    monkeypatch.setattr(report, "DOCUMENTS", (path,))
     monkeypatch.setattr(report.render, "__defaults__", (results,))
     report.main([])
     report.main(["--check"])

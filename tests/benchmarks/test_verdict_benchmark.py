@@ -19,10 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripts.cardiac.verdict import DO_NOT_USE, LOOK, PASSED, THRESHOLDS
+from scripts.cardiac.evidence import FIGURES
+from scripts.cardiac.verdict import CALIBRATED, DO_NOT_USE, LOOK, PASSED, THRESHOLDS, worst
+from scripts.errors import InputError
 
+from benchmarks import verdict
 from benchmarks.corruptions import CORRUPTIONS, Case
-from benchmarks.verdict import summarize
+from benchmarks.verdict import CLEAN, LEAST, QUANTILE, Measured, judge_case, set_limit, set_limits, summarize, tabulate
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,30 +80,89 @@ def test_the_graver_the_farther_from_the_clean_image(kind: str, cases: tuple) ->
 
 
 def test_a_summary_counts_grades_and_what_is_called_out() -> None:
-    row = {"split": "val", "label": "auto", "level": 0}
-    rows = [{**row, "kind": "clean", "grade": grade} for grade in (PASSED, PASSED, LOOK)]
-    rows += [{**row, "kind": "blur", "level": 3, "grade": grade} for grade in (PASSED, LOOK, DO_NOT_USE)]
-    assert summarize(rows) == {
-        "val": {
-            "clean": {"auto": {PASSED: 2, LOOK: 1, DO_NOT_USE: 0}},
-            "called out": {"blur": {"3": {"called_out": 2, "of": 3}}},
-        }
-    }
+    clean = {"kind": CLEAN, "of": "stacks", "label": "drawn"}
+    rows = [{**clean, "grade": grade} for grade in (PASSED, PASSED, LOOK)]
+    rows += [{"kind": "blur", "level": 3, "grade": grade} for grade in (PASSED, LOOK, DO_NOT_USE)]
+    found = summarize(rows)
+    assert found["clean"] == {"stacks, drawn": {PASSED: 2, LOOK: 1, DO_NOT_USE: 0}}
+    assert found["called out"] == {"blur": {"3": [2, 3]}}
+    (kind,) = tabulate(found)["kinds"].values()
+    assert kind["at 3"] == "2 of 3"
 
 
-def test_the_committed_measurement_used_the_thresholds_and_kinds_of_the_code() -> None:
-    found = json.loads((ROOT / "benchmarks" / "results" / "verdict.json").read_text())
-    assert found["thresholds"] == THRESHOLDS
-    assert {kind: tuple(value["severities"]) for kind, value in found["kinds"].items()} == {
-        kind: tuple(value.severities) for kind, value in CORRUPTIONS.items()
-    }
-    assert found["summary"] == summarize(found["rows"])
+def test_a_limit_lies_beyond_clean_cases_on_the_bad_side() -> None:
+    values = list(np.random.default_rng(0).permutation(np.arange(1.0, 101)))
+    found = set_limit([*values, float("nan")])
+    assert found == {"cases": 100, "limit": 118, "median": 50, "percentile": 95, "worst": 100}
+    least = set_limit([-value for value in values], is_least=True)
+    assert least == {"cases": 100, **{name: -value for name, value in found.items() if name != "cases"}}
+    # Cases that are all alike leave at least a unit.
+    assert set_limit([7.0] * 20)["limit"] == 8.5
+    # One of twenty may be infinite, two may not.
+    assert set_limit([1.0] * 19 + [np.inf])["limit"] == 2.5
+    with pytest.raises(InputError, match="infinite"):
+        set_limit([1.0] * 18 + [np.inf] * 2)
+    with pytest.raises(InputError, match="no clean case"):
+        set_limit([float("nan")])
 
 
-def test_the_table_in_the_documents_is_what_was_measured() -> None:
-    summary = json.loads((ROOT / "benchmarks" / "results" / "verdict.json").read_text())["summary"]
-    text = (ROOT / "docs" / "verdict.md").read_text()
-    for kind, levels in summary["val"]["called out"].items():
-        cells = " | ".join(f"{levels[n]['called_out']} of {levels[n]['of']}" for n in ("1", "2", "3"))
-        assert f"| {kind} |" in text
-        assert f" {cells} |" in text[text.index(f"| {kind} |") :].splitlines()[0] + " "
+def quality(off: float) -> dict:
+    """That of a cine whose one frame is fine, and whose heart has a slice so many mm off."""
+    figures = {"mse_before": 1.0, "mse_after": 0.01, "largest_displacement_mm": 5.0, "jacobian_min": 0.5}
+    figures |= {"folding_percent": 0.0, "compressed_percent": 0.0, "inverse_error_mm_p95": 0.0, "blank_slices": 0}
+    frames = [{"frame": t, **figures, "slices": [{"slice": 1, **figures}]} for t in (1, 2)]
+    contours = {"dice_percent": 95.0, "heart": {"off_line": [{"slice": 1, "mm": off}]}}
+    found = {"frames": frames, "reference_frame": 1, "cycle": {}, "image": {}, "contours": contours, "doubts": []}
+    return found | {"thresholds": THRESHOLDS}
+
+
+def test_a_case_is_judged_again_with_other_thresholds() -> None:
+    assert [worst(judge_case(quality(9.0), {"off_line_mm": mm})) for mm in (8.0, 10.0)] == [LOOK, PASSED]
+    assert [f.sentence for f in judge_case({**quality(0.0), "doubts": ["Odd."]}, {})] == ["Odd."]
+    assert worst(judge_case({"refused": "No."}, {})) == DO_NOT_USE
+
+
+def test_limits_are_those_of_each_figure_of_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "FIGURES", {"off_line_mm": FIGURES["off_line_mm"]})
+    found = set_limits([*(quality(mm) for mm in range(1, 21)), {"refused": "No."}])
+    assert found["off_line_mm"]["limit"] == 10 + 1.5 * 9
+    monkeypatch.setattr(verdict, "FIGURES", {"jump_ratio": FIGURES["jump_ratio"]})
+    with pytest.raises(InputError, match="jump_ratio: no clean case"):
+        set_limits([quality(1.0)])
+
+
+def test_what_was_measured_is_kept_by_its_content(
+    cases: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(verdict, "register_case", lambda case: seen.append(case) or {"image": float("nan")})
+    measured, case = Measured(tmp_path), cases[0]
+    assert np.isnan([measured(case)["image"] for _ in range(2)]).all()
+    assert len(seen) == 1
+    for other in (replace(case, broken=1.0), replace(case, label=None), replace(case, image=case.image + 1)):
+        measured(other)
+    assert len(seen) == len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / "verdict.json").read_text())
+
+
+def test_the_thresholds_of_the_code_are_those_that_were_measured(committed: dict) -> None:
+    """The file that the verdict reads has what the rule makes of the clean cases of `train`, and nothing else."""
+    assert committed["rule"] == {"quantile": QUANTILE, "least": LEAST}
+    assert {name: figure["limit"] for name, figure in committed["limits"].items()} == CALIBRATED
+    assert CALIBRATED.keys() == FIGURES.keys()
+    for name, figure in committed["limits"].items():
+        way = abs(figure["percentile"] - figure["median"])
+        sign = -1 if FIGURES[name].is_least else 1
+        assert figure["limit"] == pytest.approx(
+            figure["median"] + sign * FIGURES[name].reach * max(way, LEAST), rel=0.02
+        ), name
+
+
+def test_the_committed_tables_are_those_of_the_committed_rows(committed: dict) -> None:
+    found = tabulate(summarize(committed["rows"]))
+    assert json.loads(json.dumps(found)) == {name: committed[name] for name in found}
+    assert committed["kinds"].keys() == CORRUPTIONS.keys()

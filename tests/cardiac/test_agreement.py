@@ -18,7 +18,7 @@ import pytest
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 from scipy.spatial.distance import cdist
-from scripts.cardiac.agreement import compare, distance, measure_curve, summarize, wall_change
+from scripts.cardiac.agreement import compare, distance, fit_label, measure_curve, summarize, wall_change
 
 SIZE = (64, 72)
 # Turned about all axes, with pixels of 1.1 x 1.7 mm and slices of 8 mm.
@@ -180,3 +180,29 @@ def test_muscle_that_keeps_its_volume_and_muscle_that_does_not() -> None:
     assert wall_change(np.array([90.0, 90.0, 108.0]), 1) == pytest.approx(20)
     assert wall_change(np.array([90.0, 90.0, 108.0]), 3) == pytest.approx(100 / 6)
     assert np.isnan(wall_change(np.zeros(3), 1))
+
+
+def test_labels_that_share_no_slice_are_far_apart_everywhere() -> None:
+    one = np.zeros((*SIZE, 4, 2), np.uint8)
+    two = one.copy()
+    one[:, :, 0], two[:, :, 2] = heart()[..., None], heart()[..., None]
+    found = summarize(compare(one, two, SPACING))
+    assert found["dice_percent"] == 0
+    assert [row["distance_mm"] for row in found["slices"]] == [np.inf, np.inf]
+
+
+def test_a_label_fits_the_frame_that_it_was_drawn_on() -> None:
+    """Cavities that shrink and grow: the label of the third one."""
+    radii = (20, 18, 16, 18, 20)
+    frames = np.stack([np.where(disc(r), 3, 0) for r in radii], axis=-1)[:, :, None].astype(np.uint8)
+    empty = np.zeros_like(frames)
+    # A slice that a frame leaves does not count.
+    left = frames.copy()
+    left[..., 1] = 0
+    segmented = np.concatenate([frames, empty, left], axis=2)
+    label = np.concatenate([frames, frames, frames], axis=2)[..., 2]
+    fits = fit_label(label, segmented)
+    assert fits.index(max(fits)) == 2
+    areas = [disc(r).sum() for r in radii]
+    assert fits == pytest.approx([200 * areas[2] / (areas[2] + area) for area in areas])
+    assert fit_label(label, empty.repeat(3, axis=2)) == []

@@ -41,28 +41,38 @@ def test_the_more_blur_the_less_detail_and_the_more_noise_the_more(image: np.nda
 def test_shading_is_the_ratio_of_both_sides() -> None:
     ramp = np.exp(np.linspace(0, np.log(8), 90))[:, None, None] * np.ones((1, 80, 3))
     ramp[::7, ::7] = 0  # black, as air
-    assert shading(ramp) == pytest.approx(8, rel=0.1)
-    assert shading(50 * ramp) == pytest.approx(shading(ramp))
-    assert shading(ramp.swapaxes(0, 1)) == pytest.approx(shading(ramp))
-    assert shading(np.random.default_rng(0).random((90, 80, 3))) == pytest.approx(1, abs=0.1)
+    assert shading(ramp, SPACING) == pytest.approx(8, rel=0.1)
+    assert shading(50 * ramp, SPACING) == pytest.approx(shading(ramp, SPACING), rel=0.05)
+    assert shading(ramp.swapaxes(0, 1), SPACING) == pytest.approx(shading(ramp, SPACING), rel=0.05)
+    assert shading(np.random.default_rng(0).random((90, 80, 3)), SPACING) == pytest.approx(1, abs=0.1)
 
 
 def test_slices_of_one_body_are_alike_wherever_they_are_shifted(image: np.ndarray) -> None:
     one = image[..., 0]
-    assert likeness(one, one, SPACING) == pytest.approx(100)
-    assert likeness(one, 2 * one + 5, SPACING) == pytest.approx(100)
+    assert likeness(one, one, SPACING)[0] == pytest.approx(100)
+    assert likeness(one, 2 * one + 5, SPACING)[0] == pytest.approx(100)
     moved = np.roll(one, (4, -5), axis=(0, 1))  # 6 mm along both
-    assert likeness(one, moved, SPACING) > 95
-    assert likeness(one, one[::-1], SPACING) < 50
-    assert likeness(one, -one, SPACING) < 50
-    assert np.isnan(likeness(one, np.ones_like(one), SPACING))
-    assert np.isnan(likeness(one[:20, :20], one[:20, :20], SPACING))
+    assert likeness(one, moved, SPACING)[0] > 95
+    assert likeness(one, -one, SPACING)[0] < 50
+    assert np.isnan(likeness(one, np.ones_like(one), SPACING)).all()
+    assert np.isnan(likeness(one[:20, :20], one[:20, :20], SPACING)).all()
+
+
+def test_a_mirrored_slice_is_alike_when_it_is_mirrored_back(image: np.ndarray) -> None:
+    one = image[..., 0]
+    for other in (one[::-1], one[:, ::-1], np.roll(one, (4, -5), axis=(0, 1))[::-1]):
+        plain, mirrored = likeness(one, other, SPACING)
+        assert plain < 50
+        assert mirrored > 90
+    plain, mirrored = likeness(one, one, SPACING)
+    assert mirrored < 50 < plain
 
 
 def test_figures_of_a_stack(image: np.ndarray) -> None:
     found = measure_image(image, SPACING)
     assert found["width_mm"] == 150
-    assert len(found["likeness_percent"]) == 3
+    assert len(found["likeness_percent"]) == len(found["mirrored_percent"]) == 3
+    assert all(plain > mirrored for plain, mirrored in zip(found["likeness_percent"], found["mirrored_percent"]))
     flat = measure_image(np.ones((30, 30, 1)), SPACING)
     assert np.isnan([flat["detail_percent"], flat["shading"]]).all()
     assert flat["likeness_percent"] == []

@@ -23,7 +23,7 @@ from scipy.optimize import nnls
 from scripts.cardiac import quality
 from scripts.cardiac.cines import Cine
 from scripts.cardiac.phantom import Phantom
-from scripts.cardiac.quality import assess
+from scripts.cardiac.quality import assess, compare_contours
 from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 from scripts.cardiac.verdict import DO_NOT_USE, LOOK, NOTHING_FOUND, PASSED, THRESHOLDS
 from scripts.files import plain
@@ -466,3 +466,42 @@ def test_voxels_that_the_moving_image_does_not_reach_count_neither_before_nor_af
     registration = register(fields, images=images, moved=moved, fixed=texture, reference=None)
     assert assess(registration, reached=reached)["frames"][0]["mse_after"] == pytest.approx(0, abs=1e-9)
     assert assess(registration)["frames"][0]["mse_after"] > 0.3
+
+
+def discs(*radii: float) -> np.ndarray:
+    """Labels (X, Y, Z, T): a cavity of these radii in pixels in a wall to 9 pixels."""
+    away = np.hypot(X - 12, Y - 10)
+    frames = [np.where(away < radius, 3, np.where(away < 9, 2, 0)) for radius in radii]
+    return np.stack(frames, axis=-1)[:, :, None].repeat(3, axis=2).astype(np.uint8)
+
+
+def test_ejection_fractions_by_both_answers_and_the_frame_of_a_label_by_hand() -> None:
+    carried, segmented = discs(7, 6, 6, 7), discs(7, 5, 4, 6)
+    found = compare_contours({"carried": carried, "segmented": segmented}, 3, (*SPACING, 8.0), is_given=True)
+    areas = {by: (labels == 3).sum(axis=(0, 1, 2)) for by, labels in (("carried", carried), ("segmented", segmented))}
+    # From the largest to the smallest segmented frame.
+    expected = {by: 100 * (1 - area[2] / area[0]) for by, area in areas.items()}
+    assert found["ejection_percent"] == pytest.approx(expected)
+    fits = [200 * min(a, areas["carried"][2]) / (a + areas["carried"][2]) for a in areas["segmented"]]
+    assert found["label_fit_percent"] == pytest.approx(fits)
+    assert (found["reference"], int(np.argmax(fits)) + 1) == (3, 4)
+    automatic = compare_contours({"carried": carried, "segmented": segmented}, 3, (*SPACING, 8.0))
+    assert "label_fit_percent" not in automatic
+    assert compare_contours({"carried": carried}, 3, (*SPACING, 8.0)) == {}
+
+
+def test_a_pair_whose_contours_part_is_called_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"distance_mm_of_a_slice_once": 5.0, "ef_difference_points": 10.0, "least_diameter_mm": 20.0}
+    monkeypatch.setattr(quality, "THRESHOLDS", THRESHOLDS | limits)
+    pair = register(wave(3.0), reference=None, images=np.random.default_rng(1).normal(100, 30, (*SHAPE, 1)))
+    pair.fixed_segmented, pair.segmented = discs(7)[..., 0], discs(4)
+    pair.fixed_label, pair.carried_label, pair.label_basis = discs(7)[..., 0], discs(4)[..., 0], "automatic"
+    assert assess(pair)["grade"] == PASSED
+    pair.carried_label = np.roll(pair.carried_label, 8, axis=0)
+    found = assess(pair)
+    assert found["grade"] == DO_NOT_USE
+    assert any("apart (slices 1, 2, 3)" in sentence for sentence in graded(found))
+    assert not any("frame " in sentence for sentence in graded(found))
+    pair.carried_label = discs(7)[..., 0]
+    (sentence,) = graded(assess(pair))
+    assert sentence.startswith("Both answers on the LV part: its ejection fraction is 0 % by carried")

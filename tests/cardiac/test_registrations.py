@@ -87,3 +87,24 @@ def test_a_pair_has_one_image_and_no_frames() -> None:
     pair = make_pair()
     assert (pair.frames_to_judge(), pair.fixed_name, pair.name_image(0)) == ({1}, "fixed image", "moving image")
     assert pair.describe_reference()["reference_frame"] is None
+
+
+def test_what_is_compared_of_a_cine_are_its_frames() -> None:
+    labels, segmented = np.full((*SHAPE, 5), 1), np.full((*SHAPE, 5), 2)
+    answers, reference = make_cine(labels=labels, segmented=segmented).compared
+    assert (answers["carried"] is labels, answers["segmented"] is segmented, reference) == (True, True, 2)
+
+
+def test_what_is_compared_of_a_pair_are_both_images_the_fixed_one_first() -> None:
+    """The label that was carried is that of the moving image where one is given, else that of the fixed one."""
+    fixed, moving, drawn, carried = (np.full(SHAPE, value) for value in range(4))
+    parts = {"segmented": moving[..., None], "fixed_segmented": fixed}
+    given = make_pair(moving_label=drawn, moved_label=carried, label_basis="given", **parts)
+    automatic = make_pair(fixed_label=fixed, carried_label=carried, label_basis="automatic", **parts)
+    for pair, first, second, reference in ((given, carried, drawn, 2), (automatic, fixed, carried, 1)):
+        answers, found = pair.compared
+        assert found == reference
+        np.testing.assert_array_equal(answers["carried"], np.stack([first, second], axis=-1))
+        np.testing.assert_array_equal(answers["segmented"], np.stack([fixed, moving], axis=-1))
+    assert make_pair(moving_label=drawn, moved_label=carried).compared[0] == {}
+    assert make_pair().compared[0] == {}

@@ -16,6 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scripts.cardiac.evidence import FIGURES
 from scripts.cardiac.verdict import DO_NOT_USE, GRADES, LOOK, PASSED, THRESHOLDS, Finding, judge, worst
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +46,38 @@ def frame(number: int = 2, **figures: object) -> dict:
 AGREED = {"dice_percent": 96.0, "slices": [], "frames": [], "curves": {}, "heart": {}}
 
 
+# As if they had been set so, whatever the weights.
+CALIBRATED = {
+    "closure_ratio": 3.0,
+    "jump_ratio": 3.0,
+    "least_detail_percent": 10.0,
+    "most_detail_percent": 50.0,
+    "most_shading": 18.0,
+    "least_likeness_of_others_percent": 60.0,
+    "mirrored_likeness_points": 5.0,
+    "contour_dice_percent": 90.0,
+    "distance_mm_of_a_slice": 12.0,
+    "distance_mm_of_a_slice_once": 25.0,
+    "distance_mm_of_a_frame": 12.0,
+    "ef_difference_points": 10.0,
+    "label_fit_points": 2.0,
+    "volume_closure_percent": 75.0,
+    "volume_step_percent": 85.0,
+    "volume_jump_percent": 60.0,
+    "off_line_mm": 12.0,
+    "least_overlap_percent": 40.0,
+    "turned_degrees": 75.0,
+}
+
+
 def call(frames: list[dict], cycle: dict | None = None, **others: object) -> list[Finding]:
     """Findings where all else is well."""
-    return judge(frames, cycle or {}, THRESHOLDS, **{"contours": AGREED, **others})
+    return judge(frames, cycle or {}, THRESHOLDS | CALIBRATED, **{"contours": AGREED, **others})
+
+
+def test_thresholds_are_those_of_every_figure() -> None:
+    assert CALIBRATED.keys() == FIGURES.keys()
+    assert FIGURES.keys() <= THRESHOLDS.keys()
 
 
 def test_the_gravest_finding_is_the_grade() -> None:
@@ -82,13 +112,15 @@ def test_doubts_are_worth_a_look() -> None:
 CURVE = {"change_percent": 55.0, "closure_percent": 5.0, "step_percent": 30.0, "jump_percent": 15.0, "jump_frame": 4}
 CURVES = {by: {**CURVE, "wall_change_percent": 5.0} for by in ("carried", "segmented")}
 HEART = {"diameter_mm": 65.0, "off_line": [], "overlap": [], "turned": []}
-IMAGE = {"detail_percent": 22.0, "shading": 3.0, "width_mm": 300.0, "likeness_percent": [80.0, 75.0]}
+IMAGE = {"detail_percent": 22.0, "shading": 3.0, "width_mm": 300.0}
+IMAGE |= {"likeness_percent": [80.0, 75.0, 82.0], "mirrored_percent": [15.0, 15.0, 15.0]}
 GOOD = {
     "dice_percent": 96.0,
     "slices": [{"slice": 2, "distance_mm": 3.0}],
     "frames": [{"frame": 3, "distance_mm": 3.0}],
 }
-GOOD |= {"curves": CURVES, "heart": HEART}
+GOOD |= {"curves": CURVES, "heart": HEART, "ejection_percent": {"carried": 52.0, "segmented": 55.0}}
+GOOD |= {"label_fit_percent": [96.0, 80.0, 95.0], "reference": 1}
 
 
 def both(**figures: float) -> dict:
@@ -96,18 +128,30 @@ def both(**figures: float) -> dict:
     return {"curves": {by: {**curve, **figures} for by, curve in CURVES.items()}}
 
 
+def far(mm: float) -> list[dict]:
+    """Frames of which the second one is so far off."""
+    return [{"frame": 2, "distance_mm": 3.0}, {"frame": 3, "distance_mm": mm}]
+
+
 # What is changed of the contours and of the image, what is called out, and where.
 BAD = {
     "contours that part": ({"dice_percent": 85.0}, {}, LOOK, "differ: Dice of the left ventricle 85 %", (), ()),
     "contours elsewhere": ({"dice_percent": 55.0}, {}, DO_NOT_USE, "are not those", (), ()),
-    "a slice": ({"slices": [{"slice": 2, "distance_mm": 14.0}]}, {}, LOOK, "more than 12 mm apart", (), (2,)),
-    "a frame": ({"frames": [{"frame": 3, "distance_mm": 14.0}]}, {}, LOOK, "more than 12 mm apart", (3,), ()),
-    "a lost frame": ({"frames": [{"frame": 3, "distance_mm": float("inf")}]}, {}, LOOK, "apart (frame 3)", (3,), ()),
-    "two ejections": (
-        {"curves": {**CURVES, "carried": {**CURVES["carried"], "change_percent": 20.0}}},
+    "a slice": (
+        {"slices": [{"slice": 2, "distance_mm": 14.0}], "frames": far(3.0)},
         {},
         LOOK,
-        "differ by more than 30 points",
+        "more than 12 mm apart",
+        (),
+        (2,),
+    ),
+    "a frame": ({"frames": far(14.0)}, {}, LOOK, "more than 12 mm apart", (3,), ()),
+    "a lost frame": ({"frames": far(float("inf"))}, {}, LOOK, "apart (frame 3)", (3,), ()),
+    "two ejections": (
+        {"ejection_percent": {"carried": 41.0, "segmented": 54.0}},
+        {},
+        LOOK,
+        "is 41 % by carried and 54 % by segmented contours",
         (),
         (),
     ),
@@ -131,7 +175,9 @@ BAD = {
     "noise": ({}, {"detail_percent": 80.0}, LOOK, "is noisy", (), ()),
     "shading": ({}, {"shading": 25.0}, LOOK, "25 times brighter", (), ()),
     "a postage stamp": ({}, {"width_mm": 60.0, "likeness_percent": []}, LOOK, "60 mm wide", (), ()),
-    "two bodies": ({}, {"likeness_percent": [80.0, 20.0]}, LOOK, "(slice 2)", (), (2,)),
+    "two bodies": ({}, {"likeness_percent": [60.0, 20.0, 82.0]}, LOOK, "of one heart (slice 2)", (), (2,)),
+    "the wrong way round": ({}, {"mirrored_percent": [90.0, 95.0, 40.0]}, LOOK, "(slices 1, 2)", (), (1, 2)),
+    "a label of systole": ({"label_fit_percent": [80.0, 84.0, 96.0]}, {}, LOOK, "drawn there (frame 3)?", (3,), ()),
 }
 
 
@@ -153,8 +199,22 @@ def test_one_answer_alone_that_leaps_says_nothing_of_the_frames() -> None:
     assert call([frame()], contours={**GOOD, "curves": {**CURVES, "segmented": odd}}) == []
 
 
-def test_a_crop_shows_too_little_of_a_body_to_compare_slices() -> None:
-    assert call([frame()], image={**IMAGE, "width_mm": 140.0, "likeness_percent": [30.0]}) == []
+def test_a_dice_that_is_of_no_use_is_said_once() -> None:
+    (finding,) = call([frame()], contours={**GOOD, "dice_percent": 55.0})
+    assert finding.grade == DO_NOT_USE
+
+
+def test_slices_at_the_ends_may_be_less_alike() -> None:
+    assert call([frame()], image={**IMAGE, "likeness_percent": [30.0, 80.0, 25.0]}) == []
+
+
+def test_of_a_pair_no_frame_is_named() -> None:
+    single = {**GOOD, "frames": far(3.0)[1:], "slices": [{"slice": 2, "distance_mm": 26.0}]}
+    (finding,) = call([frame()], contours=single, are_numbered=False)
+    assert finding.sentence.endswith("more than 25 mm apart (slice 2).")
+    single = {**GOOD, "frames": far(14.0)[1:], "slices": [{"slice": 2, "distance_mm": 24.0}]}
+    (finding,) = call([frame()], contours=single, are_numbered=False)
+    assert finding.sentence.endswith("more than 12 mm apart.")
 
 
 def test_a_point_that_collapses_is_said_and_no_more() -> None:

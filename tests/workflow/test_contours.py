@@ -87,11 +87,12 @@ def test_of_a_pair_the_fixed_stack_gains_a_label(segment: SegmentCase, tmp_path:
     item = segment(load(moving=paths["moving"], fixed=paths["fixed"]))
     assert item["label_basis"] == "automatic"
     assert min(dice(item["reference_label"][0].numpy(), TRUE[0])) > 80
+    np.testing.assert_array_equal(item["fixed_segmented"], item["reference_label"])
     assert min(dice(item["segmented"][0].numpy(), TRUE[2])) > 80
     item = segment(load(**paths))
     assert item["label_basis"] == "given"
     assert "reference_label" not in item
-    assert item["segmented"].shape == (1, *TRUE.shape[1:])
+    assert item["segmented"].shape == item["fixed_segmented"].shape == (1, *TRUE.shape[1:])
 
 
 @pytest.mark.parametrize("plane", ["2CH", "LAX"])
