@@ -51,6 +51,8 @@ _PATHS = (
 )
 
 
+# Pixels of a side, and channels, that no training of this bundle has: more would only end in a lack of memory.
+_LARGEST_SIDE, _MOST_CHANNELS = 2048, 4096
 # Bytes of the name of a file or folder on common file systems.
 _LONGEST_NAME = 255
 
@@ -91,8 +93,12 @@ def _must_be(what: str, fits: Callable[[object], bool]) -> _Rule:
     return _Rule(fits, f"must be {what}; give one, or leave --{{name}} out.")
 
 
-def _whole(at_least: int) -> _Rule:
-    return _must_be(f"a whole number, {at_least} or more", lambda value: _is_whole(value, at_least))
+def _whole(at_least: int, at_most: float = math.inf) -> _Rule:
+    limit = "" if at_most == math.inf else f" and at most {at_most}"
+    return _must_be(
+        f"a whole number, {at_least} or more{limit}",
+        lambda value: _is_whole(value, at_least) and value <= at_most,  # type: ignore[operator]
+    )
 
 
 def _positive(at_most: float = math.inf, unit: str = "") -> _Rule:
@@ -116,8 +122,10 @@ def _none_or(rule: _Rule) -> _Rule:
 
 _SWITCH = _Rule(lambda value: isinstance(value, bool), "is a switch; write --{name} True or --{name} False.")
 _SIZE = _Rule(
-    lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_whole(n, 1) for n in value),
-    "must be two numbers of pixels, such as [128,128].",
+    lambda value: isinstance(value, (list, tuple))
+    and len(value) == 2
+    and all(_is_whole(n, 1) and n <= _LARGEST_SIDE for n in value),
+    f"must be two numbers of pixels, {_LARGEST_SIDE} at most, such as [128,128].",
 )
 _FOLD = _must_be("the number of a fold, from 0, and how many there are, such as '[0,2]'", is_fold)
 _WEIGHTS = _must_be(
@@ -181,7 +189,7 @@ RULES: dict[str, _Rule] = {
     ),
     **{f"augmentation::{name}": _SWITCH for name in ("swap", "flip")},
     "integration::num_steps": _whole(0),
-    "network_def::backbone::hidden": _whole(1),
+    "network_def::backbone::hidden": _whole(1, _MOST_CHANNELS),
     "network_def::backbone::corrections": _whole(0),
     "network_def::backbone::smoothing": _not_negative(),
     "network_def::backbone::antisymmetric": _SWITCH,

@@ -27,7 +27,7 @@ from scripts.data.acdc import acdc_pairs, find_image, read_info
 from scripts.data.datalists import check_files, json_pairs, with_label_values
 from scripts.data.dicom import is_one_study, list_series, slices_of_one
 from scripts.data.mms import MMS_LABELS, mms_label, mms_subjects, mms_table
-from scripts.data.nifti import shape_of, stem_of
+from scripts.data.nifti import no_cine, shape_of, stem_of
 from scripts.data.results import is_result
 from scripts.errors import InputError
 from scripts.files import clean_name, files_below, is_dicom, plain_path
@@ -36,6 +36,10 @@ from scripts.options import is_none, label_file
 # The stem of a NIfTI file that is a label, not a cine: as ACDC and M&Ms (`_gt`), UK Biobank (`seg_`), ITK-SNAP and 3D
 # Slicer name theirs.
 LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$", re.IGNORECASE)
+# The stem of one frame of a cine, as ACDC names it.
+FRAME_NAME = re.compile(r"_frame\d+$")
+# What follows the name of a subject in ACDC's layout in the names of its images.
+_ACDC_FILES = ("4d.nii*", "frame*.nii*")
 
 
 def inference_cases(
@@ -198,6 +202,8 @@ def _slices_and_frames(path: Path) -> dict[str, int]:
     info = path.parent / "Info.cfg"
     if not path.is_file() or not info.is_file():
         return {}
+    if FRAME_NAME.search(stem_of(path)):
+        return {}  # a stack that has as many slices as the cine has frames
     shape, number = shape_of(path), read_info(info).get("NbFrame", "")
     return {"frames": shape[2]} if len(shape) == 3 and shape[2] > 1 and number == str(shape[2]) else {}
 
@@ -293,6 +299,8 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     for path in found.cines:
         cases += report_later(one_cine, at_place(stem_of(path) or path.name, path), path, reference_frame)
     if not cases:
+        for folder in (root, *found.folders):
+            refuse_no_cine(folder)
         raise InputError(
             f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files; give "
             "--dataset_dir a folder that does."
@@ -316,7 +324,7 @@ def _search(root: Path, entries: Sequence[Path]) -> _Found:
     """What is in a folder with these entries; folders of DICOM of one patient's study are one: the folder itself."""
     folders = [path for path in entries if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
     with_info = [path for path in folders if (path / "Info.cfg").is_file()]
-    subjects = [path for path in with_info if any(path.glob(f"{path.name}_*.nii*"))]
+    subjects = [path for path in with_info if any(map(any, (path.glob(f"{path.name}_{end}") for end in _ACDC_FILES)))]
     others = [path for path in folders if path not in subjects and not is_result(path)]
     contents = {path: cine_files(path) or ([path] if holds_dicom(path) else []) for path in others}
     # One without any image says which it lacks.
@@ -339,6 +347,10 @@ def _remarks(root: Path, entries: Sequence[Path], found: _Found) -> Iterator[tup
             f"{root}: {names} look like slices of one cine and are registered apart; where they are, give --cine {root} "
             "or a folder of them."
         )
+    for folder in (root, *found.folders):
+        if stacks := _maybe_cines(folder):
+            more = f" {len(stacks) - 1} more of this folder are left out." if len(stacks) > 1 else ""
+            yield logging.WARNING, f"{stacks[0]}: is left out; it {no_cine(stacks[0], shape_of(stacks[0]))}{more}"
     used = [path for path, cines in found.folders.items() if cines]
     for path in used:
         if path not in found.dicom and holds_dicom(path):
@@ -365,9 +377,20 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def cine_files(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder that have four axes, are no labels by their name and are not hidden, sorted."""
+    """The NIfTI files of a folder that are cines (`is_cine`), no labels by their name and not hidden, sorted."""
+    return [path for path in _images(folder) if is_cine(path)]
+
+
+def _images(folder: Path) -> list[Path]:
+    """The NIfTI files of a folder that are no labels by their name and are not hidden, sorted."""
     files = [path for path in sorted(folder.glob("[!.]*")) if path.name.lower().endswith((".nii", ".nii.gz"))]
-    return [path for path in files if is_cine(path) and not LABEL_NAME.search(stem_of(path))]
+    return [path for path in files if not LABEL_NAME.search(stem_of(path))]
+
+
+def _maybe_cines(folder: Path) -> list[Path]:
+    """The NIfTI files (X, Y, Z) of a folder that are not known to be cines (X, Y, T), and may be."""
+    files = [path for path in _images(folder) if not FRAME_NAME.search(stem_of(path)) and not is_cine(path)]
+    return [path for path in files if len(shape_of(path)) == 3]
 
 
 def report_later(find: Callable[..., list[dict]], item: dict, *args: object) -> list[dict]:
@@ -400,9 +423,21 @@ def subject_cases(subject: Path, reference_frame: int | None, direction: str) ->
     """A subject in ACDC's layout: its cine where there is one, else its pair."""
     cine = find_image(subject, f"{subject.name}_4d", required=False)
     if cine is None:
+        if not any(subject.glob(f"{subject.name}_{_ACDC_FILES[1]}")):
+            refuse_no_cine(subject)
         refuse_frame(subject, reference_frame)
         return acdc_pairs(subject.parent, [subject.name], direction)
     return [cine_case(cine, reference_frame)]
+
+
+def refuse_no_cine(folder: Path) -> None:
+    """Stop at a folder with a stack that may be meant for a cine.
+
+    Raises:
+        InputError: naming the first one, as `--cine` would.
+    """
+    for path in _maybe_cines(folder):
+        raise InputError(f"{path}: {no_cine(path, shape_of(path))}")
 
 
 def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
@@ -418,8 +453,9 @@ def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
 
 
 def is_cine(path: Path) -> bool:
-    """Whether a NIfTI file has four axes; one that cannot be read counts, so that it is reported."""
-    return len(shape_of(path)) in (0, 4)
+    """Whether a NIfTI file has four axes, or is a cine of one slice; one that cannot be read counts, so that it is
+    reported."""
+    return len(shape_of(path)) in (0, 4) or bool(_slices_and_frames(path))
 
 
 def single_pair(

@@ -22,8 +22,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from nibabel.affines import voxel_sizes
-from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scripts.cardiac.cines import ESTIMATED, LABELS, Cine, largest_cavity
 from scripts.cardiac.planes import is_long_axis, plane_of
@@ -33,6 +31,7 @@ from scripts.data.grids import AFFINE_TOLERANCE_MM, check_meets, check_same_grid
 from scripts.data.labels import better_frame, name_structures
 from scripts.data.nifti import (
     NiftiFile,
+    check_extent,
     check_right_angles,
     check_slices_last,
     is_new,
@@ -49,8 +48,6 @@ from torch.nn import functional as F
 # Millimeters that a label drawn on a converter's copy of DICOM may lie off: its affine comes from other slices or
 # rounded positions.
 CONVERTED_MM = 0.1
-# Millimeters of a field of view that no scanner has.
-LARGEST_MM = 5000.0
 
 
 class LoadPaird(MapTransform):
@@ -252,7 +249,6 @@ class LoadCase(Transform):
     def _load_pair(self, data: Mapping) -> dict:
         item = self.load(data)
         check_areal(item["fixed"].shape[1:3], data["fixed"])
-        _check_extent(item["fixed"].shape[1:3], item["fixed"].affine.double().numpy(), data["fixed"])
         return {**item, **plane_item(data, plane_of(item["fixed"].affine.double().numpy())), "kind": "pair"}
 
 
@@ -260,7 +256,7 @@ def _load_cine(data: Mapping) -> dict:
     cine = read_cine(data["cine"], data.get("series"), data.get("frames"))
     check_right_angles(cine.affine, data["cine"])
     check_areal(cine.image.shape[:2], data["cine"])
-    _check_extent(cine.image.shape[:2], cine.affine, data["cine"])
+    check_extent(cine.image.shape, cine.affine, data["cine"])
     item = {**data, "kind": "cine", "reference_basis": data.get("reference_basis", "given")}
     item.pop("label_values", None)
     item |= plane_item(data, cine.plane)
@@ -367,19 +363,6 @@ def check_areal(size: Sequence[int], path: str | Path) -> None:
     if min(size) < 2:
         raise InputError(
             f"{path}: has slices of {size[0]} x {size[1]} pixels; give a stack of slices (X, Y, Z) of two pixels or more."
-        )
-
-
-def _check_extent(size: Sequence[int], affine: NDArray, path: str | Path) -> None:
-    """Stop at slices that no scanner could hold, before they are resampled to pixels of a heart's size.
-
-    Raises:
-        InputError: naming the file.
-    """
-    width, height = (float(n * length) for n, length in zip(size, voxel_sizes(affine)))
-    if max(width, height) > LARGEST_MM:
-        raise InputError(
-            f"{path}: has slices of {width:.4g} x {height:.4g} mm, and no scanner is so wide; correct the file's voxel sizes."
         )
 
 

@@ -16,9 +16,11 @@ Where qform, sform and pixdim of a header disagree, the rule is ITK's, as far as
 
 from __future__ import annotations
 
+import errno
 import gzip
 import itertools
 import logging
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -43,6 +45,8 @@ STRAIGHTENED = 2.0
 SAME_PLACE = 0.1
 # How many times longer than both others an axis' spacing is where slices lie along it.
 CLEARLY_THICKER = 1.5
+# Millimeters of a field of view that no scanner has, and voxels of all frames that no cine has: 16 GiB as float32.
+LARGEST_MM, LARGEST_VOXELS = 5000.0, 1 << 32
 # Intent codes of files of vectors: "vector" is what ITK writes for displacements, "displacement vector" its other name.
 VECTOR, DISPLACEMENT = 1007, 1006
 
@@ -107,8 +111,8 @@ def open_nifti(path: str | Path) -> NiftiFile:
 
     Raises:
         InputError: naming the file and the cure, for a file that is not there, is none or cannot be read, or whose header
-            puts it at two places, gives voxels no size, lengths in another unit, or axes off right angles by more than
-            `STRAIGHTENED`.
+            puts it at two places, gives voxels no size, lengths in another unit, axes off right angles by more than
+            `STRAIGHTENED`, or a grid that cannot be meant (`check_extent`).
     """
     if Path(path).is_dir() or is_dicom(path):
         raise InputError(
@@ -127,6 +131,7 @@ def open_nifti(path: str | Path) -> NiftiFile:
         )
     affine, placed, notes = _judge_place(path, image)
     file = NiftiFile(path, image, affine, placed, notes)
+    check_extent(file.shape, affine, path)
     for note in notes:
         # Files of a data set share their fault: hundreds of lines would say no more than one.
         if is_new(re.sub(r"[\d.]+", "", note), str(Path(path).absolute().parent.parent)):
@@ -159,6 +164,21 @@ def check_right_angles(affine: NDArray, name: object) -> None:
         raise InputError(
             f"{name}: its axes are off right angles by {degrees:.2g} degrees, and ITK takes no field on such a grid; "
             "resample the image onto one with right angles."
+        )
+
+
+def check_extent(shape: Sequence[int], affine: NDArray, path: str | Path) -> None:
+    """Stop at a grid (X, Y, Z) or (X, Y, Z, T) that cannot be meant, before memory is taken for it.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if math.prod(shape) > LARGEST_VOXELS:
+        raise InputError(f"{path}: has the shape {tuple(shape)}, and no cine is so large; correct the file's header.")
+    width, height = (float(n * length) for n, length in zip(shape[:2], voxel_sizes(affine)))
+    if max(width, height) > LARGEST_MM:
+        raise InputError(
+            f"{path}: has slices of {width:.4g} x {height:.4g} mm, and no scanner is so wide; correct the file's voxel sizes."
         )
 
 
@@ -196,12 +216,25 @@ def read_nifti_cine(path: str | Path, frames: int | None = None) -> Cine:
     if frames is not None and file.shape[2:] == (frames,):
         file.shape = (*file.shape[:2], 1, frames)
     if len(file.shape) != 4 or file.shape[3] < 2:
-        raise InputError(f"{path}: {_no_cine(file)}")
+        if int(file.header["intent_code"]) == VECTOR:
+            raise InputError(f"{path}: is a displacement field; give it as --field, or give --cine a cine.")
+        raise InputError(f"{path}: {no_cine(path, file.shape)}")
     check_slices_last(file)
     pixels = file.voxels()
     valid = leave_out_fill(file, pixels)
     times = frame_times(file.path, file.header, *file.shape[2:])
     return Cine(stem_of(path), pixels, file.affine, times, valid)
+
+
+def no_cine(path: str | Path, shape: Sequence[int]) -> str:
+    """Why a file of a shape, as `NiftiFile` has it, is no cine, with the cure."""
+    words = f"has the shape {tuple(shape)}; a cine is (X, Y, Z, T) with two frames or more."
+    if len(shape) == 3 and shape[2] > 1:
+        words += (
+            f" Where its third axis is time, write `img = nibabel.load({Path(path).name!r}); nibabel.Nifti1Image("
+            "img.dataobj[:, :, None], img.affine)` to a new file; register two 3-D images by --moving and --fixed."
+        )
+    return words
 
 
 def leave_out_fill(file: NiftiFile, pixels: NDArray) -> NDArray[np.bool_] | None:
@@ -241,6 +274,8 @@ def unreadable(path: str | Path, error: Exception) -> InputError:
     elif name.endswith(".gz") and {int.from_bytes(head, order) for order in ("little", "big")} & {348, 540}:
         cure = "it is not compressed: rename it to .nii."
     cause = first_cause(error)
+    if isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM:
+        cure = "it needs more memory than there is: close other programs, or crop the image."
     reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
     return InputError(f"{path}: cannot be read as NIfTI ({reason}); {cure}")
 
@@ -395,20 +430,6 @@ def _true_shape(image: nib.Nifti1Pair) -> tuple[int, ...]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     return (*shape, 1) if len(shape) == 2 else shape
-
-
-def _no_cine(file: NiftiFile) -> str:
-    """Why a file is no cine, with the cure."""
-    words = f"has the shape {file.shape}; a cine is (X, Y, Z, T) with two frames or more."
-    if len(file.shape) == 3 and file.shape[2] > 1:
-        name = Path(file.path).name
-        words += (
-            f" Where its third axis is time, write `img = nibabel.load({name!r}); nibabel.Nifti1Image("
-            "img.dataobj[:, :, None], img.affine)` to a new file; register two 3-D images by --moving and --fixed."
-        )
-    if int(file.header["intent_code"]) == VECTOR:
-        words = "is a displacement field; give it as --field, or give --cine a cine."
-    return words
 
 
 def _not_finite(stored: np.ndarray) -> str:

@@ -26,6 +26,7 @@ from conftest import write_nifti
 from scripts.data.cases import find_cases, inference_cases, unique_names
 from scripts.data.dicom import read_dicom_cine
 from scripts.data.loading import LoadCase
+from scripts.data.nifti import shape_of
 from scripts.errors import InputError
 from scripts.workflow.cohort import without_folders
 
@@ -540,6 +541,54 @@ def test_a_cine_is_treated_alike_by_itself_and_in_a_folder(copy: Path) -> None:
     other = str(shutil.copy(alone["reference_label"], folder / "other_gt.nii.gz"))
     assert find_cases(cine=alone["cine"], reference_label=other)[0]["reference_label"] == other
     assert "reference_label" not in find_cases(cine=alone["cine"], reference_frame=2)[0]
+
+
+def test_a_cine_of_one_slice_is_treated_alike_by_itself_and_in_a_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """(X, Y, T) is one where `Info.cfg` beside it says so; else it is named with its cure."""
+    folder, cure = (
+        tmp_path / "all" / "subj",
+        r"subj/slice\.nii\.gz: has the shape .* Where its third axis is time, write",
+    )
+    folder.mkdir(parents=True)
+    path = write_nifti(folder / "slice.nii.gz", np.random.default_rng(0).random((32, 32, 5), np.float32))
+    info = folder / "Info.cfg"
+    info.write_text("ED: 1\nES: 4\nNbFrame: 5\n")
+    (alone,), (in_folder,) = find_cases(cine=str(path)), find_cases(dataset_dir=str(folder.parent))
+    assert alone == in_folder
+    assert LoadCase()(in_folder)["moving"].shape == (5, 32, 32, 1)
+    info.write_text("ED: 1\nES: 4\nNbFrame: 6\n")
+    for source in ({"cine": str(path)}, {"dataset_dir": str(folder.parent)}):
+        with pytest.raises(InputError, match=cure):
+            LoadCase()(find_cases(**source)[0])
+    info.unlink()
+    with pytest.raises(InputError, match=cure):
+        find_cases(dataset_dir=str(folder.parent))
+    # Beside others, in any folder, it is left out with a warning.
+    for place in (folder, folder.parent):
+        write_nifti(place / "other.nii.gz", np.zeros((7, 6, 3, 5), np.float32))
+        caplog.clear()
+        assert [item["case"] for item in find_cases(dataset_dir=str(folder.parent))] == ["other"]
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert re.search(cure.replace(": has", ": is left out; it has"), warning)
+        (place / "other.nii.gz").unlink()
+
+
+def test_a_frame_with_as_many_slices_as_frames_is_no_cine(subject: Path) -> None:
+    path = next(subject.glob("*_frame01.nii.gz"))
+    slices = shape_of(path)[2]
+    (subject / "Info.cfg").write_text(f"ED: 1\nES: 3\nNbFrame: {slices}\n")
+    with pytest.raises(InputError, match=r"a cine is \(X, Y, Z, T\)"):
+        LoadCase()(find_cases(cine=str(path))[0])
+
+
+def test_any_cine_beside_info_cfg_is_taken_whatever_its_name(copy: Path) -> None:
+    folder = copy / "phantom001"
+    for path in folder.glob("*_frame*"):
+        path.unlink()
+    path = (folder / "phantom001_4d.nii.gz").rename(folder / "phantom001_sax.nii.gz")
+    assert find_cases(dataset_dir=str(copy))[-1] == find_cases(cine=str(path))[0]
 
 
 def test_info_cfg_in_utf_16_is_read_and_one_without_ed_is_called_out(

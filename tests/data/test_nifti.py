@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import itertools
 import re
@@ -27,7 +28,7 @@ from nibabel.affines import voxel_sizes
 from oblique import grid_affine
 from scipy.spatial.transform import Rotation
 from scripts.data.itk_fields import write_field
-from scripts.data.nifti import check_right_angles, open_nifti, read_nifti_cine
+from scripts.data.nifti import check_right_angles, open_nifti, read_nifti_cine, unreadable
 from scripts.errors import InputError
 from scripts.workflow.writers import write_nifti as write_output
 
@@ -264,6 +265,30 @@ def test_axes_of_length_one_are_dropped_and_a_pair_of_files_is_named_as_one(tmp_
     np.testing.assert_array_equal(cine.image, array)
     nib.save(nib.Nifti1Pair(array, np.diag([1.5, 1.5, 8, 1])), tmp_path / "two_4d.img")
     assert read_nifti_cine(tmp_path / "two_4d.img").name == "two"
+
+
+@pytest.mark.parametrize(("shape", "size"), [((30000, 30000, 3000, 2), 0.1), ((512, 512, 30000, 1000), 1.5)])
+def test_a_grid_that_cannot_be_meant_is_refused_before_memory_is_taken(
+    tmp_path: Path, shape: tuple[int, ...], size: float
+) -> None:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape(shape)
+    header.set_sform(np.diag([size, size, 8, 1]), 1)
+    header["pixdim"][1:4], header["vox_offset"], header["magic"] = (size, size, 8), 352, b"n+1"
+    (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(4))
+    with pytest.raises(
+        InputError, match=r"a\.nii: has the shape .*, and no cine is so large; correct the file's header"
+    ):
+        open_nifti(tmp_path / "a.nii")
+
+
+def test_a_lack_of_memory_is_not_taken_for_damage(tmp_path: Path, array: np.ndarray) -> None:
+    path = write_nifti(tmp_path / "a.nii", array)
+    for error in (MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")):
+        assert str(unreadable(path, error)).endswith(
+            "it needs more memory than there is: close other programs, or crop the image."
+        )
 
 
 def test_what_is_no_cine_is_named_with_its_cure(tmp_path: Path, array: np.ndarray) -> None:
