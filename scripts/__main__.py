@@ -181,3 +181,5 @@ def _plain(path: str) -> str:
 if __name__ == "__main__":
     sys.excepthook = report_error
     main(sys.argv[1:])
+    # Here, where the hook still hears that nobody reads it.
+    sys.stdout.flush()

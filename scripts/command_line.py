@@ -61,10 +61,10 @@ def check(argv: Sequence[str] | None = None) -> None:
         atexit.register(gc.freeze)
     options = _parse_options(argv)
     if "version" in options:
-        print(bundle_version())
+        print(bundle_version(), flush=True)
         raise SystemExit
     if options.keys() & {"help", "h"}:
-        print(describe_files(_config_files(options)))
+        print(describe_files(_config_files(options)), flush=True)
         raise SystemExit
     config = _load_configs(options)
     for name, value in options.items():

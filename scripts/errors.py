@@ -17,6 +17,7 @@ import errno
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -34,6 +35,10 @@ _PATIENCE = 15  # seconds that torchrun has to end a process that lost another o
 
 class InputError(ValueError):
     """Input that cannot be used; the message names the file (or the option) and the cure."""
+
+
+class NotFiniteError(InputError, FloatingPointError):
+    """A training that came upon NaN or infinite values; the message names the checkpoint to go on from."""
 
 
 def first_cause(error: BaseException) -> BaseException:
@@ -71,6 +76,8 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     """An `excepthook` whose last line is the first error of the chain: MONAI adds its own "Failed to evaluate" after
     it."""
     cause = first_cause(error)
+    if _has_no_reader() and isinstance(cause, BrokenPipeError):
+        return
     if under_torchrun() and _is_lost_process(cause):
         # Another process failed: torchrun is about to end this one and to print that one's reason, which ours would
         # hide.
@@ -90,6 +97,19 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     sys.stdout.flush()
     print(f"error: {printable(str(cause)) or kind.__name__}", file=sys.stderr, flush=True)
     _record_error(cause)
+
+
+def _has_no_reader() -> bool:
+    """Whether the program that read the output has ended, as `head` does; the rest of the output then goes nowhere."""
+    try:
+        number, poll = sys.stdout.fileno(), select.poll()
+    except (OSError, AttributeError):
+        return False  # no real output, or a system without `poll`
+    poll.register(number, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return True
 
 
 def log_in_one_line() -> None:

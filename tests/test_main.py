@@ -98,6 +98,17 @@ def test_help_and_version_come_without_torch(words: tuple, known: Sequence[str])
     assert all(word in printed for word in known)
 
 
+@pytest.mark.parametrize("words", ["scripts train --help", "scripts --version"])
+def test_output_that_nobody_reads_ends_quietly(words: str) -> None:
+    """As of `| head -1`, which ends after a line; here before any."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        command = [sys.executable, "-m", *words.split()]
+        result = subprocess.run(command, cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert result.stderr == ""
+
+
 def test_registers_from_another_folder_as_the_long_form_does(phantoms: Path, tmp_path: Path) -> None:
     """With paths that are relative to where the user is."""
     name = "phantom001/phantom001_4d.nii.gz"

@@ -93,6 +93,15 @@ def assert_types(values: dict, types: dict[str, type]) -> None:
         assert isinstance(values[key], kind), key
 
 
+def test_inference_is_parsed_without_metadata_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(shutil.copy(ROOT / "configs" / "inference.yaml", tmp_path))
+    monkeypatch.chdir(tmp_path)
+    workflow = ConfigWorkflow(str(path), workflow_type="infer", bundle_root=str(ROOT), device="cpu")
+    workflow.initialize()
+    assert isinstance(workflow.network_def, torch.nn.Module)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["inference.yaml"]
+
+
 def test_metadata_has_the_required_keys() -> None:
     metadata = json.loads(Path("metadata.json").read_text())
     assert_types(metadata, REQUIRED)

@@ -25,7 +25,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
-from scripts.errors import InputError
+from scripts.errors import InputError, NotFiniteError
 from scripts.files import claimed, whole_file
 from scripts.registration.networks import inflate, is_smaller
 from torch import Tensor, nn
@@ -163,12 +163,25 @@ def check_unused(output_dir: str | Path, resume: str | Path | None, overwrite: b
         )
 
 
-def _save(state: dict, path: Path) -> None:
-    """Write a state that is finite, whole or not at all."""
+def how_to_go_on(folder: str | Path | None, epoch: int) -> str:
+    """What to do where a training met NaN in an epoch, counted from 1: its last checkpoint in a folder is of the one
+    before."""
+    last = Path(folder or "") / f"last_checkpoint_epoch={epoch - 1}.pt"
+    if not (folder and last.is_file()):
+        return "no epoch is complete: check the images for NaN, or train again with a lower --learning_rate."
+    best = last.with_name("model.pt")
+    start = f", from --initial_weights {best}" if best.is_file() else ""
+    # A checkpoint is resumed with its own learning rate alone.
+    return (
+        f"check the images for NaN and go on by --resume {last}, or train into another folder with a lower "
+        f"--learning_rate{start}."
+    )
+
+
+def _save(state: dict, path: Path, epoch: int) -> None:
+    """Write a state that is finite, whole or not at all, in an epoch counted from 1."""
     if bad := _not_finite(state):
-        raise FloatingPointError(
-            f"{path}: was not written, since {bad} is not finite; the checkpoint before stays. Lower learning_rate."
-        )
+        raise NotFiniteError(f"{path}: was not written, since {bad} is not finite; {how_to_go_on(path.parent, epoch)}")
     # To a file of Python's, whose errors say that the disk is full; torch's own do not.
     with whole_file(path) as part, part.open("wb") as file:
         torch.save(state, file)
@@ -196,7 +209,7 @@ class BestWeights:
         if score > self.score:
             self.score = score
             if idist.get_rank() == 0:
-                _save(self.network.state_dict(), self.path)
+                _save(self.network.state_dict(), self.path, engine.state.epoch)
 
     def state_dict(self) -> dict:
         return {"score": self.score}
@@ -225,7 +238,7 @@ class LastCheckpoint:
             "scaler".
 
     Raises:
-        FloatingPointError: for NaN or infinite values in the state; the checkpoint before stays.
+        NotFiniteError: for NaN or infinite values in the state; the checkpoint before stays.
         InputError: on a full disk, where the checkpoint before stays; for a folder that another training writes to.
     """
 
@@ -247,7 +260,7 @@ class LastCheckpoint:
 
     def __call__(self, engine: Engine) -> None:
         path = self.save_dir / f"last_checkpoint_epoch={engine.state.epoch}.pt"
-        _save({name: thing.state_dict() for name, thing in self.save_dict.items()}, path)
+        _save({name: thing.state_dict() for name, thing in self.save_dict.items()}, path, engine.state.epoch)
         for older in self.save_dir.glob("last_checkpoint_epoch=*.pt"):
             if older != path:
                 older.unlink()

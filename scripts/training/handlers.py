@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import ignite.distributed as idist
 import torch
@@ -23,8 +24,9 @@ from ignite.handlers import ProgressBar
 from monai.engines import Evaluator, IterationEvents
 from monai.handlers import ValidationHandler
 from monai.utils import CommonKeys
-from scripts.errors import InputError
+from scripts.errors import InputError, NotFiniteError
 from scripts.surgery.handler import unwrap
+from scripts.training.checkpoints import how_to_go_on
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, DistributedSampler
@@ -68,14 +70,16 @@ class NonFiniteLossHandler:
     Args:
         every: iterations between two readings of the flag.
         waits: whether to look at each step before its backward pass; None decides as above.
+        folder: where `LastCheckpoint` writes, for the message.
 
     Raises:
-        FloatingPointError: naming epoch and iteration. Checkpoints written so far stay as they are.
+        NotFiniteError: naming epoch, iteration and the last checkpoint. Checkpoints written so far stay as they are.
     """
 
-    def __init__(self, every: int = 1, waits: bool | None = None) -> None:
+    def __init__(self, every: int = 1, waits: bool | None = None, folder: str | Path | None = None) -> None:
         self.every = every
         self.waits = waits
+        self.folder = folder
         self.flag: Tensor | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -127,10 +131,9 @@ class NonFiniteLossHandler:
         """Raise where the flag is set: this waits for the device."""
         if self.flag:
             when = "" if self.waits else f"{max(engine.state.iteration - self.every, 0) + 1} to "
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"the loss, the field or a gradient is not finite at step {when}{engine.state.iteration} (epoch "
-                f"{engine.state.epoch}); the weights of the last checkpoint are intact. Lower learning_rate, or "
-                "check the images for NaN."
+                f"{engine.state.epoch}); {how_to_go_on(self.folder, engine.state.epoch)}"
             )
 
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from scripts import files
-from scripts.errors import InputError
+from scripts.errors import InputError, NotFiniteError
 from scripts.training import checkpoints
 from scripts.training.checkpoints import (
     BestWeights,
@@ -31,6 +31,7 @@ from scripts.training.checkpoints import (
     RandomState,
     ResumeHandler,
     check_unused,
+    how_to_go_on,
     load_weights,
 )
 from torch import nn
@@ -224,9 +225,24 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.glob("*.pt")] == ["last_checkpoint_epoch=2.pt"]
     with torch.no_grad():
         network.weight[0, 0] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"last_checkpoint_epoch=3\.pt: was not written, since network is"):
+    words = (
+        r"last_checkpoint_epoch=3\.pt: was not written, since network is not finite; .* by --resume .*_epoch=2\.pt, or"
+    )
+    with pytest.raises(NotFiniteError, match=words):
         LastCheckpoint(str(tmp_path), {"network": network})(engine)
     assert [path.name for path in tmp_path.glob("*.pt")] == ["last_checkpoint_epoch=2.pt"]
+
+
+def test_the_cure_names_the_checkpoint_of_the_epoch_before_alone(tmp_path: Path) -> None:
+    """That of another epoch is of an earlier training in this folder."""
+    last = tmp_path / "last_checkpoint_epoch=2.pt"
+    last.touch()
+    for folder, epoch in ((tmp_path, 1), (tmp_path, 2), (None, 3)):
+        assert "no epoch is complete" in how_to_go_on(folder, epoch)
+    assert f"--resume {last}, or" in how_to_go_on(tmp_path, 3)
+    assert "--initial_weights" not in how_to_go_on(tmp_path, 3)
+    (tmp_path / "model.pt").touch()
+    assert f"from --initial_weights {tmp_path / 'model.pt'}." in how_to_go_on(str(tmp_path), 3)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
@@ -236,7 +252,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "part").symlink_to("/dev/full")
     best = BestWeights(tmp_path / "model.pt", nn.Linear(500, 500))
     with pytest.raises(InputError, match=r"model\.pt: the disk is full; free some space"):
-        best(SimpleNamespace(state=SimpleNamespace(metrics={"score": 1.0}, key_metric_name="score")))
+        best(SimpleNamespace(state=SimpleNamespace(metrics={"score": 1.0}, key_metric_name="score", epoch=1)))
     assert not list(tmp_path.iterdir())
 
 
