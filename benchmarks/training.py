@@ -291,13 +291,13 @@ def measure_idle(loop: Loop, device: str) -> float:
         loop()
         if on_gpu:
             torch.cuda.synchronize(device)
-    # Annotations span the gaps between the kernels that they name.
+    # As recorded: the profiler's own list takes seconds. Annotations span the gaps between the kernels that they name.
     kernels = [
-        event.time_range
-        for event in profiler.events()
-        if event.device_type == (DeviceType.CUDA if on_gpu else DeviceType.CPU) and not event.is_user_annotation
+        (event.start_ns(), event.end_ns())
+        for event in profiler.profiler.kineto_results.events()
+        if event.device_type() == (DeviceType.CUDA if on_gpu else DeviceType.CPU) and not event.is_user_annotation()
     ]
-    return idle_percent([(kernel.start, kernel.end) for kernel in kernels])
+    return idle_percent(kernels)
 
 
 def idle_percent(intervals: Sequence[tuple[float, float]]) -> float:

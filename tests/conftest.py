@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import atexit
+import copy as copies
 import gc
 import os
 import re
@@ -22,16 +23,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch.distributed as dist
+from monai.bundle import ConfigParser
 from phantom_cases import prepare_cine, write_cine, write_pair
 from scripts.cardiac.phantom import write_phantom_dataset
 from scripts.data import nifti
-from scripts.training import cache
+from scripts.training import cache as prepared
 from warm_python import WarmPython
 
 gc.disable()  # while tests are collected: nothing that is imported is garbage
@@ -59,6 +62,24 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
     atexit.register(gc.freeze)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def configs_are_parsed_once() -> Iterator[None]:
+    """The repository's config files, as often as they are asked for: PyYAML takes a tenth of a second for each."""
+    parse = ConfigParser.load_config_file
+
+    @cache
+    def parse_once(path: Path) -> dict:
+        return parse(path)
+
+    def load(path: str | Path, **options: object) -> dict:
+        file = Path(path).absolute()
+        return copies.deepcopy(parse_once(file)) if file.is_relative_to(ROOT) else parse(path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigParser, "load_config_file", staticmethod(load))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -149,9 +170,9 @@ def acdc() -> Path:
 def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of scripts/ for `cache.source_code`, whose files a test may change."""
     root, skipped = tmp_path / "bundle", shutil.ignore_patterns("__pycache__")
-    for package in cache.PACKAGES:
-        shutil.copytree(cache.ROOT / package, root / package, ignore=skipped)
-    monkeypatch.setattr(cache, "ROOT", root)
+    for package in prepared.PACKAGES:
+        shutil.copytree(prepared.ROOT / package, root / package, ignore=skipped)
+    monkeypatch.setattr(prepared, "ROOT", root)
     return root / "scripts"
 
 

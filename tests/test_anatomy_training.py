@@ -23,6 +23,7 @@ from scripts.cardiac.phantom import write_phantom_dataset
 
 TRAIN = ["configs/train.yaml", "configs/labeled.yaml", "configs/anatomy.yaml"]
 SEGMENTATION = str(ROOT / "models" / "segmentation.pt")
+FIELDS = {"reference_frame": 1, "device": "cpu", "write": "fields"}
 
 
 def test_a_registration_learns_from_maps_and_takes_them(tmp_path: Path) -> None:
@@ -40,16 +41,9 @@ def test_a_registration_learns_from_maps_and_takes_them(tmp_path: Path) -> None:
     configs = str(["configs/inference.yaml", "configs/anatomy.yaml"])
     for name, weights in (("plain", ROOT / "models" / "model.pt"), ("trained", tmp_path / "out" / "model.pt")):
         paths = {"cine": f"{case}_4d.nii.gz", "checkpoint": weights, "output_dir": tmp_path / name}
-        succeed(run_bundle(config_file=configs, reference_frame=1, device="cpu", **paths))
-    succeed(
-        run_bundle(
-            config_file="configs/inference.yaml",
-            reference_frame=1,
-            device="cpu",
-            cine=f"{case}_4d.nii.gz",
-            output_dir=tmp_path / "without",
-        )
-    )
+        succeed(run_bundle(config_file=configs, **FIELDS, **paths))
+    paths = {"cine": f"{case}_4d.nii.gz", "output_dir": tmp_path / "without"}
+    succeed(run_bundle(config_file="configs/inference.yaml", segmentation="none", **FIELDS, **paths))
     fields = {
         name: nib.load(tmp_path / name / "phantom001" / "fields" / "frame_02.nii.gz").get_fdata()
         for name in ("plain", "trained", "without")

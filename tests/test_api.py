@@ -56,6 +56,7 @@ def test_a_cine_is_that_of_the_workflow(phantoms: Path, registered: Registration
         "output_dir": tmp_path,
         "device": "cpu",
         "write": "moved,fields,inverse",
+        "segmentation": "none",
     }
     succeed(run_bundle(config_file="configs/inference.yaml", **options))
     assert registered.reference == 1

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import inspect
 import json
 import re
 import runpy
@@ -25,6 +26,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +39,8 @@ from scripts.command_line import report_error
 
 SMALL = ("--slice_size", "[32,32]", "--crop_size", "[32,32]", "--max_epochs", "1", "--cache_dir", "False")
 CPU = ("--device", "cpu")
+# What is wrong is found before anything is segmented.
+PLAIN = (*CPU, "--segmentation", "none")
 
 
 class Outcome(NamedTuple):
@@ -59,6 +63,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         argv = [str(word) for word in (*words, "--output_dir", output_dir)]
         monkeypatch.setattr(sys, "argv", ["scripts/__main__.py", *argv])
         monkeypatch.setattr(sys, "excepthook", report_error)
+        # Fire wants to know its caller, and would have the source of each function below pytest's read.
+        monkeypatch.setattr(inspect, "stack", partial(inspect.stack, context=0))
         capfd.readouterr()
         status = 0
         try:
@@ -347,7 +353,7 @@ def check(outcome: Outcome, name: str, cure: str) -> None:
 def test_cine(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: Callable[[Path], None]) -> None:
     path = Path(shutil.copy(next(tiny.glob("*1/*_4d.nii.gz")), tmp_path / "spoiled_4d.nii.gz"))
     fault(path)
-    check(run("register", path, *CPU), path.name, FAULTS[fault])
+    check(run("register", path, *PLAIN), path.name, FAULTS[fault])
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
@@ -355,7 +361,7 @@ def test_pair(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: Ca
     frames = sorted(tiny.glob("*1/*_frame0?.nii.gz"))
     paths = [Path(shutil.copy(frame, tmp_path / frame.name)) for frame in frames[:2]]
     fault(paths[0])
-    check(run("register", *paths, *CPU), paths[0].name, FAULTS[fault])
+    check(run("register", *paths, *PLAIN), paths[0].name, FAULTS[fault])
 
 
 def spoil_all(source: Path, folder: Path) -> None:
@@ -382,7 +388,7 @@ def check_summary(outcome: Outcome, folder: Path, faults: Iterable[Callable[[Pat
 
 def test_folder(tiny: Path, tmp_path: Path, run: Callable[..., Outcome]) -> None:
     spoil_all(next(tiny.glob("*1/*_4d.nii.gz")), tmp_path / "data")
-    outcome = run("register", "--dataset_dir", tmp_path / "data", *CPU)
+    outcome = run("register", "--dataset_dir", tmp_path / "data", "--write", "moved", *CPU)
     check_summary(outcome, tmp_path / "OUT", set(FAULTS) - {folder})  # A folder without images is no case.
 
 
@@ -392,7 +398,8 @@ def test_list(tiny: Path, tmp_path: Path, run: Callable[..., Outcome]) -> None:
         {"cine": f"data/{name}_4d.nii.gz", "case": name} for name in ("good", *(fault.__name__ for fault in FAULTS))
     ]
     (tmp_path / "list.json").write_text(json.dumps({"test": items}))
-    check_summary(run("register", "--data_list", tmp_path / "list.json", *CPU), tmp_path / "OUT", FAULTS)
+    outcome = run("register", "--data_list", tmp_path / "list.json", "--write", "moved", *PLAIN)
+    check_summary(outcome, tmp_path / "OUT", FAULTS)
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
@@ -455,7 +462,7 @@ LISTS = {
 def test_data_list(tmp_path: Path, run: Callable[..., Outcome], fault: str) -> None:
     make, cure = LISTS[fault]
     path = make(tmp_path)
-    check(run("register", "--data_list", path, *CPU), "list.json", cure)
+    check(run("register", "--data_list", path, *PLAIN), "list.json", cure)
 
 
 def test_names_are_cleaned(tiny: Path, tmp_path: Path, run: Callable[..., Outcome]) -> None:
@@ -463,7 +470,7 @@ def test_names_are_cleaned(tiny: Path, tmp_path: Path, run: Callable[..., Outcom
     cine = str(next(tiny.glob("*1/*_4d.nii.gz")))
     names = ["a\n\x1b[2Jb", "=1+1", "\udc80" + "a" * 400]
     (tmp_path / "list.json").write_text(json.dumps({"test": [{"cine": cine, "case": name} for name in names]}))
-    outcome = run("register", "--data_list", tmp_path / "list.json", *CPU)
+    outcome = run("register", "--data_list", tmp_path / "list.json", "--write", "moved", *PLAIN)
     assert outcome.status == 0, outcome.printed[-2000:]
     with (tmp_path / "OUT" / "summary.csv").open(newline="") as file:
         assert [row["case"] for row in csv.DictReader(file)] == ["a__[2Jb", "_=1+1", "_" + "a" * 99]
@@ -475,7 +482,8 @@ def test_a_landmark_is_no_formula(tiny: Path, tmp_path: Path, run: Callable[...,
     center = nib.affines.apply_affine(nib.load(cine).affine, [16, 16, 0]) * [-1, -1, 1]
     line = ",".join(f"{x:.3f}" for x in center)
     (tmp_path / "points.csv").write_text(f'x,y,z,name\n{line},"=HYPERLINK(1)"\n')
-    outcome = run("register", cine, "--reference_frame", "1", "--points", tmp_path / "points.csv", *CPU)
+    words = ("--reference_frame", "1", "--points", tmp_path / "points.csv", "--write", "moved")
+    outcome = run("register", cine, *words, *PLAIN)
     assert outcome.status == 0, outcome.printed[-2000:]
     (table,) = (tmp_path / "OUT").rglob("points.csv")
     assert "'=HYPERLINK" in table.read_text()
@@ -505,7 +513,7 @@ def test_info(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: st
     subject = Path(shutil.copytree(next(tiny.glob("*1/")), tmp_path / "subject"))
     (subject / "Info.cfg").write_bytes(content if isinstance(content, bytes) else content.encode())
     cine = next(subject.glob("*_4d.nii.gz")).rename(subject / "subject_4d.nii.gz")
-    outcome = run("register", cine, *CPU)
+    outcome = run("register", cine, *PLAIN)
     check(outcome, "", cure)
     assert "Info.cfg" in outcome.last_line or cine.name in outcome.last_line
 
@@ -556,7 +564,7 @@ def test_option(tiny: Path, run: Callable[..., Outcome], words: tuple[str, ...])
 
 
 def test_an_expression_is_no_path(run: Callable[..., Outcome]) -> None:
-    check(run("register", "--cine", "$1+1", *CPU), "--cine", "path of a file")
+    check(run("register", "--cine", "$1+1", *PLAIN), "--cine", "path of a file")
 
 
 @pytest.mark.parametrize("command", ["register", "train", "evaluate"])
@@ -653,7 +661,7 @@ def test_points(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: 
     content, cure = POINTS[fault]
     path = _write("points.csv", content)(tmp_path)
     cine = next(tiny.glob("*1/*_4d.nii.gz"))
-    check(run("register", cine, "--reference_frame", "1", "--points", path, *CPU), "points.csv", cure)
+    check(run("register", cine, "--reference_frame", "1", "--points", path, *PLAIN), "points.csv", cure)
 
 
 LABELS = {
@@ -686,7 +694,7 @@ def test_label(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], command:
     if command == "register":
         cine = next((data / subject).glob("*_4d.nii.gz"))
         label = sorted((data / subject).glob("*_gt.nii.gz"))[0]
-        outcome = run("register", cine, "--reference_frame", "1", "--reference_label", label, *CPU)
+        outcome = run("register", cine, "--reference_frame", "1", "--reference_label", label, *PLAIN)
     else:
         if fault == "empty":
             pytest.skip("a label of nothing gives no scores, and a line in the log")

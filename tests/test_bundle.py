@@ -87,6 +87,7 @@ def test_workflows_run_from_another_folder(workflow: str, phantoms: Path, tmp_pa
         options |= {"dataset_dir": "data", **SMALL, "max_epochs": 1}
     else:
         options |= {"cine": "data/phantom001/phantom001_4d.nii.gz", "device": "cpu", "write": "moved"}
+        options["segmentation"] = "none"
     succeed(run_bundle(cwd=tmp_path, output_dir="out", **options))
     left = {"train": ["model.pt"], "inference": ["phantom001/moved.nii.gz", "phantom001/quality.json"]}[workflow]
     assert all((tmp_path / "out" / name).is_file() for name in left)
@@ -370,6 +371,7 @@ def test_hearts_off_the_center_are_registered(tmp_path: Path) -> None:
         wide[:112, 144:] = image
         paths[name] = write_nifti(tmp_path / f"{name}.nii.gz", wide.astype(np.float32))
     options = {"config_file": INFERENCE, "moving": paths["es"], "fixed": paths["ed"], "device": "cpu"}
+    options |= {"write": "moved", "segmentation": "none"}
     succeed(run_bundle(**options, output_dir=tmp_path / "out"))
     moved = nib.load(next((tmp_path / "out").rglob("moved.nii.gz"))).get_fdata()[:112, 144:]
     before, after = ((x - ed) ** 2 for x in (es, moved))
@@ -400,7 +402,7 @@ def test_options_of_the_method(phantoms: Path, tmp_path: Path) -> None:
         },
     }
     (tmp_path / "method.yaml").write_text(yaml.safe_dump(override))
-    options = {"dataset_dir": phantoms, "output_dir": tmp_path / "out", **SMALL}
+    options = {"dataset_dir": phantoms, "output_dir": tmp_path / "out", **SMALL, "max_epochs": 1}
     succeed(run_bundle(config_file=f"['{TRAIN}','{tmp_path / 'method.yaml'}']", **options))
     weights = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     assert weights["backbone.down.0.0.conv.weight"].shape == (4, 2, 3, 3)
@@ -411,7 +413,7 @@ def test_training_with_labels_as_the_shipped_weights_had_it(phantoms: Path, tmp_
     configs = [TRAIN, "configs/labeled.yaml"]
     settings = ConfigParser.load_config_files([str(ROOT / name) for name in configs])
     assert settings["labels"]
-    options = {"dataset_dir": phantoms, "output_dir": tmp_path / "out", **SMALL}
+    options = {"dataset_dir": phantoms, "output_dir": tmp_path / "out", **SMALL, "max_epochs": 1}
     result = succeed(run_bundle(config_file=str(configs), **options))
     assert "gradient surgery: projection, 1 groups of" in result.stdout + result.stderr
     shipped, trained = (
@@ -440,7 +442,7 @@ def test_a_monai_backbone_and_a_data_list(phantoms: Path, tmp_path: Path) -> Non
     (tmp_path / "list.json").write_text(
         json.dumps({"training": [pairs["phantom001"]], "validation": [pairs["phantom004"]]})
     )
-    options = {"data_list": tmp_path / "list.json", "output_dir": tmp_path / "out", **SMALL}
+    options = {"data_list": tmp_path / "list.json", "output_dir": tmp_path / "out", **SMALL, "max_epochs": 1}
     result = succeed(run_bundle(config_file=f"['{TRAIN}','{tmp_path / 'backbone.yaml'}']", **options))
     # Without labels the weights are chosen by the error.
     assert count(r"val_score: -\d", result.stdout + result.stderr) >= 1
@@ -604,6 +606,7 @@ def test_another_working_spacing_still_writes_the_native_grid(phantoms: Path, tm
         "output_dir": tmp_path,
         "working_spacing": 2.5,
         "write": "moved,fields",
+        "segmentation": "none",
     }
     succeed(run_bundle(config_file=INFERENCE, device="cpu", **options))
     (folder,) = tmp_path.iterdir()

@@ -113,7 +113,19 @@ def test_registers_from_another_folder_as_the_long_form_does(phantoms: Path, tmp
     """With paths that are relative to where the user is."""
     name = "phantom001/phantom001_4d.nii.gz"
     result = succeed(
-        call("register", name, "--output_dir", tmp_path, "--device", "cpu", "--write", "moved", cwd=phantoms)
+        call(
+            "register",
+            name,
+            "--output_dir",
+            tmp_path,
+            "--device",
+            "cpu",
+            "--write",
+            "moved",
+            "--segmentation",
+            "none",
+            cwd=phantoms,
+        )
     )
     assert (tmp_path / "phantom001" / "moved.nii.gz").is_file()
     assert result.stdout.startswith("register: loading PyTorch and MONAI ...\n")

@@ -40,7 +40,7 @@ def test_volumes_are_trained_scored_and_registered(tmp_path: Path) -> None:
 
     case = data / "phantom001" / "phantom001"
     configs = str(["configs/inference.yaml", "configs/volume.yaml"])
-    weights = {"checkpoint": tmp_path / "out" / "model.pt", "output_dir": tmp_path / "results"}
+    weights = {"checkpoint": tmp_path / "out" / "model.pt", "output_dir": tmp_path / "results", "segmentation": "none"}
     cine, label = f"{case}_4d.nii.gz", f"{case}_frame01_gt.nii.gz"
     succeed(run_bundle(config_file=configs, cine=cine, reference_label=label, reference_frame=1, **weights))
     (folder,) = (tmp_path / "results").iterdir()
@@ -60,6 +60,7 @@ def test_weights_of_slices_register_volumes_slice_by_slice(tmp_path: Path, cine_
     for configs in (["configs/inference.yaml"], ["configs/inference.yaml", "configs/volume.yaml"]):
         output = tmp_path / str(len(configs))
         options = {"cine": cine_path, "reference_frame": 1, "output_dir": output, "device": "cpu"}
+        options |= {"write": "fields", "segmentation": "none"}
         succeed(run_bundle(config_file=str(configs), **options))
         fields.append(nib.load(output / "heart" / "fields" / "frame_03.nii.gz").get_fdata())
     assert np.abs(fields[0]).max() > 1

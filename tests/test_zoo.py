@@ -284,6 +284,7 @@ def test_a_downloaded_bundle_registers(phantoms: Path, tmp_path: Path) -> None:
         "fixed": ed,
         "output_dir": tmp_path / "out",
         "device": "cpu",
+        "write": "moved",
     }
     succeed(run_bundle(cwd=bundle, **options))
     moved = nib.load(next((tmp_path / "out").rglob("moved.nii.gz"))).get_fdata()

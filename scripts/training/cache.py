@@ -22,6 +22,7 @@ import ast
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import monai
@@ -104,14 +105,16 @@ def source_code(modules: Iterable[str]) -> list[str]:
     return [found[name] for name in sorted(found)]
 
 
-def _imports(source: str) -> Iterator[str]:
+@cache
+def _imports(source: str) -> frozenset[str]:
     """Dotted names of what a module's source code imports, those of members among them."""
+    found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(found)
 
 
 def _read_or_make(folder: Path, item: dict, prepare: Callable[[dict], Prepared], key: str, code: str) -> Prepared:

@@ -94,6 +94,7 @@ def infer(small: Path, phantoms: Path, *configs: str, **options: object) -> subp
         checkpoint=small / "small.pt",
         device="cpu",
         write="moved,fields",
+        segmentation="none",
         **options,
     )
 
