@@ -23,7 +23,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from scipy.ndimage import binary_erosion
-from scripts.cardiac.cines import ESTIMATED, LABELS, Cine, largest_cavity
+from scripts.cardiac.cines import LABELS, Cine
 from scripts.cardiac.planes import is_long_axis, plane_of
 from scripts.data.axes import are_exchanged
 from scripts.data.dicom import read_dicom_cine
@@ -219,7 +219,7 @@ def read_cine(path: str | Path, series: int | str | None = None, frames: int | N
 
 
 class LoadCase(Transform):
-    """Load a case of a data list: a cine with its reference frame, or a pair of images.
+    """Load a case of a data list: a cine, with its reference frame where that is known, or a pair of images.
 
     A cine item has "cine" (a 4-D NIfTI file, or a folder of DICOM files), and may have "series" (of such a folder),
     "frames" (of a file (X, Y, T)), "reference" (frame, counted from 1), "reference_basis", "reference_label" and
@@ -229,7 +229,8 @@ class LoadCase(Transform):
     The item gains "kind" ("cine" or "pair"), "moving" (T, X, Y, Z), "fixed" (1, X, Y, Z), "plane" (one of
     `planes.PLANES`, or ""), "plane_basis" (one of `planes.BASIS`), "times" (Z, T) in ms where known, "valid" (X, Y, Z),
     where anything was acquired, if that is not everywhere, and "doubts", sentences on the input that belong to the
-    verdict, a line each; a cine also its "reference" and "reference_basis". One with an "error" raises it.
+    verdict, a line each. A cine gains "fixed" where it has a "reference", and then a "reference_basis", too
+    (`set_reference`). One with an "error" raises it.
 
     Args:
         resample_moving: whether a moving image on another grid than the fixed one is resampled onto it.
@@ -257,24 +258,22 @@ def _load_cine(data: Mapping) -> dict:
     check_right_angles(cine.affine, data["cine"])
     check_areal(cine.image.shape[:2], data["cine"])
     check_extent(cine.image.shape, cine.affine, data["cine"])
-    item = {**data, "kind": "cine", "reference_basis": data.get("reference_basis", "given")}
+    item = {**data, "kind": "cine"}
     item.pop("label_values", None)
     item |= plane_item(data, cine.plane)
     _hint_plane(data["cine"], item["plane"], item["plane_basis"], cine.image.shape[2])
     item |= _doubts_of_image(data["cine"], cine)
-    if "reference" not in data:
-        item["reference"] = largest_cavity(cine.image)
-        item["reference_basis"] = ESTIMATED
-    if not 1 <= item["reference"] <= cine.frames:
-        given = f"{item['reference']} ({item['reference_basis']})"
-        raise InputError(
-            f"{data['cine']}: has the frames 1 to {cine.frames}, no reference frame {given}; correct that number."
-        )
     images = torch.from_numpy(cine.image).movedim(-1, 0)
     item["moving"] = MetaTensor(
         images, affine=torch.from_numpy(cine.affine), meta={"filename_or_obj": str(data["cine"])}
     )
-    item["fixed"] = item["moving"][item["reference"] - 1 : item["reference"]].clone()
+    if "reference" in data:
+        frame, basis = data["reference"], data.get("reference_basis", "given")
+        if not 1 <= frame <= cine.frames:
+            raise InputError(
+                f"{data['cine']}: has the frames 1 to {cine.frames}, no reference frame {frame} ({basis}); correct that number."
+            )
+        item = set_reference(item, frame, basis)
     if cine.valid is not None:
         item["valid"] = torch.from_numpy(cine.valid)
     if cine.times is not None:
@@ -282,6 +281,13 @@ def _load_cine(data: Mapping) -> dict:
     if "reference_label" in data:
         item |= _load_reference_label(data, item)
     return item
+
+
+def set_reference(item: Mapping, frame: int, basis: str) -> dict:
+    """A loaded cine with its "reference", a frame counted from 1, as "fixed" (1, X, Y, Z); "reference_basis" says why that
+    one."""
+    fixed = item["moving"][frame - 1 : frame].clone()
+    return {**item, "reference": frame, "reference_basis": basis, "fixed": fixed}
 
 
 def _load_reference_label(data: Mapping, item: Mapping) -> dict:
@@ -367,14 +373,15 @@ def check_areal(size: Sequence[int], path: str | Path) -> None:
 
 
 def check_points(item: dict) -> dict:
-    """The item, if its "points" can be read and lie in its "fixed" image.
+    """The item, if its "points" can be read and lie in its images.
 
     Raises:
         InputError: naming the file of the points.
     """
     if "points" in item:
         names, positions = read_points(item["points"])
-        check_in_image(item["points"], names, positions, item["fixed"].shape[1:], item["fixed"].affine.double().numpy())
+        grid = item.get("fixed", item["moving"])  # a cine has one for all its frames
+        check_in_image(item["points"], names, positions, grid.shape[1:], grid.affine.double().numpy())
     return item
 
 

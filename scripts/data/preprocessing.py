@@ -40,13 +40,14 @@ class ScaleSlicesd(MapTransform):
     Args:
         keys: images to scale.
         clip_percentile: upper clip, in percent of the stack's voxels; 100 clips nothing.
+        allow_missing_keys: whether an item may lack an image.
 
     Raises:
         InputError: naming the file, for an image that is constant in every slice; for an invalid percentile.
     """
 
-    def __init__(self, keys: Sequence[str], clip_percentile: float = 99.0) -> None:
-        super().__init__(keys)
+    def __init__(self, keys: Sequence[str], clip_percentile: float = 99.0, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
         if (
             isinstance(clip_percentile, bool)
             or not isinstance(clip_percentile, (int, float))
@@ -97,13 +98,20 @@ class ResizeToSpacingd(MapTransform):
         spacing: in-plane pixel size in mm; None or False leaves the native pixels (the published protocol).
         tolerance: pixels within a factor of 1 + tolerance stay as they are: resampling blurs, and networks bear that
             much.
+        allow_missing_keys: whether an item may lack an image.
 
     Raises:
         InputError: for a spacing that is not a length, or that leaves next to nothing of an image.
     """
 
-    def __init__(self, keys: Sequence[str], spacing: float | None = None, tolerance: float = 0.15) -> None:
-        super().__init__(keys)
+    def __init__(
+        self,
+        keys: Sequence[str],
+        spacing: float | None = None,
+        tolerance: float = 0.15,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
         if spacing is True or (spacing and not (isinstance(spacing, (int, float)) and spacing > 0)):
             raise InputError(
                 f"--working_spacing {spacing}: must be a pixel size in mm, or False for the images' own pixels."

@@ -20,10 +20,12 @@ from pathlib import Path
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
+from numpy.typing import NDArray
 from scripts.cardiac.answers import BY_SEGMENTATION, GIVEN
-from scripts.cardiac.cines import AUTOMATIC, ESTIMATED
+from scripts.cardiac.cines import AUTOMATIC, ESTIMATED, largest_cavity
 from scripts.cardiac.phases import find_contours
 from scripts.cardiac.planes import is_long_axis
+from scripts.data.loading import set_reference
 from scripts.options import is_none
 from scripts.workflow.segmenters import load_segmenter
 
@@ -37,8 +39,9 @@ class SegmentCase(Transform):
     that segmentation, unless one was given; where it has no "reference_label", that of the reference frame is one, and
     "label_basis" is "automatic" instead of "given". A pair gains "segmented" (1, X, Y, Z) of the moving and
     "fixed_segmented" of the fixed image, and where it has no "moving_label" the latter is its "reference_label". A
-    long-axis view, or a case in which no LV lies in a ring of myocardium, stays as it is, and a line says so; the latter is
-    a doubt of the verdict, too.
+    long-axis view, or a case in which no LV lies in a ring of myocardium, gets no contours, and a line says so; the latter is
+    a doubt of the verdict, too. A cine without contours whose reference frame was not given gets the one with the largest
+    cavity (`cines.largest_cavity`).
 
     Args:
         segmentation: weights or the folder of a MONAI bundle (`segmenters.load_segmenter`); "none" segments nothing.
@@ -62,22 +65,26 @@ class SegmentCase(Transform):
         self.scratch_dir = scratch_dir
 
     def __call__(self, data: Mapping) -> dict:
-        item, name = dict(data), data["case"]
-        label = "moving_label" if item["kind"] == "pair" else "reference_label"
-        if label in item:
-            item["label_basis"] = GIVEN
-        if self.segment is None:
+        label = "moving_label" if data["kind"] == "pair" else "reference_label"
+        item = {**data, "label_basis": GIVEN} if label in data else dict(data)
+        if self.segment is not None:
+            item = self._draw(item, label)
+        if "fixed" in item:
             return item
+        return set_reference(item, largest_cavity(_as_cine(item["moving"])), ESTIMATED)
+
+    def _draw(self, item: dict, label: str) -> dict:
+        """The item with its contours, where it shows a short axis; `label` is the key of a label that it may have."""
+        name = item["case"]
         say = logging.getLogger("inference").warning
         if is_long_axis(item["plane"] or None):
             say(
                 f"{name}: is a long-axis view ({item['plane']}), which the segmentation does not know; no contours are drawn."
             )
             return item
-        spacing = item["fixed"].pixdim.tolist()
+        spacing = item.get("fixed", item["moving"]).pixdim.tolist()
         images = item["moving"] if item["kind"] == "cine" else torch.cat([item["fixed"], item["moving"]])
-        frames = images.numpy().transpose(1, 2, 3, 0)
-        found = find_contours(frames, spacing, self.segment, self.scratch_dir)
+        found = find_contours(_as_cine(images), spacing, self.segment, self.scratch_dir)
         if found is None:
             say(f"{name}: {NO_RING} Where it is, give --reference_label.")
             return item | {"doubts": "\n".join(filter(None, [item.get("doubts"), NO_RING]))}
@@ -86,11 +93,15 @@ class SegmentCase(Transform):
             drawn, item["segmented"] = segmented[:1], segmented[1:]
             item["fixed_segmented"] = drawn
         else:
-            if item["reference_basis"] == ESTIMATED:
-                item |= {"reference": found.ed, "reference_basis": AUTOMATIC}
-                item["fixed"] = item["moving"][found.ed - 1 : found.ed].clone()
+            if "fixed" not in item:
+                item = set_reference(item, found.ed, AUTOMATIC)
             drawn, item["segmented"] = segmented[item["reference"] - 1 : item["reference"]], segmented
         if label not in item:
             item["reference_label"] = MetaTensor(drawn.float(), affine=item["fixed"].affine)
             item["label_basis"] = BY_SEGMENTATION
         return item
+
+
+def _as_cine(images: MetaTensor) -> NDArray:
+    """Images (T, X, Y, Z) as (X, Y, Z, T)."""
+    return images.numpy().transpose(1, 2, 3, 0)

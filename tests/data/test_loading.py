@@ -28,7 +28,7 @@ from phantom_cases import T, Z, prepare
 from scipy.spatial.transform import Rotation
 from scripts.data.cases import find_cases
 from scripts.data.dicom import read_dicom_cine
-from scripts.data.loading import LoadCase, LoadPaird, load_image, load_label, read_cine
+from scripts.data.loading import LoadCase, LoadPaird, load_image, load_label, read_cine, set_reference
 from scripts.data.nifti import open_nifti
 from scripts.errors import InputError
 
@@ -77,11 +77,15 @@ def test_raw_and_8_bit_copies_give_the_network_the_same(cine_path: Path, item: d
         torch.testing.assert_close(pair.as_tensor(), item["pair"].as_tensor(), rtol=0, atol=0.02)
 
 
-def test_the_reference_frame_is_estimated_where_nobody_tells(cine_path: Path) -> None:
+def test_a_reference_frame_is_there_where_one_is_known(cine_path: Path) -> None:
+    frames = np.moveaxis(nib.load(cine_path).get_fdata(), -1, 0)
     loaded = LoadCase()(find_cases(cine=str(cine_path))[0])
-    assert loaded["reference"] == 1
-    assert "largest estimated cavity" in loaded["reference_basis"]
-    np.testing.assert_array_equal(loaded["fixed"][0], nib.load(cine_path).get_fdata()[..., 0])
+    assert not {"reference", "reference_basis", "fixed"} & loaded.keys()
+    np.testing.assert_array_equal(loaded["moving"], frames)
+    known = set_reference(loaded, 4, "why")
+    assert (known["reference"], known["reference_basis"]) == (4, "why")
+    for item in (known, LoadCase()(find_cases(cine=str(cine_path), reference_frame=4)[0])):
+        np.testing.assert_array_equal(item["fixed"], frames[3:4])
 
 
 def test_what_does_not_fit_the_cine_is_refused(cine_path: Path, tmp_path: Path) -> None:

@@ -27,9 +27,11 @@ from scripts.data.cases import find_cases
 from scripts.data.loading import LoadCase, in_parts
 from scripts.errors import InputError
 from scripts.registration.metrics import dice_percent
+from scripts.workflow import contours
 from scripts.workflow.contours import NO_RING, SegmentCase
 
 WEIGHTS = str(ROOT / "models" / "segmentation.pt")
+KEYS_OF_A_REFERENCE = {"reference", "reference_basis", "fixed"}
 TRUE = np.stack([PHANTOM.label(t) for t in range(1, T + 1)])
 
 
@@ -101,8 +103,8 @@ def test_a_long_axis_view_gets_no_contours(
 ) -> None:
     loaded = LoadCase()({**find_cases(cine=str(write_cine(tmp_path)))[0], "plane": plane})
     item = segment(loaded)
-    assert item == loaded
-    assert item["reference_basis"] == ESTIMATED
+    assert item.keys() - loaded.keys() == KEYS_OF_A_REFERENCE
+    assert (item["reference"], item["reference_basis"]) == (1, ESTIMATED)
     assert f"is a long-axis view ({plane})" in caplog.text
 
 
@@ -113,6 +115,7 @@ def test_what_shows_no_short_axis_gets_none_and_a_line_says_so(
     nib.save(nib.Nifti1Image(noise, np.diag([1.5, 1.5, 8, 1])), tmp_path / "noise_4d.nii.gz")
     item = segment(load(cine=tmp_path / "noise_4d.nii.gz"))
     assert not {"segmented", "reference_label"} & set(item)
+    assert item["reference_basis"] == ESTIMATED
     assert f"noise: {NO_RING}" in caplog.text
     assert item["doubts"].splitlines() == [NO_RING]
 
@@ -130,7 +133,21 @@ def test_real_long_axis_cines_get_none_by_their_look_alone(segment: SegmentCase)
 @pytest.mark.parametrize("options", [{"segmentation": "none"}, {"segmentation": WEIGHTS, "reference_label": "none"}])
 def test_it_can_be_turned_off(tmp_path: Path, options: dict) -> None:
     loaded = load(cine=write_cine(tmp_path))
-    assert SegmentCase(**options)(loaded) == loaded
+    item = SegmentCase(**options)(loaded)
+    assert item.keys() - loaded.keys() == KEYS_OF_A_REFERENCE
+    assert (item["reference"], item["reference_basis"]) == (1, ESTIMATED)
+    pair = load(**write_pair(tmp_path))
+    assert SegmentCase(**options)(pair) == {**pair, "label_basis": "given"}
+
+
+def test_no_frame_is_estimated_that_is_known(
+    segment: SegmentCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contours, "largest_cavity", lambda _: pytest.fail("was estimated"))
+    path = write_cine(tmp_path)
+    segment(load(cine=path))
+    loaded = LoadCase()(find_cases(cine=str(path), reference_frame=2)[0])
+    assert SegmentCase("none")(loaded) == loaded
 
 
 def test_weights_that_are_not_there_are_refused_with_the_cure() -> None:
