@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from monai.data import MetaTensor
 from monai.transforms import ResizeWithPadOrCrop
 from scripts.errors import InputError
 from scripts.registration.fields import has_contrast
@@ -60,17 +61,7 @@ class SliceDataset(Dataset):
         labels: bool = False,
         cache_dir: str | Path | None = None,
     ) -> None:
-        _check_labels(data, labels)
-        fit = _fit_slices(size)
-
-        def prepare(item: dict) -> dict[str, Tensor]:
-            loaded = transform(item)
-            pair = fit(loaded["pair"])
-            kept = has_contrast(intensities(pair)).all(dim=1)
-            prepared = {"pair": pair[kept]}
-            return prepared | {"label": fit(_stack_labels(loaded))[kept]} if labels else prepared
-
-        stacks = list(prepare_items(data, prepare, ["pairs", transform, list(size), labels], cache_dir, progress))
+        stacks = _read_pairs("pairs", lambda seen: seen, data, transform, size, progress, labels, cache_dir)
         pairs = [stack["pair"] for stack in stacks]
         self.pairs = (torch.cat(pairs) if pairs else torch.empty(0, 2, *size)).to(device)
         self.labels = None
@@ -95,8 +86,8 @@ class StackDataset(Dataset):
     Slices at a stack's ends that are constant in either image are left out.
 
     Args:
-        data, transform, size, device, progress, labels, cache_dir: see `SliceDataset`; the transform's "pair" has the
-            affine of its grid.
+        data, transform, size, device: see `SliceDataset`; the transform's "pair" has the affine of its grid.
+        reading: "progress", "labels" and "cache_dir", see `SliceDataset`.
 
     Raises:
         InputError: where labels are wanted and no item has any.
@@ -108,24 +99,11 @@ class StackDataset(Dataset):
         transform: Callable[[dict], dict],
         size: Sequence[int],
         device: str | torch.device = "cpu",
-        progress: bool = True,
-        labels: bool = False,
-        cache_dir: str | Path | None = None,
+        **reading: object,
     ) -> None:
-        _check_labels(data, labels)
-        fit = _fit_slices(size)
-
-        def prepare(item: dict) -> dict[str, Tensor]:
-            loaded = transform(item)
-            pair = fit(loaded["pair"])
-            seen = has_contrast(intensities(pair)).all(dim=1).nonzero()[:, 0].tolist()
-            kept = slice(seen[0], seen[-1] + 1) if seen else slice(0)
-            prepared = {"pair": pair[kept], "spacing": loaded["pair"].pixdim.float()}
-            return prepared | {"label": fit(_stack_labels(loaded))[kept]} if labels else prepared
-
-        prepared = prepare_items(data, prepare, ["stacks", transform, list(size), labels], cache_dir, progress)
+        stacks = _read_pairs("stacks", _between_ends, data, transform, size, **reading)
         self.stacks = [
-            {key: value.to(device) for key, value in stack.items()} for stack in prepared if len(stack["pair"])
+            {key: value.to(device) for key, value in stack.items()} for stack in stacks if len(stack["pair"])
         ]
 
     def __len__(self) -> int:
@@ -148,6 +126,46 @@ class StackDataset(Dataset):
 def pair_dataset(axes: int = 2, **options: object) -> SliceDataset | StackDataset:
     """The data set of slices (2 axes) or of stacks (3), with its options."""
     return {2: SliceDataset, 3: StackDataset}[axes](**options)
+
+
+def _read_pairs(
+    name: str,
+    choose: Callable[[Tensor], Tensor],
+    data: Sequence[dict],
+    transform: Callable[[dict], dict],
+    size: Sequence[int],
+    progress: bool = True,
+    labels: bool = False,
+    cache_dir: str | Path | None = None,
+) -> list[dict[str, Tensor]]:
+    """Each pair of a data list as slices: "pair" (Z, 2 C, *size), with labels "label" (Z, 2, *size), and its "spacing" (3,)
+    in mm where it has an affine.
+
+    Args:
+        name: in the cache.
+        choose: which slices are kept, (Z,), of those that have contrast in both images.
+        data, transform, size, progress, labels, cache_dir: see `SliceDataset`.
+    """
+    _check_labels(data, labels)
+    fit = _fit_slices(size)
+
+    def prepare(item: dict) -> dict[str, Tensor]:
+        loaded = transform(item)
+        pair = fit(loaded["pair"])
+        kept = choose(has_contrast(intensities(pair)).all(dim=1))
+        prepared = {"pair": pair[kept]}
+        if labels:
+            prepared["label"] = fit(_stack_labels(loaded))[kept]
+        if isinstance(loaded["pair"], MetaTensor):
+            prepared["spacing"] = loaded["pair"].pixdim.float()
+        return prepared
+
+    return list(prepare_items(data, prepare, [name, transform, list(size), labels], cache_dir, progress))
+
+
+def _between_ends(seen: Tensor) -> Tensor:
+    """All slices from the first to the last of those that are seen, (Z,)."""
+    return seen.cummax(dim=0).values & seen.flip(0).cummax(dim=0).values.flip(0)
 
 
 def _check_labels(data: Sequence[dict], labels: bool) -> None:
