@@ -27,18 +27,17 @@ result.voxels.fields[0]  # (2, X, Y, Z), voxels
 from __future__ import annotations
 
 import csv
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from monai.bundle import ConfigParser
 from numpy.typing import ArrayLike, NDArray
-from scripts.cardiac.cines import Cine
 from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 from scripts.data.itk_fields import voxels_to_lps
 from scripts.devices import settings_kept
@@ -56,31 +55,18 @@ NETWORK_KEYS = ("network_def", "network", "trained_network", "checkpoint", "devi
 Image = str | Path | nib.spatialimages.SpatialImage | tuple[ArrayLike, ArrayLike]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Result:
     """Moving images, the frames of a cine or one image (T = 1), registered to a fixed image.
 
     Fields are displacements in mm along the patient's left, posterior and superior axes (LPS) at the voxels of the
     fixed image, pull direction: what lies at p there lies at p + fields[t](p) in moving image t. They equal the files
-    that the workflow writes.
+    that the workflow writes. All else is what the registration has: `cine`, `fixed`, `moved`, `quality`, `points`,
+    `label_basis`, `segmented` and so on, described in `cardiac.registrations`.
     """
 
     voxels: Registration
     """The same with its fields (T, 2, X, Y, Z) in voxels of the fixed image's grid, channel i along array axis i."""
-    cine: Cine
-    """What was moved: image (X, Y, Z, T), affine, spacing, times."""
-    moved: NDArray
-    """(X, Y, Z, T), intensities of the cine's unit, on the fixed image's grid."""
-    fixed: NDArray
-    """Image (X, Y, Z) that every moving image is brought onto."""
-    quality: dict = field(default_factory=dict)
-    """As in `quality.json`."""
-    points: list[dict] = field(default_factory=list)
-    """Rows as in `points.csv`, mm along LPS."""
-    label_basis: str | None = None
-    """Where the label comes from: "given", or "automatic" by the segmentation; None without one."""
-    segmented: NDArray | None = None
-    """Labels of the moving images, each segmented by itself, (X, Y, Z, T); None where they were not."""
 
     @cached_property
     def fields(self) -> NDArray[np.float32]:
@@ -94,41 +80,29 @@ class Result:
         return self._in_mm(self.voxels.inverses)
 
     def _in_mm(self, fields: NDArray) -> NDArray[np.float32]:
-        return np.stack([voxels_to_lps(u, self.cine.affine) for u in fields]).astype(np.float32)
+        return np.stack([voxels_to_lps(u, self.voxels.cine.affine) for u in fields]).astype(np.float32)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "voxels":  # as a copy asks that has nothing yet
+            raise AttributeError(name)
+        return getattr(self.voxels, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self.voxels)})
 
 
-@dataclass(frozen=True, kw_only=True)
 class CineResult(Result):
-    """Every frame of a cine registered to its reference frame."""
+    """Every frame of a cine registered to its reference frame: `reference`, `reference_basis`, `label`, `labels`,
+    `function` and `strain`, too."""
 
     voxels: CineRegistration
-    reference: int
-    """Reference frame, counted from 1."""
-    reference_basis: str
-    """Why that frame, in words."""
-    label: NDArray | None
-    """Label of the reference frame (X, Y, Z); None without one."""
-    labels: NDArray | None
-    """Labels of all frames (X, Y, Z, T); None without one."""
-    function: dict = field(default_factory=dict)
-    """As in `function.json`; empty without a label."""
-    strain: list[dict] = field(default_factory=list)
-    """Rows as in `strain.csv`."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class PairResult(Result):
-    """A moving image registered to a fixed one; T = 1."""
+    """A moving image registered to a fixed one; T = 1: `moving_label`, `moved_label`, `fixed_label` and `carried_label`,
+    too."""
 
     voxels: PairRegistration
-    moving_label: NDArray | None
-    """Label of the moving image (X, Y, Z), on the fixed one's grid; None without one."""
-    moved_label: NDArray | None
-    """The same on the fixed image; None without one."""
-    fixed_label: NDArray | None
-    """Segmentation of the fixed image (X, Y, Z), where no moving label is given; None without one."""
-    carried_label: NDArray | None
-    """The same on the moving image; None without one."""
 
 
 _RESULTS = {CineRegistration: CineResult, PairRegistration: PairResult}
@@ -176,9 +150,7 @@ def _register_one(**options: object) -> CineResult | PairResult:
             for path, name in names.items():
                 message = message.replace(path, name)
             raise InputError(message) from None
-    kind = _RESULTS[type(found)]
-    names = {one.name for one in dataclasses.fields(kind)} - {"voxels"}
-    return kind(voxels=found, **{name: getattr(found, name) for name in names})
+    return _RESULTS[type(found)](found)
 
 
 def _run_workflow(options: Mapping[str, object]) -> Registration:
