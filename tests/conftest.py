@@ -73,9 +73,9 @@ def configs_are_parsed_once() -> Iterator[None]:
     def parse_once(path: Path) -> dict:
         return parse(path)
 
-    def load(path: str | Path, **options: object) -> dict:
-        file = Path(path).absolute()
-        return copies.deepcopy(parse_once(file)) if file.is_relative_to(ROOT) else parse(path, **options)
+    def load(filepath: str | Path, **options: object) -> dict:
+        file = Path(filepath).absolute()
+        return copies.deepcopy(parse_once(file)) if file.is_relative_to(ROOT) else parse(filepath, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigParser, "load_config_file", staticmethod(load))
@@ -203,12 +203,11 @@ def bundle_command(*words: object, processes: int = 0, **options: object) -> lis
     return [sys.executable, *torchrun, "-m", "monai.bundle", "run", *map(str, words), *write_options(options)]
 
 
-def run_bundle(*words: object, cwd: Path = ROOT, processes: int = 0, **options: object) -> subprocess.CompletedProcess:
-    """Run `bundle_command` from the bundle's root; returns what it printed."""
-    if processes:
-        command = bundle_command(*words, processes=processes, **options)
-        return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    return WARM.run("monai.bundle", ["run", *map(str, words), *write_options(options)], cwd, timeout=300)
+def run_bundle(*words: object, cwd: Path = ROOT, processes: int = 1, **options: object) -> subprocess.CompletedProcess:
+    """Run `bundle_command` from the bundle's root; returns what it printed. Several processes know of each other as
+    torchrun's do."""
+    words = ["run", *map(str, words), *write_options(options)]
+    return WARM.run("monai.bundle", words, cwd, timeout=300, processes=processes)
 
 
 def succeed(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:

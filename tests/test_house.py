@@ -18,6 +18,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -54,6 +55,7 @@ CONFIGS = sorted(
 )
 
 
+@cache
 def imported(path: Path, top_level_only: bool = False) -> set[str]:
     tree = ast.parse(path.read_text())
     names = set()
@@ -81,6 +83,7 @@ def test_pure_modules_know_no_engine_file_format_or_config(module: str) -> None:
         assert not any(name == foreign or name.startswith(f"{foreign}.") for name in names)
 
 
+@cache
 def arrows() -> dict[str, set[str]]:
     """The modules of `scripts` that each of them imports, as paths without suffix."""
     found = {}

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, last_line, succeed
+from conftest import ROOT, WARM, last_line, succeed
 from scripts import __main__ as short
 from scripts.command_line import check
 from scripts.errors import InputError
@@ -112,23 +112,10 @@ def test_output_that_nobody_reads_ends_quietly(words: str) -> None:
 def test_registers_from_another_folder_as_the_long_form_does(phantoms: Path, tmp_path: Path) -> None:
     """With paths that are relative to where the user is."""
     name = "phantom001/phantom001_4d.nii.gz"
-    result = succeed(
-        call(
-            "register",
-            name,
-            "--output_dir",
-            tmp_path,
-            "--device",
-            "cpu",
-            "--write",
-            "moved",
-            "--segmentation",
-            "none",
-            cwd=phantoms,
-        )
-    )
+    options = ("--output_dir", tmp_path, "--device", "cpu", "--write", "moved", "--segmentation", "none")
+    result = succeed(call("register", name, *options, cwd=phantoms))
     assert (tmp_path / "phantom001" / "moved.nii.gz").is_file()
     assert result.stdout.startswith("register: loading PyTorch and MONAI ...\n")
     assert "_target_" not in result.stderr, "a warning of running one's own config"
-    line = last_line(call("register", name, "--outputdir", tmp_path, cwd=phantoms))
+    line = last_line(WARM.run("scripts", ["register", name, "--outputdir", str(tmp_path)], ROOT, timeout=300))
     assert line == "error: --outputdir: no such option; did you mean --output_dir?"

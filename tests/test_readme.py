@@ -15,16 +15,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, succeed
+from conftest import ROOT, WARM, succeed
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
 from scripts.__main__ import _config_files, _to_bundle_run
@@ -96,8 +93,8 @@ def test_the_front_page_is_short_and_links_each_page_once() -> None:
 def test_the_first_registration_of_the_front_page_runs(tmp_path: Path) -> None:
     first = next(words for words in commands("README.md") if words[:3] == ["python", "-m", "scripts"])
     words = [str(tmp_path) if word == "OUT" else word for word in first[1:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert words[0] == "-m"
+    run = WARM.run(words[1], words[2:], ROOT, timeout=300)
     printed = succeed(run).stdout + run.stderr
     (shown,) = re.findall(r"```\n(SC-HF-I-2: .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert all(line in printed for line in shown.replace("OUT", str(tmp_path)).splitlines())

@@ -16,9 +16,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from scripts.data.loading import read_cine
 from scripts.errors import InputError
 
 from benchmarks import inference
@@ -117,11 +119,20 @@ def test_a_missing_checkpoint_or_itk_is_named(monkeypatch: pytest.MonkeyPatch) -
         inference.main(TINY)
 
 
-def test_a_whole_case_is_timed_from_file_to_files(phantoms: Path) -> None:
-    subject = phantoms / "phantom001"
+def test_a_whole_case_is_timed_from_file_to_files(phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, weights = phantoms / "phantom001", str(inference.ROOT / "models" / "model.pt")
     cine, label = subject / "phantom001_4d.nii.gz", subject / "phantom001_frame01_gt.nii.gz"
-    case = inference.time_case("cpu", str(inference.ROOT / "models" / "model.pt"), 64, str(cine), str(label))
+    case = inference.time_case("cpu", weights, 64, str(cine), str(label))
     assert case["shape"] == [40, 36, 2, 4]
     assert case["cpu_seconds"] > 0
     assert case["seconds"] > 0
-    assert inference.time_case("cpu", str(inference.ROOT / "models" / "model.pt"), 32)["shape"] == [32, 32, 10, 20]
+    # Without a cine it is a phantom with its label.
+    given = {}
+
+    def register(cine: str, **options: str) -> SimpleNamespace:
+        given.update(options)
+        return SimpleNamespace(cine=read_cine(cine))
+
+    monkeypatch.setattr(inference, "register_cine", register)
+    assert inference.time_case("cpu", weights, 32)["shape"] == [32, 32, 10, 20]
+    assert given["reference_label"].endswith("_frame01_gt.nii.gz")

@@ -27,7 +27,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT, last_line, run_bundle, succeed, write_options
+from conftest import ROOT, WARM, last_line, run_bundle, succeed, write_options
 from monai.bundle import ConfigParser
 from scripts.errors import InputError
 from scripts.registration.networks import CentralGroupNorm, PaddedNetwork
@@ -43,7 +43,7 @@ NETWORK = {
         "stride": 16,
         "backbone": {
             "_target_": "scripts.registration.networks.PyramidNetwork",
-            "features": [8, 8, 8],
+            "features": [8, 8],
             "hidden": 8,
             "corrections": 1,
             "integration_steps": 2,
@@ -161,10 +161,13 @@ def test_files_and_runtimes_that_do_not_do_are_refused(
         ExportedNetwork(path)
 
 
-def test_an_export_that_differs_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_differs_is_removed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = write_options(
+        {"config_file": small / "small.json", "checkpoint": small / "small.pt", "output_dir": tmp_path}
+    )
     monkeypatch.setattr(exports, "largest_difference", lambda *_: float("nan"))
     with pytest.raises(InputError, match=r"model\.ts: removed"):
-        exports.main(["--output_dir", str(tmp_path)])
+        exports.main(words)
     assert not list(tmp_path.iterdir())
 
     def fail(*_: object) -> float:
@@ -173,7 +176,7 @@ def test_an_export_that_differs_is_removed(tmp_path: Path, monkeypatch: pytest.M
     # Nor one that nobody could compare.
     monkeypatch.setattr(exports, "largest_difference", fail)
     with pytest.raises(InputError, match="is not installed"):
-        exports.main(["--output_dir", str(tmp_path)])
+        exports.main(words)
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="--opset 11: give one of 18, 19, 20"):
         exports.export_onnx(nn.Identity(), tmp_path / "model.onnx", opset=11)
@@ -208,10 +211,15 @@ def test_elementwise_group_norm_is_group_norm() -> None:
 
 def test_openvino_tells_nobody(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    code = "import sys; from scripts.workflow.exports import run_openvino\ntry: run_openvino('none.onnx', 1)\n"
-    code += "except Exception: pass\n"
-    code += "assert 'openvino' in sys.modules and sys.modules['openvino_telemetry'] is None"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    (tmp_path / "program.py").write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from scripts.workflow.exports import run_openvino\n"
+        "assert not {'openvino', 'openvino_telemetry'} & set(sys.modules)\n"
+        "try: run_openvino('none.onnx', 1)\n"
+        "except Exception: pass\n"
+        "assert 'openvino' in sys.modules and sys.modules['openvino_telemetry'] is None"
+    )
+    succeed(WARM.run("program", [], tmp_path, timeout=300))
 
 
 @pytest.mark.parametrize(("there", "expected"), [(True, "openvino"), (False, "onnxruntime")])
@@ -225,9 +233,12 @@ def test_the_faster_runtime_is_taken_where_it_is_installed(
 
 
 def test_a_network_that_sees_maps_is_exported_by_merged_configs(small: Path, tmp_path: Path) -> None:
-    (tmp_path / "maps.json").write_text(json.dumps({"network_def::backbone::in_channels": 3}))
+    changes = {"in_channels": 3, "features": [8]}
+    (tmp_path / "maps.json").write_text(
+        json.dumps({f"network_def::backbone::{key}": value for key, value in changes.items()})
+    )
     torch.manual_seed(0)
-    backbone = {**NETWORK["network_def"]["backbone"], "in_channels": 3}
+    backbone = {**NETWORK["network_def"]["backbone"], **changes}
     made = ConfigParser({"network_def": {**NETWORK["network_def"], "backbone": backbone}})
     torch.save(made.get_parsed_content("network_def", instantiate=True).state_dict(), tmp_path / "maps.pt")
     differences = exports.main(
