@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import math
 import mmap
 import os
 import re
@@ -166,12 +167,36 @@ def scratch_array(shape: Sequence[int], kind: type = np.float32, folder: str | P
         shape: of the array.
         kind: of its numbers.
         folder: for the file; None keeps every array in memory.
+
+    Raises:
+        InputError: naming the folder, where its disk has no room for the file.
     """
-    if folder is None or np.prod(shape) * np.dtype(kind).itemsize < LARGE:
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    if folder is None or size < LARGE:
         return np.empty(shape, kind)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
+        reserve(file.fileno(), size, folder)
         return np.memmap(file, kind, "w+", shape=tuple(shape))
+
+
+def reserve(file: int, size: int, folder: str | Path) -> None:
+    """Have the disk keep room for an open file of some bytes: it would end the process without a word where it is full
+    once pages of the file are written.
+
+    Raises:
+        InputError: naming the folder, where it has no such room.
+    """
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        # Other errors say that the file system cannot tell.
+        if is_full_disk(error):
+            raise InputError(
+                f"{folder}: its disk is full, and {size / 1e9:.2g} GB are needed there for what does not fit into memory; "
+                "free some space, or give another --output_dir."
+            ) from error
 
 
 def let_go(*arrays: np.ndarray | None) -> None:

@@ -16,6 +16,7 @@ Runs the real commands, `python -m scripts …`, in this process.
 
 from __future__ import annotations
 
+import copy
 import csv
 import gzip
 import inspect
@@ -36,6 +37,8 @@ import pytest
 import torch
 from scripts.cardiac.phantom import write_phantom_dataset
 from scripts.command_line import report_error
+
+from tests import dicom_files as dcm
 
 SMALL = ("--slice_size", "[32,32]", "--crop_size", "[32,32]", "--max_epochs", "1", "--cache_dir", "False")
 CPU = ("--device", "cpu")
@@ -257,6 +260,10 @@ def slices_first(path: Path) -> None:
     _array(path, turned, np.diag([8.0, 1.5, 1.5, 1.0]))
 
 
+def pixels_of_micrometers(path: Path) -> None:
+    _set_affine(path, lambda affine: affine @ np.diag([0.001, 0.001, 0.001, 1.0]))
+
+
 def never_meant(path: Path) -> None:
     """A header that asks for terabytes."""
     _header(path, _pack(42, "h", 30000, 30000, 3000))
@@ -324,6 +331,7 @@ FAULTS: dict[Callable[[Path], None], str] = {
     affine_of_nan: "affine|true size|sform",
     bad_quaternion: "qform|quaternion",
     pixels_of_meters: "mm",
+    pixels_of_micrometers: "no heart is so small; correct the file's voxel sizes",
     sheared: "right angles",
     slices_first: "reorder",
     never_meant: "memory|complete|voxels",
@@ -415,6 +423,124 @@ def test_training_and_evaluation(
     check(run(command, data, *SMALL, *CPU), path.name, FAULTS[fault])
 
 
+# --- faults of a DICOM folder: each makes the images (slices of phases) that are written, or spoils their files
+
+
+def _tags(**tags: object) -> Callable[[list], list]:
+    """Tags of all images; None removes one."""
+    return lambda stack: dcm.set_tags(stack, lambda z, t: tags)
+
+
+def _slice_again(stack: list) -> list:
+    again = [copy.deepcopy(image) for image in stack[0]]
+    for number, image in enumerate(again):
+        image.SOPInstanceUID = f"1.2.3.{number}"
+    return [*stack, again]
+
+
+def _several_patients(stack: list) -> list:
+    return dcm.set_tags(stack, lambda z, t: {"PatientID": f"4711-JD{z}"})
+
+
+def _enhanced(change: Callable) -> Callable[[list], list]:
+    def make(stack: list) -> list:
+        file = dcm.make_enhanced([image for phases in stack for image in phases])
+        change(file)
+        return [[file]]
+
+    return make
+
+
+def _no_places(file: object) -> None:
+    for group in file.PerFrameFunctionalGroupsSequence:
+        del group.PlanePositionSequence
+
+
+def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        for path in folder.rglob("IM*"):
+            path.write_bytes(change(path.read_bytes()))
+
+    return spoil
+
+
+def _unchanged(stack: list) -> list:
+    return stack
+
+
+DICOM: dict[str, tuple[Callable[[list], list], Callable[[Path], None] | None, str]] = {
+    "a slice missing": (lambda stack: [stack[0], *stack[2:]], None, "add the missing slice"),
+    "a slice twice": (_slice_again, None, "slice 1 has several images of one time"),
+    "a phase missing": (lambda stack: [stack[0], stack[1][1:], *stack[2:]], None, "look at slice 2.* add the missing"),
+    "several patients": (_several_patients, None, "images of 4 patients.* give each patient a folder"),
+    "no PixelSpacing": (_tags(PixelSpacing=None), None, "no valid PixelSpacing; export it again"),
+    "pixels of no size": (_tags(PixelSpacing=[0, 0]), None, "no valid PixelSpacing; export it again"),
+    "no position": (_tags(ImagePositionPatient=None), None, "no valid ImagePositionPatient; export it again"),
+    "no orientation": (_tags(ImageOrientationPatient=None), None, "no valid ImageOrientationPatient; export it again"),
+    "no times": (_tags(TriggerTime=None), None, "have no trigger time.* export it again"),
+    "one time": (_tags(TriggerTime=0), None, "trigger times do not differ.* export it again"),
+    "another class": (_tags(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), None, "Secondary Capture.* give the folder"),
+    "reports": (
+        _tags(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", PixelData=None),
+        None,
+        "SR Storage.* give the folder",
+    ),
+    "color": (_tags(SamplesPerPixel=3), None, "in color.* give the folder"),
+    "no pixels": (_tags(PixelData=None), None, "is the file complete"),
+    "one slice of a still": (lambda stack: [stack[0][:1]], None, "only single images"),
+    "Enhanced without frames": (
+        _enhanced(lambda file: file.pop("PerFrameFunctionalGroupsSequence")),
+        None,
+        "which says where its frames lie; export it again",
+    ),
+    "Enhanced without places": (_enhanced(_no_places), None, "no valid ImagePositionPatient; export it again"),
+    "pixels cut off": (_unchanged, _bytes(lambda content: content[:-20]), "is the file complete"),
+    "headers cut off": (_unchanged, _bytes(lambda content: content[:420]), "cannot be read as DICOM|no valid"),
+    "unknown encoding": (
+        _unchanged,
+        _bytes(lambda content: content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0", 1)),
+        "export it again, uncompressed",
+    ),
+    "nothing": (lambda stack: [], None, "holds no DICOM MR image"),
+}
+
+
+def spoiled_study(folder: Path, fault: str) -> Path:
+    """A folder of DICOM files with a fault."""
+    change, spoil, _ = DICOM[fault]
+    folder.mkdir(parents=True)
+    dcm.write(folder, change(dcm.make_stack(slices=4, phases=4)))
+    if spoil is not None:
+        spoil(folder)
+    return folder
+
+
+@pytest.mark.parametrize("fault", DICOM)
+def test_dicom(tmp_path: Path, run: Callable[..., Outcome], fault: str) -> None:
+    outcome = run("register", spoiled_study(tmp_path / "study", fault), *CPU)
+    check(outcome, "study", DICOM[fault][2])
+    assert not re.search("doe|jane|4711", outcome.printed, re.IGNORECASE)
+
+
+def test_folder_of_studies(tmp_path: Path, run: Callable[..., Outcome]) -> None:
+    """Each spoiled study fails alone."""
+    for fault in set(DICOM) - {"nothing"}:
+        spoiled_study(tmp_path / "data" / fault, fault)
+    # A scanner gives each patient's images another study.
+    good = dcm.set_tags(dcm.make_stack(slices=2, phases=4), lambda z, t: {"StudyInstanceUID": "1.2.3"})
+    dcm.write(tmp_path / "data" / "good", good)
+    outcome = run("register", "--dataset_dir", tmp_path / "data", *CPU)
+    assert outcome.status != 0
+    assert "Traceback" not in outcome.printed, outcome.printed[-3000:]
+    with (tmp_path / "OUT" / "summary.csv").open(newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    assert {name.split("/")[0] for name in outcome.written} == {"good", "cohort.html", "summary.csv"}
+    for fault in set(DICOM) - {"nothing"}:
+        assert re.search(DICOM[fault][2], rows[fault]["reason"]), rows[fault]
+    text = (tmp_path / "OUT" / "summary.csv").read_text() + outcome.printed
+    assert not re.search("doe|jane|4711", text, re.IGNORECASE)
+
+
 # --- faults of what is around the images: lists, tables, options
 
 
@@ -504,6 +630,7 @@ INFOS = {
     "word": ("ED: first", "ED"),
     "beyond": ("ED: 99", "99"),
     "zero": ("ED: 0", "ED"),
+    "twice": ("ED: 1\nED: 3", "several lines ED.* remove the wrong ones"),
 }
 
 
@@ -665,10 +792,10 @@ def test_points(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: 
 
 
 LABELS = {
-    "negative": (lambda label: -label.astype(np.int16), "label_values"),
+    "negative": (lambda label: -label.astype(np.int16), "from 0 on: write it again"),
     "NaN": (lambda label: np.where(label == 3, np.nan, label), "replace those voxels"),
     "65535": (lambda label: np.where(label == 3, 65535, label).astype(np.float64), "label_values"),
-    "masks": (lambda label: np.stack([label == value for value in range(4)], axis=-1), "one stack of slices"),
+    "masks": (lambda label: np.stack([label == value for value in range(4)], axis=-1), "argmax"),
     "fractions": (lambda label: label * 0.5, "fractions"),
     "another structure": (lambda label: label + 4 * (label > 0), "values"),
     "empty": (lambda label: label * 0, "0 everywhere"),

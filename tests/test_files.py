@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import socket
@@ -222,3 +223,19 @@ def test_a_large_array_is_a_file_that_goes_with_it(tmp_path: Path) -> None:
         # What was let go of is read again.
         np.testing.assert_array_equal(view[0], np.arange(shape[0]))
         assert [row[0] for row in files.one_by_one(array)] == list(range(shape[0]))
+
+
+def test_a_disk_without_room_for_an_array_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing to a page that the disk has no room for would end the process."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "posix_fallocate", full, raising=False)
+    with pytest.raises(
+        InputError, match=r"out: its disk is full, and 0\.067 GB are needed .*free some space, or give"
+    ) as caught:
+        files.scratch_array((64, 1 << 18), folder=tmp_path / "out")
+    assert str(tmp_path / "out") in str(caught.value)
+    assert not list((tmp_path / "out").iterdir())
+    assert files.scratch_array((8, 8), folder=tmp_path / "out").shape == (8, 8)

@@ -50,6 +50,8 @@ class Cine:
     """One of `planes.PLANES`, None where it is unknown."""
     plane_basis: str = "unknown"
     """One of `planes.BASIS`."""
+    doubts: tuple[str, ...] = ()
+    """Sentences on how it was read that belong to the verdict."""
 
     @property
     def spacing(self) -> tuple[float, float, float]:

@@ -25,11 +25,19 @@ DIRECTIONS = {"ES_to_ED": ("ES", "ED"), "ED_to_ES": ("ED", "ES")}
 
 def read_info(path: str | Path) -> dict[str, str]:
     """The `key: value` lines of an ACDC `Info.cfg`, in UTF-8 or in UTF-16 with its mark; ED and ES are frame numbers
-    counted from 1."""
+    counted from 1.
+
+    Raises:
+        InputError: for two lines of one key that differ.
+    """
     content = Path(path).read_bytes()
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     lines = content.decode(encoding, errors="replace").splitlines()
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
+    info: dict[str, str] = {}
+    for key, _, value in (line.partition(":") for line in lines):
+        if value and info.setdefault(key.strip(), value.strip()) != value.strip():
+            raise InputError(f"{path}: has several lines {key.strip()[:20]} that differ; remove the wrong ones.")
+    return info
 
 
 def acdc_subjects(dataset_dir: str | Path) -> list[str]:

@@ -283,6 +283,8 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     Raises:
         InputError: where it holds none of them.
     """
+    if root.is_file():
+        raise InputError(f"{root}: is a file; give it as --cine, or --dataset_dir a folder.")
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give --dataset_dir a folder that is there.")
     if mms_table(root):
@@ -323,6 +325,7 @@ def mms_case(code: str, subject: Mapping, reference_frame: int | None) -> list[d
 def _search(root: Path, entries: Sequence[Path]) -> _Found:
     """What is in a folder with these entries; folders of DICOM of one patient's study are one: the folder itself."""
     folders = [path for path in entries if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
+    folders = [path for path in folders if not os.path.samefile(path, root)]
     with_info = [path for path in folders if (path / "Info.cfg").is_file()]
     subjects = [path for path in with_info if any(map(any, (path.glob(f"{path.name}_{end}") for end in _ACDC_FILES)))]
     others = [path for path in folders if path not in subjects and not is_result(path)]
@@ -382,8 +385,9 @@ def cine_files(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder that are no labels by their name and are not hidden, sorted."""
-    files = [path for path in sorted(folder.glob("[!.]*")) if path.name.lower().endswith((".nii", ".nii.gz"))]
+    """The NIfTI files of a folder that are no labels by their name and are not hidden, sorted; of an image in two files,
+    the header."""
+    files = [path for path in sorted(folder.glob("[!.]*")) if path.name.lower().endswith((".nii", ".nii.gz", ".hdr"))]
     return [path for path in files if not LABEL_NAME.search(stem_of(path))]
 
 

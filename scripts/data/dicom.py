@@ -18,18 +18,20 @@ after the patient.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 from scripts.cardiac.cines import Cine
-from scripts.data.dicom_headers import Instance, read_instances
+from scripts.data.dicom_headers import Instance, class_of, read_instances
 from scripts.data.dicom_pixels import read_images
 from scripts.data.dicom_stacks import (
     Stack,
     are_parallel,
     check_phases,
+    count_bodies,
     group_stacks,
     mean_axes,
     same_pixels,
@@ -48,6 +50,8 @@ from tqdm import tqdm
 MANY_FILES = 200
 # Part of the longest step between phases below which the shortest is called out.
 UNEVEN = 0.25
+# Times the median step between phases above which a phase seems to be missing.
+TWICE = 1.7
 # Part of a step between phases by which slices may begin apart without being called out.
 LATE = 0.5
 
@@ -170,14 +174,21 @@ def _instances_of(folder: Path) -> tuple[list[Instance], list[InputError]]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder that holds the DICOM files.")
     paths = files_below(folder)
-    instances, unread = [], []
+    instances, unread, others = [], [], Counter()
     for path in tqdm(paths, desc="reading DICOM headers", unit="file", leave=False, disable=len(paths) < MANY_FILES):
         try:
-            instances += read_instances(folder, path)
+            found = read_instances(folder, path)
         except InputError as error:
             unread.append(error)
+            continue
+        instances += found
+        if not found and (kind := class_of(path)):
+            others[kind] += 1
     if unread and not instances:
         raise unread[0]
+    listed = ", ".join(f"{number} of {kind}" for kind, number in others.most_common())
+    if instances and others:
+        logging.getLogger("inference").info(f"{folder}: left out what is no MR image: {listed}")
     if unread:
         logging.getLogger("inference").warning(f"{unread[0]} It is left out ({len(unread)} such files).")
     if not instances and any(path.name.endswith((".nii", ".nii.gz")) for path in paths):
@@ -185,8 +196,30 @@ def _instances_of(folder: Path) -> tuple[list[Instance], list[InputError]]:
             f"{folder}: holds NIfTI files and no DICOM MR image; give --cine one of the files, or --dataset_dir the folder."
         )
     if not instances:
-        raise InputError(f"{folder}: holds no DICOM MR image; give the folder that holds the DICOM files of the cine.")
+        instead = f" but {listed}" if others else ""
+        raise InputError(
+            f"{folder}: holds no DICOM MR image{instead}; give the folder that holds the DICOM files of the cine."
+        )
+    _check_patients(folder, instances)
     return instances, unread
+
+
+def _check_patients(folder: Path, instances: Iterable[Instance]) -> None:
+    """Stop at images of several patients.
+
+    Raises:
+        InputError: naming an image of two of them.
+    """
+    firsts: dict[str, Instance] = {}
+    for one in instances:
+        if one.patient:
+            firsts.setdefault(one.patient, one)
+    if len(firsts) > 1:
+        one, other = list(firsts.values())[:2]
+        raise InputError(
+            f"{folder}: holds images of {len(firsts)} patients, such as {one.label} and {other.label}; give each patient a "
+            "folder, and --dataset_dir the folder of these."
+        )
 
 
 def _check_strays(folder: Path, row: Row, instances: Iterable[Instance]) -> None:
@@ -254,18 +287,39 @@ def _read_stack(folder: Path, choice: Choice) -> Cine:
         )
     times = np.array([[phase.times[tag] for phase in phases] for phases in slices])
     _call_out_steps(what, times)
+    doubts = _doubts_of(row, times)
+    for doubt in doubts:
+        logging.getLogger("inference").warning(f"{what}: {doubt}")
     if not is_heartbeat(times):
         logging.getLogger("inference").warning(
             f"{what}: its cycle would last {cycle_ms(times):.4g} ms by its {tag}, which is no heartbeat; times are left out"
         )
         times = None
     basis = "unknown" if row.plane is None else "read"
-    return Cine(plain_path(folder).name, pixels, affine, times, valid, row.plane, basis)
+    return Cine(plain_path(folder).name, pixels, affine, times, valid, row.plane, basis, tuple(doubts))
 
 
 def _stack_up(slices: Stack, arrays: dict[Instance, np.ndarray]) -> np.ndarray:
     """Arrays (X, Y) of the images of slices as (X, Y, Z, T)."""
     return np.stack([np.stack([arrays[phase] for phase in phases], axis=-1) for phases in slices], axis=2)
+
+
+def _doubts_of(row: Row, times: np.ndarray) -> list[str]:
+    """Sentences on a stack with times (Z, T) that seems to lack phases, or to be of several bodies."""
+    doubts, steps = [], np.diff(times, axis=1)
+    gaps = np.argwhere(steps > TWICE * np.median(steps))
+    told = {one.phases for one in row.images} - {None}
+    if len(gaps) and times.shape[1] > 3:
+        z, t = gaps[0]
+        doubts.append(
+            f"In slice {z + 1} the phases {t + 1} and {t + 2} are {steps[z, t]:.3g} ms apart, and others "
+            f"{np.median(steps):.3g}: is one missing?"
+        )
+    elif len(told) == 1 and max(told) > row.phases:
+        doubts.append(f"There are {row.phases} phases, and {max(told)} were taken by the headers: are some missing?")
+    if count := count_bodies(row.images):
+        doubts.append(f"Slices are of {count} studies that name no place in common: are they of one patient?")
+    return doubts
 
 
 def _call_out_steps(what: str, times: np.ndarray) -> None:

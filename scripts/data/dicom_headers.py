@@ -11,12 +11,13 @@
 
 """Headers of DICOM MR images: the tags that are read, and what they say of an image.
 
-Only the tags listed here are read, none of which is meant to tell who the patient is. A series' description, which
-people type, is shown in the listing of a study and nowhere else.
+Only the tags listed here are read. Of a patient's ID no more than a hash is kept, which tells patients apart and no one
+who they are. A series' description, which people type, is shown in the listing of a study and nowhere else.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -61,11 +62,20 @@ ECHO_TAGS = ("EchoTime", "EffectiveEchoTime")
 INVERSION_TAGS = ("InversionTime", "InversionTimes")
 ACQUIRED_TAGS = ("AcquisitionTime", "FrameAcquisitionDateTime", "AcquisitionDateTime")
 BEAT_TAGS = ("NominalInterval", "RRIntervalTimeNominal")
+PHASES_TAG = "CardiacNumberOfImages"
 HEADER_TAGS = (
-    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
+    *(
+        "PatientID",
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "SeriesNumber",
+        "SeriesDescription",
+    ),
     *("FrameOfReferenceUID", "NumberOfFrames", *FRAME_GROUPS, *VALUE_TAGS, *PADDING_TAGS, *KIND_TAGS, *GEOMETRY_TAGS),
     *(*GAP_TAGS, *TIME_TAGS, *FRAME_CONTENT_TAGS, *RESCALE_TAGS, *SEQUENCE_TAGS, *ECHO_TAGS, *INVERSION_TAGS),
-    *(*ACQUIRED_TAGS, *BEAT_TAGS, GE_VELOCITY),
+    *(*ACQUIRED_TAGS, *BEAT_TAGS, PHASES_TAG, GE_VELOCITY),
 )
 # Values of ImageType and FrameType that images of phase-encoded velocity have.
 FLOW_TYPES = {"PCA", "M_PCA", "VELOCITY", "VELOCITY MAP", "PHASE CONTRAST M", "PHASE_CONTRAST", "FLOW_ENCODED"}
@@ -126,6 +136,10 @@ class Instance:
     """Length of the heartbeat, ms."""
     padding: tuple[float, float] | None = None
     """Stored values from and to which a pixel was not acquired."""
+    phases: int | None = None
+    """How many images of its slice were taken, as its header has it."""
+    patient: str = ""
+    """A hash of the patient's ID; "" without one."""
 
 
 def read_instances(folder: Path, path: Path) -> list[Instance]:
@@ -182,6 +196,21 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
     return [read_instance(folder, path, label, header)]
 
 
+def class_of(path: Path) -> str:
+    """The name of what a DICOM file holds, such as "CT Image Storage" or "MR Image Storage in color"; "" for another file,
+    or one that does not tell."""
+    from pydicom import uid
+
+    if not is_dicom(path):
+        return ""
+    try:
+        header = read_file(path, ["SOPClassUID", "SamplesPerPixel"], stop_before_pixels=True)
+        name = uid.UID(header.get("SOPClassUID") or "").name
+    except Exception:
+        return ""
+    return f"{name} in color" if numbers(header, "SamplesPerPixel", default=1.0)[0] > 1 else name
+
+
 def read_file(path: Path, tags: Sequence[str], **options: object) -> Dataset:
     """Some tags of a DICOM file, be it without preamble or transfer syntax."""
     from pydicom import dcmread, uid
@@ -228,6 +257,7 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
     values = {tag: _texts(header, tag) for tag in KIND_TAGS}
     number = first_number(header, ("SeriesNumber",))
     echo, padding = first_number(header, ECHO_TAGS), first_number(header, PADDING_TAGS[:1])
+    phases, patient = first_number(header, (PHASES_TAG,)), str(header.get("PatientID") or "").strip()
     return Instance(
         path=path,
         label=label,
@@ -258,13 +288,18 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
         acquired=time_of_day(header),
         beat=first_number(header, BEAT_TAGS),
         padding=None if padding is None else padding_range(padding, first_number(header, PADDING_TAGS[1:])),
+        phases=None if phases is None else int(phases),
+        patient=hashlib.sha256(patient.encode()).hexdigest() if patient else "",
     )
 
 
 def _geometry_of(header: Dataset) -> dict[str, NDArray | None]:
-    """The numbers of each of `GEOMETRY_TAGS`, None where it has none; directions of length 1, which rounded cosines are
-    not."""
+    """The numbers of each of `GEOMETRY_TAGS`, None where it has none, or sizes that are not above 0; directions of length
+    1, which rounded cosines are not."""
     geometry = {tag: numbers(header, tag, count) for tag, count in GEOMETRY_TAGS.items()}
+    for tag in ("PixelSpacing", "Rows", "Columns"):
+        if geometry[tag] is not None and not (geometry[tag] > 0).all():
+            geometry[tag] = None
     if (axes := geometry["ImageOrientationPatient"]) is not None:
         lengths = np.linalg.norm(axes.reshape(2, 3), axis=1, keepdims=True)
         geometry["ImageOrientationPatient"] = axes.reshape(2, 3) / lengths if lengths.all() else None

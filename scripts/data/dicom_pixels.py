@@ -55,12 +55,7 @@ def _read_pixels(
                 file = read_file(path, PIXEL_TAGS)
             stored = pixel_array(file, index=one.frame).T
         except (AttributeError, RuntimeError, ValueError) as error:
-            meta = read_file(path, ["SOPClassUID"], stop_before_pixels=True).file_meta
-            encoding = getattr(meta.get("TransferSyntaxUID"), "name", "unknown encoding")
-            raise InputError(
-                f"{folder}: the pixels of {one.label} cannot be read ({encoding}); export it again, uncompressed, or run "
-                "`pip install python-gdcm` where that is missing."
-            ) from error
+            raise InputError(f"{folder}: the pixels of {one.label} cannot be read ({_cure(path)}.") from error
         if stored.shape != one.size:
             raise InputError(
                 f"{folder}: {one.label} has pixels of the shape {stored.shape}, not {one.size} as its header says; export it again."
@@ -72,3 +67,12 @@ def _read_pixels(
         slope, intercept = one.rescale
         images.append((stored.astype(np.float32) * np.float32(slope) + np.float32(intercept), padding))
     return images
+
+
+def _cure(path: Path) -> str:
+    """How the pixels of a file are encoded, and what to do where they cannot be read so."""
+    syntax = read_file(path, ["SOPClassUID"], stop_before_pixels=True).file_meta.get("TransferSyntaxUID")
+    name = getattr(syntax, "name", "unknown encoding")
+    if getattr(syntax, "is_transfer_syntax", False) and not syntax.is_compressed:
+        return f"{name}); is the file complete? Export it again"
+    return f"{name}); export it again, uncompressed, or run `pip install python-gdcm` where that is missing"

@@ -119,7 +119,7 @@ def check_phases(what: str, slices: Stack) -> None:
     """Stop at slices that are there twice, or that have unequal numbers of phases.
 
     Raises:
-        InputError: with the numbers.
+        InputError: with the numbers, and the first slice that has too many or too few.
     """
     for number, phases in enumerate(slices, start=1):
         series = Counter(phase.series for phase in phases)
@@ -130,11 +130,34 @@ def check_phases(what: str, slices: Stack) -> None:
                 "move the others out of the folder."
             )
     counts = [len(phases) for phases in slices]
-    if len(set(counts)) > 1:
-        listed = ", ".join(map(str, counts))
+    if len(set(counts)) == 1:
+        return
+    usual = Counter(counts).most_common(1)[0][0]
+    number, odd = next((number, phases) for number, phases in enumerate(slices, start=1) if len(phases) != usual)
+    listed = f"{what}: its slices have unequal numbers of phases ({', '.join(map(str, counts))})"
+    times = Counter(tuple(one.times.items()) for one in odd)
+    twice = [one for one in odd if one.times and times[tuple(one.times.items())] > 1]
+    if twice:
         raise InputError(
-            f"{what}: its slices have unequal numbers of phases ({listed}); add the missing files or move such slices away."
+            f"{listed}: slice {number} has several images of one time, such as {twice[0].label}; keep one of each and move "
+            "the others away."
         )
+    raise InputError(
+        f"{listed}: look at slice {number}, with {odd[0].label}; add the missing files or move such slices away."
+    )
+
+
+def count_bodies(images: Sequence[Instance]) -> int:
+    """How many studies images are of that share no frame of reference with each other; 0 where that is one, or where names
+    differ within a series, as where a program invented them for each file."""
+    of_series: dict[str, set[tuple[str, str]]] = {}
+    for one in images:
+        of_series.setdefault(one.series, set()).add((one.study, one.frame_of_reference or ""))
+    names = set().union(*of_series.values())
+    if max(map(len, of_series.values())) > 1 or not all(map(all, names)):
+        return 0
+    count = min(len({study for study, _ in names}), len({frame for _, frame in names}))
+    return count if count > 1 else 0
 
 
 def time_tag(what: str, slices: Stack) -> str:

@@ -37,6 +37,8 @@ RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 ONE_SLICE = "one slice, written twice for ITK"
 # Displacements are written in steps of a quarter of a micrometer: what is finer is noise, which gzip cannot compress.
 STEP_MM = 2.0**-12
+# Displacements beyond this are no motion, nor what parts two images of one heart.
+FARTHEST_MM = 500.0
 
 
 def voxels_to_lps(field: NDArray, affine: NDArray) -> NDArray:
@@ -92,16 +94,22 @@ def read_field(path: str | Path) -> tuple[NDArray, NDArray]:
         grid's affine (voxel index to RAS in mm).
 
     Raises:
-        InputError: naming the file, for one that is not a field of this kind.
+        InputError: naming the file, for one that is not a field of this kind, or that moves farther than `FARTHEST_MM`.
     """
     file = open_nifti(path)
+    code = int(file.header["intent_code"])
+    if file.header.get_data_shape()[3:] == (1, 3) and code != VECTOR:
+        raise InputError(
+            f"{path}: has intent code {code}, and a field in mm along LPS has {VECTOR} (vector); where it is one, write `img "
+            f"= nibabel.load({Path(path).name!r}); img.header.set_intent({VECTOR})` to a new file."
+        )
     if len(file.shape) != 5 or file.shape[3:] != (1, 3):
         raise InputError(f"{path}: has the shape {file.shape}; a displacement field is (X, Y, Z, 1, 3), mm along LPS.")
-    if int(file.header["intent_code"]) != VECTOR:
-        raise InputError(
-            f"{path}: has intent code {int(file.header['intent_code'])}; a field in mm along LPS has {VECTOR} (vector)."
-        )
     displacement = file.voxels(dtype=np.float64)
+    if (farthest := np.abs(displacement).max()) > FARTHEST_MM:
+        raise InputError(
+            f"{path}: moves by up to {farthest:.3g} mm, farther than any heart; give a field in mm along LPS."
+        )
     if file.shape[2] == 2 and file.header["descrip"].item().decode("latin-1") == ONE_SLICE:
         displacement = displacement[:, :, :1]
     return lps_to_voxels(displacement[..., 0, :], file.affine), file.affine

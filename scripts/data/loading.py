@@ -28,7 +28,7 @@ from scripts.cardiac.planes import is_long_axis, plane_of
 from scripts.data.axes import are_exchanged
 from scripts.data.dicom import read_dicom_cine
 from scripts.data.grids import AFFINE_TOLERANCE_MM, check_meets, check_same_grid, resample, turn_to
-from scripts.data.labels import better_frame, name_structures
+from scripts.data.labels import better_frame, better_turn, name_structures
 from scripts.data.nifti import (
     NiftiFile,
     check_extent,
@@ -48,6 +48,11 @@ from torch.nn import functional as F
 # Millimeters that a label drawn on a converter's copy of DICOM may lie off: its affine comes from other slices or
 # rounded positions.
 CONVERTED_MM = 0.1
+# Millimeters from slice to slice, from and to, beyond which a file's sizes are doubted; and times that a pixel is longer
+# than wide.
+GAPS_MM, LONGEST = (1.2, 25.0), 3.0
+# Values of a slice up to which an image is taken for a label map or a mask.
+FEW = 8
 
 
 class LoadPaird(MapTransform):
@@ -141,7 +146,12 @@ def _doubts_of_pair(item: Mapping, data: Mapping) -> dict[str, str]:
     other image better."""
     if "moving" not in item or "fixed" not in item:
         return {}
-    images, doubts = torch.cat([item[key].as_tensor() for key in ("moving", "fixed")]), []
+    images = torch.cat([item[key].as_tensor() for key in ("moving", "fixed")])
+    spacing, doubts = voxel_sizes(item["fixed"].affine.double().numpy()), []
+    for key, image in zip(("moving", "fixed"), images.numpy()):
+        for sentence in _doubts_of_voxels(image, spacing):
+            logging.getLogger("data").warning(f"{data[key]}: {sentence}")
+            doubts += [sentence] * (sentence not in doubts)
     if torch.equal(*images):
         doubts.append("The moving and the fixed image are equal: is one of them the wrong file?")
         logging.getLogger("data").warning(f"{data['moving']}, {data['fixed']}: {doubts[-1]}")
@@ -149,6 +159,9 @@ def _doubts_of_pair(item: Mapping, data: Mapping) -> dict[str, str]:
         label = item.get(f"{key}_label")
         if label is not None and better_frame(images, label, number) is not None:
             doubts.append(f"The {key} label fits the {other} image better than its own: are labels exchanged?")
+            logging.getLogger("data").warning(f"{data[f'{key}_label']}: {doubts[-1]}")
+        elif label is not None and (turn := better_turn(images[number], label)):
+            doubts.append(f"The {key} label fits its image better with {turn}: is its header right?")
             logging.getLogger("data").warning(f"{data[f'{key}_label']}: {doubts[-1]}")
     return {"doubts": "\n".join(doubts)} if doubts else {}
 
@@ -166,8 +179,9 @@ def load_image(file: NiftiFile, frame: int | None = None, is_label: bool = False
             "table."
         )
     if frame is None and len(file.shape) != 3:
+        cure = ", or make one label map of masks, such as by numpy's argmax" if is_label else ""
         raise InputError(
-            f"{file.path}: has the shape {file.shape}; one stack of slices (X, Y, Z) is needed: pick one frame of a cine."
+            f"{file.path}: has the shape {file.shape}; one stack of slices (X, Y, Z) is needed: pick one frame of a cine{cure}."
         )
     voxels, meta = file.voxels(frame), {"filename_or_obj": file.path, "placed": file.placed}
     if not is_label and (valid := leave_out_fill(file, voxels)) is not None:
@@ -307,10 +321,14 @@ def _load_reference_label(data: Mapping, item: Mapping) -> dict:
             f"{path}: holds 1 alone, so that figures are the RV's; where that is the LV's cavity, give --label_values "
             "'[None, None, 1]'."
         )
-    better = better_frame(item["moving"], label, reference - 1)
-    if better is None:
+    better, turn = better_frame(item["moving"], label, reference - 1), better_turn(item["fixed"][0], label)
+    if better is None and turn is None:
         return {"reference_label": label}
-    doubt = f"The label fits frame {better + 1} better than the reference frame {reference}: is it of that frame?"
+    # A label that is turned fits no frame.
+    if turn is None:
+        doubt = f"The label fits frame {better + 1} better than the reference frame {reference}: is it of that frame?"
+    else:
+        doubt = f"The label fits the reference frame better with {turn}: is its header right?"
     logger.warning(f"{path}: {doubt}")
     return {"reference_label": label, "doubts": "\n".join([*item.get("doubts", "").splitlines(), doubt])}
 
@@ -340,12 +358,15 @@ def _hint_plane(path: str, plane: str, basis: str, slices: int) -> None:
 
 
 def _doubts_of_image(path: str, cine: Cine) -> dict[str, str]:
-    """Sentences under "doubts" where a cine looks like something else."""
-    doubts = []
+    """Sentences under "doubts" where a cine looks like something else, after those on how it was read."""
+    doubts = list(cine.doubts)
     first = cine.image[..., 0]
     if all(np.array_equal(first, cine.image[..., t]) for t in range(1, cine.frames)):
         doubts.append("All frames are equal, and nothing moves: is it a cine?")
         logging.getLogger("inference").warning(f"{path}: {doubts[-1]}")
+    for sentence in _doubts_of_voxels(first, cine.spacing):
+        doubts.append(sentence)
+        logging.getLogger("inference").warning(f"{path}: {sentence}")
     if Path(path).is_file() and are_exchanged(cine.image):
         doubts.append(
             "The third axis changes as frames do, and the fourth as slices do: are slices and frames exchanged?"
@@ -358,6 +379,19 @@ def _doubts_of_image(path: str, cine: Cine) -> dict[str, str]:
     if has_tags(cine.image[..., 0], cine.spacing[:2]):
         doubts.append("Regular lines cross the image: is it tagged? The network knows plain cines alone.")
     return {"doubts": "\n".join(doubts)} if doubts else {}
+
+
+def _doubts_of_voxels(image: NDArray, spacing: Sequence[float]) -> list[str]:
+    """Sentences on a stack (X, Y, Z) whose values, or whose voxels of a size in mm, no scanner would have chosen."""
+    doubts, (width, height, gap) = [], map(float, spacing)
+    values = np.unique(image[..., image.shape[2] // 2])
+    if len(values) <= FEW:
+        doubts.append(f"A slice has {len(values)} different values in all: is it a label map or a mask?")
+    if image.shape[2] > 1 and not GAPS_MM[0] <= gap <= GAPS_MM[1]:
+        doubts.append(f"Slices are {gap:.3g} mm apart, on which volumes rest: are the file's voxel sizes right?")
+    if max(width, height) > LONGEST * min(width, height):
+        doubts.append(f"Pixels are {width:.3g} x {height:.3g} mm: are the file's voxel sizes right?")
+    return doubts
 
 
 def check_areal(size: Sequence[int], path: str | Path) -> None:

@@ -27,6 +27,8 @@ from scripts.files import files_below
 
 MMS_TABLE = "*M&Ms_Dataset_[Ii]nformation*opendataset.csv"
 MMS_SPLITS = {"Training": "train", "Validation": "val", "Testing": "test"}
+# Of the entries of a table.
+SEPARATORS = ",;\t"
 MMS_LABELS = [3, 2, 1]  # its values of RV, myocardium and LV
 
 
@@ -39,24 +41,33 @@ def mms_table(dataset_dir: str | Path) -> Path | None:
     `<code>/<code>_sa_gt.nii.gz` (its labels, at ED and ES). A table of another name is known by its column `External
     code`.
     """
-    tables = [path for path in sorted(Path(dataset_dir).glob("*.csv")) if not path.name.startswith(".")]
+    tables = [path for path in sorted(Path(dataset_dir).glob("[!.]*.csv")) if path.is_file()]
     named = [path for path in tables if path.match(MMS_TABLE)]
     return next(iter(named), None) or next((path for path in tables if has_codes(path)), None)
 
 
 def has_codes(path: Path) -> bool:
     """Whether the first line of a table names the column of M&Ms' subjects."""
-    return "External code" in _read_table(path)[0]
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline(10_000)
+    return "External code" in re.split(rf"\s*[\"{SEPARATORS}]\s*", first.strip())
 
 
 def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The columns and rows of a table, whose entries are parted by commas, or as spreadsheets of some countries write
-    them, by semicolons or tabs."""
+    them, by semicolons or tabs.
+
+    Raises:
+        InputError: for what is no such table.
+    """
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         first = file.readline()
         file.seek(0)
-        reader = csv.DictReader(file, delimiter=max(",;\t", key=first.count))
-        rows = [{(key or "").strip(): value for key, value in row.items()} for row in reader]
+        reader = csv.DictReader(file, delimiter=max(SEPARATORS, key=first.count))
+        try:
+            rows = [{(key or "").strip(): value for key, value in row.items()} for row in reader]
+        except csv.Error as error:
+            raise InputError(f"{path}: cannot be read as CSV ({error}); correct it or remove it.") from error
     return [name.strip() for name in reader.fieldnames or []], rows
 
 

@@ -45,8 +45,9 @@ STRAIGHTENED = 2.0
 SAME_PLACE = 0.1
 # How many times longer than both others an axis' spacing is where slices lie along it.
 CLEARLY_THICKER = 1.5
-# Millimeters of a field of view that no scanner has, and voxels of all frames that no cine has: 16 GiB as float32.
-LARGEST_MM, LARGEST_VOXELS = 5000.0, 1 << 32
+# Millimeters of a field of view that no scanner has, and in which no heart has room; and voxels of all frames that no cine
+# has: 16 GiB as float32.
+LARGEST_MM, SMALLEST_MM, LARGEST_VOXELS = 5000.0, 1.0, 1 << 32
 # Intent codes of files of vectors: "vector" is what ITK writes for displacements, "displacement vector" its other name.
 VECTOR, DISPLACEMENT = 1007, 1006
 
@@ -180,6 +181,10 @@ def check_extent(shape: Sequence[int], affine: NDArray, path: str | Path) -> Non
         raise InputError(
             f"{path}: has slices of {width:.4g} x {height:.4g} mm, and no scanner is so wide; correct the file's voxel sizes."
         )
+    if max(width, height) < SMALLEST_MM:
+        raise InputError(
+            f"{path}: has slices of {width:.4g} x {height:.4g} mm, and no heart is so small; correct the file's voxel sizes."
+        )
 
 
 def check_slices_last(file: NiftiFile) -> None:
@@ -229,11 +234,14 @@ def read_nifti_cine(path: str | Path, frames: int | None = None) -> Cine:
 def no_cine(path: str | Path, shape: Sequence[int]) -> str:
     """Why a file of a shape, as `NiftiFile` has it, is no cine, with the cure."""
     words = f"has the shape {tuple(shape)}; a cine is (X, Y, Z, T) with two frames or more."
+    load = f"`img = nibabel.load({Path(path).name!r}); nibabel.Nifti1Image("
     if len(shape) == 3 and shape[2] > 1:
-        words += (
-            f" Where its third axis is time, write `img = nibabel.load({Path(path).name!r}); nibabel.Nifti1Image("
-            "img.dataobj[:, :, None], img.affine)` to a new file; register two 3-D images by --moving and --fixed."
-        )
+        words += f" Where its third axis is time, write {load}img.dataobj[:, :, None], img.affine)` to a new file;"
+    if len(shape) == 3:
+        words += " register two images by --moving and --fixed."
+    if len(shape) == 5:
+        first = "..., 0" if shape[4] < shape[3] else ":, :, :, 0"
+        words += f" Write one of the images that it has of a frame, such as {load}img.dataobj[{first}], img.affine)`, to a new file."
     return words
 
 

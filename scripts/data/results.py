@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.errors import InputError
+from scripts.errors import InputError, is_full_disk
 
 DONE = "quality.json"
 # All that `writers.WriteRegistration`, and a Mac that shows it, may leave in the folder of a case.
@@ -57,11 +57,15 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def explain_write_errors(path: Path, cure: str = "free space, or give another --output_dir.") -> Iterator[None]:
-    """Turn errors of writing to a path, as on a full disk, into an `InputError` that names it."""
+    """Turn errors of writing to a path, as on a full disk, into an `InputError` that names it, and none of the files that
+    are to become it."""
     try:
         yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {cure}") from error
+    except (OSError, InputError) as error:
+        if isinstance(error, InputError) and not is_full_disk(error):
+            raise
+        reason = "its disk is full" if isinstance(error, InputError) else error.strerror or error
+        raise InputError(f"{path}: cannot be written ({reason}); {cure}") from error
 
 
 def check_place(folder: Path) -> None:

@@ -16,10 +16,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from scripts.data.acdc import acdc_pairs, acdc_subjects, read_info
 from scripts.data.datalists import folder_splits, folder_subjects, select_pairs, split_subjects
 from scripts.data.loading import LoadPaird
+from scripts.errors import InputError
 
 
 def test_items_name_the_frames_of_info_cfg(phantoms: Path) -> None:
@@ -70,3 +72,11 @@ def test_mms_gives_the_pairs_of_the_same_subjects_in_acdc_layout(mms: Path, phan
             torch.testing.assert_close(*(item[key].affine for item in loaded))
         # Not symmetric in time: the frames are the right ones.
         assert not torch.equal(loaded[0]["moving"].as_tensor(), loaded[0]["fixed"].as_tensor())
+
+
+def test_lines_that_differ_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "Info.cfg").write_text("ED: 1\nED: 1\nES: 4\n")
+    assert read_info(tmp_path / "Info.cfg") == {"ED": "1", "ES": "4"}
+    (tmp_path / "Info.cfg").write_text("ED: 1\nES: 4\nES: 5\n")
+    with pytest.raises(InputError, match=r"Info\.cfg: has several lines ES that differ; remove the wrong ones"):
+        read_info(tmp_path / "Info.cfg")

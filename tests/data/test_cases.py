@@ -20,6 +20,7 @@ import re
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import write_nifti
@@ -346,6 +347,18 @@ def test_one_frame_for_both_phases_is_called_out(subject: Path, caplog: pytest.L
     (item,) = find_cases(cine=str(next(subject.glob("*_4d.nii.gz"))))
     assert item["reference"] == 2
     assert f"{subject / 'Info.cfg'}: has one frame, 2, for ED and ES" in caplog.text
+
+
+def test_a_folder_has_images_in_two_files_and_not_itself(subject: Path, tmp_path: Path) -> None:
+    cine = nib.load(next(subject.glob("*_4d.nii.gz")))
+    folder = tmp_path / "all"
+    folder.mkdir()
+    nib.save(nib.Nifti1Pair(np.asarray(cine.dataobj), cine.affine), folder / "heart_4d.hdr")
+    (folder / "itself").symlink_to(folder)
+    (item,) = find_cases(dataset_dir=str(folder))
+    assert (item["case"], item["cine"]) == ("heart", str(folder / "heart_4d.hdr"))
+    with pytest.raises(InputError, match=r"heart_4d\.hdr: is a file; give it as --cine"):
+        find_cases(dataset_dir=item["cine"])
 
 
 def test_names_differ(subject: Path) -> None:

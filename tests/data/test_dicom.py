@@ -28,12 +28,13 @@ import numpy as np
 import pytest
 from scripts.data.cases import find_cases
 from scripts.data.dicom import read_dicom_cine
+from scripts.data.dicom_headers import read_instances
 
 from tests import dicom_files as dcm
 from tests.conftest import ROOT
 
 pydicom = pytest.importorskip("pydicom")
-from pydicom.uid import RLELossless, generate_uid  # noqa: E402
+from pydicom.uid import CTImageStorage, RLELossless, generate_uid  # noqa: E402
 
 
 def test_reads_a_stack_of_one_series_a_slice(tmp_path: Path) -> None:
@@ -285,3 +286,54 @@ def test_reads_what_a_scanner_wrote() -> None:
         crop = cine.image[56:200, 56:200, z]
         for t in (0, 7, 19):
             assert np.corrcoef(crop[..., t].ravel(), pixels[..., 7 - z, t].ravel())[0, 1] > 0.999
+
+
+def test_a_phase_that_all_slices_lack_is_a_doubt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stack = dcm.set_tags(dcm.make_stack(phases=6), lambda z, t: {"CardiacNumberOfImages": 6})
+    assert not read_dicom_cine(dcm.write(tmp_path / "whole", stack)).doubts
+    (doubt,) = read_dicom_cine(dcm.write(tmp_path / "part", [[*one[:2], *one[3:]] for one in stack])).doubts
+    assert doubt == "In slice 1 the phases 2 and 3 are 180 ms apart, and others 91.5: is one missing?"
+    assert doubt in caplog.text
+    (doubt,) = read_dicom_cine(dcm.write(tmp_path / "end", [one[:5] for one in stack])).doubts
+    assert doubt == "There are 5 phases, and 6 were taken by the headers: are some missing?"
+
+
+def test_what_is_no_mr_image_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stack = dcm.make_stack()
+    others = dcm.make_stack(slices=1, phases=2, seed=1)
+    dcm.set_tags(others, lambda z, t: {"SOPClassUID": CTImageStorage})
+    with caplog.at_level("INFO", logger="inference"):
+        cine = read_dicom_cine(dcm.write(tmp_path, stack, others))
+    np.testing.assert_array_equal(cine.image, dcm.expected_image(stack))
+    assert "left out what is no MR image: 2 of CT Image Storage" in caplog.text
+
+
+def test_images_of_two_patients_are_no_cine(tmp_path: Path) -> None:
+    stack = dcm.set_tags(dcm.make_stack(), lambda z, t: {"PatientID": f"4711-JD{z // 2}"})
+    assert "holds images of 2 patients" in dcm.error_of(dcm.write(tmp_path / "mixed", stack))
+    (one,) = {instance.patient for instance in read_instances(tmp_path, next((tmp_path / "mixed").rglob("IM*")))}
+    assert one
+    assert "4711" not in one
+
+
+def test_slices_of_two_studies_without_a_common_place_are_a_doubt(tmp_path: Path) -> None:
+    """Not where a study has two frames of reference, or a program invented names for each file."""
+    for number, (study, frame, count) in enumerate(
+        (
+            (lambda z, t: z // 3, lambda z, t: z // 3, 2),
+            (lambda z, t: z // 3, lambda z, t: 0, 0),
+            (lambda z, t: 0, lambda z, t: z // 3, 0),
+            (lambda z, t: 10 * z + t, lambda z, t: 10 * z + t, 0),
+        )
+    ):
+        stack = dcm.set_tags(
+            dcm.make_stack(slices=5),
+            lambda z, t, s=study, f=frame: {
+                "StudyInstanceUID": f"1.{s(z, t) + 1}",
+                "FrameOfReferenceUID": f"2.{f(z, t) + 1}",
+            },
+        )
+        cine = read_dicom_cine(dcm.write(tmp_path / str(number), stack))
+        assert cine.image.shape[2] == 5
+        words = f"Slices are of {count} studies that name no place in common: are they of one patient?"
+        assert cine.doubts == ((words,) if count else ())

@@ -73,7 +73,7 @@ def test_images_whose_least_value_is_white_are_turned_over(tmp_path: Path, bits:
 
 def test_stops_at_pixels_that_cannot_be_read(tmp_path: Path) -> None:
     stack = dcm.set_tags(dcm.make_stack(), lambda z, t: {"PixelData": b"\0\0"})
-    assert "(series 0) cannot be read (Explicit VR Little Endian); export it again" in dcm.error_of(
+    assert "(series 0) cannot be read (Explicit VR Little Endian); is the file complete?" in dcm.error_of(
         dcm.write(tmp_path / "short", stack)
     )
     stack = dcm.set_tags(

@@ -67,7 +67,8 @@ def test_stops_at_slices_of_unequal_numbers_of_phases(tmp_path: Path) -> None:
     stack = dcm.make_stack()
     stack[1].pop()
     message = dcm.error_of(dcm.write(tmp_path, stack))
-    assert "unequal numbers of phases (4, 3, 4); add the missing files" in message
+    assert "unequal numbers of phases (4, 3, 4): look at slice 2, with IM" in message
+    assert "; add the missing files" in message
     assert "the stack of 11 images with IM000 (series 0)" in message
 
 

@@ -247,14 +247,16 @@ def test_voxels_and_mm_are_each_other_s_reverse(name: str) -> None:
     np.testing.assert_allclose(in_plane, np.concatenate([field[:2], 0 * field[2:]]), atol=1e-12)
 
 
-@pytest.mark.parametrize("damage", ["image", "two vectors", "intent", "nan", "truncated", "missing", "text"])
+@pytest.mark.parametrize(
+    "damage", ["image", "two vectors", "intent", "no intent", "nan", "far", "truncated", "missing", "text"]
+)
 def test_refuses_other_files(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "field.nii.gz"
     array = np.random.default_rng(4).normal(size=(12, 11, 3, 1, 2 if damage == "two vectors" else 3)).astype(np.float32)
-    if damage == "nan":
-        array[3, 2, 1, 0, 2] = np.nan
+    if damage in ("nan", "far"):
+        array[3, 2, 1, 0, 2] = np.nan if damage == "nan" else -1e30
     image = nib.Nifti1Image(array[..., 0, 0] if damage == "image" else array, AFFINE)
-    image.header.set_intent(1006 if damage == "intent" else 1007)
+    image.header.set_intent({"intent": 1006, "no intent": 0}.get(damage, 1007))
     nib.save(image, path)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-900])
@@ -265,7 +267,9 @@ def test_refuses_other_files(damage: str, tmp_path: Path) -> None:
     message = {
         "image": r"has the shape \(12, 11, 3\); a displacement field is \(X, Y, Z, 1, 3\), mm along LPS",
         "two vectors": r"has the shape \(12, 11, 3, 1, 2\)",
-        "intent": "has intent code 1006; a field in mm along LPS has 1007",
+        "intent": r"has intent code 1006, and a field in mm along LPS has 1007 .*set_intent\(1007\)",
+        "no intent": "has intent code 0, and a field in mm along LPS has 1007",
+        "far": r"moves by up to 1e\+30 mm, farther than any heart; give a field in mm along LPS",
         "nan": "holds NaN or Inf; replace those voxels",
         "missing": "no such file; correct the path",
     }.get(damage, "cannot be read as NIfTI .*; is the file complete?")

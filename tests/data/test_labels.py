@@ -23,7 +23,7 @@ import torch
 from conftest import ROOT
 from monai.data import MetaTensor
 from phantom_cases import PHANTOM
-from scripts.data.labels import FITS_BETTER, better_frame, name_structures
+from scripts.data.labels import FITS_BETTER, better_frame, better_turn, name_structures
 from scripts.data.loading import load_image
 from scripts.data.nifti import open_nifti
 from scripts.errors import InputError
@@ -110,6 +110,36 @@ def test_a_label_fits_its_own_frame_best() -> None:
     assert 0 < FITS_BETTER < 1
 
 
+def test_a_label_that_is_turned_fits_better_turned_back() -> None:
+    image, label = torch.from_numpy(PHANTOM.image(1)).float(), torch.from_numpy(PHANTOM.label(1).astype(np.float32))
+    assert better_turn(image, label[None]) is None
+    for axes in ((0,), (1,), (2,), (0, 2)):
+        words = " and ".join(f"axis {axis + 1} reversed" for axis in axes)
+        assert better_turn(image, torch.flip(label, axes)[None]) == words
+    square, inner = image[2:46, :44], label[2:46, :44]
+    assert better_turn(square, inner.transpose(0, 1)[None]) == "axes 1 and 2 exchanged"
+    # Nor can one structure alone tell.
+    assert better_turn(image, torch.flip((label == 3) * 3.0, (0,))[None]) is None
+
+
+def test_what_no_one_draws_is_refused(label: np.ndarray) -> None:
+    full, noise = np.full(label.shape, 3), np.random.default_rng(0).integers(0, 4, label.shape)
+    for values, words in ((full, "labels 100 % of a slice"), (noise, "is noise: only 2. % of")):
+        with pytest.raises(InputError, match=rf"gt\.nii\.gz: {words}.*; give a label map that is 0 outside"):
+            name_structures(with_values(values, 1, 2, 3), "gt.nii.gz")
+
+
+def test_the_rv_among_other_values_is_the_one_beside_the_myocardium(label: np.ndarray) -> None:
+    given = label.copy()
+    given[:2] = 7
+    with pytest.raises(InputError, match=r"by their places '\[1, 2, 3\]'"):
+        name_structures(
+            with_values(np.where(given == 7, 0, given), 1, 2, 3) + 7 * torch.from_numpy(given == 7), "gt.nii.gz"
+        )
+    with pytest.raises(InputError, match=r"holds 255, .*'\[None, None, 255\]' where this is the LV's cavity"):
+        name_structures(with_values(np.where(label == 3, 3, 0), 0, 0, 255), "gt.nii.gz")
+
+
 def test_published_labels_are_taken_and_fit_their_own_frame(acdc: Path) -> None:
     for subject in ("patient001", "patient014", "patient090"):
         pairs = sorted((acdc / subject).glob("*_frame*_gt.nii.gz"))
@@ -119,6 +149,8 @@ def test_published_labels_are_taken_and_fit_their_own_frame(acdc: Path) -> None:
             named = name_structures(found, str(path))
             np.testing.assert_array_equal(named, found)
             assert better_frame(torch.cat(images), named, number) is None
+            assert better_turn(images[number][0], named) is None
+            assert better_turn(images[number][0], torch.flip(named, (2,))) == "axis 2 reversed"
 
 
 def test_the_sample_s_label_is_taken() -> None:

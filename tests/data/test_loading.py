@@ -516,3 +516,29 @@ def test_images_that_are_equal_are_a_doubt(
     path = write_nifti(tmp_path / "still_4d.nii.gz", still, cine.affine)
     assert "All frames are equal" in LoadCase()({"cine": str(path), "reference": 1})["doubts"]
     assert "still_4d.nii.gz: All frames are equal" in caplog.text
+
+
+def test_what_no_scanner_would_choose_is_a_doubt(cine_path: Path, tmp_path: Path) -> None:
+    cine = nib.load(cine_path)
+    array = np.asarray(cine.dataobj)
+
+    def doubts(values: np.ndarray, sizes: tuple[float, ...] = (1.5, 1.5, 8.0)) -> str:
+        path = write_nifti(tmp_path / "a_4d.nii.gz", values, np.diag([*sizes, 1.0]))
+        return LoadCase()({"cine": str(path), "reference": 1}).get("doubts", "")
+
+    assert not doubts(array)
+    assert doubts((array > array.mean()).astype(np.uint8)).startswith("A slice has 2 different values in all")
+    for gap in (0.5, 40.0):
+        assert doubts(array, (1.5, 1.5, gap)).startswith(f"Slices are {gap:g} mm apart, on which volumes rest")
+    assert doubts(array, (1.5, 6.0, 8.0)).startswith("Pixels are 1.5 x 6 mm")
+    assert not doubts(array[:, :, :1], (1.5, 1.5, 40.0))
+
+
+def test_a_label_that_is_turned_is_a_doubt(cine_path: Path, pair_paths: dict[str, str], tmp_path: Path) -> None:
+    label = nib.load(cine_path.with_name("label.nii.gz"))
+    turned = str(write_nifti(tmp_path / "a.nii.gz", np.asarray(label.dataobj)[:, ::-1], label.affine))
+    item = {"cine": str(cine_path), "reference": 1, "reference_label": turned}
+    assert LoadCase()(item)["doubts"].startswith("The label fits the reference frame better with axis 2 reversed")
+    moving = nib.load(pair_paths["moving_label"])
+    nib.save(nib.Nifti1Image(np.asarray(moving.dataobj)[::-1], moving.affine), pair_paths["moving_label"])
+    assert LoadCase()(pair_paths)["doubts"].startswith("The moving label fits its image better with axis 1 reversed")

@@ -65,6 +65,7 @@ def test_subjects_of_the_table_without_a_cine_are_named(
 FAULTS = {
     "one frame for ED and ES": (lambda text: text.replace(",B,2,0,2,", ",B,2,0,0,"), "for ED and ES of"),
     "two rows of a subject": (lambda text: text + text.splitlines()[1].replace(",B,2,", ",B,2,3"), "has two rows of"),
+    "a field without end": (lambda text: text + '"' + "1" * 200_000, "cannot be read as CSV"),
     "no columns": (lambda text: text.replace(",ED,ES,", ",a,b,"), "has no column ED and no ES"),
 }
 

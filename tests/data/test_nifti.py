@@ -320,7 +320,7 @@ def test_what_is_no_cine_is_named_with_its_cure(tmp_path: Path, array: np.ndarra
         "volume.nrrd": "convert it to .nii.gz.",
         "stack.nii.gz": "--moving and --fixed",
         "one.nii.gz": "two frames or more",
-        "vectors.nii.gz": "has the shape (7, 6, 3, 5, 3); a cine is (X, Y, Z, T)",
+        "vectors.nii.gz": "nibabel.Nifti1Image(img.dataobj[..., 0], img.affine)`, to a new file",
         "complex.nii.gz": "holds complex numbers; write their magnitude to a new file",
         "IM1": "is one DICOM file; give --cine the folder",
         "nan.nii.gz": "NaN or Inf",

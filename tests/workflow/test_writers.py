@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -197,6 +198,23 @@ def test_neither_patient_nor_paths_are_in_the_figures(cine: CineRegistration, tm
     for path in folder.rglob("*.nii.gz"):
         header = nib.load(path).header
         assert not any(header[key].item().strip(b"\0") for key in ("db_name", "aux_file", "intent_name", "data_type"))
+
+
+def test_a_full_disk_is_told_by_the_case_s_folder(
+    cine: CineRegistration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by that of a part file, which is gone."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writers.nib.openers.Opener, "write", full)
+    with pytest.raises(
+        InputError, match=r"heart: cannot be written \(its disk is full\); free space, or give another"
+    ) as caught:
+        write(tmp_path, cine, write=KEPT)
+    assert ".part_" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failing_report_leaves_no_folder(
