@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scripts.cardiac.cines import LABELS, Cine
 from scripts.cardiac.planes import is_long_axis, plane_of

@@ -241,7 +241,7 @@ def no_cine(path: str | Path, shape: Sequence[int]) -> str:
         words += " register two images by --moving and --fixed."
     if len(shape) == 5:
         first = "..., 0" if shape[4] < shape[3] else ":, :, :, 0"
-        words += f" Write one of the images that it has of a frame, such as {load}img.dataobj[{first}], img.affine)`, to a new file."
+        words += f" Write one image of each frame, such as {load}img.dataobj[{first}], img.affine)`, to a new file."
     return words
 
 
