@@ -334,7 +334,7 @@ FAULTS: dict[Callable[[Path], None], str] = {
     pixels_of_micrometers: "no heart is so small; correct the file's voxel sizes",
     sheared: "right angles",
     slices_first: "reorder",
-    never_meant: "memory|complete|voxels",
+    never_meant: "no cine is so large|complete",
     no_slices: "holds no voxel",
     less_than_no_slices: "complete|voxel",
     units_of_nothing: "write it again in mm",

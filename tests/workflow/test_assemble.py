@@ -230,10 +230,12 @@ def test_a_moving_image_on_another_grid_is_brought_onto_the_fixed_one(tmp_path: 
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     moving[:3, :3] = turn @ moving[:3, :3]
     moving[:3, 3] = [-10, -20, -5]
+    # It covers the fixed image, and not all of its own slices, as no label does.
+    label = np.pad(np.full((54, 54, 8), 2, np.uint8), ((3, 3), (3, 3), (0, 0)))
     paths = {
         "fixed": str(write_nifti(tmp_path / "fixed.nii.gz", linear((20, 20, 3), fixed), fixed)),
         "moving": str(write_nifti(tmp_path / "moving.nii.gz", linear((60, 60, 8), moving), moving)),
-        "moving_label": str(write_nifti(tmp_path / "label.nii.gz", np.full((60, 60, 8), 2, np.uint8), moving)),
+        "moving_label": str(write_nifti(tmp_path / "label.nii.gz", label, moving)),
         "case": "pair",
     }
     with pytest.raises(InputError, match=r"moving.nii.gz and .*fixed.nii.gz.*--resample_moving True"):
