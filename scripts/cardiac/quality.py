@@ -158,13 +158,8 @@ def _frame_figures(
         for f in (registration.fields, registration.inverses)
     )
     spacing = torch.tensor(registration.cine.spacing[:axes], dtype=torch.float64).view(1, -1, *[1] * axes)
-    determinants = [jacobian_determinant(one) for one in (u, v)]
-    errors = []
-    for one, other, own in ((u, v, determinants[0]), (v, u, determinants[1])):
-        length = fields.length(compose(other, one) * spacing)
-        errors.append(by_slice(torch.where(in_view(one) & (own > 0.1), length, torch.nan)))
-    determinant = by_slice(determinants[0])
-    inverse = [error.flatten(1) for error in errors]
+    determinant = by_slice(jacobian_determinant(u))
+    inverse = [by_slice(_inverse_error(*pair, spacing)).flatten(1) for pair in ((u, v), (v, u))]
     fixed = torch.from_numpy(np.ascontiguousarray(registration.fixed)).double().movedim(-1, 0)
     scale = fixed.var().clamp(min=torch.finfo(torch.float64).tiny)
     seen = by_slice(in_view(u))
@@ -207,6 +202,16 @@ def _frame_figures(
 
     slices = [{"slice": z + 1, **figures(slice(z, z + 1))} for z in range(len(fixed))]
     return {"frame": t + 1, **figures(slice(None)), "slices": slices}
+
+
+def _inverse_error(one: torch.Tensor, other: torch.Tensor, spacing: torch.Tensor) -> torch.Tensor:
+    """How far `other` after `one`, fields (N, d, *spatial) in voxels, is from the identity, in mm, (N, *spatial); NaN where
+    `one` leaves the view or all but collapses. One of N after the other: large slices take much memory."""
+    errors = []
+    for first, second in zip(one.split(1), other.split(1)):
+        length = fields.length(compose(second, first) * spacing)
+        errors.append(torch.where(in_view(first) & (jacobian_determinant(first) > 0.1), length, torch.nan))
+    return torch.cat(errors)
 
 
 def _misfit(image: torch.Tensor, fixed: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

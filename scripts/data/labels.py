@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, generate_binary_structure
 from scripts.cardiac.cines import LABELS
 from scripts.errors import InputError
 from torch import Tensor
@@ -35,7 +35,7 @@ FULL = 0.9
 # and of ACDC's 200 labels none has less than 0.87. Told from some number of neighbors on.
 SPECKLED, ENOUGH = 0.5, 1000
 # A pixel and its neighbors in a slice.
-CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)[..., None]
+CROSS = generate_binary_structure(2, 1)[..., None]
 # Values that a label map of the heart may have beside 0, at most.
 MOST_VALUES = 8
 # By how much more of the variance inside a label another frame must explain to be suspected as the label's own. On
