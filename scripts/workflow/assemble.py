@@ -280,10 +280,17 @@ def carry_label(data: Mapping, label: torch.Tensor, fields: torch.Tensor) -> tor
     if "moving_label_native" in data:
         labels = pull_native(data["moving_label_native"], fields[0], fixed_affine(data), is_label=True)
     else:
-        axes = fields.shape[1]
-        moved = [warp_label(unstack(label, axes), unstack(u, axes)) for u in fields]
-        labels = torch.stack([restack(one[:, 0], axes) * seen(u) for one, u in zip(moved, fields)], dim=-1)
+        labels = torch.stack([_carry_to_frame(label, u) for u in fields], dim=-1)
     return labels.round().to(torch.uint8)
+
+
+def _carry_to_frame(label: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
+    """What a field (d, X, Y, Z) makes of a label (1, X, Y, Z), 0 where it leads out of view, (X, Y, Z), uint8. Slices come
+    one after the other: the weights of all structures in a whole stack take much memory."""
+    axes = len(field)
+    pairs = zip(unstack(label, axes).split(1), unstack(field, axes).split(1))
+    moved = torch.cat([warp_label(one, u)[:, 0].round().to(torch.uint8) for one, u in pairs])
+    return restack(moved, axes) * seen(field)
 
 
 def seen_on_both(data: Mapping, fields: torch.Tensor) -> np.ndarray | None:
