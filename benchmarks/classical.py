@@ -21,21 +21,21 @@ FACTORS = (4, 2, 1)  # of the pyramids
 CORRELATION_RADIUS = 4  # pixels
 
 
-def to_itk(image: NDArray) -> object:
+def _to_itk(image: NDArray) -> object:
     """An ITK image of a slice (X, Y)."""
     import itk
 
     return itk.image_from_array(np.ascontiguousarray(image.T, dtype=np.float32))
 
 
-def to_array(field: object) -> NDArray:
+def _to_array(field: object) -> NDArray:
     """A displacement (2, X, Y) of an ITK image of vectors."""
     import itk
 
     return np.ascontiguousarray(itk.array_from_image(field).T)
 
 
-def demons(moving: NDArray, fixed: NDArray, filter_name: str, iterations: int = 50, sigma: float = 1.0) -> NDArray:
+def _demons(moving: NDArray, fixed: NDArray, filter_name: str, iterations: int = 50, sigma: float = 1.0) -> NDArray:
     """Demons (Thirion, MIA 1998) by the named ITK filter, in ITK's pyramid.
 
     Args:
@@ -51,17 +51,17 @@ def demons(moving: NDArray, fixed: NDArray, filter_name: str, iterations: int = 
     image, field = itk.Image[itk.F, 2], itk.Image[itk.Vector[itk.F, 2], 2]
     level = getattr(itk, filter_name)[image, image, field].New(StandardDeviations=sigma)
     pyramid = itk.MultiResolutionPDEDeformableRegistration[image, image, field, itk.F].New(
-        MovingImage=to_itk(moving), FixedImage=to_itk(fixed)
+        MovingImage=_to_itk(moving), FixedImage=_to_itk(fixed)
     )
     pyramid.SetRegistrationFilter(level)
     # Halves the resolution from level to level.
     pyramid.SetNumberOfLevels(len(FACTORS))
     pyramid.SetNumberOfIterations([iterations] * len(FACTORS))
     pyramid.Update()
-    return to_array(pyramid.GetOutput())
+    return _to_array(pyramid.GetOutput())
 
 
-def fast_demons(moving: NDArray, fixed: NDArray, iterations: int = 50, sigma: float = 1.0) -> NDArray:
+def _fast_demons(moving: NDArray, fixed: NDArray, iterations: int = 50, sigma: float = 1.0) -> NDArray:
     """Demons of SimpleITK's `FastSymmetricForcesDemonsRegistrationFilter` (Vercauteren et al., MICCAI 2007), which `itk`
     does not wrap; each level starts from the field of the coarser one.
 
@@ -93,7 +93,7 @@ def fast_demons(moving: NDArray, fixed: NDArray, iterations: int = 50, sigma: fl
     return np.ascontiguousarray(SimpleITK.GetArrayFromImage(field).T, dtype=np.float32)
 
 
-def syn(
+def _syn(
     moving: NDArray,
     fixed: NDArray,
     iterations: int | Sequence[int] = 50,
@@ -115,7 +115,7 @@ def syn(
     import itk
 
     image, vectors = itk.Image[itk.F, 2], itk.Image[itk.Vector[itk.F, 2], 2]
-    moving, fixed = to_itk(moving), to_itk(fixed)
+    moving, fixed = _to_itk(moving), _to_itk(fixed)
     found = itk.CompositeTransform[itk.D, 2].New()
     for factor, limit in zip(FACTORS, [iterations] * len(FACTORS) if isinstance(iterations, int) else iterations):
         correlation = itk.ANTSNeighborhoodCorrelationImageToImageMetricv4[image, image].New(
@@ -139,27 +139,27 @@ def syn(
         Transform=found, ReferenceImage=fixed, UseReferenceImage=True
     )
     sampled.Update()
-    return to_array(sampled.GetOutput())
+    return _to_array(sampled.GetOutput())
 
 
 METHODS: dict[str, Callable[..., NDArray]] = {
-    "demons": partial(demons, filter_name="SymmetricForcesDemonsRegistrationFilter"),
-    "diffeomorphic_demons": partial(demons, filter_name="DiffeomorphicDemonsRegistrationFilter"),
-    "fast_demons": fast_demons,
-    "syn": syn,
+    "demons": partial(_demons, filter_name="SymmetricForcesDemonsRegistrationFilter"),
+    "diffeomorphic_demons": partial(_demons, filter_name="DiffeomorphicDemonsRegistrationFilter"),
+    "fast_demons": _fast_demons,
+    "syn": _syn,
 }
 
 
 @cache
-def warm_up(name: str) -> None:
+def _warm_up(name: str) -> None:
     """A method's first call in a process loads its templates, for twenty seconds and more."""
     METHODS[name](*np.random.default_rng(0).random((2, 32, 32), dtype=np.float32), iterations=1)
 
 
-def register(name: str, parameters: dict, pair: NDArray) -> tuple[NDArray, float]:
+def _register(name: str, parameters: dict, pair: NDArray) -> tuple[NDArray, float]:
     """The field (2, X, Y) of a pair of slices (2, X, Y) by one of `METHODS`, and the CPU seconds it took,
     without the first call's of a process."""
-    warm_up(name)
+    _warm_up(name)
     start = time.process_time()
     field = METHODS[name](*pair, **parameters)
     return field, time.process_time() - start
@@ -177,7 +177,7 @@ def register_slices(
         pairs: moving and fixed slices.
         executor: processes that share the slices; None takes this one.
     """
-    results = list((executor.map if executor else map)(partial(register, name, parameters), pairs))
+    results = list((executor.map if executor else map)(partial(_register, name, parameters), pairs))
     return np.stack([field for field, _ in results]), sum(seconds for _, seconds in results)
 
 

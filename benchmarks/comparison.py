@@ -71,7 +71,7 @@ def compare(scores: Mapping[str, Mapping[str, dict]], ours: str, figure: str = "
     return dict(zip(others, holm([wilcoxon_p(paired(ours), paired(name)) for name in others])))
 
 
-def format_cell(figure: Mapping[str, float], digits: int) -> str:
+def _format_cell(figure: Mapping[str, float], digits: int) -> str:
     """Mean ± standard deviation; a dash where there is none."""
     return "–" if np.isnan(figure["mean"]) else f"{figure['mean']:.{digits}f} ± {figure['std']:.{digits}f}"
 
@@ -95,7 +95,7 @@ def format_table(
         lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
         for name, rows in chosen.items():
             summary = summarize([{key: row[key] for key in COLUMNS} for row in rows.values()])
-            cells = [format_cell(summary[key], digits) for key, (_, digits) in COLUMNS.items()]
+            cells = [_format_cell(summary[key], digits) for key, (_, digits) in COLUMNS.items()]
             cells += ["–" if np.isnan(training.get(name, np.nan)) else f"{training[name]:.0f}"]
             cells += ["–" if np.isnan(p.get(name, np.nan)) else f"{p[name]:.3g}"]
             lines.append(f"| {titles[name]} | {' | '.join(cells)} |")

@@ -107,7 +107,7 @@ def _as_bright(image: NDArray, like: NDArray) -> NDArray:
     return (image - low) / max(high - low, 1e-6) * (to_high - to_low) + to_low
 
 
-def exchange_frames(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _exchange_frames(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """The frame of systole and one that lies a share of the cycle (at least a frame) later exchange their places."""
     frames = case.image.shape[-1]
     order, one = np.arange(frames), _systole(case) - 1
@@ -118,7 +118,7 @@ def exchange_frames(case: Case, severity: float, other: Case, long_axis: NDArray
     return replace(case, image=case.image[..., order])
 
 
-def shift_slice(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _shift_slice(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """A middle slice lies so many mm off along both axes together, in all frames, as after another breath-hold."""
     image, z = case.image.copy(), _middle(case, 1)[0]
     pixels = [severity / np.sqrt(2) / length for length in case.spacing[:2]]
@@ -126,20 +126,20 @@ def shift_slice(case: Case, severity: float, other: Case, long_axis: NDArray) ->
     return replace(case, image=image)
 
 
-def mistake_reference(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _mistake_reference(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """The label was drawn on another frame: the one that is named lies a share of the way to systole on."""
     step = round(severity * (_systole(case) - case.reference))
     return replace(case, reference=case.reference + (step or 1))
 
 
-def add_noise(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _add_noise(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """Rician noise, its standard deviation a share of the 99th percentile."""
     generator, sd = np.random.default_rng(0), severity * np.percentile(case.image, 99)
     real, imaginary = (generator.normal(0, sd, case.image.shape) for _ in range(2))
     return replace(case, image=np.hypot(case.image + real, imaginary).astype(np.float32))
 
 
-def lose_frames(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _lose_frames(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """A share of the cycle (at least a frame) is missing, from the frame after the reference on."""
     frames, first = case.image.shape[-1], case.reference - 1
     number = min(max(round(severity * frames), 1), frames - 3)
@@ -148,7 +148,7 @@ def lose_frames(case: Case, severity: float, other: Case, long_axis: NDArray) ->
     return replace(case, image=case.image[..., kept], reference=kept.index(first) + 1)
 
 
-def end_early(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _end_early(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """The cine begins with the reference, and a share of the cycle is missing at its end."""
     frames, first = case.image.shape[-1], case.reference - 1
     kept = max(round((1 - severity) * frames), 3)
@@ -156,7 +156,7 @@ def end_early(case: Case, severity: float, other: Case, long_axis: NDArray) -> C
     return replace(case, image=case.image[..., order], reference=1)
 
 
-def blank_slices(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _blank_slices(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """A middle slice is missing, and blank, in a share of the frames (at least one)."""
     image, z = case.image.copy(), _middle(case, 1)[0]
     for t in range(image.shape[-1]) if severity == 1 else _other_frames(case, severity):
@@ -164,7 +164,7 @@ def blank_slices(case: Case, severity: float, other: Case, long_axis: NDArray) -
     return replace(case, image=image)
 
 
-def take_long_axis(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _take_long_axis(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """A share of the slices (at least one) shows a long-axis view."""
     image = case.image.copy()
     view = _as_bright(_at_phases(_fit(long_axis, image.shape[:2]), image.shape[-1]), image)
@@ -172,7 +172,7 @@ def take_long_axis(case: Case, severity: float, other: Case, long_axis: NDArray)
     return replace(case, image=image)
 
 
-def exchange_ventricles(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _exchange_ventricles(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """RV and LV have each other's label in a share of the slices (at least one)."""
     label, chosen = case.label.copy(), _middle(case, _share(case, severity))
     values = np.arange(4, dtype=label.dtype)
@@ -181,37 +181,37 @@ def exchange_ventricles(case: Case, severity: float, other: Case, long_axis: NDA
     return replace(case, label=label)
 
 
-def move_label(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _move_label(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """The label lies so many slices off."""
     return replace(case, label=np.roll(case.label, int(severity), axis=2))
 
 
-def mirror_slices(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _mirror_slices(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """A number of slices is mirrored, in all frames."""
     image, chosen = case.image.copy(), _middle(case, severity)
     image[:, :, chosen] = image[::-1, :, chosen]
     return replace(case, image=image)
 
 
-def mistake_spacing(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _mistake_spacing(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """The header gives pixels so many times too small."""
     x, y, z = case.spacing
     return replace(case, spacing=(x / severity, y / severity, z))
 
 
-def blur(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _blur(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """A Gaussian of so many mm in plane."""
     sigma = [severity / length for length in case.spacing[:2]]
     return replace(case, image=ndimage.gaussian_filter(case.image, (*sigma, 0, 0)))
 
 
-def shade(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _shade(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """Intensities fall along the first axis, in all frames, to one part of so many."""
     gain = np.exp(-np.log(severity) * np.linspace(0, 1, case.image.shape[0]))
     return replace(case, image=(case.image * gain[:, None, None, None]).astype(np.float32))
 
 
-def mix_hearts(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _mix_hearts(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """The last share of the slices (at least one) is another subject's."""
     image = case.image.copy()
     number = _share(case, severity)
@@ -221,7 +221,7 @@ def mix_hearts(case: Case, severity: float, other: Case, long_axis: NDArray) -> 
     return replace(case, image=image)
 
 
-def mix_frames(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _mix_frames(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """A share of the frames (at least one) is another subject's."""
     image = case.image.copy()
     foreign = _as_bright(_at_phases(_fit(other.image, image.shape[:2]), image.shape[-1]), image)
@@ -231,7 +231,7 @@ def mix_frames(case: Case, severity: float, other: Case, long_axis: NDArray) -> 
     return replace(case, image=image)
 
 
-def enlarge_label(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _enlarge_label(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """The label is so many times too wide and too high, about the center of each slice's heart."""
     label = np.zeros_like(case.label)
     for z in range(label.shape[2]):
@@ -243,34 +243,36 @@ def enlarge_label(case: Case, severity: float, other: Case, long_axis: NDArray) 
     return replace(case, label=label)
 
 
-def break_network(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+def _break_network(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """Noise is added to the registration network's weights."""
     return replace(case, broken=severity)
 
 
 CORRUPTIONS = {
-    "frames exchanged": Corruption(exchange_frames, (0.0, 0.25, 0.5), "share of the cycle between them", of_cycle=True),
-    "slice shifted": Corruption(shift_slice, (5, 10, 20), "mm"),
+    "frames exchanged": Corruption(
+        _exchange_frames, (0.0, 0.25, 0.5), "share of the cycle between them", of_cycle=True
+    ),
+    "slice shifted": Corruption(_shift_slice, (5, 10, 20), "mm"),
     "wrong reference": Corruption(
-        mistake_reference, (0.25, 0.5, 1.0), "share of the way to systole", of_label=True, of_cycle=True
+        _mistake_reference, (0.25, 0.5, 1.0), "share of the way to systole", of_label=True, of_cycle=True
     ),
-    "noise": Corruption(add_noise, (0.1, 0.3, 1.0), "standard deviation, of the 99th percentile"),
+    "noise": Corruption(_add_noise, (0.1, 0.3, 1.0), "standard deviation, of the 99th percentile"),
     "frames missing": Corruption(
-        lose_frames, (0.1, 0.25, 0.5), "share of the cycle, from its reference on", of_cycle=True
+        _lose_frames, (0.1, 0.25, 0.5), "share of the cycle, from its reference on", of_cycle=True
     ),
-    "cycle cut short": Corruption(end_early, (0.1, 0.25, 0.5), "share of the cycle, its end", of_cycle=True),
-    "slice missing": Corruption(blank_slices, (0.1, 0.5, 1.0), "share of the frames", of_cycle=True),
-    "long axis": Corruption(take_long_axis, (0.1, 0.5, 1.0), "share of the slices"),
-    "RV taken for LV": Corruption(exchange_ventricles, (0.1, 0.5, 1.0), "share of the slices", of_label=True),
-    "label of another slice": Corruption(move_label, (1, 2, 3), "slices", of_label=True),
-    "slices mirrored": Corruption(mirror_slices, (1, 2, 3), "slices"),
-    "wrong spacing": Corruption(mistake_spacing, (1.25, 1.6, 2.5), "times too small, in plane"),
-    "blur": Corruption(blur, (2, 4, 8), "standard deviation in mm"),
-    "shading": Corruption(shade, (2, 5, 20), "ratio of both edges"),
-    "two hearts mixed": Corruption(mix_hearts, (0.1, 0.3, 0.5), "share of the slices"),
-    "frame of another subject": Corruption(mix_frames, (0.1, 0.3, 0.5), "share of the frames", of_cycle=True),
-    "label too large": Corruption(enlarge_label, (1.15, 1.3, 1.6), "times, in plane", of_label=True),
+    "cycle cut short": Corruption(_end_early, (0.1, 0.25, 0.5), "share of the cycle, its end", of_cycle=True),
+    "slice missing": Corruption(_blank_slices, (0.1, 0.5, 1.0), "share of the frames", of_cycle=True),
+    "long axis": Corruption(_take_long_axis, (0.1, 0.5, 1.0), "share of the slices"),
+    "RV taken for LV": Corruption(_exchange_ventricles, (0.1, 0.5, 1.0), "share of the slices", of_label=True),
+    "label of another slice": Corruption(_move_label, (1, 2, 3), "slices", of_label=True),
+    "slices mirrored": Corruption(_mirror_slices, (1, 2, 3), "slices"),
+    "wrong spacing": Corruption(_mistake_spacing, (1.25, 1.6, 2.5), "times too small, in plane"),
+    "blur": Corruption(_blur, (2, 4, 8), "standard deviation in mm"),
+    "shading": Corruption(_shade, (2, 5, 20), "ratio of both edges"),
+    "two hearts mixed": Corruption(_mix_hearts, (0.1, 0.3, 0.5), "share of the slices"),
+    "frame of another subject": Corruption(_mix_frames, (0.1, 0.3, 0.5), "share of the frames", of_cycle=True),
+    "label too large": Corruption(_enlarge_label, (1.15, 1.3, 1.6), "times, in plane", of_label=True),
     "broken network": Corruption(
-        break_network, (0.3, 1.0, 3.0), "standard deviation of noise on the weights, of theirs"
+        _break_network, (0.3, 1.0, 3.0), "standard deviation of noise on the weights, of theirs"
     ),
 }

@@ -135,7 +135,7 @@ def compare(rows: Sequence[Mapping], references: Mapping[str, NDArray], frame: i
     return found
 
 
-def measure(case: Mapping[str, NDArray], **options: object) -> dict[str, dict]:
+def _measure(case: Mapping[str, NDArray], **options: object) -> dict[str, dict]:
     """`compare` of a case by its displacement and by its registered magnitudes; `options` are those of inference."""
     pixel = FIELD_OF_VIEW / case["mask"].shape[-1]
     affine = np.diag([pixel, pixel, 8.0, 1.0])
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     options = parser.parse_args(argv)
     check_device(options.device)
     cases = {name: read_case(options.dataset_dir / file) for name, file in CASES.items()}
-    found = {name: measure(case, checkpoint=options.checkpoint, device=options.device) for name, case in cases.items()}
+    found = {name: _measure(case, checkpoint=options.checkpoint, device=options.device) for name, case in cases.items()}
     print(f"{'':<32}{'strain':<18}{'peak':>8}{'reference':>11}{'difference: mean':>18}{'largest':>9}")
     for name, ways in found.items():
         for way, strains in ways.items():

@@ -45,7 +45,7 @@ from benchmarks.setting import keep, processor, setting
 VENTRICLES = ("lv", "rv")
 
 
-def measure_subject(item: Mapping, **options: object) -> dict:
+def _measure_subject(item: Mapping, **options: object) -> dict:
     """Ejection fractions in percent, of a pair of `datalists.select_pairs` from end systole to end diastole: as drawn,
     carried from each kind of label, and segmented.
 
@@ -110,7 +110,7 @@ def choose(compared: Mapping, choose_on: str, split: str) -> dict:
     return better
 
 
-def print_table(compared: Mapping, better: Mapping) -> None:
+def _print_table(compared: Mapping, better: Mapping) -> None:
     """Both as text."""
     for ventricle, answers in compared.items():
         for name, splits in answers.items():
@@ -142,10 +142,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     rows = {}
     for split in (options.choose_on, options.split):
         items = select_pairs(options.dataset_dir, None, split)
-        rows[split] = [measure_subject(item, **ways) for item in tqdm(items, desc=split, unit="subject")]
+        rows[split] = [_measure_subject(item, **ways) for item in tqdm(items, desc=split, unit="subject")]
     compared = compare(rows)
     better = choose(compared, options.choose_on, options.split)
-    print_table(compared, better)
+    _print_table(compared, better)
     words = sys.argv[1:] if argv is None else argv
     options.segmentation = Path(options.segmentation).name  # a path says where it lay, and no more
     result = {

@@ -43,7 +43,7 @@ ARROWS = 4  # pixels between two arrows
 LV = 3  # label of the cavity
 
 
-def read_case(case: Path) -> tuple[CineRegistration, NDArray]:
+def _read_case(case: Path) -> tuple[CineRegistration, NDArray]:
     """The cine of a subject in ACDC's layout, registered to its end diastole with the label drawn there, and the label (X,
     Y, Z) that was drawn at end systole."""
     phases = read_info(case / "Info.cfg")
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--case", type=Path, required=True, help="subject in ACDC's layout, with a cine and a label")
     parser.add_argument("--figure", type=writable, required=True, help="PNG to write")
     options = parser.parse_args()
-    draw_heartbeat(*read_case(options.case), options.figure)
+    draw_heartbeat(*_read_case(options.case), options.figure)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def make_network_method(
     return method
 
 
-def slice_by_slice(register: Callable[..., np.ndarray], iterations: int) -> Method:
+def _slice_by_slice(register: Callable[..., np.ndarray], iterations: int) -> Method:
     """A method from one of `benchmarks.classical`."""
 
     def method(pairs: Tensor) -> Tensor:
@@ -119,9 +119,9 @@ def slice_by_slice(register: Callable[..., np.ndarray], iterations: int) -> Meth
 
 
 ITK = {
-    "demons": lambda iterations: slice_by_slice(METHODS["diffeomorphic_demons"], iterations),
-    "symmetric": lambda iterations: slice_by_slice(METHODS["demons"], iterations),
-    "syn": lambda iterations: slice_by_slice(METHODS["syn"], iterations),
+    "demons": lambda iterations: _slice_by_slice(METHODS["diffeomorphic_demons"], iterations),
+    "symmetric": lambda iterations: _slice_by_slice(METHODS["demons"], iterations),
+    "syn": lambda iterations: _slice_by_slice(METHODS["syn"], iterations),
 }
 
 
@@ -140,7 +140,7 @@ def make_methods(variants: Sequence[str], checkpoint: str, device: str, iteratio
             # Each has a network of its own, since the memory format is a property of the weights.
             network = load_weights(config.get_parsed_content("network_def", instantiate=True, lazy=False), checkpoint)
             forms[form] = network.to(device).eval()
-    forms |= export_and_load(config, checkpoint, [form for form in EXPORTED if form in variants])
+    forms |= _export_and_load(config, checkpoint, [form for form in EXPORTED if form in variants])
     for form, network in forms.items():
         how = NETWORK.get(form, {})
         if form in variants:
@@ -155,7 +155,7 @@ def make_methods(variants: Sequence[str], checkpoint: str, device: str, iteratio
     return methods | {name: ITK[name](iterations) for name in chosen}
 
 
-def export_and_load(config: ConfigParser, checkpoint: str, forms: Sequence[str]) -> dict[str, nn.Module]:
+def _export_and_load(config: ConfigParser, checkpoint: str, forms: Sequence[str]) -> dict[str, nn.Module]:
     """The network as `make export` writes it, in each of the forms of `EXPORTED`.
 
     Raises:
@@ -233,7 +233,7 @@ def score(fields: Tensor, slices: dict[str, Tensor]) -> dict[str, float]:
     return row
 
 
-def passes_gate(name: str, method: Method, slices: dict[str, Tensor], device: str) -> bool:
+def _passes_gate(name: str, method: Method, slices: dict[str, Tensor], device: str) -> bool:
     """Whether a method at least halves the mean squared difference of phantom slices; prints by how much."""
     pairs = slices["pairs"]
     before = score(torch.zeros_like(pairs), slices)["mse"]
@@ -273,7 +273,7 @@ def time_case(
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "shape": list(result.cine.image.shape)}
 
 
-def compare(seconds: dict[str, list[float]], slices: int) -> dict[str, dict]:
+def _compare(seconds: dict[str, list[float]], slices: int) -> dict[str, dict]:
     """Milliseconds a slice pair, and time relative to ours, round by round."""
     return {
         name: {
@@ -312,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     torch.set_num_threads(1)
     methods = make_methods(options.variants, options.checkpoint, options.device, options.iterations)
     phantom = phantom_slices(2, options.crop, seed=1)
-    failed = [name for name, method in methods.items() if not passes_gate(name, method, phantom, options.device)]
+    failed = [name for name, method in methods.items() if not _passes_gate(name, method, phantom, options.device)]
     if OURS in failed:
         raise SystemExit(f"error: {OURS} does not halve a phantom's mean squared difference; nothing was timed.")
     if options.dataset_dir:
@@ -326,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             table[name] = score(method(pairs).cpu(), slices)  # and warms it up
             steps[name] = lambda method=method: method(pairs)
     seconds = time_rounds(steps, options.rounds, options.device)
-    for name, row in compare(seconds, len(pairs)).items():
+    for name, row in _compare(seconds, len(pairs)).items():
         table[name] |= row
     clock = "one thread, CPU time" if options.device == "cpu" else f"clock; ITK on one thread of {processor('cpu')}"
     hardware = f"{processor(options.device)}, {clock}"

@@ -31,7 +31,7 @@ WATCH = (
 )
 
 
-def write_cine(path: Path, size: Sequence[int], frames: int) -> None:
+def _write_cine(path: Path, size: Sequence[int], frames: int) -> None:
     """A disk that beats within a ring, 240 mm wide, as a 4-D NIfTI file of 16 bits."""
     x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in size[:2]), indexing="ij")
     radius = np.hypot(x, y)
@@ -45,11 +45,11 @@ def write_cine(path: Path, size: Sequence[int], frames: int) -> None:
     nib.save(image, path)
 
 
-def measure(size: Sequence[int], frames: int, write: str, device: str) -> dict[str, float]:
+def _measure(size: Sequence[int], frames: int, write: str, device: str) -> dict[str, float]:
     """Gigabytes of the input in single precision, of the peak, and of what the peak has beyond that input."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "disk_4d.nii.gz"
-        write_cine(path, size, frames)
+        _write_cine(path, size, frames)
         words = ["-m", "scripts", "register", path, "--output_dir", Path(folder) / "OUT", "--write", write]
         command = [sys.executable, *map(str, words), "--device", device]
         done = subprocess.run([sys.executable, "-c", WATCH, *command], cwd=ROOT, check=True, stdout=subprocess.PIPE)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_device(options.device)
     rows = []
     for frames in options.frames:
-        rows.append(measure(options.size, frames, options.write, options.device))
+        rows.append(_measure(options.size, frames, options.write, options.device))
         print("  ".join(f"{name} {value:.2f}" for name, value in rows[-1].items()), flush=True)
     if options.json:
         where = setting("benchmarks.memory", argv, options, processor(options.device))

@@ -51,18 +51,18 @@ TITLES = {
 }
 
 
-def format_number(value: float) -> str:
+def _format_number(value: float) -> str:
     """Three digits that count, without an exponent from a thousand to a million."""
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def format_cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     """A cell of a table: "1.71 [1.67, 1.74]" for a median with quartiles."""
     if value is None:
         return ""
     if isinstance(value, dict):
-        return f"{format_number(value['median'])} [{format_number(value['q1'])}, {format_number(value['q3'])}]"
-    return format_number(value) if isinstance(value, (int, float)) else str(value)
+        return f"{_format_number(value['median'])} [{_format_number(value['q1'])}, {_format_number(value['q3'])}]"
+    return _format_number(value) if isinstance(value, (int, float)) else str(value)
 
 
 def markdown_table(result: dict, rows: str, columns: Sequence[str] = ()) -> str:
@@ -73,7 +73,7 @@ def markdown_table(result: dict, rows: str, columns: Sequence[str] = ()) -> str:
         [re.sub(r"(?<=ch)es$|s$", "", rows), *(TITLES.get(column, column.replace("_", " ")) for column in columns)],
         ["---"] * (len(columns) + 1),
     ]
-    lines += [[name, *(format_cell(row.get(column)) for column in columns)] for name, row in table.items()]
+    lines += [[name, *(_format_cell(row.get(column)) for column in columns)] for name, row in table.items()]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
     return f"{text}\n\n`{result['command']}`: {result['hardware']}; {versions}.\n"

@@ -220,7 +220,7 @@ def clock(device: str) -> float:
 # --- what a row registers with
 
 
-def initial_method(pair: Tensor) -> tuple[Tensor, float]:
+def _initial_method(pair: Tensor) -> tuple[Tensor, float]:
     """No registration."""
     return torch.zeros_like(pair), float("nan")
 
@@ -293,7 +293,7 @@ def settings_of(study: Study, name: str) -> dict:
     return {**kept, **pairs, "code": code_of(TRAINED_BY)}
 
 
-def check_settings(path: Path, settings: dict) -> None:
+def _check_settings(path: Path, settings: dict) -> None:
     """Stop where other settings were written.
 
     Raises:
@@ -309,9 +309,9 @@ def check_settings(path: Path, settings: dict) -> None:
         )
 
 
-def keep_settings(path: Path, settings: dict) -> None:
-    """Write settings, or stop where others were written (`check_settings`)."""
-    check_settings(path, settings)
+def _keep_settings(path: Path, settings: dict) -> None:
+    """Write settings, or stop where others were written (`_check_settings`)."""
+    _check_settings(path, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
 
@@ -324,9 +324,9 @@ def check_study(study: Study, names: Sequence[str]) -> None:
     """
     if study.options.test_dataset_dir:
         other = str(Path(study.options.test_dataset_dir).resolve())
-        keep_settings(study.output_dir / "settings.json", {"test_dataset_dir": other})
+        _keep_settings(study.output_dir / "settings.json", {"test_dataset_dir": other})
     for name in dict.fromkeys(ROWS[name].trained_as or name for name in names if ROWS[name].kind == "learned"):
-        check_settings(study.training_dir(name) / "settings.json", settings_of(study, name))
+        _check_settings(study.training_dir(name) / "settings.json", settings_of(study, name))
 
 
 def epochs_done(folder: Path) -> int:
@@ -343,7 +343,7 @@ def train(study: Study, name: str) -> float:
         InputError: where the folder holds a training of other settings, or of more epochs.
     """
     folder = study.training_dir(name)
-    keep_settings(folder / "settings.json", settings_of(study, name))
+    _keep_settings(folder / "settings.json", settings_of(study, name))
     done, log = epochs_done(folder), folder / "seconds.json"
     if done > study.epochs:
         raise InputError(
@@ -401,14 +401,14 @@ def choose_weight(study: Study, name: str) -> dict:
     return {"chosen": {"weight": chosen["weight"]}, "tried": tried}
 
 
-def search_settings(study: Study, name: str) -> dict:
+def _search_settings(study: Study, name: str) -> dict:
     """What the search of a classical row depends on."""
     return {"searched": SEARCHED[name], "val": study.prints("val"), "sizes": study.sizes, "code": code_of(SCORED_BY)}
 
 
 def tried_before(study: Study, name: str) -> list[dict]:
     """What a search with the present settings has tried, finished or interrupted."""
-    settings = json.loads(json.dumps(search_settings(study, name)))
+    settings = json.loads(json.dumps(_search_settings(study, name)))
     for file in ("choice.json", "tried.json"):
         found = read_json(study.training_dir(name) / file)
         if found is not None and found["settings"] == settings:
@@ -424,7 +424,7 @@ def search(study: Study, name: str, executor: Executor | None) -> dict:
         figures = mean_of(score(study, classical_method(study, name, parameters, executor), "val"))
         tried.append({**parameters, **figures})
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"tried": tried, "settings": search_settings(study, name)})
+        write_json(path, {"tried": tried, "settings": _search_settings(study, name)})
     chosen = best(tried)
     return {"chosen": {key: chosen[key] for key in SEARCHED[name][0]}, "tried": tried}
 
@@ -440,7 +440,7 @@ def best(tried: Sequence[dict]) -> dict:
     return max(tried, key=lambda row: -row[key] if key == "mse" else row[key])
 
 
-def choose(study: Study, name: str, make: Callable[[], dict], settings: dict) -> dict:
+def _choose(study: Study, name: str, make: Callable[[], dict], settings: dict) -> dict:
     """A choice that was made before with these settings, else a new one, which is kept in `choice.json`."""
     path, settings = study.training_dir(name) / "choice.json", json.loads(json.dumps(settings))
     found = read_json(path)
@@ -480,9 +480,9 @@ def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
     """Train or search a row, as far as that has not been done."""
     row = ROWS[name]
     if row.kind == "initial":
-        return Prepared(lambda: initial_method, {})
+        return Prepared(lambda: _initial_method, {})
     if row.kind == "classical":
-        choice = choose(study, name, lambda: search(study, name, executor), search_settings(study, name))["chosen"]
+        choice = _choose(study, name, lambda: search(study, name, executor), _search_settings(study, name))["chosen"]
         return Prepared(lambda: classical_method(study, name, choice, executor), {"parameters": choice}, choice=choice)
     seconds = choice = None
     if row.kind == "learned":
@@ -494,7 +494,7 @@ def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
             "val": study.prints("val"),
             "code": code_of(SCORED_BY),
         }
-        choice = choose(study, name, lambda: choose_weight(study, name), settings)["chosen"]
+        choice = _choose(study, name, lambda: choose_weight(study, name), settings)["chosen"]
     parser = network_parser(study, name)
     weights = Path(parser.get_parsed_content("checkpoint")).read_bytes()
     key = {"weights": hashlib.sha256(weights).hexdigest(), "inferer": parser.config["validate"]["inferer"]}
@@ -503,7 +503,7 @@ def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
     return Prepared(lambda: network_method(study, parser), key, files, seconds, choice)
 
 
-def scores_key(study: Study, prepared: Prepared) -> dict:
+def _scores_key(study: Study, prepared: Prepared) -> dict:
     """What the scores of a row depend on."""
     shared = {"test": study.prints("test"), "sizes": study.sizes, "files": prepared.files, "code": code_of(SCORED_BY)}
     return json.loads(json.dumps({**prepared.key, **shared}))
@@ -512,7 +512,7 @@ def scores_key(study: Study, prepared: Prepared) -> dict:
 def scored_before(study: Study, name: str, prepared: Prepared) -> list[dict] | None:
     """The scored pairs of the test split, where the row has been scored as it is now."""
     found = read_json(study.output_dir / "scores" / f"{name}.json")
-    return with_nan(found["rows"]) if found is not None and found["key"] == scores_key(study, prepared) else None
+    return with_nan(found["rows"]) if found is not None and found["key"] == _scores_key(study, prepared) else None
 
 
 def run_row(study: Study, name: str, executor: Executor | None) -> dict:
@@ -527,5 +527,5 @@ def run_row(study: Study, name: str, executor: Executor | None) -> dict:
         scored = score(study, prepared.method(), "test", prepared.files)
         path = study.output_dir / "scores" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"key": scores_key(study, prepared), "rows": scored})
+        write_json(path, {"key": _scores_key(study, prepared), "rows": scored})
     return {"rows": scored, "training_seconds": prepared.training_seconds, "choice": prepared.choice}

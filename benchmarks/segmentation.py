@@ -91,7 +91,7 @@ def agreement(differences: Sequence[float]) -> dict[str, float]:
     }
 
 
-def summarize_all(rows: Sequence[dict]) -> dict:
+def _summarize_all(rows: Sequence[dict]) -> dict:
     """Mean and standard deviation of Dice and HD95 in each phase, and the agreement of ejection fractions."""
     figures = [f"{figure}_{name}" for figure in ("dice", "hd95_mm") for name in LABELS]
     phases = {}
@@ -106,7 +106,7 @@ def summarize_all(rows: Sequence[dict]) -> dict:
     return {"phases": phases, "ejection_fraction": agreements, "seconds_per_slice": per_slice}
 
 
-def print_table(summary: Mapping) -> None:
+def _print_table(summary: Mapping) -> None:
     """The summary as text."""
     print(f"{'':<12}" + "".join(f"{'Dice ' + name:>16}" for name in NAMES.values()), end="")
     print("".join(f"{'HD95 mm ' + name:>16}" for name in NAMES.values()))
@@ -138,8 +138,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     segmenter = Segmenter(network.to(memory_format=torch.channels_last))
     frames = select_frames(options.dataset_dir, None, options.split)
     rows = [score_frame(segmenter, item) for item in tqdm(frames, desc="frames", unit="frame")]
-    summary = summarize_all(rows)
-    print_table(summary)
+    summary = _summarize_all(rows)
+    _print_table(summary)
     words = sys.argv[1:] if argv is None else argv
     hardware = f"{processor(options.device)}, {torch.get_num_threads()} thread(s)"
     result = {**setting("benchmarks.segmentation", words, options, hardware), "summary": summary, "rows": rows}

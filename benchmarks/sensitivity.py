@@ -138,7 +138,7 @@ def train(run: Run, settings: dict, dataset_dir: str, progress: tqdm) -> dict:
     return {"mean": mean, "last": score(), "steps": len(slices), "slices": sum(slices), "seconds": seconds, **epoch}
 
 
-def load(path: Path, settings: dict) -> dict | None:
+def _load(path: Path, settings: dict) -> dict | None:
     """A finished run of the same settings, else None."""
     if not path.is_file():
         return None
@@ -146,7 +146,7 @@ def load(path: Path, settings: dict) -> dict | None:
     return found if found["settings"] == settings else None
 
 
-def collect(results: Sequence[dict], output_dir: Path) -> None:
+def _collect(results: Sequence[dict], output_dir: Path) -> None:
     """Write `sensitivity.json` and `sensitivity.csv`, a row for each run and kind of weights."""
     write_json(output_dir / "sensitivity.json", {"runs": list(results)})
     keys = ("steps", "slices", "similarity", "smoothness", "conflict_ratio")
@@ -175,11 +175,11 @@ class Panels:
         return self.by_run[run][kind]["folding_percent"], self.by_run[run][kind]["dice"]
 
 
-def draw(results: Sequence[dict], path: Path) -> None:
+def _draw(results: Sequence[dict], path: Path) -> None:
     """Dice against folding: surgery over rate, batch and averaging, beside the curve of the weighted sums.
 
     Args:
-        results: as `collect` takes them.
+        results: as `_collect` takes them.
         path: PNG to write.
     """
     from matplotlib.figure import Figure
@@ -188,13 +188,13 @@ def draw(results: Sequence[dict], path: Path) -> None:
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     insets = left.inset_axes([0.4, 0.06, 0.58, 0.3]), right.inset_axes([0.49, 0.1, 0.49, 0.6])
     panels = Panels((left, insets[0]), (right, insets[1]), {Run(**result["run"]): result for result in results})
-    draw_sums(panels)
-    draw_surgery(panels)
-    draw_defaults(panels)
-    draw_rivals(panels)
-    draw_repetitions(panels)
-    enlarge(panels, panels.surgery, [run for run in panels.by_run if run.strategy == "projection"], ("mean", "last"))
-    enlarge(panels, panels.sums, [run for run in panels.by_run if run.batch_size == BATCHES[0]], ("mean",))
+    _draw_sums(panels)
+    _draw_surgery(panels)
+    _draw_defaults(panels)
+    _draw_rivals(panels)
+    _draw_repetitions(panels)
+    _enlarge(panels, panels.surgery, [run for run in panels.by_run if run.strategy == "projection"], ("mean", "last"))
+    _enlarge(panels, panels.sums, [run for run in panels.by_run if run.batch_size == BATCHES[0]], ("mean",))
     left.set_title("surgery over rate, batch and averaging")
     right.set_title("weighted sums over λ, and other strategies without λ")
     left.set_ylabel("Dice, % (val)")
@@ -205,30 +205,30 @@ def draw(results: Sequence[dict], path: Path) -> None:
     # Room for the names of the points.
     widest = max(panels.point(run, kind)[0] for run in panels.by_run for kind in ("mean", "last"))
     left.set_xlim(0, 5 * widest + 1e-3)
-    figure.legend(handles=legend(panels), fontsize=9, loc="outside lower center", ncols=5)
+    figure.legend(handles=_legend(panels), fontsize=9, loc="outside lower center", ncols=5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def annotate(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
+def _annotate(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
     """Name a point; a name outside the axes is left out."""
     axes.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=9, annotation_clip=True, **style)
 
 
-def draw_sums(panels: Panels) -> None:
+def _draw_sums(panels: Panels) -> None:
     """The curve of the weighted sums over λ, everywhere; each λ is named in the inset beside it."""
     sums = sorted((run for run in panels.by_run if run == Run("weighted_sum", run.weight)), key=lambda run: run.weight)
     for axes in (*panels.surgery, *panels.sums):
         axes.plot(*zip(*map(panels.point, sums)), color=GRAY, marker="o", markersize=5, zorder=1)
     for run in sums:
-        annotate(panels.sums[1], f"λ {run.weight:g}", panels.point(run), (6, -11), color="0.35")
+        _annotate(panels.sums[1], f"λ {run.weight:g}", panels.point(run), (6, -11), color="0.35")
         if run.weight == max(WEIGHTS):
-            annotate(panels.sums[0], f"λ {run.weight:g}", panels.point(run), (-8, -3), color="0.35", ha="right")
+            _annotate(panels.sums[0], f"λ {run.weight:g}", panels.point(run), (-8, -3), color="0.35", ha="right")
 
 
-def draw_surgery(panels: Panels) -> None:
+def _draw_surgery(panels: Panels) -> None:
     """Surgery over rate and batch, of the running mean (filled) and of the last weights."""
-    for run in filter(plain_surgery, panels.by_run):
+    for run in filter(_plain_surgery, panels.by_run):
         style = {"color": COLORS[run.learning_rate], "marker": MARKERS[run.batch_size], "markersize": 9}
         (x, y), (x0, y0) = panels.point(run), panels.point(run, "last")
         for axes in panels.surgery:
@@ -237,12 +237,12 @@ def draw_surgery(panels: Panels) -> None:
             axes.plot(x, y, **style, zorder=4)
 
 
-def plain_surgery(run: Run) -> bool:
+def _plain_surgery(run: Run) -> bool:
     """Whether a run differs from the defaults in rate and batch alone."""
     return run == Run(learning_rate=run.learning_rate, batch_size=run.batch_size)
 
 
-def draw_defaults(panels: Panels) -> None:
+def _draw_defaults(panels: Panels) -> None:
     """The run that train.yaml gives, ringed everywhere."""
     if Run() not in panels.by_run:
         return
@@ -250,10 +250,10 @@ def draw_defaults(panels: Panels) -> None:
         axes.plot(*panels.point(Run()), marker="o", markersize=17, color="none", markeredgecolor="black", zorder=5)
     for axes in panels.sums:
         axes.plot(*panels.point(Run()), marker="o", markersize=9, color=COLORS[1e-3], zorder=4)
-    annotate(panels.sums[0], "projection (GSMorph)", panels.point(Run()), (-14, 2), ha="right")
+    _annotate(panels.sums[0], "projection (GSMorph)", panels.point(Run()), (-14, 2), ha="right")
 
 
-def draw_rivals(panels: Panels) -> None:
+def _draw_rivals(panels: Panels) -> None:
     """The other strategies that have no λ."""
     axes = panels.sums[0]
     for strategy, name, marker, height in (
@@ -262,10 +262,10 @@ def draw_rivals(panels: Panels) -> None:
     ):
         if (run := Run(strategy)) in panels.by_run:
             axes.plot(*panels.point(run), marker=marker, markersize=9, color=PURPLE, zorder=4, clip_on=False)
-            annotate(axes, name, panels.point(run), (9, height))
+            _annotate(axes, name, panels.point(run), (9, height))
 
 
-def draw_repetitions(panels: Panels) -> None:
+def _draw_repetitions(panels: Panels) -> None:
     """In the sums' inset: other seeds, and the sum of the most runs at other rates, each joined to its first run."""
     axes, center = panels.sums[1], Run("weighted_sum", 0.01)
     for run in panels.by_run:
@@ -274,14 +274,14 @@ def draw_repetitions(panels: Panels) -> None:
             color = COLORS[1e-3] if run.strategy == "projection" else GRAY
             axes.plot(*zip(panels.point(first), panels.point(run)), color=color, linestyle=":", zorder=2)
             axes.plot(*panels.point(run), marker="x", markersize=8, color=color, zorder=3)
-            annotate(axes, f"seed {run.seed}", panels.point(run), (-14, -15), color="0.35")
+            _annotate(axes, f"seed {run.seed}", panels.point(run), (-14, -15), color="0.35")
         elif run != center and run == replace(center, learning_rate=run.learning_rate) and center in panels.by_run:
             color = COLORS[run.learning_rate]
             axes.plot(*zip(panels.point(center), panels.point(run)), color=color, linewidth=0.8, zorder=2)
             axes.plot(*panels.point(run), marker="o", markersize=6, color=color, zorder=3)
 
 
-def enlarge(panels: Panels, half: tuple[Axes, Axes], runs: Sequence[Run], kinds: Sequence[str]) -> None:
+def _enlarge(panels: Panels, half: tuple[Axes, Axes], runs: Sequence[Run], kinds: Sequence[str]) -> None:
     """Set a half's inset to where most of these runs lie."""
     axes, inset = half
     near = [at for run in runs for kind in kinds if (at := panels.point(run, kind))[1] > CROWDED]
@@ -294,11 +294,11 @@ def enlarge(panels: Panels, half: tuple[Axes, Axes], runs: Sequence[Run], kinds:
     inset.grid(alpha=0.3)
 
 
-def legend(panels: Panels) -> list[Line2D]:
+def _legend(panels: Panels) -> list[Line2D]:
     """A line for each rate, batch and kind of weights that is drawn."""
     from matplotlib.lines import Line2D
 
-    surgery = [run for run in panels.by_run if plain_surgery(run)]
+    surgery = [run for run in panels.by_run if _plain_surgery(run)]
     rates, batches = ({getattr(run, key) for run in surgery} for key in ("learning_rate", "batch_size"))
     handle = lambda label, **style: Line2D([], [], linestyle="none", markersize=8, label=label, **style)
     return [
@@ -342,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     words = sys.argv[1:] if argv is None else argv
     measured = setting("benchmarks.sensitivity", words, options, processor(options.device))
     paths = {run: output_dir / f"{run.name}.json" for run in plan()}
-    left = [run for run, path in paths.items() if load(path, settings) is None]
+    left = [run for run, path in paths.items() if _load(path, settings) is None]
     print(f"{len(paths) - len(left)} of {len(paths)} runs are finished", flush=True)
     for number, run in enumerate(left[: options.runs], 1):
         with tqdm(unit="slice", desc=f"{run.name}, {number} of {len(left[: options.runs])}") as progress:
@@ -350,10 +350,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
         write_json(paths[run], {"run": asdict(run), **result, "settings": settings, **measured})
         figures = ", ".join(f"{name} {result['mean'][name]:.3g} ({result['last'][name]:.3g})" for name in FIGURES)
         print(f"{run.name}: {figures}, {result['seconds']:.0f} s", flush=True)
-    results = [result for path in paths.values() if (result := load(path, settings)) is not None]
-    collect(results, output_dir)
+    results = [result for path in paths.values() if (result := _load(path, settings)) is not None]
+    _collect(results, output_dir)
     if results:
-        draw(results, Path(options.figure or output_dir / "sensitivity.png"))
+        _draw(results, Path(options.figure or output_dir / "sensitivity.png"))
     return results
 
 

@@ -89,7 +89,7 @@ class WeightedLoss(nn.Module):
         return self.similarity(field, pair) + self.weight * self.smoothness(field)
 
 
-def make_pair(batch: int, size: int, device: str) -> Tensor:
+def _make_pair(batch: int, size: int, device: str) -> Tensor:
     """(batch, 2, size, size) in [0, 1]: smooth random images, the fixed ones a little different."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(batch, 2, size // 8, size // 8, generator=generator)
@@ -145,7 +145,7 @@ def make_step(
     return step
 
 
-def make_pieces(network: nn.Module, pair: Tensor) -> dict[str, Callable[[], None]]:
+def _make_pieces(network: nn.Module, pair: Tensor) -> dict[str, Callable[[], None]]:
     """What a channels-last step consists of, each as a function without arguments; those of passes begin with a forward
     pass of their own.
 
@@ -179,7 +179,7 @@ def make_pieces(network: nn.Module, pair: Tensor) -> dict[str, Callable[[], None
     }
 
 
-def compare_pieces(seconds: dict[str, list[float]]) -> dict[str, dict]:
+def _compare_pieces(seconds: dict[str, list[float]]) -> dict[str, dict]:
     """Milliseconds of each piece, and its ratio to forward pass and one backward pass, round by round."""
     return {
         name: {
@@ -287,20 +287,20 @@ def surgery_error(network: nn.Module, pair: Tensor) -> float:
     return float(max((a - b).abs().max() for a, b in zip(found, expected)) / scale)
 
 
-def baseline(name: str, names: Sequence[str]) -> str:
+def _baseline(name: str, names: Sequence[str]) -> str:
     """The plain step in the same format."""
     plain = f"plain, {name.partition(', ')[2]}"
     return plain if plain in names else AS_WRITTEN
 
 
-def compare(seconds: dict[str, list[float]]) -> dict[str, dict]:
+def _compare(seconds: dict[str, list[float]]) -> dict[str, dict]:
     """Milliseconds of each step and ratios, round by round: to the plain step in its own format, as written, and to the
     reference."""
     table = {}
     for name, values in seconds.items():
         row = {"milliseconds": quartiles([1e3 * value for value in values])}
         for label, other in (
-            ("to_plain_same_format", baseline(name, list(seconds))),
+            ("to_plain_same_format", _baseline(name, list(seconds))),
             ("to_plain_as_written", AS_WRITTEN),
             ("to_reference", REFERENCE),
         ):
@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         torch.set_num_threads(1)
     torch.manual_seed(0)
     network = NETWORKS[options.network]().to(options.device)
-    pair = make_pair(options.batch, options.size, options.device)
+    pair = _make_pair(options.batch, options.size, options.device)
     error = surgery_error(network, pair[:2])
     print(f"float64: surgery differs from two separate backward passes by {error:.1e} of the largest gradient")
     if not error < GATE:
@@ -350,10 +350,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
         steps[REFERENCE] = make_reference_step(options.reference, pair)
     time_rounds(steps, 2, options.device)
     seconds = time_rounds(steps, options.rounds, options.device)
-    table = compare(seconds)
-    pieces = make_pieces(copy.deepcopy(network), pair)
+    table = _compare(seconds)
+    pieces = _make_pieces(copy.deepcopy(network), pair)
     time_rounds(pieces, 2, options.device)
-    apart = compare_pieces(time_rounds(pieces, options.rounds, options.device))
+    apart = _compare_pieces(time_rounds(pieces, options.rounds, options.device))
     hardware = f"{processor(options.device)}, {'one thread, CPU time' if options.device == 'cpu' else 'clock'}"
     print(
         f"{options.network}, batch {options.batch}, {options.size} x {options.size}, {options.rounds} rounds; {hardware}"

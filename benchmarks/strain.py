@@ -77,7 +77,7 @@ def fiber_strain(phantom: Phantom, label: NDArray, frame: int) -> dict[str, NDAr
     return strains
 
 
-def compare(phantom: Phantom, cine: Path, label: Path, **options: object) -> dict[str, float]:
+def _compare(phantom: Phantom, cine: Path, label: Path, **options: object) -> dict[str, float]:
     """Figures of the closed form at end systole, and the errors by the exact and by the registered field."""
     found = register_cine(cine, reference_frame=1, reference_label=label, segmentation="none", **options)
     es, reference = phantom.end_systole, phantom.label(1)
@@ -101,16 +101,16 @@ def compare(phantom: Phantom, cine: Path, label: Path, **options: object) -> dic
     return {**row, "lv_ef_percent": ef, "lv_ef_percent_registered": abs(ef - found.function["lv_ef_percent"])}
 
 
-def print_table(rows: Sequence[Mapping[str, float]]) -> None:
+def _print_table(rows: Sequence[Mapping[str, float]]) -> None:
     """Mean figure, and beside it mean and largest error by the exact and by the registered field."""
     print(f"{'end systole':<30}{'figure':>9}{'error by the exact':>22}{'by the registered field':>27}")
     print(f"{'':<30}{'mean':>9}{'mean':>14}{'worst':>8}{'mean':>19}{'worst':>8}")
     for name in ("radial_global", "radial_worst_sector", "circumferential_global", "circumferential_worst_sector"):
-        print_row(name, rows)
-    print_row("lv_ef_percent", rows)
+        _print_row(name, rows)
+    _print_row("lv_ef_percent", rows)
 
 
-def print_row(name: str, rows: Sequence[Mapping[str, float]]) -> None:
+def _print_row(name: str, rows: Sequence[Mapping[str, float]]) -> None:
     """A line of the table, a dash for what is not measured."""
 
     def cell(key: str, reduce: Callable[[NDArray], float]) -> str:
@@ -149,9 +149,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
             cine, label = Path(f"{stem}_4d.nii.gz"), Path(f"{stem}_frame01_gt.nii.gz")
             settings = {"device": options.device, "checkpoint": options.checkpoint}
             rows.append(
-                compare(phantom, cine, label, **settings, **({"working_spacing": False} if options.native else {}))
+                _compare(phantom, cine, label, **settings, **({"working_spacing": False} if options.native else {}))
             )
-    print_table(rows)
+    _print_table(rows)
     words = sys.argv[1:] if argv is None else argv
     result = {**setting("benchmarks.strain", words, options, processor(options.device)), "rows": rows}
     return keep(result, options.json)

@@ -73,7 +73,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def processes(jobs: int, names: Sequence[str]) -> Iterator[Executor | None]:
+def _processes(jobs: int, names: Sequence[str]) -> Iterator[Executor | None]:
     """Processes for ITK, started when the first slice needs one; None for a single job, or where no row needs ITK."""
     classical = any(ROWS[name].kind == "classical" for name in names)
     if jobs == 1 or not classical:
@@ -108,14 +108,14 @@ def estimate_hours(study: Study, names: Sequence[str]) -> dict[str, float]:
             left = slices["val"] * (len(SEARCHED[name]) - len(tried_before(study, name)))
             if left or scored_before(study, name, prepare(study, name, None)) is None:
                 left += slices["test"]
-            hours[name] = left and left * slice_seconds(study, name) / 3600
+            hours[name] = left and left * _slice_seconds(study, name) / 3600
         elif ROWS[name].kind == "learned" and trained not in hours:
             left = steps * max(study.epochs - epochs_done(study.training_dir(trained)), 0)
             hours[trained] = left and left * step_seconds(study, trained) / 3600
     return hours
 
 
-def slice_seconds(study: Study, name: str) -> float:
+def _slice_seconds(study: Study, name: str) -> float:
     """Of a classical row, for one slice of `val`."""
     pair = torch.as_tensor(next(study.cases("val"))["pair"])[..., :1]
     return classical_method(study, name, SEARCHED[name][-1], None)(pair)[1]
@@ -138,9 +138,9 @@ def step_seconds(study: Study, name: str, repetitions: int = 2) -> float:
     return (clock(device) - start) / repetitions
 
 
-def write(study: Study, results: dict[str, dict]) -> str:
+def _write(study: Study, results: dict[str, dict]) -> str:
     """Write table.md and table.csv of the rows so far; returns the text of the first."""
-    scores, titles = named(results)
+    scores, titles = _named(results)
     training = {name: r["training_seconds"] for name, r in results.items() if r["training_seconds"] is not None}
     counts = {split: len({item["subject"] for item in study.items(split)}) for split in ("train", "val", "test")}
     versions = {"torch": torch.__version__, "python": platform.python_version()}
@@ -155,7 +155,7 @@ def write(study: Study, results: dict[str, dict]) -> str:
         f"- subjects: {', '.join(f'{count} {split}' for split, count in counts.items())}; learned rows: {study.epochs} epochs",
         "- mean ± population standard deviation over subjects; p: Wilcoxon's signed-rank test of Dice against GSMorph, two-sided, "
         "adjusted by Holm over the rows",
-        *(describe_choice(study, name) for name, result in results.items() if result["choice"]),
+        *(_describe_choice(study, name) for name, result in results.items() if result["choice"]),
         "\n" + format_table(scores, titles, training, OURS),
     ]
     study.output_dir.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def write(study: Study, results: dict[str, dict]) -> str:
     return "\n".join(text)
 
 
-def describe_choice(study: Study, name: str) -> str:
+def _describe_choice(study: Study, name: str) -> str:
     """What was tried for a row and what `val` chose."""
     choice = read_json(study.training_dir(name) / "choice.json")
     choice["tried"] = with_nan(choice["tried"])
@@ -179,12 +179,12 @@ def describe_choice(study: Study, name: str) -> str:
     return f"- {ROWS[name].title}: {words(choice['chosen'])}, by {heading} on `val` ({tried})"
 
 
-def named(results: dict[str, dict]) -> tuple[dict[str, list[dict]], dict[str, str]]:
+def _named(results: dict[str, dict]) -> tuple[dict[str, list[dict]], dict[str, str]]:
     """Scored pairs and titles of the rows, as `comparison` takes them."""
     return {name: result["rows"] for name, result in results.items()}, {name: ROWS[name].title for name in results}
 
 
-def describe(result: dict) -> str:
+def _describe(result: dict) -> str:
     """A finished row in short, ES to ED."""
     figures = mean_of([row for row in result["rows"] if row["direction"] == "ES_to_ED"])
     cells = [
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         torch.set_num_threads(1)
     names, results, failed = study.options.rows, {}, {}
     check_study(study, names)
-    with quiet(), processes(study.options.jobs, names) as executor:
+    with quiet(), _processes(study.options.jobs, names) as executor:
         hours = estimate_hours(study, names)
         parts = ", ".join(f"{ROWS[name].title} {value:.2g}" for name, value in hours.items() if value)
         print(f"about {sum(hours.values()):.2g} CPU hours are left{': ' * bool(parts)}{parts}", flush=True)
@@ -248,11 +248,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
                 failed[ROWS[name].title] = first_cause(error)
                 line = f"failed, {first_cause(error)}"
             else:
-                line = describe(results[name])
-                text = write(study, results)
+                line = _describe(results[name])
+                text = _write(study, results)
             tqdm.write(f"[{number:2}/{len(names)}] {ROWS[name].title}: {line}")
     if results:
-        draw(*named(results), study.output_dir / "table.png")
+        draw(*_named(results), study.output_dir / "table.png")
         print(text)
     if failed:
         raise InputError(

@@ -131,7 +131,7 @@ def as_loop(trainer: SupervisedTrainer) -> Loop:
     return loop
 
 
-def make_torchjd_loop(parser: ConfigParser, batches: Iterable[dict]) -> Loop:
+def _make_torchjd_loop(parser: ConfigParser, batches: Iterable[dict]) -> Loop:
     """The same training as a user of TorchJD writes it: the Jacobian's two rows, then its aggregation tensor by tensor.
 
     `DualProj` with all preference on the similarity is GSMorph's rule. Its quadratic program is solved by SciPy:
@@ -326,7 +326,7 @@ def build(make: Callable[[], Loop], device: str) -> tuple[Loop, float]:
     return loop, max(np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"]), default=0) / 1e6
 
 
-def compare(seconds: dict[str, list[float]], slices: dict[str, int], epoch: int) -> dict[str, dict]:
+def _compare(seconds: dict[str, list[float]], slices: dict[str, int], epoch: int) -> dict[str, dict]:
     """Milliseconds a slice, slices a second, seconds an epoch, and ratios slice for slice, round by round."""
     each = {name: [value / slices[name] for value in values] for name, values in seconds.items()}
     table = {}
@@ -345,7 +345,7 @@ def compare(seconds: dict[str, list[float]], slices: dict[str, int], epoch: int)
     return table
 
 
-def prepare_slices(parser: ConfigParser, cache: Path) -> tuple[SliceDataset, dict[str, dict]]:
+def _prepare_slices(parser: ConfigParser, cache: Path) -> tuple[SliceDataset, dict[str, dict]]:
     """The training slices, and the seconds that they took from the files and then from the cache."""
     parser["cache_dir"] = str(cache)
     rows = {}
@@ -356,7 +356,7 @@ def prepare_slices(parser: ConfigParser, cache: Path) -> tuple[SliceDataset, dic
     return dataset, rows
 
 
-def measure_batches(options: argparse.Namespace, dataset: SliceDataset, overrides: dict) -> dict[str, dict]:
+def _measure_batches(options: argparse.Namespace, dataset: SliceDataset, overrides: dict) -> dict[str, dict]:
     """Milliseconds a slice of the step alone at several sizes of batch, and relative to the first of them."""
     loops, sizes = {}, [size for size in options.batches if size <= len(dataset)]
     if not sizes:
@@ -390,7 +390,7 @@ def make_step_loop(parser: ConfigParser, batch: dict, steps: int) -> Loop:
     return as_loop(make_training(parser, [{"pair": pair}] * steps))
 
 
-def find_makers(
+def _find_makers(
     options: argparse.Namespace,
     new: Callable[..., ConfigParser],
     dataset: SliceDataset,
@@ -432,7 +432,7 @@ def find_makers(
         reduce = {"compile": True, "train::trainer::compile_kwargs": {"mode": "reduce-overhead"}}
         makers[STEP_COMPILED] = lambda: make_step(**reduce)
     if "torchjd" not in options.without:
-        makers[TORCHJD] = lambda: make_torchjd_loop(new(), endless())
+        makers[TORCHJD] = lambda: _make_torchjd_loop(new(), endless())
     if options.reference:
         size = new().get_parsed_content("crop_size")
         low = [(old - crop) // 2 for old, crop in zip(dataset.pairs.shape[2:], size)]
@@ -441,7 +441,7 @@ def find_makers(
     return makers
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -473,7 +473,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> dict:
     """Measure, print the tables, write the JSON; returns what it writes."""
-    options = parse(argv)
+    options = _parse(argv)
     check_device(options.device)
     if options.device == "cpu":
         torch.set_num_threads(1)
@@ -489,14 +489,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
         source = options.dataset_dir or str(
             write_phantom_dataset(folder / "phantoms", subjects=6, size=overrides["slice_size"], slices=8, frames=4)
         )
-        dataset, preparation = prepare_slices(new(dataset_dir=source), folder / "cache")
+        dataset, preparation = _prepare_slices(new(dataset_dir=source), folder / "cache")
         batch = new().get_parsed_content("batch_size")
         if batch > len(dataset):
             raise InputError(
                 f"--batch {batch}: the data set has {len(dataset)} slices; give at most as many, or a larger data set."
             )
         steps = max(options.slices // batch, 1)
-        makers = find_makers(options, new, dataset, batch, steps, folder)
+        makers = _find_makers(options, new, dataset, batch, steps, folder)
         loops, peaks, skipped = {}, {}, {}
         for name, make in makers.items():
             try:
@@ -510,7 +510,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         time_rounds(loops, 1 + WARM_UP // steps, options.device)
         seconds = time_rounds(loops, options.rounds, options.device)
         slices = {name: REFERENCE_BATCH if name == REFERENCE else steps * batch for name in loops}
-        table = compare(seconds, slices, len(dataset))
+        table = _compare(seconds, slices, len(dataset))
         for name, peak in peaks.items():
             table[name]["peak_mb"] = peak
         counted, fastest = count(loops[STEP], steps), measure_peaks(options.device)
@@ -520,7 +520,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
                 counts[name] = against_floors(*counted, fastest, float(np.median(seconds[name])) / steps)
                 if options.device.startswith("cuda"):
                     counts[name]["idle_percent"] = measure_idle(loops[name], options.device)
-        batches = measure_batches(options, dataset, overrides) if options.batches else {}
+        batches = _measure_batches(options, dataset, overrides) if options.batches else {}
     hardware = f"{processor(options.device)}, {'one thread, CPU time' if options.device == 'cpu' else 'clock'}"
     kind = "slices of the train split" if options.dataset_dir else "slices of phantoms"
     print(

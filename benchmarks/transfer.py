@@ -84,7 +84,7 @@ class AddNoised(MapTransform):
         return item
 
 
-def with_noise(deviation: float) -> dict:
+def _with_noise(deviation: float) -> dict:
     """What makes images noisy as the network sees them; they are scored without."""
     transforms = rows.load_configs("configs/train.yaml")["train"]["preprocessing"]["transforms"]
     noise = {"_target_": "benchmarks.transfer.AddNoised", "keys": ["moving", "fixed"], "deviation": deviation}
@@ -107,7 +107,7 @@ SETTINGS = {
     "mse": Setting("ACDC, MSE", FOLDABLE),
     "lncc": Setting("LNCC", {**FOLDABLE, "similarity": LNCC}),
     "l2": Setting("l2 smoothness", {**FOLDABLE, "smoothness::norm": "l2"}),
-    "noise": Setting("10 % noise", {**FOLDABLE, **with_noise(0.1)}),
+    "noise": Setting("10 % noise", {**FOLDABLE, **_with_noise(0.1)}),
     "phantoms": Setting("phantoms", FOLDABLE, phantoms=True),
     "unet": Setting("published U-Net", {"network_def::backbone": UNET, "averaging": 1.0}),
 }
@@ -158,7 +158,7 @@ def study_of(run: Run, options: argparse.Namespace) -> RunStudy:
     return RunStudy(argparse.Namespace(**given), run)
 
 
-def key_of(study: RunStudy) -> str:
+def _key_of(study: RunStudy) -> str:
     """A hash of all that a row depends on."""
     parts = [
         rows.settings_of(study, study.run.method),
@@ -169,18 +169,18 @@ def key_of(study: RunStudy) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def path_of(run: Run, options: argparse.Namespace) -> Path:
+def _path_of(run: Run, options: argparse.Namespace) -> Path:
     """The file of a finished row."""
     return Path(options.output_dir) / "rows" / f"{run.name}.json"
 
 
-def load(run: Run, options: argparse.Namespace) -> dict | None:
+def _load(run: Run, options: argparse.Namespace) -> dict | None:
     """A finished row of the same data, code and options, else None."""
-    found = rows.read_json(path_of(run, options))
-    return found if found is not None and found["key"] == key_of(study_of(run, options)) else None
+    found = rows.read_json(_path_of(run, options))
+    return found if found is not None and found["key"] == _key_of(study_of(run, options)) else None
 
 
-def finish(run: Run, options: argparse.Namespace) -> dict:
+def _finish(run: Run, options: argparse.Namespace) -> dict:
     """Train or go on with a row, score it on `val` and `test`, and keep it.
 
     Returns:
@@ -190,7 +190,7 @@ def finish(run: Run, options: argparse.Namespace) -> dict:
     scored = rows.run_row(study, run.method, None)["rows"]
     method = rows.network_method(study, rows.network_parser(study, run.method))
     result = {
-        "key": key_of(study),
+        "key": _key_of(study),
         "setting": run.setting,
         "decade": run.decade,
         "seed": run.seed,
@@ -200,8 +200,8 @@ def finish(run: Run, options: argparse.Namespace) -> dict:
     if run.decade is None:
         result["norm_ratio"] = norm_ratio(study)
     result["seconds"] = time.process_time() - start
-    path_of(run, options).parent.mkdir(parents=True, exist_ok=True)
-    write_json(path_of(run, options), result)
+    _path_of(run, options).parent.mkdir(parents=True, exist_ok=True)
+    write_json(_path_of(run, options), result)
     return result
 
 
@@ -247,25 +247,25 @@ def next_run(
             for run in planned:
                 if run not in finished:
                     return run
-            tried = {run.decade: row for run, row in finished.items() if is_sum(run, name, seed)}
-            best = chosen(tried)
+            tried = {run.decade: row for run, row in finished.items() if _is_sum(run, name, seed)}
+            best = _chosen(tried)
             for end, further in ((min(tried), -1), (max(tried), 1)):
                 if best == end and WIDEST[0] <= end + further <= WIDEST[1]:
                     return Run(name, end + further, seed)
     return None
 
 
-def is_sum(run: Run, name: str, seed: int) -> bool:
+def _is_sum(run: Run, name: str, seed: int) -> bool:
     """Whether a row is a weighted sum of a setting and a seed."""
     return run.setting == name and run.seed == seed and run.decade is not None
 
 
-def chosen(tried: Mapping[float, dict]) -> float:
+def _chosen(tried: Mapping[float, dict]) -> float:
     """The λ, or its decade, that validates best."""
     return max(tried, key=lambda number: tried[number]["val"]["dice"])
 
 
-def hours_left(finished: Mapping[Run, dict], options: argparse.Namespace) -> float:
+def _hours_left(finished: Mapping[Run, dict], options: argparse.Namespace) -> float:
     """CPU hours of the trainings that are planned and not finished, by a few steps of each setting; scores, and decades
     that are added at an end, come on top."""
     hours = 0.0
@@ -313,18 +313,18 @@ class Measured:
         )
 
 
-def measured(finished: Mapping[Run, dict], name: str, seed: int = 0) -> Measured | None:
+def _measured(finished: Mapping[Run, dict], name: str, seed: int = 0) -> Measured | None:
     """A setting's figures, None while rows are missing."""
-    tried = {run.decade: row for run, row in sorted_runs(finished) if is_sum(run, name, seed)}
+    tried = {run.decade: row for run, row in _sorted_runs(finished) if _is_sum(run, name, seed)}
     surgery = finished.get(Run(name, None, seed))
     if not tried or surgery is None:
         return None
     dice, folding = ([row["test"][key] for row in tried.values()] for key in ("dice", "folding_percent"))
     by_surgery = surgery["test"]["dice"], surgery["test"]["folding_percent"]
-    return Measured(tuple(tried), tuple(dice), tuple(folding), chosen(tried), by_surgery, surgery["norm_ratio"])
+    return Measured(tuple(tried), tuple(dice), tuple(folding), _chosen(tried), by_surgery, surgery["norm_ratio"])
 
 
-def sorted_runs(finished: Mapping[Run, dict]) -> list[tuple[Run, dict]]:
+def _sorted_runs(finished: Mapping[Run, dict]) -> list[tuple[Run, dict]]:
     """Rows in the order of λ, surgery first."""
     return sorted(finished.items(), key=lambda entry: (entry[0].decade is not None, entry[0].decade or 0))
 
@@ -372,7 +372,7 @@ def summarize(found: Sequence[dict]) -> dict[str, dict[str, float]]:
     }
 
 
-def draw(settings: Mapping[str, Measured], path: Path) -> None:
+def _draw(settings: Mapping[str, Measured], path: Path) -> None:
     """Dice over λ in each setting, the λ that `val` chose, and surgery, as a PNG file."""
     from matplotlib.figure import Figure
 
@@ -397,19 +397,19 @@ def draw(settings: Mapping[str, Measured], path: Path) -> None:
 
 def collect(finished: Mapping[Run, dict], output_dir: Path, header: dict) -> dict[str, dict]:
     """Write transfer.json, transfer.csv and transfer.png of the settings that are finished; returns the summary."""
-    settings = {name: found for name in SETTINGS if (found := measured(finished, name)) is not None}
+    settings = {name: found for name in SETTINGS if (found := _measured(finished, name)) is not None}
     apart = {**settings, "bytes": settings["mse"].scaled(BYTES)} if "mse" in settings else {}
     found, summary = regrets(settings), {}
     if len(settings) > 1:
         summary = summarize(found)
     shown = [row for row in regrets(apart) if row["setting"] == "bytes" or "bytes" in row["method"]]
-    runs = [{key: value for key, value in row.items() if key != "key"} for _, row in sorted_runs(finished)]
+    runs = [{key: value for key, value in row.items() if key != "key"} for _, row in _sorted_runs(finished)]
     write_json(
         output_dir / "transfer.json", {**header, "runs": runs, "regrets": found, "bytes": shown, "summary": summary}
     )
     write_csv(output_dir / "transfer.csv", [*found, *shown])
     if settings:
-        draw(settings, output_dir / "transfer.png")
+        _draw(settings, output_dir / "transfer.png")
     return summary
 
 
@@ -435,7 +435,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def prepare_phantoms(options: argparse.Namespace) -> None:
+def _prepare_phantoms(options: argparse.Namespace) -> None:
     """Write the phantoms once, and name their folder in the options."""
     folder = Path(options.output_dir) / "phantoms"
     if not (folder / "splits.json").is_file():
@@ -454,7 +454,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     check_device(options.device)
     if options.device == "cpu":
         torch.set_num_threads(1)
-    prepare_phantoms(options)
+    _prepare_phantoms(options)
     words = sys.argv[1:] if argv is None else argv
     hardware = processor(options.device)
     header = setting(
@@ -466,13 +466,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         for name in options.settings
         for decade in (None, *range(WIDEST[0], WIDEST[1] + 1))
     ]
-    finished = {run: row for run in possible if path_of(run, options).is_file() and (row := load(run, options))}
-    print(f"about {hours_left(finished, options):.2g} CPU hours are left", flush=True)
+    finished = {run: row for run in possible if _path_of(run, options).is_file() and (row := _load(run, options))}
+    print(f"about {_hours_left(finished, options):.2g} CPU hours are left", flush=True)
     begun = 0
     while (run := next_run(finished, options.settings, options.decades, options.seeds)) and begun != options.runs:
         print(f"{run.name}: {len(finished)} rows are finished", flush=True)
         with quiet():
-            finished[run] = row = finish(run, options)
+            finished[run] = row = _finish(run, options)
         if np.isnan(row["val"]["dice"]):
             raise InputError(f"{options.dataset_dir}: no label in the `val` split; λ is chosen by Dice.")
         figures = ", ".join(f"{key} {row['test'][key]:.3g}" for key in ("dice", "folding_percent"))

@@ -66,7 +66,7 @@ NO_HEART = ("patient057",)
 CORRUPTED = {"patient077": (1, 2, 3), "patient097": (1, 2, 3), "patient017": (3,), "patient054": (3,)}
 
 
-def broken_weights(amount: float) -> dict[str, torch.Tensor]:
+def _broken_weights(amount: float) -> dict[str, torch.Tensor]:
     """The shipped registration weights with noise, its standard deviation a share of each tensor's."""
     weights = torch.load(ROOT / "models" / "model.pt", weights_only=True)
     generator = torch.Generator().manual_seed(0)
@@ -94,7 +94,7 @@ def register_case(case: Case) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         if case.broken:
             options["checkpoint"] = str(Path(folder) / "broken.pt")
-            torch.save(broken_weights(case.broken), options["checkpoint"])
+            torch.save(_broken_weights(case.broken), options["checkpoint"])
         try:
             quality = register_cine((case.image, affine), plane="SAX", **options).quality
         except InputError as error:
@@ -127,7 +127,7 @@ class Measured:
         return json.loads(path.read_text())
 
 
-def evidence_of(quality: Mapping, limits: Mapping[str, float]) -> Evidence:
+def _evidence_of(quality: Mapping, limits: Mapping[str, float]) -> Evidence:
     """What the verdict on a cine rests on."""
     frames = [frame for frame in quality["frames"] if frame["frame"] != quality["reference_frame"]]
     limits = {**THRESHOLDS, **quality["thresholds"], **limits}
@@ -138,7 +138,7 @@ def judge_case(quality: Mapping, limits: Mapping[str, float]) -> list[Finding]:
     """The findings of the verdict with other thresholds; a case that was refused is not to be used."""
     if "refused" in quality:
         return [Finding(GRADES[-1], quality["refused"])]
-    e = evidence_of(quality, limits)
+    e = _evidence_of(quality, limits)
     return judge(e.frames, e.cycle, e.limit, e.image, e.contours, doubts=quality["doubts"])
 
 
@@ -171,7 +171,7 @@ def set_limits(qualities: Sequence[Mapping]) -> dict[str, dict[str, float]]:
     Raises:
         InputError: as `set_limit`, naming the figure.
     """
-    found, clean = {}, [evidence_of(quality, {}) for quality in qualities if "refused" not in quality]
+    found, clean = {}, [_evidence_of(quality, {}) for quality in qualities if "refused" not in quality]
     for name, figure in FIGURES.items():
         try:
             values = [figure.worst(evidence) for evidence in clean]
@@ -181,7 +181,7 @@ def set_limits(qualities: Sequence[Mapping]) -> dict[str, dict[str, float]]:
     return found
 
 
-def read_stack(subject: str, dataset_dir: Path) -> Case:
+def _read_stack(subject: str, dataset_dir: Path) -> Case:
     """End diastole and end systole of a subject as a cine of two frames, with the label that was drawn at the first."""
     folder = dataset_dir / subject
     info = read_info(folder / "Info.cfg")
@@ -193,7 +193,7 @@ def read_stack(subject: str, dataset_dir: Path) -> Case:
     return Case(image, spacing, 1, np.asarray(label).astype(np.uint8))
 
 
-def read_cine(subject: str, dataset_dir: Path, cines_dir: Path) -> Case:
+def _read_cine(subject: str, dataset_dir: Path, cines_dir: Path) -> Case:
     """Some frames of a subject's cine, with end diastole among them and the label that was drawn there.
 
     The cine may be cropped, and lack every other phase.
@@ -216,7 +216,7 @@ def read_cine(subject: str, dataset_dir: Path, cines_dir: Path) -> Case:
     return Case(image[..., frames], spacing, reference, label.astype(np.uint8))
 
 
-def corrupt(cases: Mapping[str, Case], kind: str, level: int, long_axis: NDArray) -> dict[str, Case]:
+def _corrupt(cases: Mapping[str, Case], kind: str, level: int, long_axis: NDArray) -> dict[str, Case]:
     """Each case corrupted at a level (from 1), with the next one as the other subject; with its drawn label where the kind
     is one of labels."""
     corruption, subjects = CORRUPTIONS[kind], list(cases)
@@ -228,7 +228,7 @@ def corrupt(cases: Mapping[str, Case], kind: str, level: int, long_axis: NDArray
     return found
 
 
-def rows_of(cases: Mapping[str, Case], measure: Callable, limits: Mapping, **where: object) -> list[dict]:
+def _rows_of(cases: Mapping[str, Case], measure: Callable, limits: Mapping, **where: object) -> list[dict]:
     """What the verdict says of cases, a row each."""
     rows = []
     for subject, case in tqdm(cases.items(), desc=" ".join(map(str, where.values())), unit="case"):
@@ -238,14 +238,14 @@ def rows_of(cases: Mapping[str, Case], measure: Callable, limits: Mapping, **whe
     return rows
 
 
-def clean_rows(cases: Mapping[str, Case], of: str, measure: Callable, limits: Mapping) -> list[dict]:
+def _clean_rows(cases: Mapping[str, Case], of: str, measure: Callable, limits: Mapping) -> list[dict]:
     """Those of cases as they are, with the drawn and with the automatic contour."""
     automatic = {name: replace(case, label=None) for name, case in cases.items()}
-    drawn = rows_of(cases, measure, limits, kind=CLEAN, of=of, label="drawn")
-    return drawn + rows_of(automatic, measure, limits, kind=CLEAN, of=of, label="automatic")
+    drawn = _rows_of(cases, measure, limits, kind=CLEAN, of=of, label="drawn")
+    return drawn + _rows_of(automatic, measure, limits, kind=CLEAN, of=of, label="automatic")
 
 
-def corrupted_rows(
+def _corrupted_rows(
     cases: Mapping[str, Case],
     levels: Mapping[str, Sequence[int]],
     of_cycle: bool,
@@ -257,9 +257,9 @@ def corrupted_rows(
     chosen, rows = {name: cases[name] for name in levels}, []
     for kind in [kind for kind, corruption in CORRUPTIONS.items() if corruption.of_cycle == of_cycle]:
         for level in (1, 2, 3):
-            corrupted = corrupt(chosen, kind, level, long_axis)
+            corrupted = _corrupt(chosen, kind, level, long_axis)
             tried = {name: case for name, case in corrupted.items() if level in levels[name]}
-            rows += rows_of(tried, measure, limits, kind=kind, level=level)
+            rows += _rows_of(tried, measure, limits, kind=kind, level=level)
     return rows
 
 
@@ -307,11 +307,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     splits, measure = folder_splits(options.dataset_dir), Measured(options.cache)
 
     def stacks(subjects: Sequence[str]) -> dict[str, Case]:
-        return {name: read_stack(name, options.dataset_dir) for name in sorted(subjects)}
+        return {name: _read_stack(name, options.dataset_dir) for name in sorted(subjects)}
 
     def cines(subjects: Sequence[str]) -> dict[str, Case]:
         named = [name for name in sorted(subjects) if name not in NO_HEART]
-        return {name: read_cine(name, options.dataset_dir, options.cines_dir) for name in named}
+        return {name: _read_cine(name, options.dataset_dir, options.cines_dir) for name in named}
 
     cases = [*stacks(sorted(splits["train"])[::ONE_IN]).values(), *cines(TRAIN_CINES).values()]
     found = set_limits([measure(case) for case in tqdm(cases, desc="train", unit="case")])
@@ -319,8 +319,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     levels = dict.fromkeys(CORRUPTED, ()) | {next(iter(CORRUPTED)): (3,)} if options.trial else CORRUPTED
     rows = []
     for of, val in {"stacks": stacks(splits["val"]), "cines": cines(splits["val"])}.items():
-        rows += clean_rows(val, of, measure, limits)
-        rows += corrupted_rows(val, levels, of == "cines", view, measure, limits)
+        rows += _clean_rows(val, of, measure, limits)
+        rows += _corrupted_rows(val, levels, of == "cines", view, measure, limits)
     result = setting("benchmarks.verdict", sys.argv[1:] if argv is None else argv, options, processor("cpu"))
     result |= {"rule": {"quantile": QUANTILE, "least": LEAST}, "limits": found}
     result |= {**tabulate(summarize(rows)), "rows": rows}

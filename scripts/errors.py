@@ -49,7 +49,7 @@ def first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """A text without what a terminal would obey: control characters and broken characters become "?"."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
@@ -64,7 +64,7 @@ def one_line() -> Iterator[None]:
         cause = first_cause(error)
         if not isinstance(cause, InputError):
             raise
-        raise SystemExit(f"error: {printable(str(cause))}") from error
+        raise SystemExit(f"error: {_printable(str(cause))}") from error
 
 
 def under_torchrun() -> bool:
@@ -95,7 +95,7 @@ def report_error(kind: type[BaseException], error: BaseException, trace: Traceba
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
     sys.stdout.flush()
-    print(f"error: {printable(str(cause)) or kind.__name__}", file=sys.stderr, flush=True)
+    print(f"error: {_printable(str(cause)) or kind.__name__}", file=sys.stderr, flush=True)
     _record_error(cause)
 
 

@@ -116,14 +116,14 @@ def clear_leftovers(folder: Path) -> None:
     """Remove what killed processes of this machine left in a folder under the names of `own_name`."""
     name = re.compile(rf"\.(part|old)_{re.escape(this_machine())}_(?P<process>\d+)_.+")
     for path in folder.iterdir():
-        if (found := name.fullmatch(path.name)) and not is_running(int(found["process"])):
+        if (found := name.fullmatch(path.name)) and not _is_running(int(found["process"])):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
 
-def is_running(process: int) -> bool:
+def _is_running(process: int) -> bool:
     """Whether a process of this machine is there; elsewhere than on POSIX this is always yes, since it cannot be asked."""
     if os.name != "posix":
         return True
@@ -176,11 +176,11 @@ def scratch_array(shape: Sequence[int], kind: type = np.float32, folder: str | P
         return np.empty(shape, kind)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        reserve(file.fileno(), size, folder)
+        _reserve(file.fileno(), size, folder)
         return np.memmap(file, kind, "w+", shape=tuple(shape))
 
 
-def reserve(file: int, size: int, folder: str | Path) -> None:
+def _reserve(file: int, size: int, folder: str | Path) -> None:
     """Have the disk keep room for an open file of some bytes: it would end the process without a word where it is full
     once pages of the file are written.
 

@@ -75,7 +75,7 @@ def make_parts(bench: Bench) -> list[Part]:
 
 
 @contextmanager
-def processes(jobs: int) -> Iterator[Executor | None]:
+def _processes(jobs: int) -> Iterator[Executor | None]:
     """Processes that score cases; None for a single one."""
     if jobs < 2:
         yield None
@@ -87,7 +87,7 @@ def processes(jobs: int) -> Iterator[Executor | None]:
         yield executor
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="file that --prepare wrote; --rehearse does without")
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> Results:
     Raises:
         InputError: at the end, naming the parts that failed; in a rehearsal those that were skipped as well.
     """
-    options = parse(argv)
+    options = _parse(argv)
     if options.prepare:
         print(f"{options.data}: {prepare(options.prepare, options.data) / 2**20:.1f} MiB")
         return {}
@@ -132,8 +132,8 @@ def main(argv: Sequence[str] | None = None) -> Results:
     time_kernels()
     if options.device == "cpu":
         torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder, processes(options.jobs) as executor:
-        data = options.data or rehearsed_data(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, _processes(options.jobs) as executor:
+        data = options.data or _rehearsed_data(Path(folder))
         sizes = REHEARSAL if options.rehearse else {}
         bench = Bench(options.device, read(data), output_dir, options.reference, executor=executor, **sizes)
         words = sys.argv[1:] if argv is None else argv
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> Results:
     return results
 
 
-def rehearsed_data(folder: Path) -> Path:
+def _rehearsed_data(folder: Path) -> Path:
     """The prepared file of a few small phantoms."""
     path = folder / "phantoms.npz"
     prepare(write_phantom_dataset(folder / "phantoms", progress=False, **PHANTOMS), path, size=PHANTOMS["size"][0])

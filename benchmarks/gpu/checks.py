@@ -73,7 +73,7 @@ def parity(bench: Bench, _: Results) -> dict:
     shapes = [(8, 2, 3, 3), (8,), (16, 8, 3, 3), (16,)]
     groups = {kind: group_indices(["a.weight", "a.bias", "b.weight", "b.bias"], kind) for kind in GRANULARITIES}
     rules = {
-        f"{strategy}, {kind}": rule_error(strategy, shapes, groups[kind], bench.device)
+        f"{strategy}, {kind}": _rule_error(strategy, shapes, groups[kind], bench.device)
         for strategy in STRATEGIES
         for kind in GRANULARITIES
     }
@@ -83,7 +83,7 @@ def parity(bench: Bench, _: Results) -> dict:
     return {"handler": handler, "rules": rules}
 
 
-def rule_error(strategy: str, shapes: Sequence[tuple[int, ...]], groups: Sequence[int], device: str) -> float:
+def _rule_error(strategy: str, shapes: Sequence[tuple[int, ...]], groups: Sequence[int], device: str) -> float:
     """Largest difference between a rule on a device and on the CPU, relative to the largest entry."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda: [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -152,14 +152,14 @@ class ReadCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_reads(loop: Callable[[], None]) -> int:
+def _count_reads(loop: Callable[[], None]) -> int:
     """Of a loop, by the operations."""
     with ReadCounter() as counter:
         loop()
     return counter.count
 
 
-def count_waits(loop: Callable[[], None]) -> int:
+def _count_waits(loop: Callable[[], None]) -> int:
     """Of a loop, by CUDA's own record of synchronizations."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -186,7 +186,7 @@ def synchronizations(bench: Bench, _: Results) -> dict:
     if bench.reference:
         step = make_reference_step(bench.reference, bench.pair(bench.batch))
         loops["the authors' steps"] = lambda: [step() for _ in range(bench.steps)]
-    counters = {"values_read": count_reads} | ({"waits": count_waits} if bench.on_gpu else {})
+    counters = {"values_read": _count_reads} | ({"waits": _count_waits} if bench.on_gpu else {})
     found = {}
     for name, loop in loops.items():
         loop()
@@ -210,7 +210,7 @@ def time_steps(bench: Bench, network: str, peaks: tuple[float, float]) -> dict:
     """The loops of a network side by side: milliseconds a step, floors of a step, and what share of the time no kernel
     runs; "not_measured" says what failed, and why."""
     loops, failures = {}, {}
-    for name, make in step_makers(bench, network).items():
+    for name, make in _step_makers(bench, network).items():
         try:
             loops[name] = make()
             # As often as a graph needs to be recorded.
@@ -239,14 +239,14 @@ def time_steps(bench: Bench, network: str, peaks: tuple[float, float]) -> dict:
     return {**found, "not_measured": failures}
 
 
-def step_makers(bench: Bench, network: str) -> dict[str, Callable[[], training.Loop]]:
+def _step_makers(bench: Bench, network: str) -> dict[str, Callable[[], training.Loop]]:
     """What makes the loops of a network, of as many steps each."""
     batch = {"pair": bench.pair(bench.batch)}
     dataset = bench.data.slices(bench.device)
     step = lambda parser: training.make_step_loop(parser, batch, bench.steps)
     portion = lambda: training.Part(batch_loader(dataset, bench.batch), bench.steps)
     makers = {
-        PLAIN: lambda: step(without_surgery(bench.config(network))),
+        PLAIN: lambda: step(_without_surgery(bench.config(network))),
         EAGER: lambda: step(bench.config(network)),
         GRAPH: lambda: step(bench.config(network, graph=True)),
         TRAINING: lambda: training.as_loop(training.make_training(bench.config(network, graph=True), portion())),
@@ -257,7 +257,7 @@ def step_makers(bench: Bench, network: str) -> dict[str, Callable[[], training.L
     return makers
 
 
-def without_surgery(parser: ConfigParser) -> ConfigParser:
+def _without_surgery(parser: ConfigParser) -> ConfigParser:
     """The same training by the weighted sum of both losses, in one backward pass."""
     kept = [item for item in parser["train::handlers"] if not item["_target_"].endswith("GradientSurgeryHandler")]
     parser["train::handlers"] = kept

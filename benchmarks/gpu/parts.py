@@ -59,7 +59,7 @@ def run_parts(
     start, results = clock(), {}
     for part in parts:
         begun = clock()
-        reason = why_not(part, results, budget - (begun - start))
+        reason = _why_not(part, results, budget - (begun - start))
         print(f"{part.name}: {reason or 'begins'} ({begun - start:.0f} s)", flush=True)
         if reason:
             results[part.name] = {SKIPPED: reason}
@@ -74,7 +74,7 @@ def run_parts(
     return results
 
 
-def why_not(part: Part, results: Mapping[str, dict], left: float) -> str:
+def _why_not(part: Part, results: Mapping[str, dict], left: float) -> str:
     """Why a part cannot begin with so many seconds left; empty where it can."""
     if missing := [name for name in part.needs if not is_done(results.get(name))]:
         return f"needs {', '.join(missing)}"

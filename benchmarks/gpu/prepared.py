@@ -89,7 +89,7 @@ class Prepared:
 
     def slices(self, device: str, labeled: bool = False, size: int | None = None) -> SliceDataset:
         """The training slices on a device, with labels or without, whole or their central square of so many pixels."""
-        return PreparedSlices(*(central(x, size).to(device) for x in (self.pairs, self.labels)), labeled)
+        return PreparedSlices(*(_central(x, size).to(device) for x in (self.pairs, self.labels)), labeled)
 
     def deepest(self) -> tuple[Tensor, Tensor]:
         """The training stack of the most slices, (1, 2, X, Y, Z), and its voxel size in mm, (1, 3)."""
@@ -106,7 +106,7 @@ class PreparedSlices(SliceDataset):
         self.labels = labels if labeled else None
 
 
-def central(slices: Tensor, size: int | None) -> Tensor:
+def _central(slices: Tensor, size: int | None) -> Tensor:
     """The central square of slices (..., X, Y)."""
     if size is None:
         return slices
@@ -150,7 +150,7 @@ def prepare(dataset_dir: str | Path, path: str | Path, size: int | None = None) 
         for item in tqdm(split["train"], desc="train", unit="pair")
     ]
     arrays = {
-        "pairs": np.concatenate([to_bytes(stack.pairs, 0.0, 1.0) for stack in stacks]),
+        "pairs": np.concatenate([_to_bytes(stack.pairs, 0.0, 1.0) for stack in stacks]),
         "labels": np.concatenate([stack.labels.numpy().astype(np.uint8) for stack in stacks]),
         "stack": np.repeat(np.arange(len(stacks), dtype=np.int16), [len(stack) for stack in stacks]),
         "spacing": np.stack(spacing),
@@ -159,21 +159,21 @@ def prepare(dataset_dir: str | Path, path: str | Path, size: int | None = None) 
     for number, item in enumerate(tqdm(split["test"], desc="test", unit="pair")):
         case = transform(item)
         images = [case[f"{key}_image"] for key in ("moving", "fixed")]
-        arrays[f"test{number}_images"] = np.concatenate([to_bytes(x, float(x.min()), float(x.max())) for x in images])
+        arrays[f"test{number}_images"] = np.concatenate([_to_bytes(x, float(x.min()), float(x.max())) for x in images])
         arrays[f"test{number}_labels"] = np.concatenate(
             [case[f"{key}_label"].numpy().round().astype(np.uint8) for key in ("moving", "fixed")]
         )
         arrays[f"test{number}_spacing"] = case["pair"].pixdim.numpy()
-    write_arrays(Path(path), arrays)
+    _write_arrays(Path(path), arrays)
     return Path(path).stat().st_size
 
 
-def to_bytes(image: Tensor, low: float, high: float) -> NDArray:
+def _to_bytes(image: Tensor, low: float, high: float) -> NDArray:
     """Intensities in 256 steps from one to the other."""
     return np.round((np.asarray(image, dtype=np.float32) - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
 
 
-def write_arrays(path: Path, arrays: dict[str, NDArray]) -> None:
+def _write_arrays(path: Path, arrays: dict[str, NDArray]) -> None:
     """Write arrays as `numpy.load` reads them, packed by bzip2: ACDC's are a sixth smaller so than by
     `savez_compressed`.
 

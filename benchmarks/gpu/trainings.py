@@ -53,18 +53,18 @@ class Training:
     labeled: bool = False
 
 
-def published(method: str) -> Training:
+def _published(method: str) -> Training:
     """One of benchmarks/methods/ in the published setting."""
     return Training("published", f"benchmarks/methods/{method}.yaml", 500, AS_PUBLISHED)
 
 
 TRAININGS = {
-    **{name: published(name) for name in ("gsmorph", "voxelmorph_m", "gs_pcgrad", "voxelmorph_s", "voxelmorph_l")},
+    **{name: _published(name) for name in ("gsmorph", "voxelmorph_m", "gs_pcgrad", "voxelmorph_s", "voxelmorph_l")},
     "recipe": Training("shipped", "configs/labeled.yaml", scale_epochs(100, 32), labeled=True),
 }
 
 
-def steps_of(bench: Bench, name: str) -> tuple[int, int]:
+def _steps_of(bench: Bench, name: str) -> tuple[int, int]:
     """Epochs of a training, and steps of each."""
     steps = max(len(bench.data.pairs) // bench.batch, 1)
     most = bench.most_steps
@@ -74,7 +74,7 @@ def steps_of(bench: Bench, name: str) -> tuple[int, int]:
 def seconds_needed(bench: Bench, name: str, results: Results) -> float:
     """What a training and its scores take: as one that was finished, or by the seconds of its step."""
     network = TRAININGS[name].network
-    epochs, steps = steps_of(bench, name)
+    epochs, steps = _steps_of(bench, name)
     alike = [key for key, value in TRAININGS.items() if value.network == network and is_done(results.get(key))]
     if alike:
         return MARGIN * max(results[key]["seconds"] for key in alike)
@@ -93,12 +93,12 @@ def train(bench: Bench, name: str, results: Results) -> dict:
     # Without augmentation, whose crops are random, slices are cropped about their center.
     size = bench.size if parser["augmentation"] is None else None
     loader = batch_loader(bench.data.slices(bench.device, chosen.labeled, size), bench.batch)
-    epochs, steps = steps_of(bench, name)
+    epochs, steps = _steps_of(bench, name)
     trainer = training.make_training(parser, training.Part(loader, steps))
     trainer.state.max_epochs = epochs
     start = time.perf_counter()
     trainer.run()
-    synchronize(bench)
+    _synchronize(bench)
     seconds = time.perf_counter() - start
     weights = {key: value.cpu() for key, value in parser.get_parsed_content("averager").module.state_dict().items()}
     with whole_file(bench.output_dir / f"{name}.pt") as part:
@@ -111,16 +111,16 @@ def train(bench: Bench, name: str, results: Results) -> dict:
         "batch": bench.batch,
         "training_seconds": seconds,
     }
-    return {**counts, "last_epoch": last, "test": score(bench, bench.config(chosen.network), weights)}
+    return {**counts, "last_epoch": last, "test": _score(bench, bench.config(chosen.network), weights)}
 
 
-def synchronize(bench: Bench) -> None:
+def _synchronize(bench: Bench) -> None:
     """Wait for a GPU."""
     if bench.on_gpu:
         torch.cuda.synchronize(bench.device)
 
 
-def score(bench: Bench, parser: ConfigParser, weights: dict[str, Tensor]) -> dict:
+def _score(bench: Bench, parser: ConfigParser, weights: dict[str, Tensor]) -> dict:
     """Mean and deviation of each figure over the test subjects, and each subject's, by direction."""
     network = parser.get_parsed_content("bare_network").eval()
     network.load_state_dict(weights)
@@ -131,7 +131,7 @@ def score(bench: Bench, parser: ConfigParser, weights: dict[str, Tensor]) -> dic
             pair = case.pair(clip)[None].to(bench.device)
             fields.append(inferer(pair, network)[0].float().cpu().numpy())
     run = bench.executor.map if bench.executor else map
-    scored = list(run(partial(score_case, crop=parser.get_parsed_content("crop_size")), cases, fields))
+    scored = list(run(partial(_score_case, crop=parser.get_parsed_content("crop_size")), cases, fields))
     found = {}
     for direction in dict.fromkeys(case.direction for case in cases):
         rows = {case.subject: row for case, row in zip(cases, scored) if case.direction == direction}
@@ -139,7 +139,7 @@ def score(bench: Bench, parser: ConfigParser, weights: dict[str, Tensor]) -> dic
     return found
 
 
-def score_case(case: Case, field: NDArray, crop: Sequence[int]) -> dict[str, float]:
+def _score_case(case: Case, field: NDArray, crop: Sequence[int]) -> dict[str, float]:
     """The figures of one case, in a process of its own."""
     figures = case.score(field, crop)
     return {key: figures[key] for key in FIGURES}

@@ -286,7 +286,7 @@ class Phantom:
             return moved
         p, s, cosine = self.polar(points)
         sigma = s - activation * self.inward(s, cosine)[0]
-        return self.voxels(rotate(p * np.sqrt(sigma / s), activation * self.turn(sigma)))
+        return self.voxels(_rotate(p * np.sqrt(sigma / s), activation * self.turn(sigma)))
 
     def to_material(self, points: NDArray, frame: int) -> NDArray:
         """Which material lies at points of a frame, the inverse of `to_frame` to 1e-6 mm; both (2, ..., Z) or (3, ...) in
@@ -300,7 +300,7 @@ class Phantom:
             material = np.stack([points[0], points[1], number])
             return np.stack([*self.around(material).to_material(points[:2], frame), number])
         p, sigma, _ = self.polar(points)
-        p = rotate(p, -activation * self.turn(sigma))
+        p = _rotate(p, -activation * self.turn(sigma))
         cosine = self.rv_cosine(p, sigma)
         # Newton's method inside a shrinking bracket: sigma grows with s, and s >= sigma.
         s, low, high = sigma + activation * self.inward(sigma, cosine)[0], sigma, sigma + 1.2 * self.largest_shift
@@ -346,7 +346,7 @@ class Phantom:
         """A and B: what the squared radius loses in the cavity and at the free wall."""
         s = self.inner**2
         return (
-            self.contraction * s / (ramp(1.0)[0] * np.exp(-((s / self.window) ** 2))),
+            self.contraction * s / (_ramp(1.0)[0] * np.exp(-((s / self.window) ** 2))),
             self.rv_contraction * self.free_wall**2,
         )
 
@@ -391,7 +391,7 @@ class Phantom:
     def inward(self, s: NDArray, cosine: NDArray) -> tuple[NDArray, NDArray]:
         """What the squared radius loses at full activation, and its derivative by s; mm² and 1."""
         (a, b), s_i, s_f = self.amplitudes, self.inner**2, self.free_wall**2
-        g, dg = ramp(s / s_i)
+        g, dg = _ramp(s / s_i)
         w = s / self.window
         h = np.exp(-(w**2))
         q = s / s_f
@@ -418,11 +418,11 @@ class Phantom:
         lv = r - self.inner * (1 + self.shape[0] * oval["in"])
         lv_wall = np.minimum(r - self.outer * (1 + self.shape[1] * oval["out"]), lv - 4.0)
         radius = self.rv_radius * self.outer
-        rv = disk(p, self.rv_direction, self.free_wall - radius, radius)
+        rv = _disk(p, self.rv_direction, self.free_wall - radius, radius)
         papillary = np.full_like(r, np.inf)
         for angle in (115, -110):
             thick = self.inner * (0.24 - 0.4 * np.abs(self.level - 0.4))
-            papillary = np.minimum(papillary, disk(p, _unit_vector(self.rv_angle + angle), 0.66 * self.inner, thick))
+            papillary = np.minimum(papillary, _disk(p, _unit_vector(self.rv_angle + angle), 0.66 * self.inner, thick))
         # A smooth union fills the grooves where the ventricles meet.
         heart = -3.0 * np.logaddexp(-lv_wall / 3.0, -(rv - RV_WALL) / 3.0)
         return {"lv": lv, "lv_wall": lv_wall, "rv": rv, "papillary": papillary, "heart": heart}
@@ -433,17 +433,17 @@ class Phantom:
         p = self.polar(points)[0]
         distance = self.distances(points)
         edge = 2.0 * max(self.spacing[:2])
-        chest = disk(p, -self.rv_direction, 46.0, 116.0)
+        chest = _disk(p, -self.rv_direction, 46.0, 116.0)
         texture = self.texture(points)
         out = np.zeros(p.shape[1:])
         layers = (
             ("fat", chest),
             ("muscle", chest + 9.0),
             ("lung", chest + 15.0),
-            ("liver", disk(p, _unit_vector(self.rv_angle - 75), 96.0, 54.0)),
-            ("stomach", disk(p, _unit_vector(self.rv_angle - 130), 76.0, 26.0)),
-            ("muscle", disk(p, _unit_vector(self.rv_angle - 105), 49.0, 13.0)),
-            ("vessel", disk(p, _unit_vector(self.rv_angle - 105), 49.0, 10.0)),
+            ("liver", _disk(p, _unit_vector(self.rv_angle - 75), 96.0, 54.0)),
+            ("stomach", _disk(p, _unit_vector(self.rv_angle - 130), 76.0, 26.0)),
+            ("muscle", _disk(p, _unit_vector(self.rv_angle - 105), 49.0, 13.0)),
+            ("vessel", _disk(p, _unit_vector(self.rv_angle - 105), 49.0, 10.0)),
             ("epicardium", distance["heart"] - 4.0),
             ("myocardium", distance["heart"]),
             ("rv_blood", distance["rv"]),
@@ -503,7 +503,7 @@ class Phantom:
         return affine
 
 
-def ramp(q: NDArray | float) -> tuple[NDArray, NDArray]:
+def _ramp(q: NDArray | float) -> tuple[NDArray, NDArray]:
     """A softened min(q, 1) that is 0 at 0, and its derivative, which lies in (0, 1)."""
     root = np.sqrt((q - 1) ** 2 + SOFTNESS**2)
     return (q - root + math.hypot(1, SOFTNESS)) / 2, (1 - (q - 1) / root) / 2
@@ -514,13 +514,13 @@ def _unit_vector(degrees: float) -> NDArray:
     return np.array([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
 
 
-def rotate(p: NDArray, angle: NDArray) -> NDArray:
+def _rotate(p: NDArray, angle: NDArray) -> NDArray:
     """Points (2, ...) turned about the origin by angles in radians, from axis 0 toward axis 1."""
     c, s = np.cos(angle), np.sin(angle)
     return np.stack([c * p[0] - s * p[1], s * p[0] + c * p[1]])
 
 
-def disk(p: NDArray, direction: NDArray, distance: NDArray | float, radius: NDArray | float) -> NDArray:
+def _disk(p: NDArray, direction: NDArray, distance: NDArray | float, radius: NDArray | float) -> NDArray:
     """Distance of points (2, ..., Z) from a circle whose center lies that far in that direction, negative inside."""
     return np.hypot(p[0] - direction[0] * distance, p[1] - direction[1] * distance) - radius
 

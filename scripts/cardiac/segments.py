@@ -125,7 +125,7 @@ def sector_map(
     level = levels(label, affine)
     for z, start in starts.items():
         x, y = np.nonzero(label[..., z] == MYOCARDIUM)
-        turned = np.rad2deg(sense * (angle(np.stack([x, y], axis=1) * spacing - centers[z]) - start))
+        turned = np.rad2deg(sense * (_angle(np.stack([x, y], axis=1) * spacing - centers[z]) - start))
         ring = SECTORS[level[z]]
         # A hair of tolerance keeps the insertion itself in the first sector.
         around = np.mod(turned - ring[0].start + 1e-7, 360) // ring[0].width
@@ -156,8 +156,8 @@ def _contact_ends(plane: NDArray, affine: NDArray, center: NDArray) -> tuple[flo
     if not len(contact):
         return None
     spacing = voxel_sizes(affine)[:2]
-    toward_rv = angle(np.argwhere(plane == RV).mean(axis=0) * spacing - center)
-    aside = np.angle(np.exp(1j * (angle(contact * spacing - center) - toward_rv)))
+    toward_rv = _angle(np.argwhere(plane == RV).mean(axis=0) * spacing - center)
+    aside = np.angle(np.exp(1j * (_angle(contact * spacing - center) - toward_rv)))
     low, high = aside.argmin(), aside.argmax()
     if aside[low] == aside[high]:
         return None
@@ -169,7 +169,7 @@ def _septal_sense(label: NDArray, affine: NDArray, centers: dict[int, NDArray], 
     """The sense (1 or -1) in which the septum follows an insertion at a given angle (radians), see `sector_map`."""
     rvs = {z: np.argwhere(label[..., z] == RV) for z in centers}
     directions = [
-        np.exp(1j * angle(rv.mean(axis=0) * voxel_sizes(affine)[:2] - centers[z])) for z, rv in rvs.items() if len(rv)
+        np.exp(1j * _angle(rv.mean(axis=0) * voxel_sizes(affine)[:2] - centers[z])) for z, rv in rvs.items() if len(rv)
     ]
     side = (
         (np.sum(directions) * np.exp(-1j * origin)).imag
@@ -185,6 +185,6 @@ def lv_centers(label: NDArray, affine: NDArray) -> dict[int, NDArray]:
     return {z: np.argwhere(label[..., z] == LV).mean(axis=0) * voxel_sizes(affine)[:2] for z in measured}
 
 
-def angle(p: NDArray) -> NDArray:
+def _angle(p: NDArray) -> NDArray:
     """Angle in radians of vectors (..., 2), from the first axis toward the second."""
     return np.arctan2(p[..., 1], p[..., 0])

@@ -68,14 +68,14 @@ def inference_cases(
     if is_none(reference_label):
         items = [{key: value for key, value in item.items() if key != "reference_label"} for item in items]
     if only_list:
-        print_series(items)
+        _print_series(items)
         return []
     given = {key: value for key, value in (("series", series), ("plane", plane)) if value is not None}
     items = with_label_values(items, label_values, keep=bool(sources.get("data_list")))
     return [{**given, **item} for item in items]
 
 
-def print_series(items: Sequence[dict]) -> None:
+def _print_series(items: Sequence[dict]) -> None:
     """Print the listing of each case that is a folder of DICOM files; an unreadable one has a line that says why.
 
     Raises:
@@ -129,18 +129,18 @@ def find_cases(
         InputError: naming the file or option and the cure.
     """
     if cine:
-        return [cine_case(cine, reference_frame, reference_label, points)]
+        return [_cine_case(cine, reference_frame, reference_label, points)]
     if moving or fixed:
-        return [single_pair(moving, fixed, moving_label, points)]
+        return [_single_pair(moving, fixed, moving_label, points)]
     if data_list:
         items = json_pairs(data_list, section)
         if not items:
             raise InputError(f"{data_list}: section '{section}' is empty or missing; add cases to it.")
-        return [case for item in items for case in report_later(listed_cases, item, item, reference_frame)]
-    return folder_cases(Path(dataset_dir), reference_frame, direction) if dataset_dir else []
+        return [case for item in items for case in _report_later(_listed_cases, item, item, reference_frame)]
+    return _folder_cases(Path(dataset_dir), reference_frame, direction) if dataset_dir else []
 
 
-def cine_case(
+def _cine_case(
     path: str | Path, reference_frame: int | None = None, label: str | Path | None = None, points: str | None = None
 ) -> dict:
     """The item of a cine, a 4-D NIfTI file or a DICOM folder.
@@ -190,8 +190,8 @@ def _reference(path: Path, frame: object) -> dict:
         if not re.fullmatch(r"[1-9]\d{0,4}", str(frame)):
             raise InputError(f"{path}: has no frame {frame}; --reference_frame is a number, counted from 1.")
         return {"reference": int(frame), "reference_basis": "given as --reference_frame"}
-    ed = end_diastole(path.parent if path.is_file() else path)
-    if ed is not None and is_alone(path):
+    ed = _end_diastole(path.parent if path.is_file() else path)
+    if ed is not None and _is_alone(path):
         return {"reference": ed, "reference_basis": "end diastole by Info.cfg"}
     return {}
 
@@ -208,20 +208,20 @@ def _slices_and_frames(path: Path) -> dict[str, int]:
     return {"frames": shape[2]} if len(shape) == 3 and shape[2] > 1 and number == str(shape[2]) else {}
 
 
-def at_place(name: str, path: Path) -> dict:
+def _at_place(name: str, path: Path) -> dict:
     """The item of a cine, or of a subject's folder, of which no more is known yet."""
     return {"case": name, "subject": name, "cine": str(path)}
 
 
-def one_cine(path: Path, reference_frame: int | None, label: Path | None = None) -> list[dict]:
+def _one_cine(path: Path, reference_frame: int | None, label: Path | None = None) -> list[dict]:
     """The item of a cine in a folder of cases, alone in a list."""
-    return [cine_case(path, reference_frame, label)]
+    return [_cine_case(path, reference_frame, label)]
 
 
-def is_alone(path: Path) -> bool:
+def _is_alone(path: Path) -> bool:
     """Whether the `Info.cfg` beside a cine is that cine's: it is named as the folder, a folder itself, or the only cine
     there."""
-    others = [other for other in cine_files(path.parent) if other != path] if path.is_file() else []
+    others = [other for other in _cine_files(path.parent) if other != path] if path.is_file() else []
     if not others or stem_of(path) == plain_path(path).parent.name:
         return True
     logging.getLogger("inference").warning(
@@ -230,7 +230,7 @@ def is_alone(path: Path) -> bool:
     return False
 
 
-def end_diastole(folder: Path) -> int | None:
+def _end_diastole(folder: Path) -> int | None:
     """The frame of end diastole, counted from 1, by the `Info.cfg` of a folder; None without that file or its line ED.
 
     Raises:
@@ -275,7 +275,7 @@ class _Found:
         return [path for path, cines in self.folders.items() if cines == [path]]
 
 
-def folder_cases(root: Path, reference_frame: int | None, direction: str) -> list[dict]:
+def _folder_cases(root: Path, reference_frame: int | None, direction: str) -> list[dict]:
     """The cases of a folder in M&Ms' layout, or of all kinds that it holds: subjects in ACDC's layout, then 4-D NIfTI
     files, then folders of such files or of DICOM. A folder that inference wrote is no case; what else is left out, such
     as text files, is logged.
@@ -291,18 +291,18 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
         return [
             item
             for code, subject in sorted(mms_subjects(root).items())
-            for item in mms_case(code, subject, reference_frame)
+            for item in _mms_case(code, subject, reference_frame)
         ]
     entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
     found = _search(root, entries)
     cases = []
     for path in found.subjects:
-        cases += report_later(subject_cases, at_place(path.name, path), path, reference_frame, direction)
+        cases += _report_later(_subject_cases, _at_place(path.name, path), path, reference_frame, direction)
     for path in found.cines:
-        cases += report_later(one_cine, at_place(stem_of(path) or path.name, path), path, reference_frame)
+        cases += _report_later(_one_cine, _at_place(stem_of(path) or path.name, path), path, reference_frame)
     if not cases:
         for folder in (root, *found.folders):
-            refuse_no_cine(folder)
+            _refuse_no_cine(folder)
         raise InputError(
             f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files; give "
             "--dataset_dir a folder that does."
@@ -312,14 +312,14 @@ def folder_cases(root: Path, reference_frame: int | None, direction: str) -> lis
     return cases
 
 
-def mms_case(code: str, subject: Mapping, reference_frame: int | None) -> list[dict]:
+def _mms_case(code: str, subject: Mapping, reference_frame: int | None) -> list[dict]:
     """The item of a subject of `mms.mms_subjects`, alone in a list, with its label where the reference frame has one."""
     cine, frame = subject["cine"], reference_frame or subject["ED"] + 1
     label = mms_label(cine) if str(frame) in (str(subject[phase] + 1) for phase in ("ED", "ES")) else None
     own = {"case": code, "subject": code, "label_values": MMS_LABELS}
     if reference_frame is None:
         own["reference_basis"] = "end diastole by the table of M&Ms"
-    return [item | own for item in report_later(one_cine, at_place(code, cine), cine, frame, label)]
+    return [item | own for item in _report_later(_one_cine, _at_place(code, cine), cine, frame, label)]
 
 
 def _search(root: Path, entries: Sequence[Path]) -> _Found:
@@ -329,15 +329,15 @@ def _search(root: Path, entries: Sequence[Path]) -> _Found:
     with_info = [path for path in folders if (path / "Info.cfg").is_file()]
     subjects = [path for path in with_info if any(map(any, (path.glob(f"{path.name}_{end}") for end in _ACDC_FILES)))]
     others = [path for path in folders if path not in subjects and not is_result(path)]
-    contents = {path: cine_files(path) or ([path] if holds_dicom(path) else []) for path in others}
+    contents = {path: _cine_files(path) or ([path] if _holds_dicom(path) else []) for path in others}
     # One without any image says which it lacks.
     subjects += [path for path in with_info if contents.get(path) == []]
-    found = _Found(subjects, cine_files(root), contents)
+    found = _Found(subjects, _cine_files(root), contents)
     if is_one_study(found.dicom):
         logging.getLogger("inference").info(f"{root}: its {len(found.dicom)} folders of DICOM are one patient's study")
         others = {path: cines for path, cines in contents.items() if path not in found.dicom}
         return replace(found, folders=others | {root: [root]})
-    if not (subjects or found.cines) and any(map(looks_like_dicom, entries)):
+    if not (subjects or found.cines) and any(map(_looks_like_dicom, entries)):
         return replace(found, folders={root: [root]})
     return found
 
@@ -356,7 +356,7 @@ def _remarks(root: Path, entries: Sequence[Path], found: _Found) -> Iterator[tup
             yield logging.WARNING, f"{stacks[0]}: is left out; it {no_cine(stacks[0], shape_of(stacks[0]))}{more}"
     used = [path for path, cines in found.folders.items() if cines]
     for path in used:
-        if path not in found.dicom and holds_dicom(path):
+        if path not in found.dicom and _holds_dicom(path):
             number = len(found.folders[path])
             yield logging.INFO, f"{path}: cines are its 4-D NIfTI files ({number}); its DICOM files are left out"
     taken = {*found.subjects, *found.files, *used}
@@ -366,22 +366,22 @@ def _remarks(root: Path, entries: Sequence[Path], found: _Found) -> Iterator[tup
         yield logging.INFO, f"{root}: left out, for they hold no case: {', '.join(left[:9])}{more}"
 
 
-def holds_dicom(folder: Path) -> bool:
+def _holds_dicom(folder: Path) -> bool:
     """Whether a DICOM file is in a folder or below it; where it cannot be listed, reading it will say so."""
     try:
-        return any(map(looks_like_dicom, files_below(folder)))
+        return any(map(_looks_like_dicom, files_below(folder)))
     except InputError:
         return True
 
 
-def looks_like_dicom(path: Path) -> bool:
+def _looks_like_dicom(path: Path) -> bool:
     """Whether a path is a DICOM file, by its name or its first bytes, that is not hidden."""
     return path.is_file() and not path.name.startswith(".") and (path.suffix.lower() == ".dcm" or is_dicom(path))
 
 
-def cine_files(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder that are cines (`is_cine`), no labels by their name and not hidden, sorted."""
-    return [path for path in _images(folder) if is_cine(path)]
+def _cine_files(folder: Path) -> list[Path]:
+    """The NIfTI files of a folder that are cines (`_is_cine`), no labels by their name and not hidden, sorted."""
+    return [path for path in _images(folder) if _is_cine(path)]
 
 
 def _images(folder: Path) -> list[Path]:
@@ -393,11 +393,11 @@ def _images(folder: Path) -> list[Path]:
 
 def _maybe_cines(folder: Path) -> list[Path]:
     """The NIfTI files (X, Y, Z) of a folder that are not known to be cines (X, Y, T), and may be."""
-    files = [path for path in _images(folder) if not FRAME_NAME.search(stem_of(path)) and not is_cine(path)]
+    files = [path for path in _images(folder) if not FRAME_NAME.search(stem_of(path)) and not _is_cine(path)]
     return [path for path in files if len(shape_of(path)) == 3]
 
 
-def report_later(find: Callable[..., list[dict]], item: dict, *args: object) -> list[dict]:
+def _report_later(find: Callable[..., list[dict]], item: dict, *args: object) -> list[dict]:
     """The cases that `find` makes of one of many, or that item alone, which `loading.LoadCase` refuses with the reason:
     the others go on."""
     try:
@@ -406,7 +406,7 @@ def report_later(find: Callable[..., list[dict]], item: dict, *args: object) -> 
         return [{**item, "error": error}]
 
 
-def listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:
+def _listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:
     """The cases of an item of a JSON list; the reference frame of a cine is found as that of `--cine` is."""
     check_files([item])
     if item.get("plane", SHORT_AXIS) not in PLANES:
@@ -414,27 +414,27 @@ def listed_cases(item: dict, reference_frame: int | None = None) -> list[dict]:
             f"{item['case']}: has the plane {item['plane']} in the data list; give one of {', '.join(PLANES)}."
         )
     if "cine" not in item:
-        refuse_frame(item["case"], reference_frame)
+        _refuse_frame(item["case"], reference_frame)
         return [item]
-    case = cine_case(
+    case = _cine_case(
         item["cine"], item.get("reference", reference_frame), item.get("reference_label"), item.get("points")
     )
     own = {key: item[key] for key in ("case", "subject", "series", "plane") if key in item}
     return [case | own | ({"reference_basis": "given in the data list"} if "reference" in item else {})]
 
 
-def subject_cases(subject: Path, reference_frame: int | None, direction: str) -> list[dict]:
+def _subject_cases(subject: Path, reference_frame: int | None, direction: str) -> list[dict]:
     """A subject in ACDC's layout: its cine where there is one, else its pair."""
     cine = find_image(subject, f"{subject.name}_4d", required=False)
     if cine is None:
         if not any(subject.glob(f"{subject.name}_{_ACDC_FILES[1]}")):
-            refuse_no_cine(subject)
-        refuse_frame(subject, reference_frame)
+            _refuse_no_cine(subject)
+        _refuse_frame(subject, reference_frame)
         return acdc_pairs(subject.parent, [subject.name], direction)
-    return [cine_case(cine, reference_frame)]
+    return [_cine_case(cine, reference_frame)]
 
 
-def refuse_no_cine(folder: Path) -> None:
+def _refuse_no_cine(folder: Path) -> None:
     """Stop at a folder with a stack that may be meant for a cine.
 
     Raises:
@@ -444,7 +444,7 @@ def refuse_no_cine(folder: Path) -> None:
         raise InputError(f"{path}: {no_cine(path, shape_of(path))}")
 
 
-def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
+def _refuse_frame(case: str | Path, reference_frame: int | None) -> None:
     """Stop where a reference frame is given for a pair, which has none.
 
     Raises:
@@ -456,13 +456,13 @@ def refuse_frame(case: str | Path, reference_frame: int | None) -> None:
         )
 
 
-def is_cine(path: Path) -> bool:
+def _is_cine(path: Path) -> bool:
     """Whether a NIfTI file has four axes, or is a cine of one slice; one that cannot be read counts, so that it is
     reported."""
     return len(shape_of(path)) in (0, 4) or bool(_slices_and_frames(path))
 
 
-def single_pair(
+def _single_pair(
     moving: str | None, fixed: str | None, moving_label: str | Path | None = None, points: str | None = None
 ) -> dict:
     """The item of two images given on the command line."""

@@ -56,7 +56,7 @@ def folder_subjects(dataset_dir: str | Path) -> list[str]:
     return sorted(mms_subjects(dataset_dir)) if mms_table(dataset_dir) else acdc_subjects(dataset_dir)
 
 
-def published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
+def _published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
     """Subjects of "train", "val" and "test" as the folder gives them, by a `splits.json` or the folders of M&Ms; else
     None.
 
@@ -89,7 +89,7 @@ def published_splits(dataset_dir: str | Path) -> dict[str, list[str]] | None:
 
 def folder_splits(dataset_dir: str | Path, seed: int = 0) -> dict[str, list[str]]:
     """Subjects of "train", "val" and "test": the published ones where there are some, else by a seeded split."""
-    return published_splits(dataset_dir) or split_subjects(folder_subjects(dataset_dir), seed)
+    return _published_splits(dataset_dir) or split_subjects(folder_subjects(dataset_dir), seed)
 
 
 def json_pairs(path: str | Path, section: str) -> list[dict]:
@@ -210,7 +210,7 @@ def select_pairs(
         if split != "test_or_all":
             subjects = folder_splits(dataset_dir, seed)[split]
         else:
-            published = published_splits(dataset_dir)
+            published = _published_splits(dataset_dir)
             if published is None:
                 logging.getLogger("evaluation").info(
                     f"{dataset_dir}: no splits.json, so every subject is scored, those for training among them"

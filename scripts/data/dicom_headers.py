@@ -178,22 +178,22 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
     if kind is None and header.file_meta.get("MediaStorageSOPClassUID") in (None, uid.MRImageStorage, *enhanced):
         raise InputError(f"{folder}: {path.name} cannot be read as DICOM (its header is cut off); {cure}")
     # A color image is a picture of an image, such as a screen shot.
-    if kind not in (uid.MRImageStorage, *enhanced) or numbers(header, "SamplesPerPixel", default=1.0)[0] > 1:
+    if kind not in (uid.MRImageStorage, *enhanced) or _numbers(header, "SamplesPerPixel", default=1.0)[0] > 1:
         return []
-    label = f"{path.name} (series {numbers(header, 'SeriesNumber', default=0.0)[0]:g})"
+    label = f"{path.name} (series {_numbers(header, 'SeriesNumber', default=0.0)[0]:g})"
     if kind in enhanced:
-        frames = frame_headers(header)
+        frames = _frame_headers(header)
         if not frames:
             raise InputError(
                 f"{folder}: {label} is Enhanced DICOM without {FRAME_GROUPS[1]}, which says where its frames lie; export it again."
             )
-        return [read_instance(folder, path, f"{label}, frame {n + 1}", frame, n) for n, frame in enumerate(frames)]
-    if numbers(header, "NumberOfFrames", default=1.0)[0] > 1:
+        return [_read_instance(folder, path, f"{label}, frame {n + 1}", frame, n) for n, frame in enumerate(frames)]
+    if _numbers(header, "NumberOfFrames", default=1.0)[0] > 1:
         raise InputError(
             f"{folder}: {label} holds several frames in a class of files that has one each; export it again as "
             "Enhanced or classic DICOM."
         )
-    return [read_instance(folder, path, label, header)]
+    return [_read_instance(folder, path, label, header)]
 
 
 def class_of(path: Path) -> str:
@@ -208,7 +208,7 @@ def class_of(path: Path) -> str:
         name = uid.UID(header.get("SOPClassUID") or "").name
     except Exception:
         return ""
-    return f"{name} in color" if numbers(header, "SamplesPerPixel", default=1.0)[0] > 1 else name
+    return f"{name} in color" if _numbers(header, "SamplesPerPixel", default=1.0)[0] > 1 else name
 
 
 def read_file(path: Path, tags: Sequence[str], **options: object) -> Dataset:
@@ -223,7 +223,7 @@ def read_file(path: Path, tags: Sequence[str], **options: object) -> Dataset:
     return file
 
 
-def frame_headers(header: Dataset) -> list[Dataset]:
+def _frame_headers(header: Dataset) -> list[Dataset]:
     """The tags of each frame of an Enhanced file: its own functional groups over those that all frames share (DICOM
     PS3.3, C.7.6.16)."""
     from pydicom import Dataset
@@ -243,7 +243,7 @@ def frame_headers(header: Dataset) -> list[Dataset]:
     return frames
 
 
-def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: int | None = None) -> Instance:
+def _read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: int | None = None) -> Instance:
     """An image by its header.
 
     Raises:
@@ -253,11 +253,11 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
     missing = ", ".join(tag for tag, value in geometry.items() if value is None)
     if missing:
         raise InputError(f"{folder}: {label} has no valid {missing}; export it again or move it out of the folder.")
-    pitch, thickness = (_positive(first_number(header, (tag,))) for tag in GAP_TAGS)
+    pitch, thickness = (_positive(_first_number(header, (tag,))) for tag in GAP_TAGS)
     values = {tag: _texts(header, tag) for tag in KIND_TAGS}
-    number = first_number(header, ("SeriesNumber",))
-    echo, padding = first_number(header, ECHO_TAGS), first_number(header, PADDING_TAGS[:1])
-    phases, patient = first_number(header, (PHASES_TAG,)), str(header.get("PatientID") or "").strip()
+    number = _first_number(header, ("SeriesNumber",))
+    echo, padding = _first_number(header, ECHO_TAGS), _first_number(header, PADDING_TAGS[:1])
+    phases, patient = _first_number(header, (PHASES_TAG,)), str(header.get("PatientID") or "").strip()
     return Instance(
         path=path,
         label=label,
@@ -277,17 +277,17 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
         study=str(header.get("StudyInstanceUID") or ""),
         number=None if number is None else int(number),
         description=" ".join(re.sub(r"[^ -~]", " ", str(header.get("SeriesDescription") or "")).split()),
-        contrasts=contrasts_of(header),
+        contrasts=_contrasts_of(header),
         protocol=(
             *(str(header.get(tag) or "") for tag in ("ScanningSequence", "SequenceVariant")),
             None if echo is None else round(echo, 1),
             bool(header.get("ContrastBolusAgent")),
         ),
         echo=echo,
-        inversion=first_number(header, INVERSION_TAGS),
+        inversion=_first_number(header, INVERSION_TAGS),
         acquired=time_of_day(header),
-        beat=first_number(header, BEAT_TAGS),
-        padding=None if padding is None else padding_range(padding, first_number(header, PADDING_TAGS[1:])),
+        beat=_first_number(header, BEAT_TAGS),
+        padding=None if padding is None else _padding_range(padding, _first_number(header, PADDING_TAGS[1:])),
         phases=None if phases is None else int(phases),
         patient=hashlib.sha256(patient.encode()).hexdigest() if patient else "",
     )
@@ -296,7 +296,7 @@ def read_instance(folder: Path, path: Path, label: str, header: Dataset, frame: 
 def _geometry_of(header: Dataset) -> dict[str, NDArray | None]:
     """The numbers of each of `GEOMETRY_TAGS`, None where it has none, or sizes that are not above 0; directions of length
     1, which rounded cosines are not."""
-    geometry = {tag: numbers(header, tag, count) for tag, count in GEOMETRY_TAGS.items()}
+    geometry = {tag: _numbers(header, tag, count) for tag, count in GEOMETRY_TAGS.items()}
     for tag in ("PixelSpacing", "Rows", "Columns"):
         if geometry[tag] is not None and not (geometry[tag] > 0).all():
             geometry[tag] = None
@@ -309,11 +309,11 @@ def _geometry_of(header: Dataset) -> dict[str, NDArray | None]:
 def _rescale_of(header: Dataset) -> tuple[float, float]:
     """Slope and intercept from stored values to intensities, of which bright ones are large also where the stored ones
     are small (MONOCHROME1)."""
-    slope, intercept = (float(numbers(header, tag, default=default)[0]) for tag, default in RESCALE_TAGS.items())
+    slope, intercept = (float(_numbers(header, tag, default=default)[0]) for tag, default in RESCALE_TAGS.items())
     if header.get("PhotometricInterpretation") != "MONOCHROME1":
         return slope, intercept
     bits, signed = (
-        int(numbers(header, tag, default=default)[0])
+        int(_numbers(header, tag, default=default)[0])
         for tag, default in (("BitsStored", 16), ("PixelRepresentation", 0))
     )
     white = -1 if signed else 2**bits - 1
@@ -322,7 +322,7 @@ def _rescale_of(header: Dataset) -> tuple[float, float]:
 
 def _times_of(header: Dataset, frame: int | None) -> dict[str, float]:
     """The times that a header tells, by their tags."""
-    times = {tag: float(value[0]) for tag in TIME_TAGS if (value := numbers(header, tag)) is not None}
+    times = {tag: float(value[0]) for tag in TIME_TAGS if (value := _numbers(header, tag)) is not None}
     # A classic file that lost its TriggerTime may have lost more.
     is_classic = frame is None and not any(tag in header for tag in FRAME_CONTENT_TAGS)
     return {} if is_classic and TIME_TAGS[0] not in times else times
@@ -339,10 +339,10 @@ def _texts(header: Dataset, tag: str) -> set[str]:
     return {value} if isinstance(value, str) else set(value)
 
 
-def contrasts_of(header: Dataset) -> frozenset[str]:
+def _contrasts_of(header: Dataset) -> frozenset[str]:
     """What an image shows besides anatomy, of "flow", "perfusion" and "tagging", as its header says it."""
     types = set().union(*(_texts(header, tag) for tag in ("ImageType", "FrameType", "AcquisitionContrast")))
-    encoded = numbers(header, "VelocityEncodingMaximumValue", default=0.0)[0]
+    encoded = _numbers(header, "VelocityEncodingMaximumValue", default=0.0)[0]
     ge = header.get(GE_VELOCITY)
     flow = (
         types & FLOW_TYPES
@@ -368,17 +368,17 @@ def time_of_day(header: Dataset) -> float | None:
     return None
 
 
-def padding_range(value: float, limit: float | None) -> tuple[float, float]:
+def _padding_range(value: float, limit: float | None) -> tuple[float, float]:
     """The stored values of padding, from and to: one value, or those up to a limit (DICOM PS3.3, C.7.5.1.1.2)."""
     return (value, value) if limit is None else (min(value, limit), max(value, limit))
 
 
-def first_number(header: Dataset, tags: Sequence[str]) -> float | None:
+def _first_number(header: Dataset, tags: Sequence[str]) -> float | None:
     """The number of the first of some tags that has one; None where none has."""
-    return next((float(value[0]) for tag in tags if (value := numbers(header, tag)) is not None), None)
+    return next((float(value[0]) for tag in tags if (value := _numbers(header, tag)) is not None), None)
 
 
-def numbers(header: Dataset, tag: str, count: int = 1, default: float | None = None) -> NDArray | None:
+def _numbers(header: Dataset, tag: str, count: int = 1, default: float | None = None) -> NDArray | None:
     """The numbers of a tag, (count,); where it is absent, empty or no such numbers, the default that many times, or
     None."""
     try:

@@ -261,22 +261,22 @@ class LoadCase(Transform):
     def __call__(self, data: Mapping) -> dict:
         if "error" in data:
             raise data["error"]
-        return check_points(_load_cine(data) if "cine" in data else self._load_pair(data))
+        return _check_points(_load_cine(data) if "cine" in data else self._load_pair(data))
 
     def _load_pair(self, data: Mapping) -> dict:
         item = self.load(data)
-        check_areal(item["fixed"].shape[1:3], data["fixed"])
-        return {**item, **plane_item(data, plane_of(item["fixed"].affine.double().numpy())), "kind": "pair"}
+        _check_areal(item["fixed"].shape[1:3], data["fixed"])
+        return {**item, **_plane_item(data, plane_of(item["fixed"].affine.double().numpy())), "kind": "pair"}
 
 
 def _load_cine(data: Mapping) -> dict:
     cine = read_cine(data["cine"], data.get("series"), data.get("frames"))
     check_right_angles(cine.affine, data["cine"])
-    check_areal(cine.image.shape[:2], data["cine"])
+    _check_areal(cine.image.shape[:2], data["cine"])
     check_extent(cine.image.shape, cine.affine, data["cine"])
     item = {**data, "kind": "cine"}
     item.pop("label_values", None)
-    item |= plane_item(data, cine.plane)
+    item |= _plane_item(data, cine.plane)
     _hint_plane(data["cine"], item["plane"], item["plane_basis"], cine.image.shape[2])
     item |= _doubts_of_image(data["cine"], cine)
     images = torch.from_numpy(cine.image).movedim(-1, 0)
@@ -335,7 +335,7 @@ def _load_reference_label(data: Mapping, item: Mapping) -> dict:
     return {"reference_label": label, "doubts": "\n".join([*item.get("doubts", "").splitlines(), doubt])}
 
 
-def plane_item(data: Mapping, read: str | None) -> dict:
+def _plane_item(data: Mapping, read: str | None) -> dict:
     """The plane of a case, "" where it is unknown, and how it is known: as the case gives it, else as it was read."""
     if data.get("plane"):
         return {"plane": data["plane"], "plane_basis": "given"}
@@ -396,7 +396,7 @@ def _doubts_of_voxels(image: NDArray, spacing: Sequence[float]) -> list[str]:
     return doubts
 
 
-def check_areal(size: Sequence[int], path: str | Path) -> None:
+def _check_areal(size: Sequence[int], path: str | Path) -> None:
     """Stop at slices that are one pixel wide: a field on them has no gradient.
 
     Raises:
@@ -408,7 +408,7 @@ def check_areal(size: Sequence[int], path: str | Path) -> None:
         )
 
 
-def check_points(item: dict) -> dict:
+def _check_points(item: dict) -> dict:
     """The item, if its "points" can be read and lie in its images.
 
     Raises:

@@ -43,10 +43,10 @@ def mms_table(dataset_dir: str | Path) -> Path | None:
     """
     tables = [path for path in sorted(Path(dataset_dir).glob("[!.]*.csv")) if path.is_file()]
     named = [path for path in tables if path.match(MMS_TABLE)]
-    return next(iter(named), None) or next((path for path in tables if has_codes(path)), None)
+    return next(iter(named), None) or next((path for path in tables if _has_codes(path)), None)
 
 
-def has_codes(path: Path) -> bool:
+def _has_codes(path: Path) -> bool:
     """Whether the first line of a table names the column of M&Ms' subjects."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         first = file.readline(10_000)
@@ -106,13 +106,15 @@ def mms_subjects(dataset_dir: str | Path) -> dict[str, dict]:
             raise InputError(f"{cine}: is a second cine of {code}, beside {found[code]['cine']}; move one away.")
         found[code] = {"folder": cine.parent, "cine": cine, "vendor": row.get("Vendor", ""), **frames}
     if left:
-        warn_once(f"{path}: gives no ED and ES, counted from 0, of {_listed(left)}, which {_is(left)} left out.")
+        _warn_once(f"{path}: gives no ED and ES, counted from 0, of {_listed(left)}, which {_is(left)} left out.")
     if not found:
         raise InputError(
             f"{path}: no <code>/<code>_sa.nii.gz below this folder whose ED and ES the table gives; unpack the data there."
         )
     if missing := sorted(row["External code"] for code, row in by_code.items() if code not in seen):
-        warn_once(f"{path}: names {_listed(missing)} without a <code>/<code>_sa.nii.gz, which {_is(missing)} left out.")
+        _warn_once(
+            f"{path}: names {_listed(missing)} without a <code>/<code>_sa.nii.gz, which {_is(missing)} left out."
+        )
     return found
 
 
@@ -142,7 +144,7 @@ def _is(names: Sequence[str]) -> str:
 
 
 @lru_cache
-def warn_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     """A line in the log, however often a folder is listed."""
     logging.getLogger("data").warning(message)
 

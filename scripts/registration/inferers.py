@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 
-def in_parts(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+def _in_parts(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """A function of a batch whose items do not depend on each other, by halves where a device's memory does not hold
     the whole.
 
@@ -37,7 +37,7 @@ def in_parts(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     with contextlib.suppress(torch.OutOfMemoryError if len(batch) > 1 else ()):
         return function(batch)
     # Here, where no traceback holds tensors any longer.
-    return torch.cat([in_parts(function, half) for half in batch.tensor_split(2)])
+    return torch.cat([_in_parts(function, half) for half in batch.tensor_split(2)])
 
 
 def _only_contrast(field: Tensor, pair: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class FieldInferer(Inferer):
             return field
 
         def to_field(pair: Tensor) -> Tensor:
-            field = in_parts(cascade, pair) if stack else cascade(pair)
+            field = _in_parts(cascade, pair) if stack else cascade(pair)
             bar.update(len(pair))
             return _only_contrast(field, without_valid(pair)[0]) if stack else field
 

@@ -31,7 +31,7 @@ class WarpedSimilarity(nn.Module):
     """Dissimilarity of the moved and the fixed image, for a field and the pair it registers; with labels, of their
     structures as well.
 
-    What a field brings from beyond the ends of a stack was never seen (`known`, `_known_structures`).
+    What a field brings from beyond the ends of a stack was never seen (`_known`, `_known_structures`).
 
     Args:
         similarity: a loss of (moved, fixed), both (B, 1, *spatial): `torch.nn.MSELoss`, or MONAI's
@@ -70,12 +70,14 @@ class WarpedSimilarity(nn.Module):
             beyond = beyond_stack(field).unsqueeze(1) if field.shape[1] == 3 else None
             hidden = beyond if valid is None else self._hidden(valid.to(pair), field, beyond)
             if label is None:
-                return self.similarity(known(self.warp(pair[:, :1], field), pair[:, 1:], hidden), pair[:, 1:])
+                return self.similarity(_known(self.warp(pair[:, :1], field), pair[:, 1:], hidden), pair[:, 1:])
             moving, fixed = (
                 torch.cat([label[:, i : i + 1] == value for value in self.structures], dim=1).to(pair) for i in (0, 1)
             )
             moved = self.warp(torch.cat([pair[:, :1], moving], dim=1), field)
-            image, structures = known(moved[:, :1], pair[:, 1:], hidden), _known_structures(moved[:, 1:], fixed, beyond)
+            image, structures = _known(moved[:, :1], pair[:, 1:], hidden), _known_structures(
+                moved[:, 1:], fixed, beyond
+            )
             return self.similarity(image, pair[:, 1:]) + _structure_error(structures, moving, fixed)
 
     def _hidden(self, valid: Tensor, field: Tensor, beyond: Tensor | None) -> Tensor:
@@ -87,7 +89,7 @@ class WarpedSimilarity(nn.Module):
         return missing if beyond is None else torch.maximum(missing, beyond)
 
 
-def known(moved: Tensor, fixed: Tensor, hidden: Tensor | None) -> Tensor:
+def _known(moved: Tensor, fixed: Tensor, hidden: Tensor | None) -> Tensor:
     """Moved images, and the fixed ones where `hidden` is above 0: they come from where nothing was seen, such as
     beyond the ends of a stack (`fields.beyond_stack`), and nothing is learned there."""
     return moved if hidden is None else torch.where(hidden > 0, fixed, moved)

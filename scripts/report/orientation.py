@@ -36,7 +36,7 @@ IMAGES |= {"moving_label", "moved_label", "fixed_label", "carried_label", "fixed
 Kind = TypeVar("Kind", bound=Registration)
 
 
-def directions(affine: NDArray) -> NDArray:
+def _directions(affine: NDArray) -> NDArray:
     """Unit vectors along a grid's axes in RAS, a column each, (3, 3)."""
     return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
 
@@ -44,14 +44,14 @@ def directions(affine: NDArray) -> NDArray:
 def _is_known(affine: NDArray) -> bool:
     """Whether an affine (4, 4) tells how slices lie in the body; not where its axes are the body's own, as in files
     that lost their orientation."""
-    axes = directions(affine)
+    axes = _directions(affine)
     return bool(np.abs(axes).max(axis=0).min() < ALONG_THE_BODY)
 
 
 def display_orientation(affine: NDArray) -> NDArray[np.integer]:
     """Which axis of a stack is shown along which, and which way: (3, 2), a row (axis as shown, 1 or -1) for each axis
     of the array, as nibabel's orientations are. Slices stay in their order."""
-    axes = directions(affine)
+    axes = _directions(affine)
     right, down = RIGHTWARDS @ axes[:, :2], DOWNWARDS @ axes[:, :2]
     first = int(abs(right[1]) + abs(down[0]) > abs(right[0]) + abs(down[1]))
     orientation = np.array([[0, 1], [0, 1], [2, 1]])
@@ -105,7 +105,7 @@ def edge_letters(affine: NDArray) -> tuple[str, str, str, str]:
     downwards): letters of L, R, A, P, S and I, the nearest first; empty where the affine does not tell."""
     if not _is_known(affine):
         return "", "", "", ""
-    axes = directions(affine)
+    axes = _directions(affine)
 
     def letters(direction: NDArray) -> str:
         order = np.argsort(-np.abs(direction))

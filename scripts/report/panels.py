@@ -47,7 +47,7 @@ def _make_panels(view: View, titles: list[str]) -> tuple[Figure, NDArray]:
     return figure, axes
 
 
-def show(axis: Axes, picture: NDArray, view: View, **options: Any) -> Any:
+def _show(axis: Axes, picture: NDArray, view: View, **options: Any) -> Any:
     """A cropped slice (X, Y) or (X, Y, 3) in mm, first axis to the right, second downwards."""
     width, height = view.extent
     return axis.imshow(picture.swapaxes(0, 1), extent=(0, width, height, 0), **options)
@@ -62,10 +62,10 @@ def draw_differences(registration: Registration, view: View) -> Figure:
     figure, axes = _make_panels(view, [*names, "before: moving − fixed", "after: moved − fixed"])
     for row, z in zip(axes, picks):
         for axis, image in zip(row, (fixed, moving)):
-            show(axis, image[..., z], view, cmap="gray", vmin=view.window[0], vmax=view.window[1])
+            _show(axis, image[..., z], view, cmap="gray", vmin=view.window[0], vmax=view.window[1])
         for axis, image in zip(row[2:], (moving, moved)):
             difference = image[..., z] - fixed[..., z]
-            shown = show(axis, difference, view, cmap="RdBu_r", vmin=-spread, vmax=spread)
+            shown = _show(axis, difference, view, cmap="RdBu_r", vmin=-spread, vmax=spread)
             axis.set_xlabel(f"rms {np.sqrt(np.mean(difference**2)):.3g}", fontsize=10)
     figure.colorbar(shown, ax=axes[:, 3], shrink=0.8, label="intensity")
     return figure
@@ -90,16 +90,16 @@ def draw_field(registration: Registration, view: View) -> Figure:
     steps = [max(round(5 / s), 1) for s in spacing]
     low, high = view.window
     for row, z, field, determinant in zip(axes, picks, crop, determinants):
-        show(
+        _show(
             row[0], r.cine.image[(*view.box, z, view.frame)], view, cmap="gray", vmin=low, vmax=low + 1.4 * (high - low)
         )
         a, b = x + field
         row[0].plot(a[:: steps[0]].T, b[:: steps[0]].T, color="#4db8ff", linewidth=0.8)
         row[0].plot(a[:, :: steps[1]], b[:, :: steps[1]], color="#4db8ff", linewidth=0.8)
         row[0].set(xlim=(0, view.extent[0]), ylim=(view.extent[1], 0))
-        show(row[1], color_wheel(field, largest), view)
+        _show(row[1], color_wheel(field, largest), view)
         determinant = determinant[view.box]
-        shown = show(row[2], determinant, view, cmap="PuOr", vmin=0, vmax=2)
+        shown = _show(row[2], determinant, view, cmap="PuOr", vmin=0, vmax=2)
         folds = np.argwhere(determinant <= 0)
         row[2].scatter(*(((folds + 0.5) * spacing).T), s=16, color="#e6007e", edgecolor="black", linewidth=0.5)
         words = f"folds in {len(folds)} voxels (pink)" if len(folds) else "no fold"

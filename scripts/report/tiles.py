@@ -106,7 +106,7 @@ def draw_tile(image: NDArray, label: NDArray | None, view: View, side: float, le
         draw.rectangle((near, height - near - 8, near + length, height - near), fill="white", outline="black", width=2)
     buffer = io.BytesIO()
     tile.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=75, subsampling=0, optimize=True)
-    return data_uri("jpeg", buffer)
+    return _data_uri("jpeg", buffer)
 
 
 def _outline(mask: NDArray[np.bool_], size: list[int]) -> list[NDArray]:
@@ -126,7 +126,7 @@ def _outline(mask: NDArray[np.bool_], size: list[int]) -> list[NDArray]:
     return [line + 0.5 for line in lines]
 
 
-def data_uri(kind: str, buffer: io.BytesIO) -> str:
+def _data_uri(kind: str, buffer: io.BytesIO) -> str:
     """A picture to put into a page."""
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
@@ -135,4 +135,4 @@ def figure_uri(figure: Figure) -> str:
     """A figure as PNG in a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    return data_uri("png", buffer)
+    return _data_uri("png", buffer)

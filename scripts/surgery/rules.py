@@ -72,7 +72,7 @@ Shares = tuple[Tensor | Literal[1], Tensor]
 Rule = Callable[[Conflicts], Shares]
 
 
-def project(conflicts: Conflicts) -> Shares:
+def _project(conflicts: Conflicts) -> Shares:
     """s, in conflict projected on the plane normal to r (GSMorph; with one group GS-PCGrad: Dou et al., MICCAI 2023).
 
     Without conflict r is dropped, not added, so the scale of the smoothness does not matter.
@@ -80,7 +80,7 @@ def project(conflicts: Conflicts) -> Shares:
     return 1, -conflicts.part_along(conflicts.smoothness_norm)
 
 
-def project_both(conflicts: Conflicts) -> Shares:
+def _project_both(conflicts: Conflicts) -> Shares:
     """The sum of s and r, in conflict each projected off the other (PCGrad: Yu et al., NeurIPS 2020, algorithm 1).
 
     No step makes either loss worse to first order, but the scale of the smoothness counts as a weight does.
@@ -89,19 +89,19 @@ def project_both(conflicts: Conflicts) -> Shares:
     return of_s, 1.0 * conflicts.well_posed - conflicts.part_along(conflicts.smoothness_norm)
 
 
-def project_on_dual_cone(conflicts: Conflicts) -> Shares:
+def _project_on_dual_cone(conflicts: Conflicts) -> Shares:
     """Mean of the projections of s and r on the dual cone {g : <g, s> >= 0, <g, r> >= 0} (UPGrad: Quinton and Rey,
     arXiv 2406.16232).
 
     In conflict the nearest point of the cone to s is its projection on the plane normal to r, and the other way round.
-    So for two gradients this is half of `project_both`, and Adam, whose steps do not depend on the gradient's scale,
+    So for two gradients this is half of `_project_both`, and Adam, whose steps do not depend on the gradient's scale,
     makes the same of both.
     """
-    of_s, of_r = project_both(conflicts)
+    of_s, of_r = _project_both(conflicts)
     return 0.5 * of_s, 0.5 * of_r
 
 
-def bisect(conflicts: Conflicts) -> Shares:
+def _bisect(conflicts: Conflicts) -> Shares:
     """The direction at equal angles to s and r, as long as both projections on it together (ConFIG: Liu et al., ICLR
     2025, eq. 2).
 
@@ -117,7 +117,7 @@ def bisect(conflicts: Conflicts) -> Shares:
     return of_s, torch.where(both, 0.5 + 0.5 * s / r.clamp(min=tiny), 1.0 * conflicts.well_posed)
 
 
-def add_weighted(weight: float) -> Rule:
+def _add_weighted(weight: float) -> Rule:
     """The rule of training without surgery: s + weight * r (VoxelMorph)."""
     return lambda conflicts: (1, torch.full_like(conflicts.dot, weight))
 
@@ -134,7 +134,7 @@ def agree(similarity: Sequence[Tensor], smoothness: Sequence[Tensor]) -> list[Te
 
 
 # Strategies whose shares depend on the conflicts, and so on the guard.
-RULES = {"projection": project, "pcgrad_symmetric": project_both, "upgrad": project_on_dual_cone, "config": bisect}
+RULES = {"projection": _project, "pcgrad_symmetric": _project_both, "upgrad": _project_on_dual_cone, "config": _bisect}
 STRATEGIES = (*RULES, "agreement", "weighted_sum")
 
 
@@ -215,7 +215,7 @@ def aggregate(
     conflicts = find_conflicts(similarity, smoothness, groups, tau)
     if strategy == "agreement":
         return agree(similarity, smoothness), conflicts
-    rule = add_weighted(weight) if strategy == "weighted_sum" else RULES[strategy]
+    rule = _add_weighted(weight) if strategy == "weighted_sum" else RULES[strategy]
     # An overflow that passed for "no conflict" would go unseen; NaN is what a GradScaler and NonFiniteLossHandler look for.
     nan = 0.0 * (conflicts.similarity_norm.max() + conflicts.smoothness_norm.max())
     index = range(len(similarity)) if groups is None else groups

@@ -60,13 +60,13 @@ def prepare_items(
         progress: whether to show a progress bar.
         unit: what the bar counts.
     """
-    folder = writable(cache_dir)
+    folder = _writable(cache_dir)
     key, code = ("", "") if folder is None else preparation_key(settings, prepare)
     for item in tqdm(data, desc=f"reading {unit}s", disable=not progress, unit=unit):
         yield prepare(item) if folder is None else _read_or_make(folder, item, prepare, key, code)
 
 
-def writable(cache_dir: str | Path | None) -> Path | None:
+def _writable(cache_dir: str | Path | None) -> Path | None:
     """The folder, made where it was not there; None for none, or with a line in the log for one that cannot be
     written."""
     if not cache_dir:

@@ -87,7 +87,7 @@ def apply_field(
                 )
             check_meets(image, path, grid, field, "give the image that the field belongs to")
             moved = pull(image[0].numpy(), image.affine.double().numpy(), voxels, affine, is_label)
-            outputs[name] = moved.astype(label_type(moved) if is_label else np.float32)
+            outputs[name] = moved.astype(_label_type(moved) if is_label else np.float32)
     rows = []
     if points:
         names, positions = read_points(points)
@@ -106,6 +106,6 @@ def apply_field(
     return written
 
 
-def label_type(label: NDArray) -> type[np.integer]:
+def _label_type(label: NDArray) -> type[np.integer]:
     """The type a label is written in: one byte where its values fit, else four."""
     return np.uint8 if label.min() >= 0 and label.max() <= 255 else np.int32

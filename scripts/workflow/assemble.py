@@ -105,7 +105,7 @@ class AssembleRegistration(Transform):
         cine = Cine(
             name=str(data["case"]),
             image=np.moveaxis(frames.image, 0, -1),
-            affine=fixed_affine(data),
+            affine=_fixed_affine(data),
             times=None if times is None else torch.as_tensor(times).numpy(),
             valid=None if data.get("valid") is None else torch.as_tensor(data["valid"]).cpu().numpy(),
             plane=str(data.get("plane") or "") or None,
@@ -121,7 +121,7 @@ class AssembleRegistration(Transform):
             label_basis=data.get("label_basis"),
             segmented=np.moveaxis(frames.segmented, 0, -1) if "segmented" in data else None,
         )
-        reached = seen_on_both(data, torch.from_numpy(frames.fields[:1]))
+        reached = _seen_on_both(data, torch.from_numpy(frames.fields[:1]))
         registration.quality = assess(
             registration, frames.inversion_errors, reached, str(data.get("doubts", "")).splitlines()
         )
@@ -132,7 +132,7 @@ class AssembleRegistration(Transform):
                 "myocardium."
             )
         if "points" in data:
-            registration.points = carry_points(registration, data["points"])
+            registration.points = _carry_points(registration, data["points"])
         return registration
 
     def measure_heartbeat(self, registration: CineRegistration) -> list[dict]:
@@ -216,14 +216,14 @@ class _Frames:
 
     def add(self, data: Mapping, first: int) -> None:
         """Fill the frames of a part, of which `first` is the first one, counted from 0."""
-        fields = frame_fields(data, first)
+        fields = _frame_fields(data, first)
         inverses, errors = invert_stacks(fields)
         made = {
             "image": torch.as_tensor(data["moving_image"]).cpu().float(),
             "fields": fields,
             "inverses": inverses,
             "inversion_errors": errors,
-            "moved": move_frames(data, fields).movedim(-1, 0),
+            "moved": _move_frames(data, fields).movedim(-1, 0),
         }
         key = _label_key(data)
         if key is not None:
@@ -236,12 +236,12 @@ class _Frames:
             let_go(array)
 
 
-def fixed_affine(data: Mapping) -> np.ndarray:
+def _fixed_affine(data: Mapping) -> np.ndarray:
     """Voxel index of the fixed image to RAS in mm, (4, 4)."""
     return data["fixed_image"].affine.cpu().double().numpy()
 
 
-def frame_fields(data: Mapping, first: int = 0) -> torch.Tensor:
+def _frame_fields(data: Mapping, first: int = 0) -> torch.Tensor:
     """The network's field (2, X, Y, Z * T), frames fastest, or (3, X, Y, Z, T), as (T, d, X, Y, Z); the reference frame's is the
     identity.
 
@@ -263,22 +263,22 @@ def frame_fields(data: Mapping, first: int = 0) -> torch.Tensor:
     return fields
 
 
-def move_frames(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
+def _move_frames(data: Mapping, fields: torch.Tensor) -> torch.Tensor:
     """The frames through their fields (T, d, X, Y, Z), sampled once from what was read, (X, Y, Z, T).
 
     Voxels whose source lies outside the image are 0, as in ITK and ANTs.
     """
     if "moving_native" in data:
-        return pull_native(data["moving_native"], fields[0], fixed_affine(data))
+        return _pull_native(data["moving_native"], fields[0], _fixed_affine(data))
     frames = torch.as_tensor(data["moving_image"]).cpu().float()
-    return torch.stack([warp_stack(frame[None], u)[0] * seen(u) for frame, u in zip(frames, fields)], dim=-1)
+    return torch.stack([warp_stack(frame[None], u)[0] * _seen(u) for frame, u in zip(frames, fields)], dim=-1)
 
 
 def carry_label(data: Mapping, label: torch.Tensor, fields: torch.Tensor) -> torch.Tensor:
     """What each field (T, d, X, Y, Z) makes of a label (1, X, Y, Z), (X, Y, Z, T), uint8."""
     label = torch.as_tensor(label).cpu().float()
     if "moving_label_native" in data:
-        labels = pull_native(data["moving_label_native"], fields[0], fixed_affine(data), is_label=True)
+        labels = _pull_native(data["moving_label_native"], fields[0], _fixed_affine(data), is_label=True)
     else:
         labels = torch.stack([_carry_to_frame(label, u) for u in fields], dim=-1)
     return labels.round().to(torch.uint8)
@@ -290,25 +290,25 @@ def _carry_to_frame(label: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
     axes = len(field)
     pairs = zip(unstack(label, axes).split(1), unstack(field, axes).split(1))
     moved = torch.cat([warp_label(one, u)[:, 0].round().to(torch.uint8) for one, u in pairs])
-    return restack(moved, axes) * seen(field)
+    return restack(moved, axes) * _seen(field)
 
 
-def seen_on_both(data: Mapping, fields: torch.Tensor) -> np.ndarray | None:
+def _seen_on_both(data: Mapping, fields: torch.Tensor) -> np.ndarray | None:
     """Where a moving image of another grid is seen, both before and after it is moved, (X, Y, Z); None is everywhere."""
     if "moving_native" not in data:
         return None
     native = data["moving_native"]
     everywhere = MetaTensor(torch.ones_like(torch.as_tensor(native)), meta=dict(native.meta))
-    before, after = (pull_native(everywhere, u, fixed_affine(data))[..., 0] > 0.5 for u in (0 * fields[0], fields[0]))
+    before, after = (_pull_native(everywhere, u, _fixed_affine(data))[..., 0] > 0.5 for u in (0 * fields[0], fields[0]))
     return (before & after).numpy()
 
 
-def seen(field: torch.Tensor) -> torch.Tensor:
+def _seen(field: torch.Tensor) -> torch.Tensor:
     """Where x + u(x) of a field (d, X, Y, Z) is in the image, the outer half of its outer voxels included, (X, Y, Z)."""
     return restack(in_view(unstack(field, len(field)), margin=0.5), len(field))
 
 
-def pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, is_label: bool = False) -> torch.Tensor:
+def _pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, is_label: bool = False) -> torch.Tensor:
     """An image (1, X', Y', Z') of another grid through a field (d, X, Y, Z) of the fixed grid: (X, Y, Z, 1)."""
     moved = pull(
         torch.as_tensor(image)[0].cpu().numpy(), image.affine.cpu().double().numpy(), field.numpy(), affine, is_label
@@ -330,7 +330,7 @@ def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return inverses, errors
 
 
-def carry_points(registration: Registration, path: str | Path) -> list[dict]:
+def _carry_points(registration: Registration, path: str | Path) -> list[dict]:
     """Rows of landmarks in every frame: frame, name, x, y, z in mm along LPS."""
     names, positions = read_points(path)
     rows = []

@@ -91,16 +91,16 @@ def run_cases(
     check_writable(folder)
     clear_leftovers(folder)
     if not single:
-        check_summary(folder)
+        _check_summary(folder)
     _let_cases_fail_alone(evaluator)
-    settings = {**(parameters or {}), "bundle": bundle_version(), **describe_settings(evaluator)}
+    settings = {**(parameters or {}), "bundle": bundle_version(), **_describe_settings(evaluator)}
     done, reasons = [], {}
     # Shared before looking at what is done, which changes while the other processes work.
     share = dataset.data[idist.get_rank() :: idist.get_world_size()]
     for item in tqdm(share, desc="cases", unit="case", disable=single or idist.get_rank() > 0):
         name = str(item["case"])
         try:
-            if run_case(evaluator, dataset, item, folder, settings, anew=overwrite or single):
+            if _run_case(evaluator, dataset, item, folder, settings, anew=overwrite or single):
                 done.append(name)
                 tqdm.write(describe_case(folder / name))
         except Exception as error:
@@ -121,7 +121,7 @@ def run_cases(
     return done
 
 
-def run_case(
+def _run_case(
     evaluator: SupervisedEvaluator, dataset: Dataset, item: dict, folder: Path, settings: Mapping, anew: bool
 ) -> bool:
     """Run an evaluator on one case of a data set, unless it is done already.
@@ -140,7 +140,7 @@ def run_case(
     name = str(item["case"])
     with stage(f"{name}: reading", shown=idist.get_rank() == 0) as bar:
         item = {**item, "fingerprint": fingerprint(item, settings)}
-        if not anew and is_done(folder, item, names_of(settings.get("kept", "fields,moved"))):
+        if not anew and _is_done(folder, item, names_of(settings.get("kept", "fields,moved"))):
             return False
         check_place(folder / name)  # before it is computed, not after
         load, *prepare = dataset.transform.transforms
@@ -193,7 +193,7 @@ def _list_failures(rows: Sequence[dict]) -> list[str]:
     return [f"{len(failed)} of {len(rows)} cases failed: {', '.join(failed)}; the first one: {first}"]
 
 
-def check_summary(folder: Path) -> None:
+def _check_summary(folder: Path) -> None:
     """Stop where the summary or the page of the cohort would replace another file.
 
     Raises:
@@ -258,7 +258,7 @@ def without_folders(reason: str, item: Mapping) -> str:
     return reason
 
 
-def is_done(output_dir: str | Path, item: Mapping, kept: Sequence[str] = ("fields", "moved")) -> bool:
+def _is_done(output_dir: str | Path, item: Mapping, kept: Sequence[str] = ("fields", "moved")) -> bool:
     """Whether a case's folder is there with quality of the same fingerprint, and with the images and fields that are
     kept."""
     folder = Path(output_dir) / str(item["case"])
@@ -290,7 +290,7 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
     return total.hexdigest()[:16]
 
 
-def describe_settings(evaluator: SupervisedEvaluator) -> dict[str, str]:
+def _describe_settings(evaluator: SupervisedEvaluator) -> dict[str, str]:
     """What decides the fields that an evaluator makes, beside weights: the settings of its network and inferer."""
     return {name: describe(getattr(evaluator, name)) for name in ("network", "inferer")}
 
@@ -339,11 +339,11 @@ def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None
     row |= {"label_basis": quality.get("label_basis") or ""}
     row |= {key: function.get(key, "") for key in FUNCTION}
     row |= {key: function.get(by, {}).get(name, "") for key, (by, name) in ANSWERS.items()}
-    peaks = summarize_strain(read_strain(folder / "strain.csv"))
+    peaks = summarize_strain(_read_strain(folder / "strain.csv"))
     return row | {key: 100 * peaks[name] if name in peaks else "" for key, name in STRAIN.items()}
 
 
-def read_strain(path: Path) -> list[dict]:
+def _read_strain(path: Path) -> list[dict]:
     """The global rows of a `strain.csv`; none without a file."""
     if not path.is_file():
         return []

@@ -114,7 +114,7 @@ def export_onnx(
     sizes = [stride * torch.export.Dim(name, min=2, max=4096 // stride) for name in ("rows", "columns")]
     example = torch.rand(3, _channels_of(network), 4 * stride, 6 * stride)
     with whole_file(path) as part:
-        with quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 backbone,
                 (example,),
@@ -138,7 +138,7 @@ def _channels_of(network: nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Without the exporter's progress and its notes on packages that are not needed."""
     logging.disable(logging.WARNING)
     try:
@@ -168,7 +168,7 @@ class ExportedNetwork(nn.Module):
         self, path: str | Path, runtime: str = "onnxruntime", checkpoint: str | Path | None = None, bf16: bool = False
     ) -> None:
         super().__init__()
-        runtimes = {"onnxruntime": run_onnxruntime, "openvino": run_openvino}
+        runtimes = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}
         if runtime not in runtimes:
             raise InputError(f"--runtime {runtime}: give one of {', '.join(runtimes)}.")
         if not Path(path).is_file():
@@ -212,7 +212,7 @@ def fastest_runtime() -> str:
     return found
 
 
-def run_onnxruntime(path: str | Path, threads: int, bf16: bool = False) -> Runtime:
+def _run_onnxruntime(path: str | Path, threads: int, bf16: bool = False) -> Runtime:
     """Through ONNX Runtime.
 
     Raises:
@@ -229,7 +229,7 @@ def run_onnxruntime(path: str | Path, threads: int, bf16: bool = False) -> Runti
     return lambda pair: session.run(None, {"pair": pair})[0], session.get_modelmeta().custom_metadata_map
 
 
-def run_openvino(path: str | Path, threads: int, bf16: bool = False) -> Runtime:
+def _run_openvino(path: str | Path, threads: int, bf16: bool = False) -> Runtime:
     """Through OpenVINO, compiled for each shape that comes: it is faster than with free sizes."""
     # Its telemetry would report each import to its makers, from a forked process; without that module it reports nothing.
     sys.modules.setdefault("openvino_telemetry", None)

@@ -70,7 +70,7 @@ class WriteRegistration(Transform):
     ) -> None:
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.kept = names_of(write)
-        self.parameters = {} if output_dir is None else {**versions(), **describe_parameters(parameters or {}, device)}
+        self.parameters = {} if output_dir is None else {**_versions(), **describe_parameters(parameters or {}, device)}
 
     def __call__(self, data: Mapping) -> dict:
         if self.output_dir is None or "registration" not in data:
@@ -95,7 +95,7 @@ class WriteRegistration(Transform):
         return dict(data)
 
 
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """Versions of the bundle and of what it computes with."""
     return {"bundle": bundle_version(), "torch": torch.__version__, "MONAI": monai.__version__}
 
@@ -119,7 +119,7 @@ def write_case(folder: Path, registration: Registration, kept: Sequence[str] = K
             _WRITERS[kind](path, array, cine)
             let_go(registration.moved, registration.fields, registration.inverses)
             bar.update()
-    write_csv(folder / "times.csv", time_rows(cine))
+    write_csv(folder / "times.csv", _time_rows(cine))
     if isinstance(registration, CineRegistration) and registration.labels is not None:
         _write_heartbeat(folder, registration)
     write_csv(folder / "points.csv", registration.points)
@@ -170,7 +170,7 @@ def _(registration: PairRegistration) -> Iterator[tuple[str, str, NDArray]]:
             yield "labels", f"{name}.nii.gz", label
 
 
-def time_rows(cine: Cine) -> list[dict]:
+def _time_rows(cine: Cine) -> list[dict]:
     """Milliseconds after the trigger, a dict for each slice and frame, both counted from 1; none where they are not known.
 
     Slices are scanned in turn, so that those of one frame differ by some milliseconds.
