@@ -154,29 +154,28 @@ def _frame_figures(
         return values if axes == 2 else values[0].movedim(-1, 0)
 
     u, v = (
-        unstack(torch.from_numpy(np.ascontiguousarray(f[t])).double(), axes)
+        unstack(torch.from_numpy(np.ascontiguousarray(f[t])), axes)
         for f in (registration.fields, registration.inverses)
     )
     spacing = torch.tensor(registration.cine.spacing[:axes], dtype=torch.float64).view(1, -1, *[1] * axes)
-    determinant = by_slice(jacobian_determinant(u))
-    inverse = [by_slice(_inverse_error(*pair, spacing)).flatten(1) for pair in ((u, v), (v, u))]
-    fixed = torch.from_numpy(np.ascontiguousarray(registration.fixed)).double().movedim(-1, 0)
-    scale = fixed.var().clamp(min=torch.finfo(torch.float64).tiny)
+    # Slice by slice: all of a frame in double precision would take more memory than anything else.
+    maps = zip(*(_measure_field(*pair, spacing) for pair in zip(u.split(1), v.split(1))))
+    determinant, length, *errors = (by_slice(torch.cat(parts)) for parts in maps)
+    inverse = [error.flatten(1) for error in errors]
+    fixed, image, moved = (
+        torch.from_numpy(np.ascontiguousarray(i)).movedim(-1, 0)
+        for i in (registration.fixed, registration.cine.image[..., t], registration.moved[..., t])
+    )
+    scale = fixed.double().var().clamp(min=torch.finfo(torch.float64).tiny)
     seen = by_slice(in_view(u))
     if reached is not None:
         seen = seen & torch.from_numpy(np.ascontiguousarray(reached)).bool().movedim(-1, 0)
-    images = [
-        torch.from_numpy(np.ascontiguousarray(i[..., t])).double().movedim(-1, 0)
-        for i in (registration.cine.image, registration.moved)
-    ]
-    squares = [_misfit(image, fixed, seen) / scale for image in images]
-    length = by_slice(fields.length(u * spacing))
+    squares = [_misfits(i, fixed, seen) / scale for i in (image, moved)]
     tissue = length > MOVING * length.max()
     if registration.label is not None:
         tissue &= torch.from_numpy(~np.isin(registration.label, CAVITIES)).movedim(-1, 0)
     compressed = tissue & (determinant > 0) & (determinant < THRESHOLDS["compressed_determinant"])
-    pair = np.stack([registration.cine.image[..., t], registration.fixed])
-    blank = (np.ptp(pair, axis=(1, 2)) == 0).any(axis=0)
+    blank = np.any([np.ptp(i.numpy(), axis=(1, 2)) == 0 for i in (image, fixed)], axis=0)
     unconverged = np.zeros(len(fixed))
     if inversion_errors is not None:
         missed = inversion_errors > THRESHOLDS["unconverged_voxels_error"]
@@ -204,14 +203,30 @@ def _frame_figures(
     return {"frame": t + 1, **figures(slice(None)), "slices": slices}
 
 
+def _measure_field(u: torch.Tensor, v: torch.Tensor, spacing: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of a field and its inverse, (1, d, *spatial) in voxels: the Jacobian determinant, the length in mm, and both inverse
+    errors, each (1, *spatial); computed in double, kept in single precision."""
+    u, v = u.double(), v.double()
+    maps = (
+        jacobian_determinant(u),
+        fields.length(u * spacing),
+        _inverse_error(u, v, spacing),
+        _inverse_error(v, u, spacing),
+    )
+    return tuple(values.float() for values in maps)
+
+
 def _inverse_error(one: torch.Tensor, other: torch.Tensor, spacing: torch.Tensor) -> torch.Tensor:
-    """How far `other` after `one`, fields (N, d, *spatial) in voxels, is from the identity, in mm, (N, *spatial); NaN where
-    `one` leaves the view or all but collapses. One of N after the other: large slices take much memory."""
-    errors = []
-    for first, second in zip(one.split(1), other.split(1)):
-        length = fields.length(compose(second, first) * spacing)
-        errors.append(torch.where(in_view(first) & (jacobian_determinant(first) > 0.1), length, torch.nan))
-    return torch.cat(errors)
+    """How far `other` after `one`, fields (1, d, *spatial) in voxels, is from the identity, in mm, (1, *spatial); NaN where
+    `one` leaves the view or all but collapses."""
+    length = fields.length(compose(other, one) * spacing)
+    return torch.where(in_view(one) & (jacobian_determinant(one) > 0.1), length, torch.nan)
+
+
+def _misfits(image: torch.Tensor, fixed: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """`_misfit` slice by slice, in double precision."""
+    slices = zip(*(values.split(1) for values in (image, fixed, seen)))
+    return torch.cat([_misfit(i.double(), f.double(), s) for i, f, s in slices])
 
 
 def _misfit(image: torch.Tensor, fixed: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

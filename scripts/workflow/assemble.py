@@ -217,23 +217,23 @@ class _Frames:
     def add(self, data: Mapping, first: int) -> None:
         """Fill the frames of a part, of which `first` is the first one, counted from 0."""
         fields = _frame_fields(data, first)
+        self._fill("fields", first, fields)
+        self._fill("image", first, torch.as_tensor(data["moving_image"]).cpu().float())
+        self._fill("moved", first, _move_frames(data, fields).movedim(-1, 0))
+        if "segmented" in data:
+            self._fill("segmented", first, torch.as_tensor(data["segmented"]).cpu())
         inverses, errors = invert_stacks(fields)
-        made = {
-            "image": torch.as_tensor(data["moving_image"]).cpu().float(),
-            "fields": fields,
-            "inverses": inverses,
-            "inversion_errors": errors,
-            "moved": _move_frames(data, fields).movedim(-1, 0),
-        }
+        self._fill("inverses", first, inverses)
+        self._fill("inversion_errors", first, errors)
         key = _label_key(data)
         if key is not None:
-            made["carried"] = carry_label(data, data[key], made[_CARRIED_BY[key]]).movedim(-1, 0)
-        if "segmented" in data:
-            made["segmented"] = torch.as_tensor(data["segmented"]).cpu()
-        for name, values in made.items():
-            array = getattr(self, name)
-            array[first : first + len(fields)] = values.numpy()
-            let_go(array)
+            by = {"fields": fields, "inverses": inverses}[_CARRIED_BY[key]]
+            self._fill("carried", first, carry_label(data, data[key], by).movedim(-1, 0))
+
+    def _fill(self, name: str, first: int, values: torch.Tensor) -> None:
+        array = getattr(self, name)
+        array[first : first + len(values)] = values.numpy()
+        let_go(array)
 
 
 def _fixed_affine(data: Mapping) -> np.ndarray:
@@ -316,16 +316,25 @@ def _pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, is_
     return torch.from_numpy(moved)[..., None]
 
 
-def invert_stacks(fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def invert_stacks(fields: torch.Tensor, voxels: int = 1 << 20) -> tuple[torch.Tensor, torch.Tensor]:
     """Balanced inverses of fields (T, d, X, Y, Z), slice by slice where d = 2, and in voxels how far `invert` missed (T, X,
-    Y, Z)."""
-    axes = fields.shape[1]
+    Y, Z).
+
+    Args:
+        fields: in voxels, pull direction.
+        voxels: of the slices that are inverted at once, at most; a single slice may have more, as a volume does.
+    """
+    axes, depth = fields.shape[1], fields.shape[-1]
     inverses, errors = torch.empty_like(fields), torch.empty_like(fields[:, 0])
+    step = max(voxels * depth // max(errors[0].numel(), 1), 1) if axes == 2 else depth
     with stage("inverting fields", len(fields), "frame") as bar:
-        for t, field in enumerate(fields.numpy()):
-            inverse, error = invert_array(field)
-            both = (unstack(torch.from_numpy(f), axes) for f in (field, inverse))
-            inverses[t], errors[t] = restack(balance_inverse(*both), axes), torch.from_numpy(error)
+        for t, stack in enumerate(fields):
+            for first in range(0, depth, step):
+                here = (..., slice(first, first + step))
+                field = stack[here].numpy()
+                inverse, error = invert_array(field)
+                both = (unstack(torch.from_numpy(f), axes) for f in (field, inverse))
+                inverses[t][here], errors[t][here] = restack(balance_inverse(*both), axes), torch.from_numpy(error)
             bar.update()
     return inverses, errors
 

@@ -146,6 +146,8 @@ def _run_case(
         load, *prepare = dataset.transform.transforms
         for part in in_parts(Dataset([item], load)[0]):
             bar.set_description_str(f"{name}: registering")
+            # Or the part before would stay in memory beside this one.
+            evaluator.state.batch = evaluator.state.output = None
             evaluator.data_loader = DataLoader(Dataset([part], Compose(prepare)), batch_size=1)
             evaluator.run()
     return True
