@@ -37,6 +37,9 @@ from scripts.help import bundle_version, describe_files
 from scripts.progress import stage
 
 _ROOT = Path(__file__).resolve().parents[1]
+_CONFIG_HELP = (
+    "--config NAME[,NAME...] merges config files over the command's own: names in configs/, such as labeled, or paths."
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def main(words: Sequence[str]) -> None:
         )
     configs = _config_files(name, rest)
     if {"-h", "--help"} & set(rest):
-        print(f"python -m scripts {_usage(name)} [--option value ...]\n\n{describe_files(configs)}")
+        print(f"python -m scripts {_usage(name)} [--option value ...]", COMMANDS[name].summary, "", sep="\n")
+        print(_CONFIG_HELP, describe_files(configs[::-1]), sep="\n\n")
         return
     arguments = _to_bundle_run(name, configs, rest)
     print(f"{name}: loading PyTorch and MONAI ...", flush=True)
@@ -121,7 +125,7 @@ def _overview() -> str:
             *lines,
             "",
             "python -m scripts COMMAND --help lists the command's options; --version tells the bundle's version.",
-            "--config NAME[,NAME...] merges config files over the command's own: names in configs/, such as labeled, or paths.",
+            _CONFIG_HELP,
         ]
     )
 

@@ -33,7 +33,7 @@ from scripts.devices import check_bf16, check_device
 from scripts.errors import InputError
 from scripts.surgery.rules import GRANULARITIES, STRATEGIES
 
-DIRECTIONS = ("ES_to_ED", "ED_to_ES", "both")
+DIRECTION_CHOICES = ("ES_to_ED", "ED_to_ES", "both")
 AUTO, NONE = "auto", "none"  # a label by the segmentation; no label, no segmentation
 KEPT = ("fields", "inverse", "moved", "labels", "report")
 _PATHS = (
@@ -151,7 +151,7 @@ RULES: dict[str, _Rule] = {
     "series": _none_or(_must_be("the number of a series, with its letter if it has one", _is_series)),
     "plane": _none_or(_one_of(*PLANES)),
     "label_values": _none_or(_LABEL_VALUES),
-    "direction": _one_of(*DIRECTIONS),
+    "direction": _one_of(*DIRECTION_CHOICES),
     "axes": _must_be("2, for slices, or 3, for volumes", lambda value: _is_whole(value, 2) and value <= 3),
     "sector_origin": _none_or(_must_be("an angle in degrees", lambda value: _is_number(value, -1e6, 1e6))),
     "working_spacing": _SPACING,
@@ -192,6 +192,8 @@ RULES: dict[str, _Rule] = {
     "network_def::backbone::hidden": _whole(1, _MOST_CHANNELS),
     "network_def::backbone::corrections": _whole(0),
     "network_def::backbone::smoothing": _not_negative(),
+    "inferer::learning_rate": _positive(),
+    "inferer::smoothing": _not_negative(),
     "network_def::backbone::antisymmetric": _SWITCH,
 }
 

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 from monai.data import DataLoader, Dataset, decollate_batch
 from monai.transforms import Compose, CopyItemsd
-from scripts.cardiac.phantom import Phantom
-from scripts.cardiac.phantom import write_nifti as write_phantom
+from scripts.cardiac.phantom import Phantom, write_phantom
 from scripts.data.cases import find_cases
 from scripts.data.loading import LoadCase, PairFrames
 from scripts.data.preprocessing import ScaleSlicesd

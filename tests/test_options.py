@@ -13,8 +13,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 from conftest import ROOT
@@ -31,10 +33,14 @@ BAD = {
     "augmentation::drop_maps": [-0.1, 2, None],
     "averaging": [0, -1.0, math.nan, 1.5, "abc", None, True],
     "learning_rate": [0, math.inf + -math.inf, "abc"],
+    "inferer::learning_rate": [0.0, -1.0],
+    "inferer::smoothing": [-1.0, math.nan],
+    "refine_iterations": [1.5, -3, "ten", True],
+    "val_interval": [0, -1, 2.5, True, None],
     "reference_frame": [0, 1.5, "ED", True],
     "sector_origin": ["north", math.nan, math.inf, True],
-    "working_spacing": [0, 0.001, 3000, True, "native"],
-    "clip_percentile": [0, 101, None],
+    "working_spacing": [0, 0.001, -1.5, 3000, math.nan, True, "native"],
+    "clip_percentile": [0, -5, 101, "99", True, None],
     "crop_size": [32, [64], [64, 0], [64, 6.5]],
     "slice_size": [[100_000, 100_000], [64, 2049]],
     "augmentation::size": [[4096, 4096]],
@@ -149,12 +155,15 @@ def test_every_option_of_a_workflow_is_judged(name: str) -> None:
 
 
 def test_rules_of_parts_are_of_settings_that_exist() -> None:
-    config = ConfigParser.load_config_file(str(ROOT / "configs" / "train.yaml"))
+    names = ("train", "inference")
+    configs = [ConfigParser.load_config_file(str(ROOT / "configs" / f"{name}.yaml")) for name in names]
     for path in RULES:
-        if "::" in path:
-            place: object = config
-            for part in path.split("::"):
-                place = place[part]
+        top, *inner = path.split("::")
+        settings = [config[top] for config in configs if top in config] if inner else []
+        for part in inner[:-1]:
+            settings = [setting[part] for setting in settings]
+        targets = [inspect.signature(locate(setting["_target_"])).parameters for setting in settings]
+        assert not inner or any(inner[-1] in target for target in targets), path
 
 
 @pytest.mark.parametrize(

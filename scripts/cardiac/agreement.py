@@ -30,7 +30,9 @@ from scripts.registration.metrics import dice_percent
 STRUCTURES = {**{name: (value,) for name, value in LABELS.items()}, "epi": (LABELS["myo"], LABELS["lv"])}
 
 
-def compare(carried: NDArray, segmented: NDArray, spacing: Sequence[float], reference: int | None = None) -> list[dict]:
+def compare_slices(
+    carried: NDArray, segmented: NDArray, spacing: Sequence[float], reference: int | None = None
+) -> list[dict]:
     """Dice and distance between two labels of a cine, by structure, slice and frame.
 
     Args:
@@ -87,13 +89,13 @@ def distance(one: NDArray[np.bool_], two: NDArray[np.bool_], spacing: Sequence[f
     return max(float(np.percentile(ndimage.distance_transform_edt(~to, spacing)[of], 95)) for of, to in ways)
 
 
-def summarize(rows: Sequence[dict], structure: str = "epi") -> dict[str, object]:
+def summarize_agreement(rows: Sequence[dict], structure: str = "epi") -> dict[str, object]:
     """How well two labels agree on a structure, over the slices that both of them hold in at least half of the frames, at
     `WELL_SEEN` of the largest area: which slices belong to a ventricle is a convention, and at its ends labels may differ.
     Slices at the ends that the segmented ventricle leaves in systole do not count, either.
 
     Args:
-        rows: of `compare`.
+        rows: of `compare_slices`.
         structure: one of STRUCTURES.
 
     Returns:

@@ -66,10 +66,10 @@ def measure_longitudinal(fields: NDArray, label: NDArray, affine: NDArray, times
     spacing = voxel_sizes(affine)[:2]
     lines = {z: midline(label[..., z] == LABELS["myo"], spacing) for z in range(label.shape[2])}
     lines = {z: line for z, line in lines.items() if line is not None}
-    rest = sum(map(length, lines.values()))
+    rest = sum(map(polyline_length, lines.values()))
     rows = []
     for t, field in enumerate(fields if lines else ()):
-        carried = sum(length(line + _sample(field[..., z], line, spacing)) for z, line in lines.items())
+        carried = sum(polyline_length(line + _sample(field[..., z], line, spacing)) for z, line in lines.items())
         across = np.concatenate([_across(field[..., z], line, spacing) for z, line in lines.items()])
         time = {} if times is None else {"time_ms": float(of_slice(times, None)[t])}
         # Rounding noise of the reference, which has no strain, would look like one; + 0.0 takes a sign from it.
@@ -119,21 +119,21 @@ def midline(wall: NDArray[np.bool_], spacing: NDArray) -> NDArray | None:
         return None
     middles = _smooth(middles)
     start, end = (_way_out(line, wall, spacing) for line in (middles[::-1], middles))
-    return resample(np.concatenate([start[::-1], middles, end]))
+    return resample_polyline(np.concatenate([start[::-1], middles, end]))
 
 
 def midline_length(label: NDArray, spacing: NDArray) -> float:
     """Length in mm of the midline of the myocardium in a label (X, Y) of one long-axis view; NaN where it has none."""
     line = midline(label == LABELS["myo"], spacing)
-    return float("nan") if line is None else length(line)
+    return float("nan") if line is None else polyline_length(line)
 
 
-def length(line: NDArray) -> float:
+def polyline_length(line: NDArray) -> float:
     """Length of a line of points (N, 2)."""
     return float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum())
 
 
-def resample(line: NDArray, step: float = 1.0) -> NDArray:
+def resample_polyline(line: NDArray, step: float = 1.0) -> NDArray:
     """A line of points (N, 2) with points about a step apart, ends kept."""
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
     places = np.linspace(0, along[-1], max(round(along[-1] / step), 1) + 1)

@@ -635,14 +635,14 @@ def write_subject(root: Path, subject: str, phantom: Phantom) -> None:
     folder.mkdir(parents=True)
     (folder / "Info.cfg").write_text(f"ED: 1\nES: {phantom.end_systole}\nNbFrame: {phantom.frames}\n")
     cine = np.stack([phantom.image(frame).round() for frame in range(1, phantom.frames + 1)], axis=-1).astype(np.int16)
-    write_nifti(folder / f"{subject}_4d.nii.gz", cine, phantom)
+    write_phantom(folder / f"{subject}_4d.nii.gz", cine, phantom)
     for frame in (1, phantom.end_systole):
         stem = f"{subject}_frame{frame:02d}"
-        write_nifti(folder / f"{stem}.nii.gz", cine[..., frame - 1], phantom)
-        write_nifti(folder / f"{stem}_gt.nii.gz", phantom.label(frame), phantom)
+        write_phantom(folder / f"{stem}.nii.gz", cine[..., frame - 1], phantom)
+        write_phantom(folder / f"{stem}_gt.nii.gz", phantom.label(frame), phantom)
 
 
-def write_nifti(path: Path, array: NDArray, phantom: Phantom) -> None:
+def write_phantom(path: Path, array: NDArray, phantom: Phantom) -> None:
     """Write a stack (X, Y, Z) or a cine (X, Y, Z, T) in the type of the array, in mm and seconds."""
     image = nib.Nifti1Image(array, phantom.affine)
     image.set_sform(phantom.affine, code="scanner")

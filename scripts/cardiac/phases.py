@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, correlate1d, generate_binary_structure
+from scipy.ndimage import binary_dilation, correlate1d
 from scripts.cardiac.cines import LABELS
 from scripts.cardiac.function import volumes
+from scripts.data.labels import CROSS
 from scripts.files import let_go, scratch_array
 from scripts.progress import stage
 
-CROSS = generate_binary_structure(2, 1)[..., None]
 LEAST_ENCLOSED = 0.93  # the least share of the LV's rim that is myocardium; on a long axis the rim is open at the base
 
 

@@ -19,7 +19,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scripts.cardiac.agreement import compare, fit_label, measure_curve, summarize, wall_change
+from scripts.cardiac.agreement import compare_slices, fit_label, measure_curve, summarize_agreement, wall_change
 from scripts.cardiac.answers import CARRIED, GIVEN, SEGMENTED
 from scripts.cardiac.appearance import measure_image
 from scripts.cardiac.cines import LABELS
@@ -32,7 +32,7 @@ from scripts.files import let_go, one_by_one
 from scripts.registration import fields
 from scripts.registration.fields import compose, in_view, jacobian_determinant, unstack
 
-CAVITIES = (LABELS["rv"], LABELS["lv"])
+CAVITY_VALUES = (LABELS["rv"], LABELS["lv"])
 MOVING = 0.25  # of the largest displacement, above which a region moves
 
 
@@ -109,14 +109,15 @@ def compare_contours(
         is_given: whether somebody gave the label that is carried.
 
     Returns:
-        `agreement.summarize` of the left ventricle, wall included; "rows", those of `agreement.compare`; "curves", for each
-        answer `agreement.measure_curve` of the LV and "wall_change_percent"; "ejection_percent", the LV's ejection fraction
-        by each answer, from end diastole to end systole by the segmentation; "label_fit_percent", `agreement.fit_label` of a
-        given label, and "reference"; and "heart", `coherence.measure_slices` of the segmented reference.
+        `agreement.summarize_agreement` of the left ventricle, wall included; "rows", those of `agreement.compare_slices`;
+        "curves", for each answer `agreement.measure_curve` of the LV and "wall_change_percent"; "ejection_percent", the LV's
+        ejection fraction by each answer, from end diastole to end systole by the segmentation; "label_fit_percent",
+        `agreement.fit_label` of a given label, and "reference"; and "heart", `coherence.measure_slices` of the segmented
+        reference.
     """
     if not {CARRIED, SEGMENTED} <= answers.keys() or answers[CARRIED].shape[-1] < 2:
         return {}
-    rows = compare(answers[CARRIED], answers[SEGMENTED], spacing, reference)
+    rows = compare_slices(answers[CARRIED], answers[SEGMENTED], spacing, reference)
     curves, ejections, phases = {}, {}, find_phases(answers[SEGMENTED], spacing)
     for name, frames in answers.items():
         volume, nothing = volumes(frames, spacing), np.zeros(frames.shape[-1])
@@ -124,7 +125,7 @@ def compare_contours(
         curves[name] = {**measure_curve(lv), "wall_change_percent": change}
         if phases is not None and lv[phases[0] - 1] > 0:
             ejections[name] = 100 * float(1 - lv[phases[1] - 1] / lv[phases[0] - 1])
-    found = {**summarize(rows), "reference": reference, "curves": curves}
+    found = {**summarize_agreement(rows), "reference": reference, "curves": curves}
     if len(ejections) == len(answers):
         found["ejection_percent"] = ejections
     if is_given:
@@ -173,7 +174,7 @@ def _frame_figures(
     squares = [_misfits(i, fixed, seen) / scale for i in (image, moved)]
     tissue = length > MOVING * length.max()
     if registration.label is not None:
-        tissue &= torch.from_numpy(~np.isin(registration.label, CAVITIES)).movedim(-1, 0)
+        tissue &= torch.from_numpy(~np.isin(registration.label, CAVITY_VALUES)).movedim(-1, 0)
     compressed = tissue & (determinant > 0) & (determinant < THRESHOLDS["compressed_determinant"])
     blank = np.any([np.ptp(i.numpy(), axis=(1, 2)) == 0 for i in (image, fixed)], axis=0)
     unconverged = np.zeros(len(fixed))

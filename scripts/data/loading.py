@@ -54,7 +54,7 @@ CONVERTED_MM = 0.1
 # than wide.
 GAPS_MM, LONGEST = (1.2, 25.0), 3.0
 # Values of a slice up to which an image is taken for a label map or a mask.
-FEW = 8
+FEW_VALUES = 8
 
 
 class LoadPaird(MapTransform):
@@ -387,7 +387,7 @@ def _doubts_of_voxels(image: NDArray, spacing: Sequence[float]) -> list[str]:
     """Sentences on a stack (X, Y, Z) whose values, or whose voxels of a size in mm, no scanner would have chosen."""
     doubts, (width, height, gap) = [], map(float, spacing)
     values = np.unique(image[..., image.shape[2] // 2])
-    if len(values) <= FEW:
+    if len(values) <= FEW_VALUES:
         doubts.append(f"A slice has {len(values)} different values in all: is it a label map or a mask?")
     if image.shape[2] > 1 and not GAPS_MM[0] <= gap <= GAPS_MM[1]:
         doubts.append(f"Slices are {gap:.3g} mm apart, on which volumes rest: are the file's voxel sizes right?")

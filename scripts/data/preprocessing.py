@@ -43,17 +43,11 @@ class ScaleSlicesd(MapTransform):
         allow_missing_keys: whether an item may lack an image.
 
     Raises:
-        InputError: naming the file, for an image that is constant in every slice; for an invalid percentile.
+        InputError: naming the file, for an image that is constant in every slice.
     """
 
     def __init__(self, keys: Sequence[str], clip_percentile: float = 99.0, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        if (
-            isinstance(clip_percentile, bool)
-            or not isinstance(clip_percentile, (int, float))
-            or not 0 < clip_percentile <= 100
-        ):
-            raise InputError(f"--clip_percentile {clip_percentile}: must be a percentage above 0; 100 clips nothing.")
         self.clip_percentile = clip_percentile
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict:
@@ -101,7 +95,7 @@ class ResizeToSpacingd(MapTransform):
         allow_missing_keys: whether an item may lack an image.
 
     Raises:
-        InputError: for a spacing that is not a length, or that leaves next to nothing of an image.
+        InputError: for a spacing that leaves next to nothing of an image.
     """
 
     def __init__(
@@ -112,10 +106,6 @@ class ResizeToSpacingd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if spacing is True or (spacing and not (isinstance(spacing, (int, float)) and spacing > 0)):
-            raise InputError(
-                f"--working_spacing {spacing}: must be a pixel size in mm, or False for the images' own pixels."
-            )
         self.spacing = spacing or None
         self.tolerance = tolerance
 

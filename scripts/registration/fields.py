@@ -22,7 +22,7 @@ from monai.networks.blocks import Warp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FEW = 0.05  # share of a field's voxels that Newton's method takes one by one
+FEW_VOXELS = 0.05  # share of a field's voxels that Newton's method takes one by one
 INVERTED = 1e-2  # voxels; an inverse that misses by less is converged
 
 
@@ -316,7 +316,7 @@ def invert(field: Tensor, tolerance: float = INVERTED, iterations: int = 12) -> 
     trial, trial_residual = inverse, residual
     for _ in range(iterations):
         # A few points that converge slowly are cheaper one by one.
-        if (error > tolerance).to(field.dtype).mean() < FEW:
+        if (error > tolerance).to(field.dtype).mean() < FEW_VOXELS:
             break
         trial = trial - trial_residual
         trial_residual = trial + warp(field, trial)

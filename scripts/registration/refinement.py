@@ -14,11 +14,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 
 import torch
 from monai.inferers import Inferer
-from scripts.errors import InputError
 from scripts.registration.fields import resize_field, to_slices, to_stack
 from scripts.registration.inferers import FieldInferer
 from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity, full_precision
@@ -50,9 +48,6 @@ class RefiningInferer(FieldInferer):
         bf16: see `FieldInferer`; the steps themselves run in full precision.
         passes: see `FieldInferer`; it is the last one that is corrected.
         progress: see `FieldInferer`.
-
-    Raises:
-        InputError: for an invalid number of steps, or a rate or a Gaussian without extent.
     """
 
     def __init__(
@@ -68,12 +63,6 @@ class RefiningInferer(FieldInferer):
         progress: bool = False,
     ) -> None:
         super().__init__(inferer, integration, bf16=bf16, passes=passes, progress=progress)
-        if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations < 0:
-            raise InputError(f"--refine_iterations {iterations}: must be 0, 1, 2, ….")
-        if not learning_rate > 0 or not smoothing >= 0:
-            raise InputError(
-                f"refinement: a learning rate is > 0 and a smoothing >= 0, got {learning_rate} and {smoothing}."
-            )
         self.iterations = iterations
         self.learning_rate = learning_rate
         self.smoothing = smoothing

@@ -24,7 +24,7 @@ from ignite.handlers import ProgressBar
 from monai.engines import Evaluator, IterationEvents
 from monai.handlers import ValidationHandler
 from monai.utils import CommonKeys
-from scripts.errors import InputError, NotFiniteError
+from scripts.errors import NotFiniteError
 from scripts.surgery.handler import unwrap
 from scripts.training.checkpoints import how_to_go_on
 from torch import Tensor, nn
@@ -39,15 +39,10 @@ class Validation(ValidationHandler):
 
     Args:
         validator: the evaluator.
-        interval: epochs.
-
-    Raises:
-        InputError: for an interval that is not a whole number of 1 or more.
+        interval: epochs, 1 or more.
     """
 
     def __init__(self, validator: Evaluator, interval: int) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise InputError(f"--val_interval {interval}: must be a whole number of epochs: 1, 2, 3, ….")
         super().__init__(interval, validator, epoch_level=True)
 
     def attach(self, engine: Engine) -> None:

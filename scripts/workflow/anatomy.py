@@ -29,7 +29,7 @@ from scripts.training.checkpoints import hash_checkpoint
 from scripts.workflow.segmenters import load_segmenter
 from torch import Tensor
 
-STRUCTURES = CLASSES - 1  # RV, myocardium and LV cavity
+STRUCTURE_COUNT = CLASSES - 1  # RV, myocardium and LV cavity
 
 
 class Weights(NamedTuple):
@@ -111,7 +111,7 @@ class AddAnatomy(Transform):
             maps = self._segment(data[key], pair.shape[1:3], data)
             frames = pair[0].numel() // maps[0, ..., 0].numel()
             # (maps, X, Y, Z, T), frames fastest; the one frame of the fixed image is that of all pairs.
-            maps = maps.expand(*maps.shape[:-1], frames).reshape(STRUCTURES, *image.shape)
+            maps = maps.expand(*maps.shape[:-1], frames).reshape(STRUCTURE_COUNT, *image.shape)
             parts += [image[None], maps.to(image)]
         combined = torch.cat([*parts, pair[2:]])
         affine = data["pair"].affine if isinstance(data["pair"], MetaTensor) else None
@@ -121,7 +121,7 @@ class AddAnatomy(Transform):
         """Probabilities (maps, *size, Z, T) of the frames of an image (T, X, Y, Z) on a grid of `size` in-plane."""
         frames = torch.as_tensor(image)
         if is_long_axis(data.get("plane") or None):
-            return torch.zeros(STRUCTURES, *size, frames.shape[-1], len(frames))
+            return torch.zeros(STRUCTURE_COUNT, *size, frames.shape[-1], len(frames))
         weights, spacing = data.get("segmented_by", self.weights), image.pixdim.tolist()
         if weights not in self.networks:
             self.networks[weights] = load_segmenter(weights.path, self.device)

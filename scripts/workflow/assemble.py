@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -76,13 +75,6 @@ class AssembleRegistration(Transform):
     """
 
     def __init__(self, sector_origin: float | None = None, scratch_dir: str | Path | None = None) -> None:
-        is_number = (
-            isinstance(sector_origin, (int, float))
-            and not isinstance(sector_origin, bool)
-            and math.isfinite(sector_origin)
-        )
-        if sector_origin is not None and not is_number:
-            raise InputError(f"--sector_origin {sector_origin}: must be an angle in degrees.")
         self.sector_origin = sector_origin
         self.scratch_dir = scratch_dir
         self._frames: _Frames | None = None

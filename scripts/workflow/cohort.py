@@ -294,23 +294,23 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
 
 def _describe_settings(evaluator: SupervisedEvaluator) -> dict[str, str]:
     """What decides the fields that an evaluator makes, beside weights: the settings of its network and inferer."""
-    return {name: describe(getattr(evaluator, name)) for name in ("network", "inferer")}
+    return {name: describe_object(getattr(evaluator, name)) for name in ("network", "inferer")}
 
 
-def describe(value: object) -> str:
+def describe_object(value: object) -> str:
     """The kind and the settings of a network or an inferer, and of those in it, as one text; weights have their file's
     hash."""
     if isinstance(value, (str, int, float, bool, type(None))):
         return repr(value)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(describe, value))}]"
+        return f"[{', '.join(map(describe_object, value))}]"
     own = type(value).__module__.startswith("scripts.")
     settings = {name: setting for name, setting in vars(value).items() if own and not name.startswith("_")}
     if isinstance(value, nn.Module):
         settings |= dict(value.named_children())
     # A progress bar and the training mode change no result.
     parts = (
-        f"{name}={describe(setting)}"
+        f"{name}={describe_object(setting)}"
         for name, setting in sorted(settings.items())
         if name not in ("progress", "training")
     )

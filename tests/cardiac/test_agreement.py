@@ -18,7 +18,14 @@ import pytest
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 from scipy.spatial.distance import cdist
-from scripts.cardiac.agreement import compare, distance, fit_label, measure_curve, summarize, wall_change
+from scripts.cardiac.agreement import (
+    compare_slices,
+    distance,
+    fit_label,
+    measure_curve,
+    summarize_agreement,
+    wall_change,
+)
 
 SIZE = (64, 72)
 # Turned about all axes, with pixels of 1.1 x 1.7 mm and slices of 8 mm.
@@ -60,7 +67,7 @@ def farthest_in_world(one: np.ndarray, two: np.ndarray) -> float:
 
 def test_a_label_agrees_with_itself() -> None:
     labels = cine(heart(), heart((5.0, 3.0)))
-    rows = compare(labels, labels, SPACING)
+    rows = compare_slices(labels, labels, SPACING)
     assert {(row["frame"], row["slice"], row["structure"]) for row in rows} == {
         (t, 1, name) for t in (1, 2) for name in ("rv", "myo", "lv", "epi")
     }
@@ -73,7 +80,7 @@ def test_a_label_agrees_with_itself() -> None:
 @pytest.mark.parametrize("shift", [(2.2, 0.0), (0.0, 6.8), (6.6, 5.1), (-11.0, 3.4)])
 def test_the_distance_of_a_shifted_disc_is_the_shift(shift: tuple[float, float]) -> None:
     # By whole pixels, whose rounding changes nothing.
-    row = next(row for row in compare(cine(heart()), cine(heart(shift)), SPACING) if row["structure"] == "lv")
+    row = next(row for row in compare_slices(cine(heart()), cine(heart(shift)), SPACING) if row["structure"] == "lv")
     assert row["distance_mm"] == pytest.approx(np.hypot(*shift), abs=max(SPACING[:2]))
     assert row["distance_mm"] == pytest.approx(farthest_in_world(heart() == 3, heart(shift) == 3))
 
@@ -91,7 +98,7 @@ def test_the_farther_the_less_they_agree() -> None:
     rows = [
         row
         for s in shifts
-        for row in compare(cine(heart()), cine(heart((0.0, s))), SPACING)
+        for row in compare_slices(cine(heart()), cine(heart((0.0, s))), SPACING)
         if row["structure"] == "epi"
     ]
     assert (np.diff([row["dice_percent"] for row in rows]) < 0).all()
@@ -101,7 +108,7 @@ def test_the_farther_the_less_they_agree() -> None:
 def test_areas_and_dice_by_hand() -> None:
     one, two = (np.zeros((6, 5, 1, 1), np.uint8) for _ in range(2))
     one[1:3, 1:4], two[1:3, 2:4] = 3, 3
-    lv, epi = compare(one, two, (2.0, 0.5, 8.0))
+    lv, epi = compare_slices(one, two, (2.0, 0.5, 8.0))
     assert (lv["structure"], epi["structure"]) == ("lv", "epi")
     assert lv["dice_percent"] == epi["dice_percent"] == pytest.approx(80)
     assert (lv["carried_mm2"], lv["segmented_mm2"]) == (6, 4)
@@ -110,21 +117,21 @@ def test_areas_and_dice_by_hand() -> None:
 
 def test_what_one_of_them_lacks_has_no_distance_and_what_both_lack_no_row() -> None:
     empty = np.zeros(SIZE, np.uint8)
-    rows = compare(cine(heart(), empty), cine(empty, empty), SPACING)
+    rows = compare_slices(cine(heart(), empty), cine(empty, empty), SPACING)
     assert {row["frame"] for row in rows} == {1}
     assert all(row["dice_percent"] == 0 and np.isnan(row["distance_mm"]) for row in rows)
 
 
 def test_the_reference_is_left_out() -> None:
     labels = cine(heart(), heart(), heart())
-    assert {row["frame"] for row in compare(labels, labels, SPACING, reference=2)} == {1, 3}
+    assert {row["frame"] for row in compare_slices(labels, labels, SPACING, reference=2)} == {1, 3}
 
 
 def test_labels_of_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
-        compare(cine(heart()), cine(heart(), heart()), SPACING)
+        compare_slices(cine(heart()), cine(heart(), heart()), SPACING)
     with pytest.raises(ValueError, match="one shape"):
-        compare(heart(), heart(), SPACING)
+        compare_slices(heart(), heart(), SPACING)
 
 
 def test_the_summary_leaves_out_slices_that_one_label_mostly_lacks() -> None:
@@ -134,13 +141,13 @@ def test_the_summary_leaves_out_slices_that_one_label_mostly_lacks() -> None:
     segmented = carried.copy()
     segmented[:, :, 1] = cine(*[heart((0.0, 6.8))] * 3)[:, :, 0]
     segmented[:, :, 2, 1:] = empty[..., None]
-    found = summarize(compare(carried, segmented, SPACING))
+    found = summarize_agreement(compare_slices(carried, segmented, SPACING))
     assert [row["slice"] for row in found["slices"]] == [1, 2]
     assert [row["distance_mm"] for row in found["slices"]] == pytest.approx([0, 6.8], abs=0.1)
     assert [row["frame"] for row in found["frames"]] == [1, 2, 3]
     one, two = (np.isin(label[:, :, :2], (2, 3)) for label in (carried, segmented))
     assert found["dice_percent"] == pytest.approx(200 * (one & two).sum() / (one.sum() + two.sum()))
-    nothing = summarize(compare(carried, np.zeros_like(carried), SPACING))
+    nothing = summarize_agreement(compare_slices(carried, np.zeros_like(carried), SPACING))
     assert np.isnan(nothing["dice_percent"])
     assert nothing["slices"] == nothing["frames"] == []
 
@@ -151,11 +158,11 @@ def test_a_slice_that_the_ventricle_leaves_in_systole_does_not_count() -> None:
     carried = np.stack([cine(*[heart()] * 4)[:, :, 0]] * 3, axis=2)
     segmented = carried.copy()
     segmented[:, :, 0] = cine(heart(), small, empty, heart())[:, :, 0]
-    found = summarize(compare(carried, segmented, SPACING))
+    found = summarize_agreement(compare_slices(carried, segmented, SPACING))
     assert found["left_in_systole"] == [1]
     assert [row["slice"] for row in found["slices"]] == [2, 3]
     # In the middle of the stack nothing moves out.
-    middle = summarize(compare(carried, segmented[:, :, [1, 0, 2]], SPACING))
+    middle = summarize_agreement(compare_slices(carried, segmented[:, :, [1, 0, 2]], SPACING))
     assert middle["left_in_systole"] == []
     assert [row["slice"] for row in middle["slices"]] == [1, 2, 3]
 
@@ -186,7 +193,7 @@ def test_labels_that_share_no_slice_are_far_apart_everywhere() -> None:
     one = np.zeros((*SIZE, 4, 2), np.uint8)
     two = one.copy()
     one[:, :, 0], two[:, :, 2] = heart()[..., None], heart()[..., None]
-    found = summarize(compare(one, two, SPACING))
+    found = summarize_agreement(compare_slices(one, two, SPACING))
     assert found["dice_percent"] == 0
     assert [row["distance_mm"] for row in found["slices"]] == [np.inf, np.inf]
 

@@ -17,7 +17,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scripts.cardiac.longitudinal import length, measure_longitudinal, midline, midline_length, resample
+from scripts.cardiac.longitudinal import (
+    measure_longitudinal,
+    midline,
+    midline_length,
+    polyline_length,
+    resample_polyline,
+)
 
 SPACING = np.array([1.5, 1.25])
 AFFINE = np.diag([*SPACING, 8.0, 1.0])
@@ -41,7 +47,7 @@ def horseshoe(angle: float = 0.0, stretch: float = 1.0, shape: tuple[int, int] =
 def half_ellipse(stretch: float = 1.0) -> float:
     """Length of the middle of the wall of `horseshoe`, by its parametric form."""
     t, middle = np.linspace(0, np.pi, 2001), (INNER + OUTER) / 2
-    return length(np.stack([middle * np.cos(t), stretch * (DEPTH - OUTER + middle) * np.sin(t)], axis=1))
+    return polyline_length(np.stack([middle * np.cos(t), stretch * (DEPTH - OUTER + middle) * np.sin(t)], axis=1))
 
 
 def linear_field(label: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -141,6 +147,6 @@ def test_stops_at_shapes_that_do_not_fit() -> None:
 
 def test_resampling_keeps_ends_and_length() -> None:
     line = np.array([[0.0, 0.0], [0.0, 7.3], [4.1, 7.3]])
-    new = resample(line)
+    new = resample_polyline(line)
     np.testing.assert_allclose(new[[0, -1]], line[[0, -1]])
-    assert length(new) == pytest.approx(length(line), rel=0.05)
+    assert polyline_length(new) == pytest.approx(polyline_length(line), rel=0.05)

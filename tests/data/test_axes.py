@@ -19,8 +19,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from phantom_cases import PHANTOM, prepare
-from scripts.cardiac.phantom import Phantom
-from scripts.cardiac.phantom import write_nifti as write_phantom
+from scripts.cardiac.phantom import Phantom, write_phantom
 from scripts.data.axes import are_exchanged
 
 from tests.conftest import ROOT

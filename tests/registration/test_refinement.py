@@ -21,7 +21,6 @@ import pytest
 import torch
 from monai.inferers import SliceInferer
 from scripts.cardiac.phantom import Phantom
-from scripts.errors import InputError
 from scripts.registration.fields import Integration, jacobian_determinant
 from scripts.registration.inferers import FieldInferer
 from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
@@ -58,20 +57,6 @@ def still(pair: Tensor) -> Tensor:
 def network() -> nn.Module:
     torch.manual_seed(0)
     return PaddedNetwork(PyramidNetwork(features=(8, 8, 8), hidden=8, flow_std=0.03)).eval()
-
-
-@pytest.mark.parametrize("iterations", [1.5, -3, "ten", True])
-def test_refuses_what_is_no_number_of_steps(iterations: object) -> None:
-    with pytest.raises(InputError, match=f"--refine_iterations {iterations}: must be 0, 1"):
-        RefiningInferer(iterations=iterations)
-
-
-@pytest.mark.parametrize(
-    "options", [{"learning_rate": 0.0}, {"learning_rate": -1.0}, {"smoothing": -1.0}, {"smoothing": float("nan")}]
-)
-def test_refuses_steps_and_gaussians_without_extent(options: dict) -> None:
-    with pytest.raises(InputError, match="a learning rate is > 0 and a smoothing >= 0"):
-        RefiningInferer(iterations=1, **options)
 
 
 @pytest.mark.parametrize("integration", [INTEGRATION, None], ids=["velocity", "displacement"])

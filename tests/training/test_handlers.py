@@ -17,14 +17,12 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedTrainer
 from monai.handlers import CheckpointSaver, StatsHandler
-from scripts.errors import InputError
 from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
 from scripts.surgery.handler import GradientSurgeryHandler
 from scripts.training.checkpoints import LastCheckpoint, ResumeHandler
@@ -33,7 +31,6 @@ from scripts.training.handlers import (
     EpochShuffling,
     NonFiniteLossHandler,
     TrainingProgress,
-    Validation,
     WeightAveraging,
     running_mean,
 )
@@ -42,12 +39,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, DistributedSampler
 from training_runs import make_pairs, make_unet, train
-
-
-@pytest.mark.parametrize("interval", [0, -1, 2.5, True, None])
-def test_an_interval_that_counts_nothing_is_refused(interval: object) -> None:
-    with pytest.raises(InputError, match=f"--val_interval {interval}: must be a whole number of epochs"):
-        Validation(SimpleNamespace(), interval)
 
 
 def test_records_reach_stats_handler_and_progress_bar(capsys: pytest.CaptureFixture) -> None:

@@ -35,8 +35,8 @@ from scripts.workflow import cohort
 from scripts.workflow.cohort import (
     COLUMNS,
     SUMMARY,
-    describe,
     describe_case,
+    describe_object,
     fingerprint,
     run_cases,
     summarize_case,
@@ -255,7 +255,7 @@ def test_a_description_is_of_all_settings_that_change_fields(options: dict, part
     def described(changes: dict) -> list[str]:
         parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.yaml")))
         parser.update({"bundle_root": str(ROOT), "device": "cpu", **changes})
-        return [describe(parser.get_parsed_content(name)) for name in ("trained_network", "inferer")]
+        return [describe_object(parser.get_parsed_content(name)) for name in ("trained_network", "inferer")]
 
     same = [one == other for one, other in zip(described({}), described(options))]
     assert same == [number != part for number in (0, 1)]

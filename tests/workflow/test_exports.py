@@ -213,9 +213,9 @@ def test_openvino_tells_nobody(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     (tmp_path / "program.py").write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from scripts.workflow.exports import run_openvino\n"
+        "from scripts.workflow.exports import _run_openvino\n"
         "assert not {'openvino', 'openvino_telemetry'} & set(sys.modules)\n"
-        "try: run_openvino('none.onnx', 1)\n"
+        "try: _run_openvino('none.onnx', 1)\n"
         "except Exception: pass\n"
         "assert 'openvino' in sys.modules and sys.modules['openvino_telemetry'] is None"
     )
