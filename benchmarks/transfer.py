@@ -13,6 +13,7 @@
 defaults.
 
     python -m benchmarks.transfer --dataset_dir DIR [--output_dir output/transfer] [--epochs 15] [--runs N] [--smoke]
+    python -m benchmarks.transfer --dataset_dir DIR --known benchmarks/results/transfer.json
 
 Each setting is trained by surgery and by weighted sums over decades of λ, one decade more where the best is at an end;
 `val` chooses λ, `test` is scored in both directions. The regret of a method in a setting is the Dice that it loses
@@ -21,7 +22,7 @@ pairs; that λ times the ratio of both gradients' norms, which carries no weight
 decades is interpolated over log λ. Images in [0, 255] need no training: there λ is 255² times as large.
 
 A finished row is a file in OUT/rows/ and is not run again, an interrupted one goes on from its last epoch; `--runs`
-stops after so many. OUT/transfer.json, transfer.csv and transfer.png hold what is finished. `--smoke` is a trial of
+stops after so many. `--known` takes the rows of an earlier transfer.json as they are, whatever code made them. OUT/transfer.json, transfer.csv and transfer.png hold what is finished. `--smoke` is a trial of
 minutes on phantoms, which says nothing.
 """
 
@@ -422,6 +423,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", type=positive, default=1, help="of each row; the figures are of the first")
     parser.add_argument("--runs", type=positive, help="stop after so many rows; all that are left by default")
+    parser.add_argument("--known", help="a transfer.json whose rows are taken as they are")
     parser.add_argument("--subset", type=positive, help="subjects of each split; all by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--smoke", action="store_true", help="two settings on tiny phantoms, one epoch each")
@@ -433,6 +435,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         options.settings, options.epochs, options.decades = ["mse", "phantoms"], 1, (-2, -1)
         options.slice_size = options.crop_size = 32
     return options
+
+
+def _known_rows(path: str | None, epochs: int) -> dict[Run, dict]:
+    """The rows of an earlier transfer.json.
+
+    Raises:
+        InputError: where its rows were trained for another number of epochs.
+    """
+    if not path:
+        return {}
+    found = rows.read_json(Path(path))
+    if found is None or found["options"].get("epochs") != epochs:
+        raise InputError(f"--known {path}: is no transfer.json of {epochs} epochs; give another, or --epochs.")
+    return {Run(row["setting"], row["decade"], row["seed"]): row for row in found["runs"]}
 
 
 def _prepare_phantoms(options: argparse.Namespace) -> None:
@@ -466,7 +482,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         for name in options.settings
         for decade in (None, *range(WIDEST[0], WIDEST[1] + 1))
     ]
-    finished = {run: row for run in possible if _path_of(run, options).is_file() and (row := _load(run, options))}
+    finished = _known_rows(options.known, options.epochs)
+    finished |= {run: row for run in possible if _path_of(run, options).is_file() and (row := _load(run, options))}
     print(f"about {_hours_left(finished, options):.2g} CPU hours are left", flush=True)
     begun = 0
     while (run := next_run(finished, options.settings, options.decades, options.seeds)) and begun != options.runs:

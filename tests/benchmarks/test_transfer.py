@@ -174,6 +174,12 @@ def test_a_trial_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Capture
     assert {run["decade"] for run in result["runs"]} == {None, -2}
     assert str(tmp_path) not in (tmp_path / "transfer.json").read_text()
     assert "rows are finished" in capsys.readouterr().out
+    # What is published counts as finished elsewhere, and there too nothing runs twice.
+    known = ["--known", str(tmp_path / "transfer.json"), "--output_dir", str(tmp_path / "elsewhere"), "--runs", "1"]
+    transfer.main(["--smoke", *known])
+    assert [path.name for path in (tmp_path / "elsewhere" / "rows").iterdir()] == ["mse_1e-1_seed0.json"]
+    with pytest.raises(InputError, match="is no transfer.json of 1 epochs"):
+        transfer.main(["--smoke", "--known", str(tmp_path / "none.json")])
 
 
 def test_a_data_set_is_asked_for(capsys: pytest.CaptureFixture) -> None:
