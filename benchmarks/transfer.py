@@ -22,8 +22,9 @@ pairs; that λ times the ratio of both gradients' norms, which carries no weight
 decades is interpolated over log λ. Images in [0, 255] need no training: there λ is 255² times as large.
 
 A finished row is a file in OUT/rows/ and is not run again, an interrupted one goes on from its last epoch; `--runs`
-stops after so many. `--known` takes the rows of an earlier transfer.json as they are, whatever code made them. OUT/transfer.json, transfer.csv and transfer.png hold what is finished. `--smoke` is a trial of
-minutes on phantoms, which says nothing.
+stops after so many. `--known` takes the rows of an earlier transfer.json as they are, whatever code made them.
+OUT/transfer.json, transfer.csv and transfer.png hold what is finished. `--smoke` is a trial of minutes on phantoms,
+which says nothing.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def test_a_trial_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Capture
     known = ["--known", str(tmp_path / "transfer.json"), "--output_dir", str(tmp_path / "elsewhere"), "--runs", "1"]
     transfer.main(["--smoke", *known])
     assert [path.name for path in (tmp_path / "elsewhere" / "rows").iterdir()] == ["mse_1e-1_seed0.json"]
-    with pytest.raises(InputError, match="is no transfer.json of 1 epochs"):
+    with pytest.raises(InputError, match=r"is no transfer\.json of 1 epochs"):
         transfer.main(["--smoke", "--known", str(tmp_path / "none.json")])
 
 
