@@ -30,6 +30,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from scripts.errors import InputError, report_error
@@ -156,9 +157,29 @@ def _find_config(name: str) -> Path:
     """
     for path in (_ROOT / "configs" / f"{name}.yaml", Path(name)):
         if path.is_file():
+            _check_config(path)
             return path
     names = sorted(path.stem for path in (_ROOT / "configs").glob("*.yaml"))
     raise InputError(f"--config {name}: no such file; give the path of one, or a name of {', '.join(names)}.")
+
+
+def _check_config(path: Path) -> None:
+    """Stop at a file that is no config: MONAI's errors do not name it.
+
+    Raises:
+        InputError: naming the file.
+    """
+    import yaml
+
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        raise InputError(f"--config {path}: is no config by its name; give a .yaml or .json file.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--config {path}: cannot be read as YAML ({reason}); correct it.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path}: holds no options by name; give a file of lines such as 'passes: 2'.")
 
 
 def _to_bundle_run(name: str, configs: Sequence[Path], words: Sequence[str]) -> list[str]:
@@ -173,8 +194,21 @@ def _to_bundle_run(name: str, configs: Sequence[Path], words: Sequence[str]) -> 
     if len(given) not in places:
         raise InputError(f"{' '.join(given)}: too many or too few words; give {_usage(name)}, and options after them.")
     sources = [word for option, path in zip(places[len(given)], given) for word in (f"--{option}", _plain(path))]
+    stray = [word for before, word in pairwise(options) if not word.startswith("-") and not _takes_value(before)]
+    if stray:
+        raise InputError(
+            f"{' '.join(stray)}: belongs to no option; give {_usage(name)}, then options, a value each, in quotes where it "
+            "has spaces."
+        )
     listed = "[" + ",".join(repr(str(path)) for path in configs) + "]"
-    return ["monai.bundle", "run", "--config_file", listed, "--bundle_root", str(_ROOT), *sources, *options]
+    if not any(word.partition("=")[0] == "--bundle_root" for word in options):
+        sources = ["--bundle_root", str(_ROOT), *sources]
+    return ["monai.bundle", "run", "--config_file", listed, *sources, *options]
+
+
+def _takes_value(word: str) -> bool:
+    """Whether the next word may be the value of this one."""
+    return word.startswith("-") and "=" not in word
 
 
 def _plain(path: str) -> str:

@@ -23,6 +23,7 @@ import gc
 import inspect
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,7 @@ def check(argv: Sequence[str] | None = None) -> None:
         clean_up_at_sigterm()
         # Or Python would look through all of PyTorch and MONAI for garbage before it ends, which takes seconds.
         atexit.register(gc.freeze)
+    _check_given_once(argv)
     options = _parse_options(argv)
     if "version" in options:
         print(bundle_version(), flush=True)
@@ -182,6 +184,17 @@ def _parse_options(argv: Sequence[str]) -> dict[str, str | None]:
         following = argv[position + 1] if position + 1 < len(argv) else "--none"
         options[name.replace("-", "_")] = value if equals else None if _OPTION.match(following) else following
     return options
+
+
+def _check_given_once(argv: Sequence[str]) -> None:
+    """Stop at an option that is given twice: fire would take the last value.
+
+    Raises:
+        InputError: naming the option.
+    """
+    names = [word.lstrip("-").partition("=")[0].replace("-", "_") for word in argv if _OPTION.match(word)]
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise InputError(f"--{twice[0]}: is given twice; give it once.")
 
 
 def _config_files(options: dict[str, str | None]) -> tuple[str, ...]:

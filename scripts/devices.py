@@ -145,6 +145,8 @@ def check_device(device: str | torch.device) -> None:
     there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     try:
         torch.zeros(1, device=device).item()  # one that only pretends, such as meta, holds no number
+        if torch.device(device).type == "cpu" and torch.device(device).index:
+            raise RuntimeError("torch takes any number after cpu, and loads nothing there")
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"--device {device}: no such device here; use one of {', '.join(there)}.") from error
     if torch.device(device).type == "cuda" and torch.device(device).index is not None:

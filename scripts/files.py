@@ -41,6 +41,8 @@ LONGEST_NAME = 100  # characters
 LARGE = 1 << 26
 # What spreadsheets take for the beginning of a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What archives begin with: zip, 7z, rar, bzip2, xz.
+ARCHIVES = (b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"BZh", b"\xfd7zXZ")
 # What a DICOM file without a preamble begins with, in little endian.
 FIRST_TAGS = tuple(
     bytes([group, 0, element, 0]) for group, element in ((2, 0), (2, 1), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22))
@@ -59,6 +61,17 @@ def is_dicom(path: str | Path) -> bool:
     # After the tag stands a value representation of two capitals, or a length that is small and even.
     explicit = head[4:6].isalpha() and head[4:6].isupper()
     return head.startswith(FIRST_TAGS) and (explicit or (head[4] % 2 == 0 and head[5:8] == bytes(3)))
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether a file is an archive or a compressed file of others, by its first bytes or its name."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(6)
+    except OSError:
+        return False
+    is_packed_image = Path(path).name.lower().endswith((".nii.gz", ".hdr.gz", ".img.gz"))
+    return head.startswith(ARCHIVES) or (head[:2] == b"\x1f\x8b" and not is_packed_image) or Path(path).suffix == ".tar"
 
 
 def plain_path(path: str | Path) -> Path:

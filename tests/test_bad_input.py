@@ -26,6 +26,7 @@ import runpy
 import shutil
 import struct
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,8 @@ import pytest
 import torch
 from scripts.cardiac.phantom import write_phantom_dataset
 from scripts.command_line import report_error
+from scripts.data.itk_fields import write_field
+from scripts.data.nifti import VECTOR
 
 from tests import dicom_files as dcm
 
@@ -167,6 +170,12 @@ def flipped_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(bytes(content))
+
+
+def archive(path: Path) -> None:
+    content = path.read_bytes()
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.nii.gz", content)
 
 
 def folder(path: Path) -> None:
@@ -316,6 +325,7 @@ FAULTS: dict[Callable[[Path], None], str] = {
     empty: "empty|complete|cut",
     text: "complete|no NIfTI|not NIfTI|as NIfTI",
     not_compressed: r"rename it to \.nii",
+    archive: "unpack it",
     flipped_byte: "complete|damaged|checksum|CRC",
     folder: "is a folder|NIfTI file|DICOM",
     loop: "no such file|link|loop|levels",
@@ -423,6 +433,91 @@ def test_training_and_evaluation(
     check(run(command, data, *SMALL, *CPU), path.name, FAULTS[fault])
 
 
+# --- faults of a field and of what it is applied to
+
+
+@pytest.fixture(scope="module")
+def field(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A field on the grid of the phantom's frames."""
+    frame = nib.load(next(tiny.glob("*1/*_frame01.nii.gz")))
+    path = tmp_path_factory.mktemp("field") / "field.nii.gz"
+    write_field(path, np.full((2, *frame.shape), 0.5, np.float32), frame.affine)
+    return path
+
+
+def _field_array(path: Path, change: Callable[[np.ndarray], np.ndarray], intent: int | None = VECTOR) -> None:
+    image = nib.load(path)
+    made = nib.Nifti1Image(change(np.array(image.dataobj)), image.affine)
+    if intent is not None:
+        made.header.set_intent(intent)
+    nib.save(made, path)
+
+
+def _far_away(path: Path) -> None:
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[:3, 3] += 900
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine, image.header), path)
+
+
+FIELDS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "of two components": (
+        partial(_field_array, change=lambda u: u[..., :2]),
+        r"a displacement field is \(X, Y, Z, 1, 3\)",
+    ),
+    "of no intent": (partial(_field_array, change=lambda u: u, intent=0), "intent code 0, .*write"),
+    "an image": (partial(_field_array, change=lambda u: u[..., 0, 0], intent=None), "a displacement field is"),
+    "a cine": (partial(_field_array, change=lambda u: u[..., 0, :], intent=None), "a displacement field is"),
+    "not finite": (partial(_field_array, change=_first_voxel(np.inf)), "replace those voxels"),
+    "of NaN": (partial(_field_array, change=_first_voxel(np.nan)), "replace those voxels"),
+    "too far": (partial(_field_array, change=_first_voxel(1e30)), "farther than any heart"),
+    "of another grid": (partial(_field_array, change=lambda u: u[:-4]), "give the image that the field belongs to"),
+    "elsewhere": (_far_away, "give the image that the field belongs to|apart"),
+    "missing": (lambda path: path.unlink(), "no such file; correct the path"),
+}
+
+
+# Those that spoil a file's bytes, whatever it holds.
+OF_ANY_FILE = (
+    cut_off,
+    cut_in_header,
+    empty,
+    text,
+    not_compressed,
+    archive,
+    flipped_byte,
+    folder,
+    loop,
+    meters,
+    no_size,
+)
+OF_ANY_FILE += (affine_of_nan, bad_quaternion, never_meant, no_slices, units_of_nothing, sizes_of_nan, header_alone)
+OF_ANY_FILE += (voxels_beyond_the_file, kind_of_nothing, more_after_the_end)
+
+
+@pytest.mark.parametrize("fault", [*FIELDS, *(fault.__name__ for fault in OF_ANY_FILE)])
+def test_apply_field(tiny: Path, field: Path, tmp_path: Path, run: Callable[..., Outcome], fault: str) -> None:
+    """A spoiled field moves nothing."""
+    known = {spoil.__name__: (spoil, cure) for spoil, cure in FAULTS.items()}
+    spoil, cure = FIELDS.get(fault) or known[fault]
+    path = Path(shutil.copy(field, tmp_path / "spoiled.nii.gz"))
+    spoil(path)
+    moving = sorted(tiny.glob("*1/*_frame0?.nii.gz"))[1]
+    check(run("apply", path, moving), path.name, cure)
+
+
+# A constant image may be moved.
+@pytest.mark.parametrize(
+    "fault", [fault for fault in FAULTS if fault is not constant], ids=lambda fault: fault.__name__
+)
+def test_apply_to_an_image(
+    tiny: Path, field: Path, tmp_path: Path, run: Callable[..., Outcome], fault: Callable[[Path], None]
+) -> None:
+    path = Path(shutil.copy(sorted(tiny.glob("*1/*_frame0?.nii.gz"))[1], tmp_path / "moving.nii.gz"))
+    fault(path)
+    check(run("apply", field, path), path.name, f"{FAULTS[fault]}|resample_moving")
+
+
 # --- faults of a DICOM folder: each makes the images (slices of phases) that are written, or spoils their files
 
 
@@ -464,6 +559,13 @@ def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return spoil
 
 
+def _zip(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "all.zip", "w") as archive:
+        for path in folder.rglob("IM*"):
+            archive.write(path, path.name)
+            path.unlink()
+
+
 def _unchanged(stack: list) -> list:
     return stack
 
@@ -477,6 +579,9 @@ DICOM: dict[str, tuple[Callable[[list], list], Callable[[Path], None] | None, st
     "pixels of no size": (_tags(PixelSpacing=[0, 0]), None, "no valid PixelSpacing; export it again"),
     "no position": (_tags(ImagePositionPatient=None), None, "no valid ImagePositionPatient; export it again"),
     "no orientation": (_tags(ImageOrientationPatient=None), None, "no valid ImageOrientationPatient; export it again"),
+    "skewed": (_tags(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), None, "no valid ImageOrientationPatient; export"),
+    "far too bright": (_tags(RescaleSlope="1e300", RescaleIntercept=0), None, "beyond single precision .*export it"),
+    "zipped": (_unchanged, _zip, "unpack its archives, such as all.zip"),
     "no times": (_tags(TriggerTime=None), None, "have no trigger time.* export it again"),
     "one time": (_tags(TriggerTime=0), None, "trigger times do not differ.* export it again"),
     "another class": (_tags(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), None, "Secondary Capture.* give the folder"),
@@ -524,7 +629,7 @@ def test_dicom(tmp_path: Path, run: Callable[..., Outcome], fault: str) -> None:
 
 def test_folder_of_studies(tmp_path: Path, run: Callable[..., Outcome]) -> None:
     """Each spoiled study fails alone."""
-    for fault in set(DICOM) - {"nothing"}:
+    for fault in set(DICOM) - {"nothing", "zipped"}:
         spoiled_study(tmp_path / "data" / fault, fault)
     # A scanner gives each patient's images another study.
     good = dcm.set_tags(dcm.make_stack(slices=2, phases=4), lambda z, t: {"StudyInstanceUID": "1.2.3"})
@@ -535,7 +640,7 @@ def test_folder_of_studies(tmp_path: Path, run: Callable[..., Outcome]) -> None:
     with (tmp_path / "OUT" / "summary.csv").open(newline="") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert {name.split("/")[0] for name in outcome.written} == {"good", "cohort.html", "summary.csv"}
-    for fault in set(DICOM) - {"nothing"}:
+    for fault in set(DICOM) - {"nothing", "zipped"}:
         assert re.search(DICOM[fault][2], rows[fault]["reason"]), rows[fault]
     text = (tmp_path / "OUT" / "summary.csv").read_text() + outcome.printed
     assert not re.search("doe|jane|4711", text, re.IGNORECASE)
@@ -741,19 +846,19 @@ WEIGHTS = {
         ),
         "NaN",
     ),
-    "of another network": (lambda folder: _weights(folder, lambda w: {"a": torch.ones(2)}), "network"),
+    "of another network": (lambda folder: _weights(folder, lambda w: {"a": torch.ones(2)}), "network|lacks optimizer"),
     "of a number": (lambda folder: _weights(folder, lambda w: 7), "weights|network|checkpoint"),
 }
 
 
-@pytest.mark.parametrize("command", ["register", "evaluate"])
+@pytest.mark.parametrize("command", ["register", "evaluate", "train"])
 @pytest.mark.parametrize("fault", WEIGHTS)
 def test_weights(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], command: str, fault: str) -> None:
     make, cure = WEIGHTS[fault]
     path = make(tmp_path)
     source = [next(tiny.glob("*1/*_4d.nii.gz"))] if command == "register" else [tiny, *SMALL[:4]]
-    outcome = run(command, *source, "--checkpoint", path, *CPU)
-    check(outcome, "weights.pt" if fault != "of NaN" or command == "evaluate" else "", cure)
+    outcome = run(command, *source, "--resume" if command == "train" else "--checkpoint", path, *CPU)
+    check(outcome, "weights.pt" if fault != "of NaN" or command != "register" else "", cure)
 
 
 @pytest.mark.parametrize("fault", ["text", "of another network"])
@@ -804,6 +909,8 @@ LABELS = {
     "cut": (lambda label: label[:-3], "shape"),
     "one value everywhere": (lambda label: label * 0 + 3, "100 % of a slice"),
     "noise": (lambda label: np.random.default_rng(0).integers(0, 4, label.shape), "noise"),
+    "one voxel": (lambda label: np.eye(1, label.size, label.argmax()).reshape(label.shape), "labels 1 voxel in all"),
+    "an image": (lambda label: np.arange(label.size).reshape(label.shape), "it seems to be an image"),
     "noise of one value": (lambda label: 3 * np.random.default_rng(0).integers(0, 2, label.shape), "noise"),
 }
 

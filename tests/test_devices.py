@@ -39,7 +39,7 @@ def test_the_default_device_is_there() -> None:
     check_device(default_device())
 
 
-@pytest.mark.parametrize("device", [f"cuda:{torch.cuda.device_count()}", "gpu", "meta", ""])
+@pytest.mark.parametrize("device", [f"cuda:{torch.cuda.device_count()}", "gpu", "meta", "cpu:7", ""])
 def test_a_device_that_is_not_there_is_named_with_those_that_are(device: str) -> None:
     with pytest.raises(InputError, match=f"--device {device}: no such device here; use one of cpu"):
         check_device(device)

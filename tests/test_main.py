@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,8 @@ def test_stands_for_a_run_of_the_bundle(
             "--config labelled: no such file; give the path of one, or a name of .*labeled",
         ),
         (["train", "--config"], "--config : no such file"),
+        (["register", "a", "--passes", "2", "b"], "b: belongs to no option; give register CINE"),
+        (["register", "a", "--passes=2", "b"], "b: belongs to no option"),
         (["register", "a", "b", "c"], "a b c: too many or too few words; give register CINE | MOVING FIXED"),
         (["train", "a", "b"], "a b: too many or too few words"),
         (["register"], "register: nothing to work on; give register CINE | MOVING FIXED, or options"),
@@ -80,6 +83,27 @@ def test_stands_for_a_run_of_the_bundle(
 def test_refuses_what_it_does_not_know(words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message.replace("|", r"\|")):
         short.main(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.yaml", "a: [1,\n", "cannot be read as YAML .*; correct it"),
+        ("a.yaml", "- 1\n", "holds no options by name"),
+        ("a.yaml", "", "holds no options by name"),
+        ("a.yaml", b"\xff\xfe\0", "cannot be read as YAML"),
+        ("a.nii.gz", "passes: 2\n", "is no config by its name"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(name: str, content: str | bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=rf"--config .*{name}: {message}"):
+        short.main(["register", "C.nii.gz", "--config", str(tmp_path / name)])
+
+
+def test_the_folder_of_the_bundle_may_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = expand(monkeypatch, "register", "C.nii.gz", "--bundle_root", "/elsewhere")
+    assert [word for before, word in pairwise(found) if before == "--bundle_root"] == ["/elsewhere"]
 
 
 @pytest.mark.parametrize(

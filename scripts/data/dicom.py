@@ -43,7 +43,7 @@ from scripts.data.padding import fill_padding
 from scripts.data.study import Choice, Row, choose_row, list_rows, study_rows
 from scripts.data.times import cycle_ms, is_heartbeat
 from scripts.errors import InputError
-from scripts.files import files_below, plain_path
+from scripts.files import files_below, is_archive, plain_path
 from tqdm import tqdm
 
 # Files from which on a bar shows that they are being read.
@@ -197,9 +197,10 @@ def _instances_of(folder: Path) -> tuple[list[Instance], list[InputError]]:
         )
     if not instances:
         instead = f" but {listed}" if others else ""
-        raise InputError(
-            f"{folder}: holds no DICOM MR image{instead}; give the folder that holds the DICOM files of the cine."
-        )
+        cure = "give the folder that holds the DICOM files of the cine."
+        if archive := next((path for path in paths if is_archive(path)), None):
+            cure = f"unpack its archives, such as {archive.name}, and give the folder that comes of it."
+        raise InputError(f"{folder}: holds no DICOM MR image{instead}; {cure}")
     _check_patients(folder, instances)
     return instances, unread
 

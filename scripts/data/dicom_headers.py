@@ -77,6 +77,8 @@ HEADER_TAGS = (
     *(*GAP_TAGS, *TIME_TAGS, *FRAME_CONTENT_TAGS, *RESCALE_TAGS, *SEQUENCE_TAGS, *ECHO_TAGS, *INVERSION_TAGS),
     *(*ACQUIRED_TAGS, *BEAT_TAGS, PHASES_TAG, GE_VELOCITY),
 )
+# How far the two directions of an image's axes may be from unit vectors at right angles; more is not rounding.
+SKEWED = 0.05
 # Values of ImageType and FrameType that images of phase-encoded velocity have.
 FLOW_TYPES = {"PCA", "M_PCA", "VELOCITY", "VELOCITY MAP", "PHASE CONTRAST M", "PHASE_CONTRAST", "FLOW_ENCODED"}
 # In a SequenceName: the velocity encoded, such as fl2d1_v150in.
@@ -294,15 +296,16 @@ def _read_instance(folder: Path, path: Path, label: str, header: Dataset, frame:
 
 
 def _geometry_of(header: Dataset) -> dict[str, NDArray | None]:
-    """The numbers of each of `GEOMETRY_TAGS`, None where it has none, or sizes that are not above 0; directions of length
-    1, which rounded cosines are not."""
+    """The numbers of each of `GEOMETRY_TAGS`, None where it has none, sizes that are not above 0, or directions that are no
+    unit vectors at right angles; those of length 1, which rounded cosines are not."""
     geometry = {tag: _numbers(header, tag, count) for tag, count in GEOMETRY_TAGS.items()}
     for tag in ("PixelSpacing", "Rows", "Columns"):
         if geometry[tag] is not None and not (geometry[tag] > 0).all():
             geometry[tag] = None
     if (axes := geometry["ImageOrientationPatient"]) is not None:
-        lengths = np.linalg.norm(axes.reshape(2, 3), axis=1, keepdims=True)
-        geometry["ImageOrientationPatient"] = axes.reshape(2, 3) / lengths if lengths.all() else None
+        rows = axes.reshape(2, 3)
+        is_valid = np.abs(rows @ rows.T - np.eye(2)).max() < SKEWED
+        geometry["ImageOrientationPatient"] = rows / np.linalg.norm(rows, axis=1, keepdims=True) if is_valid else None
     return geometry
 
 

@@ -32,7 +32,7 @@ def read_images(
     padding; each file is read once, whatever it holds.
 
     Raises:
-        InputError: where they cannot be decoded, or are more or fewer than the header says.
+        InputError: where they cannot be decoded, are more or fewer than the header says, or are not finite.
     """
     by_path: dict[Path, list[Instance]] = {}
     for one in instances:
@@ -65,7 +65,14 @@ def _read_pixels(
             low, high = one.padding
             padding = (stored >= low) & (stored <= high)
         slope, intercept = one.rescale
-        images.append((stored.astype(np.float32) * np.float32(slope) + np.float32(intercept), padding))
+        with np.errstate(over="ignore", invalid="ignore"):
+            image = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        if not np.isfinite(image).all():
+            raise InputError(
+                f"{folder}: {one.label} has intensities beyond single precision (RescaleSlope {slope:.3g}, RescaleIntercept "
+                f"{intercept:.3g}); export it again."
+            )
+        images.append((image, padding))
     return images
 
 

@@ -14,19 +14,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations, product
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.ndimage import binary_dilation, generate_binary_structure
 from scripts.cardiac.cines import LABELS
 from scripts.errors import InputError
 from torch import Tensor
 
 RV, MYO, LV = (LABELS[name] for name in ("rv", "myo", "lv"))
+NAMES = {"rv": "RV", "myo": "myocardium", "lv": "LV"}
 # Share of a structure's rim that another one must cover to lie around it.
 AROUND = 0.8
 # Share of a slice above which a label is no drawing of a heart, however near the image is cut to it.
@@ -36,6 +38,11 @@ FULL = 0.9
 SPECKLED, ENOUGH = 0.5, 1000
 # A pixel and its neighbors in a slice.
 CROSS = generate_binary_structure(2, 1)[..., None]
+# Voxels below which a label is no drawing, and one of its structures is doubted: the smallest structure of ACDC's and
+# Sunnybrook's labels has more than 300.
+FEWEST = 10
+# Share of the LV's rim that is its myocardium, below which it is doubted; on a long axis, open at the base, it is 0.7.
+LEAST_AROUND = 0.5
 # Values that a label map of the heart may have beside 0, at most.
 MOST_VALUES = 8
 # By how much more of the variance inside a label another frame must explain to be suspected as the label's own. On
@@ -54,9 +61,9 @@ def name_structures(label: MetaTensor, path: str, values: Sequence[int | None] |
             for this project's.
 
     Raises:
-        InputError: naming the file, for values that are no structure, for a label that fills its slices or is noise, and
-            for values that the structures' places contradict, as where RV and LV are exchanged; with the values that
-            their places suggest.
+        InputError: naming the file, for values that are no structure, for a label that fills its slices, is noise or next to
+            nothing, and for values that the structures' places contradict, as where RV and LV are exchanged; with the
+            values that their places suggest. What is no more than strange is logged.
     """
     found = [int(value) for value in torch.unique(label.as_tensor()).tolist() if value]
     own = tuple(LABELS.values()) if values is None else tuple(values)
@@ -82,6 +89,8 @@ def name_structures(label: MetaTensor, path: str, values: Sequence[int | None] |
             f"{path}: has {outer} around {inner}, so that {inner} seems to be the cavity of the LV and {outer} its "
             f"myocardium; {_cure(label, found)}"
         )
+    for sentence in _remarks(renamed[0].cpu().numpy(), [value for value in own if value is not None]):
+        logging.getLogger("data").warning(f"{path}: {sentence}")
     return MetaTensor(renamed, meta=dict(label.meta))
 
 
@@ -146,6 +155,9 @@ def _explained(intensities: NDArray, structures: NDArray, slices: NDArray) -> fl
 
 def _no_drawing(label: NDArray) -> str | None:
     """Why structures (X, Y, Z) cannot be those of a heart, whoever drew them; None where they can."""
+    number = int((label > 0).sum())
+    if 0 < number < FEWEST:
+        return f"labels {number} voxel{'s' * (number > 1)} in all"
     share = (label > 0).mean(axis=(0, 1)).max()
     if share > FULL:
         return f"labels {100 * share:.0f} % of a slice"
@@ -158,6 +170,36 @@ def _no_drawing(label: NDArray) -> str | None:
     if pairs >= ENOUGH and same < SPECKLED * pairs:
         return f"is noise: only {100 * same / pairs:.0f} % of the neighbors of its labeled pixels have the same value"
     return None
+
+
+def _remarks(label: NDArray, values: Sequence[int]) -> Iterator[str]:
+    """What is strange about structures (X, Y, Z), in sentences; `values` are those that the file may have."""
+    label = _box(label)
+    numbers = {name: int((label == value).sum()) for name, value in LABELS.items()}
+    rv, myo, lv = numbers.values()
+    for name, number in numbers.items():
+        if 0 < number < FEWEST:
+            yield f"its {NAMES[name]} has {number} voxel{'s' * (number > 1)} in all: stray pixels?"
+    if rv and not myo and not lv:
+        yield (
+            f"holds {values[0]} alone, so that figures are the RV's; where that is the LV's cavity, give --label_values "
+            f"'[None, None, {values[0]}]'."
+        )
+    if myo and not lv:
+        yield "labels myocardium without a cavity of the LV, of which there will be no figures: is one value missing?"
+    if myo and lv and (share := _share_around(label)) < LEAST_AROUND:
+        yield f"only {100 * share:.0f} % of the rim of its LV is myocardium: do both belong to one heart?"
+    slices = np.flatnonzero((label == LV).any(axis=(0, 1)))
+    if gaps := sorted(set(range(slices[0], slices[-1])) - set(slices)) if len(slices) else []:
+        yield f"its LV is missing in slices between others ({_listed([z + 1 for z in gaps])}): are they not drawn?"
+    if parts := [z + 1 for z in slices if ndimage.label(label[..., z] == LV)[1] > 1]:
+        yield f"its LV has several parts in slices ({_listed(parts)}): stray pixels?"
+
+
+def _share_around(label: NDArray) -> float:
+    """Share of the rim of the LV's cavity (X, Y, Z) that is its myocardium."""
+    cavity = label == LV
+    return float((label[binary_dilation(cavity, CROSS) & ~cavity] == MYO).mean())
 
 
 def _cavity_and_wall(label: Tensor, values: Sequence[int]) -> tuple[int, int] | None:
@@ -187,9 +229,11 @@ def _cure(label: Tensor, values: Sequence[int]) -> str:
     cure = "give the file's values of RV, myocardium and LV by --label_values"
     if min(values) < 0:
         return "labels are integers from 0 on: write it again so."
+    if len(values) > MOST_VALUES:
+        return "it seems to be an image; give a label map, whose values for three structures --label_values may name."
     if len(values) == 1:
         return f"{cure}, None for one that is absent: '[None, None, {values[0]}]' where this is the LV's cavity."
-    pair = _cavity_and_wall(label, values) if len(values) <= MOST_VALUES else None
+    pair = _cavity_and_wall(label, values)
     if pair is None:
         return f"{cure}, None for one that is absent, such as '[3, 2, 1]'."
     array = _box(torch.as_tensor(label)[0].cpu().numpy())

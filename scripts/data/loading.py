@@ -318,11 +318,6 @@ def _load_reference_label(data: Mapping, item: Mapping) -> dict:
     logger = logging.getLogger("inference")
     if not label.any():
         raise InputError(f"{path}: is 0 everywhere; give the label of {name}.")
-    if label.max() == LABELS["rv"]:
-        logger.warning(
-            f"{path}: holds 1 alone, so that figures are the RV's; where that is the LV's cavity, give --label_values "
-            "'[None, None, 1]'."
-        )
     better, turn = better_frame(item["moving"], label, reference - 1), better_turn(item["fixed"][0], label)
     if better is None and turn is None:
         return {"reference_label": label}

@@ -35,7 +35,7 @@ from scripts.cardiac.cines import Cine
 from scripts.data.nifti_times import frame_times
 from scripts.data.padding import fill_padding, find_fill
 from scripts.errors import InputError, first_cause
-from scripts.files import is_dicom
+from scripts.files import is_archive, is_dicom
 
 # How far the cosine of the angle between two axes may be from 0; ITK reads no image beyond that.
 RIGHT_ANGLE = 1e-4
@@ -275,13 +275,17 @@ def unreadable(path: str | Path, error: Exception) -> InputError:
     with path.open("rb") as file:
         head = file.read(4)
     name, cure = path.name.lower(), "is the file complete?"
-    if not name.endswith((".nii", ".nii.gz", ".hdr", ".img")):
-        cure = "convert it to .nii.gz."
-    elif name.endswith(".nii") and head[:2] == b"\x1f\x8b":
+    cause = first_cause(error)
+    if name.endswith(".nii") and head[:2] == b"\x1f\x8b":
         cure = "it is compressed: rename it to .nii.gz."
+    elif is_archive(path):
+        cure = "it is an archive or a compressed file: unpack it, and give what was in it."
+    elif isinstance(cause, FileNotFoundError):
+        cure = "lay that file beside it."
+    elif not name.endswith((".nii", ".nii.gz", ".hdr", ".img")):
+        cure = "convert it to .nii.gz."
     elif name.endswith(".gz") and {int.from_bytes(head, order) for order in ("little", "big")} & {348, 540}:
         cure = "it is not compressed: rename it to .nii."
-    cause = first_cause(error)
     if isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM:
         cure = "it needs more memory than there is: close other programs, or crop the image."
     reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)

@@ -113,12 +113,23 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise InputError(f"{path}: is not a readable checkpoint ({type(error).__name__}); give another one.") from error
+        raise InputError(f"{path}: is not a readable checkpoint{_what_instead(path, error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no weights by name ({type(content).__name__}); give another checkpoint.")
     if bad := _not_finite(content):
         raise InputError(f"{path}: holds NaN or Inf in {bad}; give that of an earlier epoch, or train again.")
     return content
+
+
+def _what_instead(path: str | Path, error: Exception) -> str:
+    """What a file seems to be that is no checkpoint, with the cure."""
+    with Path(path).open("rb") as file:
+        head = file.read(64).lstrip()
+    if head.startswith(b"version https://git-lfs"):
+        return " but a pointer of Git LFS; run `git lfs pull`."
+    if head.startswith(b"<"):
+        return " but a web page; download the file that it links to."
+    return f" of weights ({type(error).__name__}); is the file complete? Give another one."
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
@@ -149,8 +160,11 @@ def check_unused(output_dir: str | Path, resume: str | Path | None, overwrite: b
         overwrite: whether the other one may go.
 
     Raises:
-        InputError: for a folder with a checkpoint that the training does not go on from, or in use by another process.
+        InputError: for a folder with a checkpoint that the training does not go on from, or in use by another process; for
+            a checkpoint to go on from that cannot be read, or is none of a training.
     """
+    if resume and "optimizer" not in read_checkpoint(resume):
+        raise InputError(f"{resume}: lacks optimizer; resume from a checkpoint named last_checkpoint_epoch=N.pt.")
     # Only a look: `LastCheckpoint` claims the folder when training starts.
     if Path(output_dir).is_dir() and idist.get_rank() == 0:
         with claimed(output_dir):

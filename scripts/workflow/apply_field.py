@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def apply_field(
         raise InputError("--field: needs something to move; give --moving, --moving_label or --points.")
     folder, written = Path(output_dir), []
     for path in (field, moving, moving_label, points):
-        if path and Path(path).resolve() in [(folder / name).resolve() for name in (*given, "points.csv")]:
+        if path and os.path.realpath(path) in [os.path.realpath(folder / name) for name in (*given, "points.csv")]:
             raise InputError(f"{path}: would be overwritten by what is made of it; give --output_dir another folder.")
     if (folder / DONE).is_file():
         raise InputError(

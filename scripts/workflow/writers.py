@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import singledispatch
@@ -78,7 +79,9 @@ class WriteRegistration(Transform):
         registration: Registration = data["registration"]
         if "fingerprint" in data:
             registration.quality["fingerprint"] = data["fingerprint"]
-        final = (self.output_dir / registration.cine.name).resolve()  # a link leads to where the results are
+        final = Path(
+            os.path.realpath(self.output_dir / registration.cine.name)
+        )  # a link leads to where the results are
         check_place(final)
         partial = own_name(final, "part")
         shutil.rmtree(partial, ignore_errors=True)

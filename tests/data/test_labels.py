@@ -80,6 +80,59 @@ def test_values_that_are_no_structure_are_listed_with_their_cure(
     assert "gt.nii.gz: 600 are no structures by --label_values, and are left out" in caplog.text
 
 
+def keep_voxels(label: np.ndarray, value: int, number: int) -> np.ndarray:
+    """The label with no more than some voxels of a structure."""
+    changed = label.copy()
+    changed[tuple(np.argwhere(label == value)[number:].T)] = 0
+    return changed
+
+
+def cut_slice(label: np.ndarray) -> np.ndarray:
+    changed = np.concatenate([label[..., :1], label[..., :1], label[..., :1]], axis=-1)
+    changed[..., 1] = np.where(changed[..., 1] == 3, 0, changed[..., 1])
+    return changed
+
+
+def add_pixel(label: np.ndarray) -> np.ndarray:
+    changed = label.copy()
+    changed[0, 0, 0] = 3
+    return changed
+
+
+STRANGE = {
+    "few voxels": (lambda label: keep_voxels(label, 1, 1), "its RV has 1 voxel in all: stray pixels?"),
+    "RV alone": (lambda label: label * (label == 1), "holds 1 alone, so that figures are the RV's"),
+    "no cavity": (lambda label: label * (label < 3), "labels myocardium without a cavity of the LV"),
+    "two hearts": (
+        lambda label: np.where(label == 2, 0, label) + 2 * (np.roll(label, 20, axis=0) == 2),
+        "of the rim of",
+    ),
+    "a slice not drawn": (cut_slice, r"its LV is missing in slices between others (2)"),
+    "a stray pixel": (add_pixel, "its LV has several parts in slices (1): stray pixels?"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_strange_about_a_label_is_said(label: np.ndarray, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    name_structures(with_values(label, 1, 2, 3), "gt.nii.gz")
+    assert not caplog.text
+    change, sentence = STRANGE[kind]
+    name_structures(with_values(change(label) % 4, 1, 2, 3), "gt.nii.gz")
+    assert sentence in caplog.text
+    assert all(record.getMessage().startswith("gt.nii.gz: ") for record in caplog.records)
+
+
+def test_a_label_of_next_to_nothing_is_refused(label: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"gt\.nii\.gz: labels 9 voxels in all; give a label map"):
+        name_structures(with_values(keep_voxels(label * (label == 3), 3, 9), 1, 2, 3), "gt.nii.gz")
+
+
+def test_an_image_is_no_label(label: np.ndarray) -> None:
+    image = MetaTensor(torch.arange(label.size).reshape(1, *label.shape).float())
+    with pytest.raises(InputError, match=r"gt\.nii\.gz: holds 4, 5, .*it seems to be an image; give a label map"):
+        name_structures(image, "gt.nii.gz")
+
+
 @pytest.mark.parametrize("missing", [(1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)])
 def test_a_label_that_lacks_structures_is_taken(label: np.ndarray, missing: tuple[int, ...]) -> None:
     given = np.where(np.isin(label, missing), 0, label)

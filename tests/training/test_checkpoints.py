@@ -192,13 +192,32 @@ def test_a_training_does_not_replace_another_one_unasked(tmp_path: Path) -> None
     check_unused(tmp_path / "new", None)
     (tmp_path / "model.pt").touch()  # as fine-tuned weights that evaluation is to score
     check_unused(tmp_path, None)
-    (tmp_path / "last_checkpoint_epoch=3.pt").touch()
+    torch.save({"optimizer": {}}, tmp_path / "last_checkpoint_epoch=3.pt")
     with pytest.raises(
         InputError, match=r"last_checkpoint_epoch=3\.pt: is of an earlier training.*--resume.*--overwrite"
     ):
         check_unused(tmp_path, None)
     check_unused(tmp_path, tmp_path / "last_checkpoint_epoch=3.pt")
     check_unused(tmp_path, None, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS; run `git lfs pull`"),
+        (b"<!DOCTYPE html>", "a web page; download the file"),
+        (b"PK", "is the file complete"),
+        (None, "lacks optimizer; resume from a checkpoint named last_checkpoint_epoch=N.pt"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused_before_anything_is_written(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "last.pt"
+    torch.save({"weight": torch.ones(1)}, path) if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"last\.pt: .*{message}"):
+        check_unused(tmp_path / "OUT", path)
+    assert not (tmp_path / "OUT").exists()
 
 
 def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
