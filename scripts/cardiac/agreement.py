@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scripts.cardiac.cines import LABELS
 from scripts.cardiac.coherence import WELL_SEEN
+from scripts.files import let_go, one_by_one
 from scripts.registration.metrics import dice_percent
 
 # The outer border of the left ventricle, cavity and wall together, is compared beside what labels name.
@@ -53,6 +54,8 @@ def compare_slices(
         raise ValueError(f"two labels (X, Y, Z, T) of one shape are needed, got {carried.shape} and {segmented.shape}.")
     pixel, rows = float(np.prod(spacing[:2])), []
     for t, z in np.ndindex(carried.shape[3], carried.shape[2]):
+        if z == 0:
+            let_go(carried, segmented)  # a long cine's are in files
         if t + 1 == reference:
             continue
         for name, values in STRUCTURES.items():
@@ -149,10 +152,13 @@ def fit_label(label: NDArray, segmented: NDArray) -> list[float]:
         label: (X, Y, Z).
         segmented: (X, Y, Z, T).
     """
-    drawn, frames = (array == LABELS["lv"] for array in (label, segmented))
-    held = drawn.any(axis=(0, 1)) & frames.any(axis=(0, 1)).all(axis=-1)
-    drawn, frames = drawn[:, :, held], frames[:, :, held]
-    return [float(dice_percent(drawn, frame)) for frame in np.moveaxis(frames, -1, 0)] if held.any() else []
+    drawn, frames = label == LABELS["lv"], np.moveaxis(segmented, -1, 0)
+    held = drawn.any(axis=(0, 1))
+    for frame in one_by_one(frames):
+        held = held & (frame == LABELS["lv"]).any(axis=(0, 1))
+    if not held.any():
+        return []
+    return [float(dice_percent(drawn[:, :, held], frame[:, :, held] == LABELS["lv"])) for frame in one_by_one(frames)]
 
 
 def _far(row: dict) -> float:
