@@ -85,7 +85,7 @@ def _draw_bullseye(axis: Axes, values: Mapping[int, float], name: str) -> None:
     axis.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
     axis.set_title(f"peak {name} strain, %", fontsize=12)
     axis.axis("off")
-    axis.figure.colorbar(scale, ax=axis, shrink=0.7, pad=0.02)
+    axis.figure.colorbar(scale, ax=axis, shrink=0.7, pad=0.02, extend="both")
 
 
 def _write(axis: Axes, x: float, y: float, text: str, segment: int, background: object) -> None:

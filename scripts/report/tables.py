@@ -56,10 +56,26 @@ NAMES = {
     "unconverged_voxels_error": "Called not inverted: error over, voxels",
     "least_likeness_of_others_percent": "Likeness of neighboring slices, of the others' (least), %",
     "mirrored_likeness_points": "Neighboring slices more alike when mirrored, points",
+    "collapsed_determinant": "Called collapsed: Jacobian determinant under",
+    "least_detail_percent": "Fine detail of the image (least), % of its contrast",
+    "most_detail_percent": "Fine detail of the image (most), % of its contrast",
+    "most_shading": "Brightness of one side, times that of the other",
+    "least_width_mm": "Width of the image (least), mm",
+    "least_diameter_mm": "Diameter of the left ventricle (least), mm",
+    "most_diameter_mm": "Diameter of the left ventricle (most), mm",
+    "contour_dice_percent": "Dice of both contours (least), %",
+    "contour_dice_percent_unusable": "Dice of both contours, of no use under, %",
+    "wall_change_percent": "Change of the myocardium's volume that is remarked, %",
+    "volume_closure_percent": "Left ventricular volume: last step to the first frame, % of all change",
+    "volume_step_percent": "Left ventricular volume: largest step, % of all change",
+    "volume_jump_percent": "Left ventricular volume: frame off its neighbors' mean, % of all change",
+    "off_line_mm": "Slice off the line of its neighbors, mm",
+    "least_overlap_percent": "Dice of a slice with the next one (least), %",
+    "turned_degrees": "RV on another side than in most slices, degrees",
     "distance_mm_of_a_slice": "Contours of a slice apart, mm",
-    "distance_mm_of_a_slice_once": "Contours of a slice apart in the only frame, mm",
     "distance_mm_of_a_frame": "Contours of a frame apart, mm",
     "ef_difference_points": "Difference of ejection fractions, points",
+    "ef_difference_points_remarked": "Difference of ejection fractions that is remarked, points",
     "label_fit_points": "Label fits another frame better, points of Dice",
 }
 UNITS = {"ml": "mL", "g": "g", "percent": "%", "mm": "mm", "ms": "ms"}
@@ -81,7 +97,7 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
     for side in sides:
         columns.append((side.upper(), figures, side, relied_on[side]))
         own = {by: found for by, found in answers.items() if any(f"{side}_{key}" in found for key in MEASURES)}
-        columns += [(by, found, side, False) for by, found in own.items() if len(own) > 1]
+        columns += [(f"{side.upper()} {by}", found, side, False) for by, found in own.items() if len(own) > 1]
     measures = [
         (name, [(found.get(f"{side}_{key}"), bold) for _, found, side, bold in columns])
         for key, name in MEASURES.items()

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 import pytest
+from scripts.report.cohort_page import write_cohort
 from scripts.report.page import write_report
+from scripts.workflow.cohort import COLUMNS
 from test_page import PARAMETERS, register_phantom
 
 if TYPE_CHECKING:
@@ -134,3 +136,18 @@ def test_a_print_loses_no_column_and_no_picture(browser: Browser, report: Path, 
     assert "Howeachfigureisdefined" in text
     assert "strokevolumeEDVESV" in text  # what a click opens on a screen
     assert sum(len(each.images) for each in pdf.pages) >= pictures
+
+
+def test_a_printed_cohort_breaks_no_number(browser: Browser, tmp_path: Path) -> None:
+    texts = {"case": "subject_0001", "status": "done", "grade": "passed", "verdict": "All is well. " * 8}
+    rows = [dict.fromkeys(COLUMNS, 123.4) | texts | {"label_basis": "automatic", "reason": ""}]
+    width = int(96 * (11.69 - 20 / 25.4))
+    page = browser.new_page(viewport={"width": width, "height": 700})
+    page.goto(write_cohort(tmp_path / "cohort.html", rows).as_uri(), wait_until="load")
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    lines = """[...document.querySelectorAll('td:nth-child(n+4)')].map(cell => {
+        const range = document.createRange(); range.selectNodeContents(cell);
+        return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size; })"""
+    assert set(page.evaluate(lines)) == {1}
+    page.close()

@@ -60,7 +60,7 @@ def two_answers(bias: float, limits: float) -> dict:
 @pytest.mark.parametrize(("bias", "limits", "bold"), [(-2.0, 14.0, True), (-7.0, 14.0, False), (-2.0, 16.0, False)])
 def test_only_what_came_near_to_manual_contours_is_bold(bias: float, limits: float, bold: bool) -> None:
     found = tables.function_tables(two_answers(bias, limits), {})
-    assert found["ventricles"] == ["LV", "carried", "segmented", "RV", "carried", "segmented"]
+    assert found["ventricles"] == ["LV", "LV carried", "LV segmented", "RV", "RV carried", "RV segmented"]
     numbers = [("50.0", True), ("50.0", False), ("55.0", False), ("55.0", bold), ("50.0", False), ("55.0", False)]
     assert [cells for _, cells in found["measures"]] == [numbers, numbers]
     assert found["doubtful"] == ([] if bold else ["RV"])
@@ -69,7 +69,7 @@ def test_only_what_came_near_to_manual_contours_is_bold(bias: float, limits: flo
     # A label without an RV carries none: the other answer stands alone.
     values = two_answers(bias, limits)
     values["carried"] = {key: value for key, value in values["carried"].items() if not key.startswith("rv_")}
-    assert tables.function_tables(values, {})["ventricles"] == ["LV", "carried", "segmented", "RV"]
+    assert tables.function_tables(values, {})["ventricles"] == ["LV", "LV carried", "LV segmented", "RV"]
     # Carried labels of the RV alone tell nothing that could be relied on.
     alone = tables.function_tables({"lv_ef_percent": 50.0, "rv_ef_percent": 30.0}, {})
     assert alone["doubtful"] == ["RV"]
