@@ -21,6 +21,7 @@ import atexit
 import difflib
 import gc
 import inspect
+import os
 import re
 import sys
 from collections import Counter
@@ -32,7 +33,7 @@ from types import TracebackType
 
 import yaml
 from fire.parser import DefaultParseValue
-from scripts.errors import InputError, clean_up_at_sigterm, first_cause, log_in_one_line, report_error
+from scripts.errors import InputError, clean_up_at_sigterm, first_cause, is_full_disk, log_in_one_line, report_error
 from scripts.help import bundle_version, describe_files
 
 _OPTION = re.compile(r"--?[A-Za-z_]")
@@ -77,8 +78,11 @@ def check(argv: Sequence[str] | None = None) -> None:
 def _report_error(
     options: Mapping[str, str | None], kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """`errors.report_error`, which names the option where an expression that was given as its value has failed."""
+    """`errors.report_error`, which names the option where an expression that was given as its value has failed, and the
+    folder of the results where it cannot be written."""
     cause, link = first_cause(error), error
+    if (reason := _why_not_written(cause, options.get("output_dir"))) is not None:
+        cause = InputError(f"--output_dir {options['output_dir']}: {reason}")
     expressions = {name: value for name, value in options.items() if str(value).startswith("$")}
     while link is not None and not isinstance(cause, InputError):
         for name, value in expressions.items():
@@ -89,6 +93,18 @@ def _report_error(
     if isinstance(cause, InputError):
         kind, error, trace = type(cause), cause, None
     report_error(kind, error, trace)
+
+
+def _why_not_written(error: BaseException, folder: str | None) -> str | None:
+    """Why a folder that was given for results cannot be written, with the cure, where an error says so."""
+    if folder is None or isinstance(error, InputError):
+        return None
+    if is_full_disk(error):
+        return "its disk is full; free some space, or give another folder."
+    place = getattr(error, "filename", None)
+    if place is None or not Path(os.path.abspath(str(place))).is_relative_to(os.path.abspath(folder)):
+        return None
+    return f"cannot be written ({error.strerror}); give another folder."  # type: ignore[attr-defined]
 
 
 def _check_known(name: str, config: Mapping) -> None:

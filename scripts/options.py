@@ -372,10 +372,14 @@ def _check_path(name: str, value: object) -> None:
 
 
 def _check_folder(folder: object) -> None:
-    """Stop at a folder that cannot be made, since it or one above it is a file."""
+    """Stop at a folder that cannot be made, since it or one above it is a file, a link to nowhere or not to be written."""
     path = Path(os.path.abspath(str(folder)))
     for part in (path, *path.parents):
         if part.is_dir():
+            if not os.access(part, os.W_OK):
+                raise InputError(f"--output_dir {folder}: {part} cannot be written to; give another --output_dir.")
             return
+        if part.is_symlink() and not part.exists():
+            raise InputError(f"--output_dir {folder}: {part} is a link that leads nowhere; give another --output_dir.")
         if part.exists():
             raise InputError(f"--output_dir {folder}: {part} is a file; give another --output_dir.")

@@ -21,11 +21,15 @@ import csv
 import gzip
 import inspect
 import json
+import multiprocessing
+import os
 import re
 import runpy
 import shutil
+import signal
 import struct
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -800,17 +804,45 @@ def test_an_expression_is_no_path(run: Callable[..., Outcome]) -> None:
 
 
 @pytest.mark.parametrize("command", ["register", "train", "evaluate"])
-@pytest.mark.parametrize("place", ["file", "below a file", "nothing"])
+@pytest.mark.parametrize("place", ["file", "below a file", "nothing", "a link to itself"])
 def test_output_that_is_no_folder(
     tiny: Path, tmp_path: Path, run: Callable[..., Outcome], command: str, place: str
 ) -> None:
     (tmp_path / "taken").write_text("mine")
-    output = {"file": tmp_path / "taken", "below a file": tmp_path / "taken" / "deeper", "nothing": ""}[place]
+    (tmp_path / "taken_link").symlink_to("taken_link")
+    places = {"file": tmp_path / "taken", "below a file": tmp_path / "taken" / "deeper", "nothing": ""}
+    output = {**places, "a link to itself": tmp_path / "taken_link" / "deeper"}[place]
     source = next(tiny.glob("*1/*_4d.nii.gz")) if command == "register" else tiny
     extra = () if command == "register" else SMALL
     outcome = run(command, source, *extra, *CPU, output_dir=output)
     check(outcome._replace(written=[]), "taken" if output else "--output_dir", "output_dir|folder")
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def _register(words: list[str]) -> None:
+    """A process of `python -m scripts register`."""
+    sys.argv, sys.excepthook = ["scripts/__main__.py", "register", *words], report_error
+    try:
+        runpy.run_module("scripts", run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt as error:  # as the interpreter ends it
+        sys.excepthook(type(error), error, error.__traceback__)
+        raise SystemExit(130) from None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_nothing_half_written(tiny: Path, tmp_path: Path, number: signal.Signals, status: int) -> None:
+    """A registration that is ended while it writes a case."""
+    out = tmp_path / "OUT"
+    words = [str(next(tiny.glob("*1/*_4d.nii.gz"))), *PLAIN, "--output_dir", str(out)]
+    process = multiprocessing.get_context("fork").Process(target=_register, args=(words,))
+    process.start()
+    while process.is_alive() and not list(out.glob(".part_*")):
+        time.sleep(0.002)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == status
+    assert not list(out.iterdir())
 
 
 INFOS_OF_PAIRS = {

@@ -222,6 +222,20 @@ def test_an_expression_that_fails_is_named_with_its_option(expression: str, caps
     assert line.startswith(f"error: --passes {expression}: cannot be computed (")
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "--output_dir OUT: its disk is full; free some space, or"),
+        (OSError(errno.ELOOP, "Too many links", "OUT/a"), "--output_dir OUT: cannot be written (Too many links); give"),
+        (OSError(errno.ENOENT, "No such file", "elsewhere/a"), "[Errno 2] No such file: 'elsewhere/a'"),
+        (InputError("OUT/a: correct it"), "OUT/a: correct it"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_named(error: Exception, line: str, capsys: pytest.CaptureFixture) -> None:
+    command_line._report_error({"output_dir": "OUT"}, type(error), error, None)
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {line}")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_sigterm_removes_what_is_half_written(tmp_path: Path) -> None:
     program = (

@@ -265,14 +265,14 @@ class LoadCase(Transform):
 
     def _load_pair(self, data: Mapping) -> dict:
         item = self.load(data)
-        _check_areal(item["fixed"].shape[1:3], data["fixed"])
+        _check_areal(item["fixed"].shape[1:], data["fixed"])
         return {**item, **_plane_item(data, plane_of(item["fixed"].affine.double().numpy())), "kind": "pair"}
 
 
 def _load_cine(data: Mapping) -> dict:
     cine = read_cine(data["cine"], data.get("series"), data.get("frames"))
     check_right_angles(cine.affine, data["cine"])
-    _check_areal(cine.image.shape[:2], data["cine"])
+    _check_areal(cine.image.shape, data["cine"])
     check_extent(cine.image.shape, cine.affine, data["cine"])
     item = {**data, "kind": "cine"}
     item.pop("label_values", None)
@@ -391,15 +391,22 @@ def _doubts_of_voxels(image: NDArray, spacing: Sequence[float]) -> list[str]:
     return doubts
 
 
-def _check_areal(size: Sequence[int], path: str | Path) -> None:
-    """Stop at slices that are one pixel wide: a field on them has no gradient.
+def _check_areal(shape: Sequence[int], path: str | Path) -> None:
+    """Stop at slices that are one pixel wide, on which a field has no gradient, and at more slices than pixels, which only
+    axes in another order than (X, Y, Z) have.
 
     Raises:
         InputError: naming the file.
     """
-    if min(size) < 2:
+    width = min(shape[:2])
+    if width < 2:
         raise InputError(
-            f"{path}: has slices of {size[0]} x {size[1]} pixels; give a stack of slices (X, Y, Z) of two pixels or more."
+            f"{path}: has slices of {shape[0]} x {shape[1]} pixels; give a stack of slices (X, Y, Z) of two pixels or more."
+        )
+    if shape[2] > width:
+        raise InputError(
+            f"{path}: has {shape[2]} slices of {shape[0]} x {shape[1]} pixels; are its axes in another order than (X, Y, Z) or "
+            "(X, Y, Z, T)? Put them in that order, by numpy.moveaxis for example, in a new file."
         )
 
 
