@@ -136,6 +136,14 @@ def is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
+def hidden_end(error: BaseException | None) -> BaseException | None:
+    """The order to end, by a signal, that an error arose from, such as that of `torch.save` on its way out; None without
+    one."""
+    while error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt)):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def clean_up_at_sigterm() -> None:
     """At SIGTERM, by which schedulers and torchrun end a process, remove what is half-written, as at Ctrl-C."""
 

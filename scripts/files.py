@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from scripts.errors import InputError, is_full_disk
+from scripts.errors import InputError, hidden_end, is_full_disk
 
 try:
     import fcntl
@@ -246,6 +246,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         yield part
         os.replace(part, path)
     except Exception as error:
+        if (end := hidden_end(error)) is not None:
+            raise end from None
         if is_full_disk(error):
             raise InputError(
                 f"{path}: the disk is full; free some space or write to another folder. What was there before stays."

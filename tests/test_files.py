@@ -86,6 +86,22 @@ def test_a_folder_is_claimed_by_one_process_at_a_time(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize("end", [SystemExit(143), KeyboardInterrupt()])
+def test_an_order_to_end_is_not_lost_where_a_writer_fails_on_its_way_out(end: BaseException, tmp_path: Path) -> None:
+    def write() -> None:
+        with files.whole_file(tmp_path / "model.pt") as part:
+            part.touch()
+            try:
+                raise end
+            finally:
+                raise RuntimeError("unexpected pos 184832 vs 184720")
+
+    with pytest.raises(type(end)) as caught:
+        write()
+    assert caught.value is end
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_failure_leaves_the_old_file_alone(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a.txt"
