@@ -11,9 +11,10 @@
 
 """How well the segmentation network labels frames whose labels a person drew, per subject over the stack.
 
-    python -m benchmarks.segmentation --dataset_dir ACDC [--split test] [--checkpoint models/segmentation.pt] [--json
-    segmentation.json]
+    python -m benchmarks.segmentation --dataset_dir ACDC [--split test] [--checkpoint models/segmentation.pt] [--alone]
+    [--json segmentation.json]
 
+Both frames of a subject are labeled as a cine of two, or with --alone each by itself, as a single stack is.
 Dice in percent and MONAI's 95 % Hausdorff distance in mm, on each image's own grid; a structure that the manual label lacks is
 left out, one that the network misses has a Dice of 0 and no distance. Where a subject has both phases, ejection fractions by
 both labels are compared, too.
@@ -28,14 +29,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scripts.api import ROOT
 from scripts.cardiac.cines import LABELS
-from scripts.cardiac.segmentation import Segmenter, make_network
+from scripts.cardiac.phases import find_contours
+from scripts.cardiac.segmentation import Segmenter
 from scripts.data.datalists import SPLITS
 from scripts.errors import one_line
 from scripts.registration.metrics import dice_percent, hd95_mm, summarize
-from scripts.training.checkpoints import load_weights
 from scripts.training.labeled_slices import load_stack, select_frames
+from scripts.workflow.segmenters import load_segmenter
 from tqdm import tqdm
 
 from benchmarks.options import writable
@@ -44,14 +47,26 @@ from benchmarks.setting import keep, processor, setting
 NAMES = {"rv": "RV", "myo": "Myo", "lv": "LV"}
 
 
-def score_frame(segmenter: Segmenter, item: Mapping) -> dict:
-    """Dice, HD95, both volumes in mL of each structure, and the seconds it took, of an item of `labeled_frames`."""
-    stack = load_stack(item)
-    spacing = stack["spacing"].tolist()
+def score_subject(segmenter: Segmenter, items: Sequence[Mapping], alone: bool = False) -> list[dict]:
+    """`_score_frame` of the items of `labeled_frames` of one subject, segmented together or each alone; the seconds are
+    those of a frame."""
+    stacks = [load_stack(item) for item in items]
+    images, spacing = [stack["image"][0].numpy() for stack in stacks], stacks[0]["spacing"].tolist()
+    together = not alone and len({image.shape for image in images}) == 1
     start = time.perf_counter()
-    found = segmenter(stack["image"][0].numpy(), spacing)
-    row = {name: item[name] for name in ("subject", "phase")}
-    row |= {"slices": found.shape[2], "seconds": time.perf_counter() - start}
+    contours = find_contours(np.stack(images, axis=-1), spacing, segmenter) if together else None
+    if contours is None:
+        found = [segmenter(image, stack["spacing"].tolist()) for image, stack in zip(images, stacks)]
+    else:
+        found = list(np.moveaxis(contours.labels, -1, 0))
+    seconds = (time.perf_counter() - start) / len(items)
+    return [_score_frame(*one) | {"seconds": seconds} for one in zip(found, stacks)]
+
+
+def _score_frame(found: NDArray, stack: Mapping) -> dict:
+    """Dice, HD95 and both volumes in mL of each structure, of a label map for a stack of `load_stack`."""
+    spacing = stack["spacing"].tolist()
+    row = {name: stack[name] for name in ("subject", "phase")} | {"slices": found.shape[2]}
     drawn, voxel = stack["label"][0].numpy(), float(np.prod(spacing)) / 1000
     for name, value in LABELS.items():
         masks = found == value, drawn == value
@@ -131,13 +146,19 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--dataset_dir", required=True, help="folder in ACDC's layout or in that of M&Ms")
     parser.add_argument("--split", choices=(*SPLITS, "test_or_all"), default="test")
     parser.add_argument("--checkpoint", default=str(ROOT / "models" / "segmentation.pt"))
+    parser.add_argument(
+        "--alone", action="store_true", help="show the network each frame without the subject's other one"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=writable, help="file to write all figures to")
     options = parser.parse_args(argv)
-    network = load_weights(make_network(), options.checkpoint).to(options.device)
-    segmenter = Segmenter(network.to(memory_format=torch.channels_last))
+    segmenter = load_segmenter(options.checkpoint, options.device)
     frames = select_frames(options.dataset_dir, None, options.split)
-    rows = [score_frame(segmenter, item) for item in tqdm(frames, desc="frames", unit="frame")]
+    subjects: dict[str, list[Mapping]] = {}
+    for item in frames:
+        subjects.setdefault(item["subject"], []).append(item)
+    bar = tqdm(subjects.values(), desc="subjects", unit="subject")
+    rows = [row for items in bar for row in score_subject(segmenter, items, options.alone)]
     summary = _summarize_all(rows)
     _print_table(summary)
     words = sys.argv[1:] if argv is None else argv

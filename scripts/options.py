@@ -152,6 +152,7 @@ RULES: dict[str, _Rule] = {
     "plane": _none_or(_one_of(*PLANES)),
     "label_values": _none_or(_LABEL_VALUES),
     "direction": _one_of(*DIRECTION_CHOICES),
+    "phases": _must_be("1, a frame by itself, or 2", lambda value: _is_whole(value, 1) and value <= 2),
     "axes": _must_be("2, for slices, or 3, for volumes", lambda value: _is_whole(value, 2) and value <= 3),
     "sector_origin": _none_or(_must_be("an angle in degrees", lambda value: _is_number(value, -1e6, 1e6))),
     "working_spacing": _SPACING,

@@ -53,6 +53,15 @@ def test_training_improves_validates_resumes_and_its_weights_segment(phantoms: P
     assert (tmp_path / "last_checkpoint_epoch=3.pt").is_file()
 
 
+def test_a_network_of_two_phases_is_trained_as_documented(phantoms: Path, tmp_path: Path) -> None:
+    options = {**SMALL, "max_epochs": 1, "dataset_dir": phantoms, "output_dir": tmp_path, "phases": 2}
+    succeed(run_bundle(config_file=CONFIG, **options, **{"train::loss::cross_entropy": 5, "train::loss::area": 1}))
+    paired = load_weights(make_network((4, 6, 8), phases=2), tmp_path / "segmentation.pt")
+    image, beside = np.random.default_rng(0).random((2, 30, 20, 2))
+    segmenter = Segmenter(make_network((4, 6, 8)), paired)
+    assert segmenter.probabilities(image, (1.5, 1.5, 10), beside).shape == (4, 30, 20, 2)
+
+
 def test_mistyped_options_are_refused(phantoms: Path, tmp_path: Path) -> None:
     options = {**SMALL, "dataset_dir": phantoms, "output_dir": tmp_path}
     assert "--learning_rat: no such option" in last_line(run_bundle(config_file=CONFIG, **options, learning_rat=1e-3))

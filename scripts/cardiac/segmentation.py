@@ -10,7 +10,7 @@
 # limitations under the License.
 
 """Right ventricle, myocardium and left ventricle of short-axis slices, by a 2-D network that sees each slice between
-its neighbors.
+its neighbors; a second one sees them at end diastole, too.
 
 The network knows pixels of one size and intensities of one range; what it finds comes back to the image's own grid.
 """
@@ -30,22 +30,25 @@ from torch.nn import functional as F
 
 CLASSES = 4  # background, RV, myocardium and LV cavity, the values of a label map
 WORKING_SPACING = 1.5  # mm
+AROUND = 3  # channels of a phase: a slice between its neighbors
 NEIGHBOR_MM = 10.0  # how far from a slice its neighbors lie, as nearly as its stack allows
 BRIGHTEST = 1.5  # intensities are clipped there; 1 is the 99th percentile
 
 
-def make_network(features: Sequence[int] = (16, 32, 64, 128, 192)) -> DynUNet:
-    """MONAI's `DynUNet` for slices: (B, 3, X, Y), a slice between its neighbors -> logits (B, CLASSES, X, Y).
+def make_network(features: Sequence[int] = (16, 32, 64, 128, 192), phases: int = 1) -> DynUNet:
+    """MONAI's `DynUNet` for slices: (B, AROUND * phases, X, Y) -> logits (B, CLASSES, X, Y).
 
-    X and Y are multiples of `stride_of` it. Its batch norms make a crop and a whole image the same to it.
+    Its first channels are a slice between its neighbors; with two phases the others are the same slices in another phase
+    of the beat. X and Y are multiples of `stride_of` it. Its batch norms make a crop and a whole image the same to it.
 
     Args:
         features: channels of each level, the finest first.
+        phases: 1, a frame by itself, or 2.
     """
     below = len(features) - 1
     return DynUNet(
         spatial_dims=2,
-        in_channels=3,
+        in_channels=AROUND * phases,
         out_channels=CLASSES,
         kernel_size=[3] * len(features),
         strides=[1] + [2] * below,
@@ -114,6 +117,7 @@ def segment_stack(
     spacing: Sequence[float],
     working_spacing: float = WORKING_SPACING,
     batch_size: int = 1,
+    beside: Tensor | None = None,
 ) -> Tensor:
     """Probabilities (CLASSES, X, Y, Z) in each voxel of a stack, on the CPU; a blank slice is background.
 
@@ -123,14 +127,17 @@ def segment_stack(
         spacing: voxel size in mm along X, Y and Z.
         working_spacing: pixel size of the network in mm.
         batch_size: slices at once; on a CPU one a time is fastest.
+        beside: the same stack at end diastole, for a network that sees two phases; without one, it sees the stack twice.
     """
-    slices = prepare(stack, spacing, working_spacing)[:, 0]
-    inside, pads = _pad_to(slices.shape[1:], stride_of(network))
+    phases = [stack, stack if beside is None else beside][: network.in_channels // AROUND]
+    slices = torch.cat([prepare(one, spacing, working_spacing) for one in phases], dim=1)
+    inside, pads = _pad_to(slices.shape[2:], stride_of(network))
     slices = F.pad(slices, pads).to(next(network.parameters()).device)
     below, above = neighbors(len(slices), float(spacing[2]))
     parts = []
     for chosen in torch.arange(len(slices)).split(batch_size):
-        images = torch.stack([slices[below[chosen]], slices[chosen], slices[above[chosen]]], dim=1)
+        # (B, phase, AROUND, X, Y), in one axis.
+        images = torch.stack([slices[below[chosen]], slices[chosen], slices[above[chosen]]], dim=2).flatten(1, 2)
         logits = network(images.contiguous(memory_format=torch.channels_last))[(..., *inside)]
         parts.append(resize(logits.float().softmax(dim=1).contiguous(), stack.shape[:2]).cpu())
     shares = torch.cat(parts).permute(1, 2, 3, 0)
@@ -158,26 +165,41 @@ def keep_heart(labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """Labels of a frame, or of all frames of a cine, one after the other, on their own grid: 1 RV, 2 myocardium, 3
-    LV."""
+    """Labels of a frame, or of all frames of a cine, each by itself, on their own grid: 1 RV, 2 myocardium, 3 LV.
 
-    # With its weights, see `make_network`.
+    A contracted frame is labeled better beside end diastole, see `phases.find_contours`.
+    """
+
+    # With its weights, see `make_network`; it sees a frame by itself.
     network: DynUNet
+    # One that sees two phases, for a frame beside another one.
+    paired: DynUNet | None = None
     # Pixel size in mm that it was trained with.
     working_spacing: float = WORKING_SPACING
 
-    def probabilities(self, image: NDArray, spacing: Sequence[float]) -> NDArray[np.float32]:
-        """Of background, RV, myocardium and LV, (CLASSES, X, Y, Z), in a frame (X, Y, Z) with voxels in mm."""
-        self.network.eval()
-        stack = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
-        return segment_stack(self.network, stack, spacing, self.working_spacing).numpy()
+    @property
+    def sees_beside(self) -> bool:
+        """Whether end diastole beside a frame makes a difference."""
+        return self.paired is not None
 
-    def __call__(self, image: NDArray, spacing: Sequence[float]) -> NDArray[np.uint8]:
+    def probabilities(
+        self, image: NDArray, spacing: Sequence[float], beside: NDArray | None = None
+    ) -> NDArray[np.float32]:
+        """Of background, RV, myocardium and LV, (CLASSES, X, Y, Z), in a frame (X, Y, Z) with voxels in mm, by itself or
+        beside the frame of end diastole."""
+        network, stacks = self.network, [image]
+        if beside is not None and self.paired is not None:
+            network, stacks = self.paired, [image, beside]
+        stack, *others = (torch.from_numpy(np.ascontiguousarray(one, np.float32)) for one in stacks)
+        return segment_stack(network.eval(), stack, spacing, self.working_spacing, 1, *others).numpy()
+
+    def __call__(self, image: NDArray, spacing: Sequence[float], beside: NDArray | None = None) -> NDArray[np.uint8]:
         """The label map of a frame (X, Y, Z) or of a cine (X, Y, Z, T), in its shape.
 
         Args:
             image: intensities in any unit; a frame is labeled alike alone and in a cine.
             spacing: voxel size in mm along X, Y and Z, gaps between slices included.
+            beside: of a frame, as `probabilities` takes it.
 
         Raises:
             ValueError: for an image of other axes.
@@ -186,5 +208,5 @@ class Segmenter:
             return np.stack([self(image[..., t], spacing) for t in range(image.shape[3])], axis=-1)
         if image.ndim != 3:
             raise ValueError(f"a frame is (X, Y, Z) and a cine (X, Y, Z, T), got {image.shape}.")
-        labels = torch.from_numpy(self.probabilities(image, spacing)).argmax(dim=0)
+        labels = torch.from_numpy(self.probabilities(image, spacing, beside)).argmax(dim=0)
         return keep_heart(labels).numpy().astype(np.uint8)

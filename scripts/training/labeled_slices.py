@@ -51,7 +51,8 @@ def labeled_frames(pairs: Sequence[dict]) -> list[dict]:
 
     Returns:
         Items with "subject", "phase" (as "ED", where the direction of the pair tells), "fixed" and "fixed_label"
-        (paths), and where the pair has them "fixed_frame" and "label_values".
+        (paths), "beside", the pair's other image, and where the pair has them "fixed_frame", "beside_frame" and
+        "label_values".
 
     Raises:
         InputError: where there are pairs and none has a label.
@@ -62,7 +63,9 @@ def labeled_frames(pairs: Sequence[dict]) -> list[dict]:
         for role in ROLES:
             if f"{role}_label" not in pair:
                 continue
+            other = ROLES[1 - ROLES.index(role)]
             given = {"fixed": role, "fixed_label": f"{role}_label", "fixed_frame": f"{role}_frame"}
+            given |= {"beside": other, "beside_frame": f"{other}_frame"}
             item = {name: pair[key] for name, key in given.items() if key in pair}
             item |= {key: pair[key] for key in ("subject", "label_values") if key in pair}
             items[item["fixed"], item.get("fixed_frame")] = item | {"phase": phases.get(role, role)}
@@ -72,28 +75,36 @@ def labeled_frames(pairs: Sequence[dict]) -> list[dict]:
 
 
 def load_stack(item: Mapping) -> dict:
-    """An item of `labeled_frames` with "image" and "label" (1, X, Y, Z), the latter uint8, and "spacing" (3,) in mm.
+    """An item of `labeled_frames` with "image", "beside" and "label" (1, X, Y, Z), the latter uint8, and "spacing" (3,)
+    in mm.
+
+    "beside" is the image itself where the pair's other one is not given or lies on another grid.
 
     Raises:
         InputError: as `LoadPaird`.
     """
-    loaded = LoadPaird(keys=("fixed", "fixed_label"))(item)
+    loaded = LoadPaird(keys=("fixed", "fixed_label", "beside"))(item)
+    beside = loaded.get("beside", loaded["fixed"])
+    on_its_grid = beside.shape == loaded["fixed"].shape and torch.allclose(beside.affine, loaded["fixed"].affine)
     return {
         "subject": item["subject"],
         "phase": item["phase"],
         "image": loaded["fixed"].as_tensor(),
+        "beside": (beside if on_its_grid else loaded["fixed"]).as_tensor(),
         "label": loaded["fixed_label"].as_tensor().to(torch.uint8),
         "spacing": loaded["fixed"].pixdim,
     }
 
 
 class LabeledSlices(Dataset):
-    """All slices of labeled frames as one tensor, with their labels, their neighbors, and where the heart lies.
+    """All slices of labeled frames as one tensor, with their labels, their neighbors, the same slices in the pair's other
+    frame where that is labeled, too, and where the heart lies.
 
     Args:
         data: items of `labeled_frames`.
         spacing: mm; pixels of the network.
         size: pixels; slices are cropped about their center or padded with zeros to this.
+        phases: 1, or 2 for slices beside the same ones in the pair's other frame.
         device: where the tensors live.
         progress: whether to show a progress bar while files are read.
     """
@@ -103,11 +114,12 @@ class LabeledSlices(Dataset):
         data: Sequence[dict],
         spacing: float,
         size: Sequence[int],
+        phases: int = 1,
         device: str | torch.device = "cpu",
         progress: bool = True,
     ) -> None:
         stacks = [
-            _prepare_labeled(load_stack(item), spacing, size)
+            _prepare_labeled(load_stack({key: item[key] for key in item if key != "beside"}), spacing, size)
             for item in tqdm(data, desc="reading stacks", disable=not progress, unit="stack")
         ]
         columns = {name: [stack[name] for stack in stacks] for name in ("image", "label", "center", "extent")}
@@ -120,18 +132,38 @@ class LabeledSlices(Dataset):
             name: torch.cat(parts).to(device) if parts else torch.zeros(empty[name]) for name, parts in columns.items()
         }
         self.neighbors = torch.cat(around, dim=1).to(device) if around else torch.zeros(2, 0, dtype=torch.long)
+        self.phases = phases
+        self.beside = torch.tensor(_find_beside(data, starts, counts), dtype=torch.long, device=device)
 
     def __len__(self) -> int:
         return len(self.columns["image"])
 
     def __getitem__(self, index: Sequence[int]) -> dict[str, Tensor]:
-        """Of a list of B slices "image" (B, 3, *size), each between its neighbors, "label" (B, 1, *size), and where
-        the heart of their stack has its center and how far the image reaches, "center" and "extent", (B, 2) in
+        """Of a list of B slices "image" (B, AROUND * phases, *size), each between its neighbors, "label" (B, 1, *size),
+        and where the heart of their stack has its center and how far the image reaches, "center" and "extent", (B, 2) in
         pixels."""
         index = torch.as_tensor(index, device=self.neighbors.device)
-        images, (below, above) = self.columns["image"], self.neighbors[:, index]
         batch = {name: column[index] for name, column in self.columns.items()}
-        return batch | {"image": torch.cat([images[below], batch["image"], images[above]], dim=1)}
+        seen = [
+            torch.stack([self.neighbors[0, z], z, self.neighbors[1, z]])
+            for z in (index, self.beside[index])[: self.phases]
+        ]
+        return batch | {"image": torch.cat([self.columns["image"][z] for z in torch.cat(seen)], dim=1)}
+
+
+def _find_beside(data: Sequence[Mapping], starts: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """Of each slice of labeled frames, one after the other, the same slice in its pair's other frame, or itself where that
+    has no label or other slices."""
+
+    def name(item: Mapping, role: str) -> tuple:
+        return item.get(role), item.get(f"{role}_frame")
+
+    stacks = {name(item, "fixed"): (start, count) for item, start, count in zip(data, starts, counts)}
+    found = []
+    for item, start, count in zip(data, starts, counts):
+        other, as_many = stacks.get(name(item, "beside"), (start, count))
+        found += [z + (other if as_many == count else start) for z in range(count)]
+    return found
 
 
 def _prepare_labeled(stack: dict, spacing: float, size: Sequence[int]) -> dict[str, Tensor]:
@@ -199,9 +231,9 @@ class PrepareSlices:
 def prepare_stack(
     batchdata: Mapping, device: torch.device, non_blocking: bool = False, **kwargs: object
 ) -> tuple[Tensor, Tensor, tuple[list[float]], dict]:
-    """`prepare_batch` of MONAI's evaluator for `LabeledStacks` one a time: image and label (1, 1, X, Y, Z), and the
-    spacing for `StackInferer`."""
-    return batchdata["image"], batchdata["label"], (batchdata["spacing"][0].tolist(),), {}
+    """`prepare_batch` of MONAI's evaluator for `LabeledStacks` one a time: image and label (1, 1, X, Y, Z), and what
+    `StackInferer` needs beside them."""
+    return batchdata["image"], batchdata["label"], (batchdata["spacing"][0].tolist(), batchdata["beside"]), {}
 
 
 class PrecisionInferer(SimpleInferer):
@@ -222,7 +254,7 @@ class PrecisionInferer(SimpleInferer):
 
 
 class StackInferer(Inferer):
-    """Probabilities (1, C, X, Y, Z) of a stack (1, 1, X, Y, Z) with a spacing in mm, see
+    """Probabilities (1, C, X, Y, Z) of a stack (1, 1, X, Y, Z) with a spacing in mm, beside the stack in another phase, see
     `cardiac.segmentation.segment_stack`.
 
     Args:
@@ -233,8 +265,9 @@ class StackInferer(Inferer):
         super().__init__()
         self.working_spacing = working_spacing
 
-    def __call__(self, inputs: Tensor, network: nn.Module, spacing: Sequence[float]) -> Tensor:
-        return segment_stack(network, inputs[0, 0].cpu(), spacing, self.working_spacing)[None]
+    def __call__(self, inputs: Tensor, network: nn.Module, spacing: Sequence[float], beside: Tensor) -> Tensor:
+        stack, beside = inputs[0, 0].cpu(), beside[0, 0].cpu()
+        return segment_stack(network, stack, spacing, self.working_spacing, beside=beside)[None]
 
 
 def of_structure(value: int) -> Callable[[list[dict]], tuple[list[Tensor], list[Tensor]]]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from scripts.cardiac.segmentation import BRIGHTEST
+from scripts.cardiac.segmentation import AROUND, BRIGHTEST
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,6 +36,7 @@ class RandomSliceAugmentation:
         zoom: standard deviation of the logarithm of the magnification.
         elastic: pixels; standard deviation of a smooth deformation at control points 32 pixels apart.
         alone: share of the slices that see copies of themselves for neighbors, as a single slice does.
+        unpaired: share of the slices that see themselves beside, as a frame by itself does.
         gamma: standard deviation of the logarithm of a gamma curve.
         gain: standard deviation of the logarithm of a factor of all intensities.
         offset: standard deviation of a constant added to all.
@@ -54,6 +55,7 @@ class RandomSliceAugmentation:
         zoom: float = 0.2,
         elastic: float = 2.0,
         alone: float = 0.15,
+        unpaired: float = 0.3,
         gamma: float = 0.3,
         gain: float = 0.2,
         offset: float = 0.05,
@@ -63,12 +65,13 @@ class RandomSliceAugmentation:
     ) -> None:
         self.size = tuple(size)
         self.off_center, self.jitter, self.mirror = off_center, jitter, mirror
-        self.rotation, self.zoom, self.elastic, self.alone = rotation, zoom, elastic, alone
+        self.rotation, self.zoom, self.elastic = rotation, zoom, elastic
+        self.alone, self.unpaired = alone, unpaired
         self.gamma, self.gain, self.offset, self.bias = gamma, gain, offset, bias
         self.blur, self.noise = blur, noise
 
     def __call__(self, image: Tensor, label: Tensor, center: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
-        """Crops (B, 3, *size) and their labels (B, 1, *size), as `LabeledSlices` gives what they are made of."""
+        """Crops (B, AROUND * phases, *size) and their labels (B, 1, *size), as `LabeledSlices` gives what they are made of."""
         grid = self.draw_grid(image, center, extent)
         image = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         label = F.grid_sample(label.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
@@ -96,15 +99,18 @@ class RandomSliceAugmentation:
         return (2 * (places + 0.5) / whole - 1).flip(-1)
 
     def exchange_neighbors(self, image: Tensor) -> Tensor:
-        """Stacks run from base to apex or from apex to base, and some slices are alone."""
+        """Stacks run from base to apex or from apex to base, and some slices or frames are alone."""
         batch = len(image)
         turned = torch.rand(batch, 1, 1, 1, device=image.device) < 0.5
         alone = torch.rand(batch, 1, 1, 1, device=image.device) < self.alone
-        image = torch.where(turned, image.flip(1), image)
-        return torch.where(alone, image[:, 1:2], image)
+        unpaired = torch.rand(batch, 1, 1, 1, 1, device=image.device) < self.unpaired
+        phases = image.unflatten(1, (-1, AROUND))
+        phases = torch.where(turned[..., None], phases.flip(2), phases)
+        phases = torch.where(alone[..., None], phases[:, :, 1:2], phases)
+        return torch.where(unpaired, phases[:, :1], phases).flatten(1, 2)
 
     def change_intensities(self, image: Tensor) -> Tensor:
-        """Contrast, coil profile, sharpness and noise of slices (B, 3, X, Y), each with its neighbors alike."""
+        """Contrast, coil profile, sharpness and noise of slices (B, C, X, Y), each with its neighbors and its other phase alike."""
         batch, device = len(image), image.device
 
         def each(draw: Callable[..., Tensor] = torch.randn) -> Tensor:

@@ -33,6 +33,7 @@ from scripts.errors import InputError
 from scripts.training.checkpoints import load_weights, read_checkpoint
 
 Segment = Callable[[NDArray, Sequence[float]], NDArray[np.uint8]]
+NETWORKS = {"network": 1, "paired": 2}  # of `Segmenter`, and the phases that each sees
 NAMES = {"rv": r"\brv\b|right", "myo": r"\bmyo", "lv": r"\blv\b|left"}
 
 
@@ -40,7 +41,8 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
     """What labels a frame (X, Y, Z) or a cine (X, Y, Z, T) with voxels of a spacing in mm: 1 RV, 2 myocardium, 3 LV.
 
     Args:
-        path: weights of `cardiac.segmentation.make_network`, or the folder of a MONAI bundle.
+        path: weights of `cardiac.segmentation.make_network` that see one phase, or of both networks of
+            `cardiac.segmentation.Segmenter` under their names, or the folder of a MONAI bundle.
         device: where the network runs.
 
     Raises:
@@ -52,7 +54,12 @@ def load_segmenter(path: str | Path, device: str | torch.device = "cpu") -> Segm
         )
     if Path(path).is_dir():
         return BundleSegmenter(path, device)
-    return Segmenter(load_weights(make_network(), path, device).to(device, memory_format=torch.channels_last))
+    networks = torch.nn.ModuleDict({name: make_network(phases=phases) for name, phases in NETWORKS.items()})
+    if not any(name.startswith("paired.") for name in read_checkpoint(path, device)):
+        networks = torch.nn.ModuleDict({"network": load_weights(networks["network"], path, device)})
+    else:
+        load_weights(networks, path, device)
+    return Segmenter(**networks.to(device, memory_format=torch.channels_last))
 
 
 class BundleSegmenter:

@@ -14,32 +14,56 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from scripts.cardiac.segmentation import Segmenter, make_network
 from scripts.training.labeled_slices import load_stack, select_frames
 
-from benchmarks.segmentation import agreement, ejection_fractions, main, score_frame
+from benchmarks.segmentation import agreement, ejection_fractions, main, score_subject
 
 
 class Oracle(Segmenter):
     """Gives the drawn label back, without its RV."""
 
+    sees_beside = False
+
     def __init__(self, item: dict) -> None:
         object.__setattr__(self, "label", load_stack(item)["label"][0].numpy())
 
-    def __call__(self, image, spacing):
+    def __call__(self, image, spacing, beside=None):
         return self.label * (self.label != 1)
 
 
 def test_a_missed_structure_scores_nothing_and_the_others_everything(phantoms: Path) -> None:
     item = select_frames(str(phantoms), None, "test")[0]
-    row = score_frame(Oracle(item), item)
+    (row,) = score_subject(Oracle(item), [item])
     assert (row["dice_rv"], row["dice_myo"], row["dice_lv"]) == (0, 100, 100)
     assert row["hd95_mm_lv"] == 0
     assert row["rv_ml"] == 0 < row["rv_ml_drawn"]
     assert row["lv_ml"] == row["lv_ml_drawn"] > 1
+
+
+def test_the_subject_s_other_frame_is_seen_unless_told_not_to(phantoms: Path) -> None:
+    items = select_frames(str(phantoms), None, "test")
+    images = [load_stack(item)["image"][0].numpy() for item in items]
+    shown = []
+
+    def segment(image, spacing, beside=None):
+        if beside is not None:
+            shown.extend([image, beside])
+        return labels[int(np.array_equal(image, images[1]))]
+
+    labels = [load_stack(item)["label"][0].numpy() for item in items]
+    segment.sees_beside = True
+    rows = score_subject(segment, items)
+    # End systole beside end diastole.
+    assert [row["phase"] for row in rows] == [item["phase"] for item in items] == ["ES", "ED"]
+    assert all(np.array_equal(*pair) for pair in zip(shown, images, strict=True))
+    shown.clear()
+    score_subject(segment, items, alone=True)
+    assert not shown
 
 
 def test_ejection_fractions_and_their_limits_of_agreement() -> None:

@@ -18,7 +18,14 @@ import pytest
 from numpy.typing import NDArray
 from scripts import files
 from scripts.cardiac.phantom import Phantom
-from scripts.cardiac.phases import enclosed_share, find_contours, find_phases, shows_short_axis
+from scripts.cardiac.phases import (
+    contracted_frames,
+    enclosed_share,
+    find_contours,
+    find_phases,
+    lower_base,
+    shows_short_axis,
+)
 
 SPACING = (1.5, 1.5, 8.0)
 
@@ -82,6 +89,46 @@ def test_contours_are_those_of_the_segmentation(
     assert np.array_equal(found.labels, labels)
     assert found.labels.dtype == np.uint8
     assert (found.ed, found.es) == find_phases(labels, SPACING)
+
+
+def test_contracted_frames_are_segmented_beside_end_diastole(labels: NDArray) -> None:
+    def segment(image: NDArray, spacing: tuple[float, ...], beside: NDArray | None = None) -> NDArray:
+        if beside is None:
+            return image.astype(np.uint8)
+        assert np.array_equal(beside, labels[..., 0])
+        return np.where(image == 2, 0, image).astype(np.uint8)
+
+    segment.sees_beside = True
+    found = find_contours(labels.astype(float), SPACING, segment)
+    lv = (labels == 3).sum((0, 1, 2))
+    assert (found.ed, found.es) == find_phases(labels, SPACING)
+    contracted = lv < (lv.max() + lv.min()) / 2
+    assert 0 < contracted.sum() < len(lv)
+    assert np.array_equal((found.labels == 2).any((0, 1, 2)), ~contracted)
+    assert np.array_equal(found.labels[..., ~contracted], labels[..., ~contracted])
+    assert np.array_equal(contracted_frames(labels, SPACING, found.ed, found.es), np.flatnonzero(contracted))
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_the_base_is_lower_where_the_rv_has_left_its_slice(turn: int) -> None:
+    ed = np.zeros((20, 20, 5), np.uint8)
+    for z, size in enumerate((12, 11, 8, 5)):
+        ed[:size, :10, z + 1] = 1
+        ed[:3, 12:15, z + 1] = 3
+    left, gone = ed.copy(), ed.copy()
+    left[9:12, :10, 1] = 0
+    gone[7:12, :10, 1] = 0
+    gone[:2, :2, 0] = 1
+    expected = gone.copy()
+    expected[..., :2][expected[..., :2] == 1] = 0
+    for frame, wanted in ((ed, ed), (left, left), (gone, expected)):
+        assert np.array_equal(lower_base(frame[..., ::turn], ed[..., ::turn]), wanted[..., ::turn])
+
+
+def test_without_an_rv_there_is_no_base(labels: NDArray) -> None:
+    without = np.where(labels == 1, 0, labels)
+    assert np.array_equal(lower_base(labels[..., 3], without[..., 0]), labels[..., 3])
+    assert np.array_equal(lower_base(without[..., 3], labels[..., 0]), without[..., 3])
 
 
 def test_no_contours_on_a_long_axis_or_where_nothing_is_found() -> None:

@@ -53,6 +53,7 @@ class Threshold(nn.Module):
     """A network that takes for LV what is bright in the middle channel: what it labels is known beforehand."""
 
     strides = (1, 2, 2)
+    in_channels = 3
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,6 +141,41 @@ def test_neighbors_are_seen(network: nn.Module, stack: Tensor) -> None:
     changed = (segment_stack(network, other, SPACING) - segment_stack(network, stack, SPACING)).abs().amax((0, 1, 2))
     assert (changed[2:] > 1e-4).all()
     assert (changed[:2] < 1e-6).all()
+
+
+@pytest.fixture(scope="module")
+def paired() -> nn.Module:
+    torch.manual_seed(1)
+    network = make_network((4, 6, 8), phases=2)
+    with torch.no_grad():
+        for _ in range(20):
+            network(torch.rand(2, 6, 16, 16))
+    return network.eval()
+
+
+def test_end_diastole_is_seen_where_it_is(paired: nn.Module, stack: Tensor) -> None:
+    other = 7 * stack.flip(0) + 3
+    alone, beside = (segment_stack(paired, stack, SPACING, beside=one) for one in (None, other))
+    assert torch.equal(alone, segment_stack(paired, stack, SPACING, beside=stack))
+    assert (beside - alone).abs().max() > 1e-3
+    # What lies in one corner of the other phase matters there.
+    changed = other.clone()
+    changed[:3, :3, 0] = 0
+    difference = (segment_stack(paired, stack, SPACING, beside=changed) - beside).abs().amax(dim=0)
+    assert difference[:8, :8, 0].max() > 10 * difference[:, :, 2:].max()
+
+
+def test_a_frame_beside_another_is_for_the_network_of_two_phases(
+    network: nn.Module, paired: nn.Module, stack: Tensor
+) -> None:
+    image, beside = stack.numpy(), stack.flip(0).numpy()
+    both, first = Segmenter(network, paired), Segmenter(network)
+    assert (both.sees_beside, first.sees_beside) == (True, False)
+    assert np.array_equal(both.probabilities(image, SPACING), first.probabilities(image, SPACING))
+    assert np.array_equal(first.probabilities(image, SPACING, beside), first.probabilities(image, SPACING))
+    expected = segment_stack(paired, stack, SPACING, beside=stack.flip(0))
+    assert np.array_equal(both.probabilities(image, SPACING, beside), expected.numpy())
+    assert np.array_equal(both(image, SPACING, beside), keep_heart(expected.argmax(dim=0)).numpy())
 
 
 def test_batches_do_not_matter(network: nn.Module, stack: Tensor) -> None:

@@ -27,6 +27,7 @@ from scripts.training.labeled_slices import (
     PrepareSlices,
     StackInferer,
     labeled_frames,
+    load_stack,
     of_structure,
     prepare_stack,
     select_frames,
@@ -57,7 +58,8 @@ def test_frames_of_cines_have_the_project_s_labels(mms: Path, phantoms: Path) ->
 
 def test_images_without_labels_are_left_out(frames: list[dict]) -> None:
     half = {"moving": "a.nii", "fixed": "b.nii", "fixed_label": "c.nii", "subject": "s", "direction": "ES_to_ED"}
-    assert labeled_frames([half]) == [{"fixed": "b.nii", "fixed_label": "c.nii", "subject": "s", "phase": "ED"}]
+    (found,) = labeled_frames([half])
+    assert found == {"fixed": "b.nii", "fixed_label": "c.nii", "beside": "a.nii", "subject": "s", "phase": "ED"}
     assert labeled_frames([]) == []
     with pytest.raises(InputError, match=r"a\.nii: has no label"):
         labeled_frames([{"moving": "a.nii", "fixed": "b.nii", "subject": "s"}])
@@ -81,6 +83,26 @@ def test_slices_hold_image_label_and_neighbors_at_the_working_spacing(frames: li
     assert (batch["label"][:start] > 0).sum() * 4.0 == pytest.approx(drawn.item(), rel=0.1)
     where = batch["label"][:start].nonzero()[:, 2:].float().mean(dim=0)
     torch.testing.assert_close(batch["center"][0], where)
+
+
+def test_each_slice_lies_beside_itself_in_the_other_phase(frames: list[dict]) -> None:
+    data = LabeledSlices(frames, spacing=2.0, size=(48, 48), phases=2, progress=False)
+    images = data[list(range(len(data)))]["image"]
+    assert torch.equal(images[data.beside][:, :3], images[:, 3:])
+    assert torch.equal(data.beside[data.beside], torch.arange(len(data)))
+    assert (data.beside != torch.arange(len(data))).all()
+    for item in frames:
+        (other,) = (one for one in frames if one["subject"] == item["subject"] and one["phase"] != item["phase"])
+        assert torch.equal(load_stack(item)["beside"], load_stack(other)["image"])
+
+
+def test_without_another_phase_a_slice_lies_beside_itself(frames: list[dict], tmp_path: Path) -> None:
+    data = LabeledSlices(frames[:1], spacing=2.0, size=(48, 48), phases=2, progress=False)
+    images = data[list(range(len(data)))]["image"]
+    assert torch.equal(images[:, :3], images[:, 3:])
+    elsewhere = write_nifti(tmp_path / "other.nii.gz", np.ones((5, 5, 2), np.float32))
+    stack = load_stack({**frames[0], "beside": str(elsewhere)})
+    assert torch.equal(stack["beside"], stack["image"])
 
 
 def test_an_odd_difference_in_size_keeps_image_and_label_together(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 STILL = dict.fromkeys(
     (
-        *("off_center", "jitter", "mirror", "rotation", "zoom", "elastic", "alone"),
+        *("off_center", "jitter", "mirror", "rotation", "zoom", "elastic", "alone", "unpaired"),
         *("gamma", "gain", "offset", "bias", "blur", "noise"),
     ),
     0.0,
@@ -89,6 +89,16 @@ def test_neighbors_are_exchanged_or_copies(batch: tuple) -> None:
     found = RandomSliceAugmentation(SIZE, **{**STILL, "alone": 0.3})(image, *batch[1:])[0].amax((2, 3))
     orders = {tuple(round(value, 2) for value in row) for row in found.tolist()}
     assert orders == {(0.1, 0.5, 0.9), (0.9, 0.5, 0.1), (0.5, 0.5, 0.5)}
+
+
+def test_two_phases_are_moved_alike_and_some_slices_see_one_alone(batch: tuple) -> None:
+    torch.manual_seed(0)
+    image = torch.cat([batch[0], 0.5 * batch[0]], dim=1)
+    moved = {**STILL, "mirror": 0.5, "rotation": 30.0, "zoom": 0.2, "elastic": 2.0}
+    first, second = RandomSliceAugmentation(SIZE, **{**moved, "unpaired": 0.3})(image, *batch[1:])[0].split(3, dim=1)
+    alone = (first == second).all(dim=3).all(dim=2).all(dim=1)
+    assert 0.1 < alone.float().mean() < 0.5
+    torch.testing.assert_close(second[~alone], 0.5 * first[~alone])
 
 
 def test_crops_off_center_reach_all_of_the_image(batch: tuple) -> None:

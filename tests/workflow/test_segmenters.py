@@ -134,10 +134,22 @@ def test_weights_of_another_network_are_refused(bundle: Path) -> None:
         load_segmenter(bundle / "models" / "model.pt")
 
 
+def test_a_file_may_hold_both_own_networks(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    networks = {"network": make_network(), "paired": make_network(phases=2)}
+    torch.save(torch.nn.ModuleDict(networks).state_dict(), tmp_path / "weights.pt")
+    image, beside = np.random.default_rng(0).random((2, 32, 20, 2))
+    found, expected = load_segmenter(tmp_path / "weights.pt"), Segmenter(**networks)
+    assert found.sees_beside
+    assert np.array_equal(found(image, SPACING), Segmenter(networks["network"])(image, SPACING))
+    assert np.array_equal(found.probabilities(image, SPACING, beside), expected.probabilities(image, SPACING, beside))
+
+
 def test_a_file_holds_weights_of_the_own_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = make_network()
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     image = np.random.default_rng(0).random((32, 20, 2))
     found = load_segmenter(tmp_path / "weights.pt")
+    assert not found.sees_beside
     assert np.array_equal(found(image, SPACING), Segmenter(network)(image, SPACING))
