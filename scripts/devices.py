@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 import ignite.distributed as idist
 import torch
@@ -45,8 +45,12 @@ def by_device(device: str | torch.device, cpu: int, other: int) -> int:
 
 def to_device(network: nn.Module, device: str | torch.device, channels_last: bool = True) -> nn.Module:
     """The network itself on a device, the weights of its 2-D convolutions in a memory format."""
-    memory_format = torch.channels_last if channels_last else torch.preserve_format
-    return network.to(device=device, memory_format=memory_format)
+    network = network.to(device=device)
+    for tensor in chain(network.parameters(), network.buffers()):
+        # Module.to would ask it of 3-D kernels as well, which do not have it.
+        if channels_last and tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def distribute(network: nn.Module, device: str | torch.device) -> DistributedDataParallel:

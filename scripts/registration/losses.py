@@ -123,6 +123,53 @@ def _structure_error(moved: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
     return ((moved - fixed).square() * there).sum(dim=1).mean()
 
 
+class SliceOverlap(nn.Module):
+    """1 - Dice of the structures of a stack, for a field and the labels of the pair it registers.
+
+    A linear interpolation between slices 10 mm apart blurs masks, so that each small step along the stack costs overlap,
+    whichever way it leads, and training stays where it began. Here a point between two slices has the errors of both,
+    by its distance to them, and steps that lead to the better slice pay from the first on. What comes from beyond the
+    ends of the stack has no structure.
+
+    Args:
+        structures: values of the label maps that are structures.
+    """
+
+    def __init__(self, structures: Sequence[int] = (1, 2, 3)) -> None:
+        super().__init__()
+        self.structures = structures
+        self.warp = LinearWarp()
+
+    def forward(self, field: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        """A scalar, the mean over structures that both images have.
+
+        Args:
+            field: (B, 3, X, Y, Z), displacement in voxels, moved(x) = moving(x + u(x)).
+            target: the pair, which does not count, and its label maps (B, 2, X, Y, Z), moving and fixed.
+        """
+        with torch.autocast(field.device.type, enabled=False):
+            field = full_precision(field)
+            moving, fixed = (
+                torch.cat([target[1][:, i : i + 1] == value for value in self.structures], dim=1).to(field)
+                for i in (0, 1)
+            )
+            depth = field.shape[-1]
+            own = torch.arange(depth, device=field.device).to(field)
+            position = field[:, 2:] + own
+            error, volume = torch.zeros_like(fixed), torch.zeros_like(fixed)
+            below = position.detach().floor()
+            for number in (below, below + 1):
+                share = (1 - (position - number).abs()) * ((number >= 0) & (number < depth))
+                moved = self.warp(moving, torch.cat([field[:, :2], number - own], dim=1))
+                error = error + share * (moved - fixed).abs() - share * fixed
+                volume = volume + share * moved
+            axes = (2, 3, 4)
+            # Beyond the stack what the fixed image has is missed.
+            error, volume = (error + fixed).sum(axes), (volume + fixed).sum(axes)
+            there = (moving.amax(axes) * fixed.amax(axes)).to(field)
+            return (there * error / volume.clamp(min=1.0)).sum() / there.sum().clamp(min=1.0)
+
+
 class SmoothnessLoss(nn.Module):
     """Mean magnitude of the forward differences of a displacement field, averaged over the axes.
 

@@ -1,0 +1,91 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Registration of stacks in two steps: along the stack, from maps of the anatomy alone, then in-plane, slice by slice."""
+
+from __future__ import annotations
+
+import torch
+from scripts.registration.fields import LinearWarp, integrate, resize_field, to_slices, to_stack
+from scripts.registration.pairs import halves
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CELL = 8  # pixels along each in-plane axis whose maps are averaged
+
+
+class ThroughPlane(nn.Module):
+    """Velocity along a stack from maps of both images, such as the probabilities of structures.
+
+    Where structures end from slice to slice tells how the base of the heart moves, so that averages over cells of
+    pixels do; a few 3x3x3 convolutions see them, with what is background. Exchanging the images turns the velocity's
+    sign; without maps, or with equal ones, it is 0.
+
+    Args:
+        maps: of each image.
+        hidden: channels between.
+        layers: convolutions before the last one, which starts at 0.
+    """
+
+    def __init__(self, maps: int = 3, hidden: int = 16, layers: int = 3) -> None:
+        super().__init__()
+        first = nn.Conv3d(2 * (maps + 1), hidden, 3, stride=(2, 2, 1), padding=1)
+        blocks: list[nn.Module] = [first, nn.LeakyReLU(0.1)]
+        for _ in range(layers - 1):
+            blocks += [nn.Conv3d(hidden, hidden, 3, padding=1), nn.LeakyReLU(0.1)]
+        self.body = nn.Sequential(*blocks)
+        self.last = nn.Conv3d(hidden, 1, 3, padding=1, bias=False)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Maps (B, C, X, Y, Z), X and Y divisible by 16 -> (B, 1, X / 16, Y / 16, Z), slices."""
+        both = F.avg_pool3d(torch.cat([moving, fixed]), (CELL, CELL, 1))
+        # What convolutions see beyond a stack's ends is no background, either.
+        moving, fixed = torch.cat([both, 1 - both.sum(dim=1, keepdim=True)], dim=1).chunk(2)
+        features = self.body(torch.cat([torch.cat([moving, fixed], dim=1), torch.cat([fixed, moving], dim=1)]))
+        there, back = features.chunk(2)
+        return self.last(0.5 * (there - back))
+
+
+class DepthFirst(nn.Module):
+    """Displacement of stacks: the moving image is first brought along the stack, then a trained network, which stays as
+    it is, registers the slices that come of it with the fixed ones.
+
+    At the base of the heart a slice of the fixed image may show what lies a slice or two farther on in the moving one.
+    A field between slices of one number deforms what is not there.
+
+    Args:
+        in_plane: network of slices, intensities (B, 2, X, Y) -> velocity (B, 2, X, Y) in pixels; it is frozen.
+        maps: of each image, beside its intensities (`pairs`).
+        hidden: see `ThroughPlane`.
+        layers: see `ThroughPlane`.
+        integration_steps: squarings of both velocities.
+    """
+
+    def __init__(
+        self, in_plane: nn.Module, maps: int = 3, hidden: int = 16, layers: int = 3, integration_steps: int = 7
+    ) -> None:
+        super().__init__()
+        self.in_plane = in_plane.requires_grad_(False)
+        self.through_plane = ThroughPlane(maps, hidden, layers)
+        self.warp = LinearWarp()
+        self.integration_steps = integration_steps
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """(B, 2 + 2 * maps, X, Y, Z), X and Y divisible by 16 -> (B, 3, X, Y, Z), voxels of the fixed grid."""
+        moving, fixed = halves(pair)
+        velocity = F.pad(self.through_plane(moving[:, 1:], fixed[:, 1:]).to(pair.dtype), [0] * 6 + [2, 0])
+        along = resize_field(integrate(velocity, self.integration_steps), pair.shape[2:])
+        with torch.no_grad():
+            slices = to_slices(torch.cat([self.warp(moving[:, :1], along), fixed[:, :1]], dim=1))
+            velocity = self.in_plane(slices.contiguous(memory_format=torch.channels_last)).to(pair.dtype)
+            within = F.pad(to_stack(integrate(velocity, self.integration_steps), pair), [0] * 6 + [0, 1])
+        return within + self.warp(along, within)  # as `compose`, whose gradient takes longer

@@ -1,0 +1,46 @@
+# Copyright (c) MONAI Consortium
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Registration of stacks in two steps, as a user has it: trained from the shipped network of slices, and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from conftest import ROOT, SMALL, run_bundle, succeed
+from scripts.cardiac.phantom import write_phantom_dataset
+
+CASE = {"reference_frame": 1, "device": "cpu", "write": "fields"}
+
+
+def test_a_training_learns_what_leads_along_the_stack(tmp_path: Path) -> None:
+    data = write_phantom_dataset(
+        tmp_path / "data", subjects=3, size=(40, 36), slices=4, frames=3, progress=False, shortening=0.15
+    )
+    options = {**SMALL, "dataset_dir": data, "max_epochs": 1, "batch_size": 1, "output_dir": tmp_path / "out"}
+    succeed(run_bundle(config_file=str(["configs/train.yaml", "configs/depth.yaml"]), **options))
+    slices, stacks = (
+        torch.load(path, weights_only=True) for path in (ROOT / "models" / "model.pt", tmp_path / "out" / "model.pt")
+    )
+    for name, value in slices.items():
+        assert torch.equal(stacks[f"backbone.in_plane.{name}"], value)
+    assert stacks["backbone.through_plane.last.weight"].abs().max() > 0
+
+    cine = data / "phantom001" / "phantom001_4d.nii.gz"
+    configs = str(["configs/inference.yaml", "configs/depth.yaml"])
+    paths = {"cine": cine, "checkpoint": tmp_path / "out" / "model.pt", "output_dir": tmp_path / "results"}
+    succeed(run_bundle(config_file=configs, **CASE, **paths))
+    field = nib.load(tmp_path / "results" / "phantom001" / "fields" / "frame_02.nii.gz").get_fdata()[..., 0, :]
+    assert field.shape[-1] == 3
+    assert np.abs(field).max() > 0.5
