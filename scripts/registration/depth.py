@@ -27,7 +27,7 @@ class ThroughPlane(nn.Module):
 
     Where structures end from slice to slice tells how the base of the heart moves, so that averages over cells of
     pixels do; a few 3x3x3 convolutions see them, with what is background. Exchanging the images turns the velocity's
-    sign; without maps, or with equal ones, it is 0.
+    sign; without maps, with equal ones, or for a lone slice, it is 0.
 
     Args:
         maps: of each image.
@@ -52,7 +52,8 @@ class ThroughPlane(nn.Module):
         moving, fixed = torch.cat([both, 1 - both.sum(dim=1, keepdim=True)], dim=1).chunk(2)
         features = self.body(torch.cat([torch.cat([moving, fixed], dim=1), torch.cat([fixed, moving], dim=1)]))
         there, back = features.chunk(2)
-        return self.last(0.5 * (there - back))
+        velocity = self.last(0.5 * (there - back))
+        return velocity if velocity.shape[-1] > 1 else 0.0 * velocity
 
 
 class DepthFirst(nn.Module):
@@ -60,7 +61,8 @@ class DepthFirst(nn.Module):
     it is, registers the slices that come of it with the fixed ones.
 
     At the base of the heart a slice of the fixed image may show what lies a slice or two farther on in the moving one.
-    A field between slices of one number deforms what is not there.
+    A field between slices of one number deforms what is not there. In training mode the displacement is that along the
+    stack alone (`losses.SliceOverlap`).
 
     Args:
         in_plane: network of slices, intensities (B, 2, X, Y) -> velocity (B, 2, X, Y) in pixels; it is frozen.
@@ -84,6 +86,8 @@ class DepthFirst(nn.Module):
         moving, fixed = halves(pair)
         velocity = F.pad(self.through_plane(moving[:, 1:], fixed[:, 1:]).to(pair.dtype), [0] * 6 + [2, 0])
         along = resize_field(integrate(velocity, self.integration_steps), pair.shape[2:])
+        if self.training:
+            return along
         with torch.no_grad():
             slices = to_slices(torch.cat([self.warp(moving[:, :1], along), fixed[:, :1]], dim=1))
             velocity = self.in_plane(slices.contiguous(memory_format=torch.channels_last)).to(pair.dtype)

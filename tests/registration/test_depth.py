@@ -50,7 +50,7 @@ class Recorder(nn.Module):
 def test_it_begins_as_the_network_of_slices() -> None:
     torch.manual_seed(0)
     pair, network = stacks(), PyramidNetwork(flow_std=0.1)
-    field = DepthFirst(network)(pair)
+    field = DepthFirst(network).eval()(pair)
     slices = integrate(network(to_slices(pair[:, [0, 4]])))
     torch.testing.assert_close(field[:, :2], to_stack(slices, pair), atol=1e-3, rtol=0)
     assert field[:, :2].abs().max() > 0.1
@@ -67,10 +67,10 @@ def test_only_what_leads_along_the_stack_learns() -> None:
 
 def test_slices_are_registered_where_the_stack_was_brought_to() -> None:
     recorder, pair = Recorder(), stacks()
-    network = DepthFirst(recorder)
+    network = DepthFirst(recorder).eval()
     moving_along(network.through_plane)
     field = network(pair)
-    alone = DepthFirst(Still())
+    alone = DepthFirst(Still()).eval()
     alone.through_plane = network.through_plane
     along = alone(pair)
     assert along[:, 2].abs().max() > 0.2
@@ -88,7 +88,7 @@ class Still(nn.Module):
         return torch.zeros_like(pair)
 
 
-@pytest.mark.parametrize("slices", [1, 2, 7])
+@pytest.mark.parametrize("slices", [2, 7])
 def test_exchanged_images_turn_the_velocity_and_equal_ones_have_none(slices: int) -> None:
     network, pair = moving_along(ThroughPlane()), stacks(slices)
     moving, fixed = pair[:, 1:4], pair[:, 5:]
@@ -99,6 +99,7 @@ def test_exchanged_images_turn_the_velocity_and_equal_ones_have_none(slices: int
     torch.testing.assert_close(network(back[:, 1:4], back[:, 5:]), -velocity)
     assert not network(moving, moving).any()
     assert not network(torch.zeros_like(moving), torch.zeros_like(moving)).any()
+    assert not network(moving[..., :1], fixed[..., :1]).any()
 
 
 def test_it_learns_by_how_much_the_base_descends() -> None:
@@ -109,7 +110,7 @@ def test_it_learns_by_how_much_the_base_descends() -> None:
     label = torch.stack([torch.from_numpy(phantom.label(frame)) for frame in (systole, diastole)])[None]
     maps = torch.stack([label == value for value in (1, 2, 3)], dim=2).float()
     pair = torch.cat([torch.zeros(1, 2, 1, *label.shape[2:]), maps], dim=2).flatten(1, 2)
-    network, loss = DepthFirst(Still()), SliceOverlap()
+    network, loss = DepthFirst(Still()), SliceOverlap(Still())
     optimizer = torch.optim.Adam(network.through_plane.parameters(), lr=1e-2)
     values = []
     for _ in range(60):

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -216,7 +218,7 @@ def test_overlap_of_whole_shifts_is_dice_by_hand(shift: int) -> None:
 def test_small_steps_to_the_better_slice_pay() -> None:
     label = torch.cat([cylinder(2, 4), cylinder(1, 3)], dim=1)
     values = [float(SliceOverlap()(along(step), (label, label))) for step in np.linspace(0, 1, 6)]
-    assert all(after < before - 0.02 for before, after in zip(values, values[1:]))
+    assert all(after < before - 0.02 for before, after in pairwise(values))
     assert values[-1] == pytest.approx(0, abs=1e-9)
     field = along(0.3).requires_grad_()
     SliceOverlap()(field, (label, label)).backward()
