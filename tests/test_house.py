@@ -30,7 +30,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scripts"
 PURE = (
     "surgery/rules",
-    *(f"registration/{name}" for name in ("fields", "depth", "metrics", "losses", "networks", "inferers", "refinement")),
+    *(
+        f"registration/{name}"
+        for name in ("fields", "depth", "metrics", "losses", "networks", "inferers", "refinement")
+    ),
 )
 # Rooms from the ground up: none imports from a level above its own.
 LEVELS = ({"surgery"}, {"registration"}, {"data", "cardiac", "report"}, {"training", "workflow"})
