@@ -510,6 +510,12 @@ def test_apply_field(tiny: Path, field: Path, tmp_path: Path, run: Callable[...,
     check(run("apply", path, moving), path.name, cure)
 
 
+def test_apply_to_an_image_as_a_label(tiny: Path, field: Path, tmp_path: Path, run: Callable[..., Outcome]) -> None:
+    path = Path(shutil.copy(sorted(tiny.glob("*1/*_frame0?.nii.gz"))[1], tmp_path / "moving.nii.gz"))
+    _array(path, lambda image: np.arange(image.size, dtype=np.float32).reshape(image.shape))
+    check(run("apply", field, "--moving_label", path), path.name, "no label map; give an image as --moving")
+
+
 # A constant image may be moved.
 @pytest.mark.parametrize(
     "fault", [fault for fault in FAULTS if fault is not constant], ids=lambda fault: fault.__name__

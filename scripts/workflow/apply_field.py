@@ -32,6 +32,9 @@ from scripts.errors import InputError
 from scripts.files import write_csv
 from scripts.workflow.writers import write_nifti
 
+# Of a label map, whatever its structures are.
+MOST_VALUES = 256
+
 
 def apply_field(
     field: str | Path,
@@ -80,7 +83,7 @@ def apply_field(
     outputs = {}
     for name, (path, is_label) in given.items():
         if path:
-            image = load_image(open_nifti(path), is_label=is_label)
+            image = _load(path, is_label)
             grid = MetaTensor(torch.empty(1, *voxels.shape[1:]), affine=torch.from_numpy(affine))
             if not resample_moving:
                 check_same_grid(
@@ -105,6 +108,18 @@ def apply_field(
             written.append(folder / "points.csv")
     logging.getLogger("inference").info("wrote %s", ", ".join(map(str, written)))
     return written
+
+
+def _load(path: str | Path, is_label: bool) -> MetaTensor:
+    """The image or label map (1, X, Y, Z) of a file.
+
+    Raises:
+        InputError: naming the file, as `load_image`, and for an image that is given as a label map.
+    """
+    image = load_image(open_nifti(path), is_label=is_label)
+    if is_label and (number := len(torch.unique(image.as_tensor()))) > MOST_VALUES:
+        raise InputError(f"{path}: has {number} values, so it is no label map; give an image as --moving.")
+    return image
 
 
 def _label_type(label: NDArray) -> type[np.integer]:
