@@ -243,6 +243,13 @@ def _enlarge_label(case: Case, severity: float, other: Case, long_axis: NDArray)
     return replace(case, label=label)
 
 
+def _cut_view(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
+    """The image ends within the left ventricle: beyond its border lies a share of the ventricle's width."""
+    inside = np.flatnonzero(np.isin(case.label, (LABELS["myo"], LABELS["lv"])).any(axis=(1, 2)))
+    end = inside[-1] + 1 - max(round(severity * (inside[-1] + 1 - inside[0])), 1)
+    return replace(case, image=case.image[:end], label=case.label[:end])
+
+
 def _break_network(case: Case, severity: float, other: Case, long_axis: NDArray) -> Case:
     """Noise is added to the registration network's weights."""
     return replace(case, broken=severity)
@@ -271,6 +278,7 @@ CORRUPTIONS = {
     "shading": Corruption(_shade, (2, 5, 20), "ratio of both edges"),
     "two hearts mixed": Corruption(_mix_hearts, (0.1, 0.3, 0.5), "share of the slices"),
     "frame of another subject": Corruption(_mix_frames, (0.1, 0.3, 0.5), "share of the frames", of_cycle=True),
+    "heart cut": Corruption(_cut_view, (0.05, 0.2, 0.5), "share of the left ventricle's width"),
     "label too large": Corruption(_enlarge_label, (1.15, 1.3, 1.6), "times, in plane", of_label=True),
     "broken network": Corruption(
         _break_network, (0.3, 1.0, 3.0), "standard deviation of noise on the weights, of theirs"

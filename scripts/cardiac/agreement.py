@@ -166,28 +166,33 @@ def _far(row: dict) -> float:
 
 
 def measure_curve(volume: NDArray) -> dict[str, float]:
-    """How a volume behaves over a heartbeat, which is a circle: it neither leaps nor leaves its way.
+    """How a volume behaves over a heartbeat, which is a circle: it falls and rises once, and does not leap.
 
     Args:
         volume: (T,), of at least 4 frames, the first of which follows the last.
 
     Returns:
         "change_percent", by how much the volume changes, of its maximum; and in percent of that change: "closure_percent",
-        the step from the last frame to the first; "step_percent", the largest step between others; "jump_percent", the
-        farthest that a frame lies from the mean of its neighbors, and "jump_frame", that frame, counted from 1. Empty for
-        fewer frames, or where it changes by less than 5 %: noise has no course.
+        the step from the last frame to the first; "step_percent", the largest step between others; "reversal_percent", by
+        how much it rises at most on its way from the largest to the smallest volume, or falls on its way back, and
+        "reversal_frame", the frame up to which it does so, counted from 1. Empty for fewer frames, or where it changes by
+        less than 5 %: noise has no course.
     """
     volume = np.asarray(volume, dtype=np.float64)
     change = float(np.ptp(volume))
     if len(volume) < 4 or change <= 0.05 * volume.max():
         return {}
-    off = np.abs(volume[1:-1] - (volume[:-2] + volume[2:]) / 2)
+    first = int(volume.argmax())
+    beat = np.append(np.roll(volume, -first), volume[first])
+    least = int(beat.argmin())
+    fall, rise = beat[: least + 1], beat[least:]
+    back = np.append(fall[:-1] - np.minimum.accumulate(fall)[:-1], np.maximum.accumulate(rise) - rise)
     return {
         "change_percent": 100 * change / float(volume.max()),
         "closure_percent": 100 * float(abs(volume[-1] - volume[0])) / change,
         "step_percent": 100 * float(np.abs(np.diff(volume)).max()) / change,
-        "jump_percent": 100 * float(off.max()) / change,
-        "jump_frame": int(off.argmax()) + 2,
+        "reversal_percent": 100 * float(back.max()) / change,
+        "reversal_frame": (first + int(back.argmax())) % len(volume) + 1,
     }
 
 

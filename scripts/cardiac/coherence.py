@@ -9,7 +9,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Whether the slices of a label are those of one heart: of a plausible size, one above the other, the RV on one side."""
+"""Whether the slices of a label are those of one heart: whole, of a plausible size, one above the other, the RV on one side."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def measure_slices(label: NDArray, spacing: Sequence[float]) -> dict[str, object
         and lists that are empty where there is nothing to compare, of slices with at least `WELL_SEEN` of the largest area:
         "off_line", dicts of `slice` (from 1) and `mm` by which the center of the ventricle lies off the middle between those
         of its neighbors; "overlap", of `slice` and `percent`, the Dice with the ventricle of the next slice; "turned", of
-        `slice` and `degrees` by which the RV's direction differs from the median of all slices.
+        `slice` and `degrees` by which the RV's direction differs from the median of all slices. "cut" lists the slices, of
+        any size, in which the ventricle reaches the border of the image.
     """
     masks = np.isin(label, VENTRICLE)
     areas = masks.sum(axis=(0, 1)) * float(np.prod(spacing[:2]))
@@ -49,7 +50,13 @@ def measure_slices(label: NDArray, spacing: Sequence[float]) -> dict[str, object
         "off_line": [{"slice": z + 1, "mm": mm} for (_, z, _), mm in zip(trios, off)],
         "overlap": [{"slice": z + 1, "percent": 100 * float(dice)} for (z, _), dice in zip(pairs, overlaps)],
         "turned": _turns(label, spacing, centers),
+        "cut": [z + 1 for z in range(label.shape[2]) if _reaches_border(masks[..., z])],
     }
+
+
+def _reaches_border(mask: NDArray) -> bool:
+    """Whether a mask (X, Y) has one of the outermost pixels."""
+    return bool(mask.any() and mask.sum() > mask[1:-1, 1:-1].sum())
 
 
 def _center(mask: NDArray, spacing: Sequence[float]) -> NDArray:

@@ -29,7 +29,7 @@ from scripts.progress import stage
 # Least share of its area at end diastole that the RV keeps in the uppermost slice that shows it there, where it is still
 # counted in that slice; chosen on `train` and `val` of ACDC, whose readers mostly end the RV one slice lower at end systole.
 LEAST_LEFT = 0.65
-LEAST_ENCLOSED = 0.93  # the least share of the LV's rim that is myocardium; on a long axis the rim is open at the base
+LEAST_ENCLOSED = 0.93  # the least `enclosed_share`; on a long axis the rim is open at the base
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,14 @@ def find_phases(labels: NDArray, spacing: Sequence[float]) -> tuple[int, int] | 
 
 
 def enclosed_share(label: NDArray) -> float:
-    """The share of the LV's rim (in-plane neighbors of its voxels) in a label map (X, Y, Z) that is myocardium; NaN
-    without an LV."""
+    """The share of the LV's rim (in-plane neighbors of its voxels) that is myocardium, the median over those slices of a
+    label map (X, Y, Z) that hold an LV: a base or a cut slice whose ring is open does not count for all; NaN without an LV.
+    """
     lv = label == LABELS["lv"]
-    rim = label[binary_dilation(lv, CROSS) & ~lv]
-    return float((rim == LABELS["myo"]).mean()) if rim.size else float("nan")
+    rim = binary_dilation(lv, CROSS) & ~lv
+    held = [z for z in range(label.shape[2]) if rim[..., z].any()]
+    shares = [(label[..., z][rim[..., z]] == LABELS["myo"]).mean() for z in held]
+    return float(np.median(shares)) if shares else float("nan")
 
 
 def shows_short_axis(label: NDArray) -> bool:

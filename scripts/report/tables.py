@@ -68,7 +68,7 @@ NAMES = {
     "wall_change_percent": "Change of the myocardium's volume that is remarked, %",
     "volume_closure_percent": "Left ventricular volume: last step to the first frame, % of all change",
     "volume_step_percent": "Left ventricular volume: largest step, % of all change",
-    "volume_jump_percent": "Left ventricular volume: frame off its neighbors' mean, % of all change",
+    "volume_reversal_percent": "Left ventricular volume: rise within its fall, % of all change",
     "off_line_mm": "Slice off the line of its neighbors, mm",
     "least_overlap_percent": "Dice of a slice with the next one (least), %",
     "turned_degrees": "RV on another side than in most slices, degrees",

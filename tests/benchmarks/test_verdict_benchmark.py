@@ -25,7 +25,19 @@ from scripts.errors import InputError
 
 from benchmarks import verdict
 from benchmarks.corruptions import CORRUPTIONS, Case
-from benchmarks.verdict import CLEAN, LEAST, QUANTILE, Measured, judge_case, set_limit, set_limits, summarize, tabulate
+from benchmarks.verdict import (
+    CALLED_OUT,
+    CLEAN,
+    LEAST,
+    QUANTILE,
+    Measured,
+    judge_case,
+    set_limit,
+    set_limits,
+    summarize,
+    tabulate,
+    worst_values,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,13 +69,14 @@ def test_each_kind_changes_a_case_and_leaves_what_it_was_given(kind: str, cases:
     assert np.array_equal(case.image, before.image)
     assert np.array_equal(case.label, before.label)
     for one in found:
-        assert one.image.shape[:3] == case.image.shape[:3]
+        assert one.image.shape[:3] == one.label.shape
+        assert one.label.shape == case.label.shape or kind == "heart cut"
         assert one.image.dtype == np.float32
         assert np.isfinite(one.image).all()
         assert 1 <= one.reference <= one.image.shape[3]
         changed = [
             one.image.shape != case.image.shape or not np.array_equal(one.image, case.image),
-            not np.array_equal(one.label, case.label),
+            one.label.shape == case.label.shape and not np.array_equal(one.label, case.label),
             (one.reference, one.spacing, one.broken) != (case.reference, case.spacing, case.broken),
         ]
         assert sum(changed) >= 1
@@ -92,18 +105,18 @@ def test_a_summary_counts_grades_and_what_is_called_out() -> None:
 
 def test_a_limit_lies_beyond_clean_cases_on_the_bad_side() -> None:
     values = list(np.random.default_rng(0).permutation(np.arange(1.0, 101)))
-    found = set_limit([*values, float("nan")])
+    found = set_limit([*values, float("nan")], is_least=False, reach=1.5)
     assert found == {"cases": 100, "limit": 118, "median": 50, "percentile": 95, "worst": 100}
-    least = set_limit([-value for value in values], is_least=True)
+    least = set_limit([-value for value in values], is_least=True, reach=1.5)
     assert least == {"cases": 100, **{name: -value for name, value in found.items() if name != "cases"}}
     # Cases that are all alike leave at least a unit.
-    assert set_limit([7.0] * 20)["limit"] == 8.5
+    assert set_limit([7.0] * 20, False, 2.0)["limit"] == 9
     # One of twenty may be infinite, two may not.
-    assert set_limit([1.0] * 19 + [np.inf])["limit"] == 2.5
+    assert set_limit([1.0] * 19 + [np.inf], False, 2.0)["limit"] == 3
     with pytest.raises(InputError, match="infinite"):
-        set_limit([1.0] * 18 + [np.inf] * 2)
+        set_limit([1.0] * 18 + [np.inf] * 2, False, 2.0)
     with pytest.raises(InputError, match="no clean case"):
-        set_limit([float("nan")])
+        set_limit([float("nan")], False, 2.0)
 
 
 def quality(off: float) -> dict:
@@ -122,13 +135,20 @@ def test_a_case_is_judged_again_with_other_thresholds() -> None:
     assert worst(judge_case({"refused": "No."}, {})) == DO_NOT_USE
 
 
-def test_limits_are_those_of_each_figure_of_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdict, "FIGURES", {"off_line_mm": FIGURES["off_line_mm"]})
-    found = set_limits([*(quality(mm) for mm in range(1, 21)), {"refused": "No."}])
-    assert found["off_line_mm"]["limit"] == 10 + 1.5 * 9
-    monkeypatch.setattr(verdict, "FIGURES", {"jump_ratio": FIGURES["jump_ratio"]})
-    with pytest.raises(InputError, match="jump_ratio: no clean case"):
-        set_limits([quality(1.0)])
+def test_the_least_reach_is_taken_that_calls_out_few_clean_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("off_line_mm", "turned_degrees")
+    monkeypatch.setattr(verdict, "FIGURES", {name: FIGURES[name] for name in names})
+    monkeypatch.setattr(verdict, "CALLED_OUT", 0.05)
+    # Two of forty are allowed, whatever calls them out; the percentile is that of the 38th.
+    off, still = [2.7, 2.7] + [1.0] * 38, [10.0] * 40
+    assert set_limits(dict(zip(names, (off, still))))[0] == 1.0
+    reach, found = set_limits(dict(zip(names, (off, [10.0] * 38 + [50.0] * 2))))
+    assert (reach, found["off_line_mm"]["limit"]) == (1.75, 2.75)
+    assert found["turned_degrees"]["limit"] == 10 + 1.75 * FIGURES["turned_degrees"].slack
+    with pytest.raises(InputError, match="more clean cases than they may"):
+        set_limits(dict(zip(names, ([1e6] + [1.0] * 19, [1.0] * 19 + [1e6]))))
+    with pytest.raises(InputError, match="turned_degrees: no clean case"):
+        set_limits(worst_values([quality(1.0), {"refused": "No."}]))
 
 
 def test_what_was_measured_is_kept_by_its_content(
@@ -151,15 +171,14 @@ def committed() -> dict:
 
 def test_the_thresholds_of_the_code_are_those_that_were_measured(committed: dict) -> None:
     """The file that the verdict reads has what the rule makes of the clean cases of `train`, and nothing else."""
-    assert committed["rule"] == {"quantile": QUANTILE, "least": LEAST}
+    rule = committed["rule"]
+    assert rule == {"quantile": QUANTILE, "least": LEAST, "called out": CALLED_OUT, "reach": rule["reach"]}
     assert {name: figure["limit"] for name, figure in committed["limits"].items()} == CALIBRATED
     assert CALIBRATED.keys() == FIGURES.keys()
     for name, figure in committed["limits"].items():
-        way = abs(figure["percentile"] - figure["median"])
-        sign = -1 if FIGURES[name].is_least else 1
-        assert figure["limit"] == pytest.approx(
-            figure["median"] + sign * FIGURES[name].reach * max(way, LEAST), rel=0.02
-        ), name
+        way = (-1 if FIGURES[name].is_least else 1) * max(abs(figure["percentile"] - figure["median"]), LEAST)
+        expected = figure["median"] + rule["reach"] * FIGURES[name].slack * way
+        assert figure["limit"] == pytest.approx(expected, rel=0.02), name
 
 
 def test_the_committed_tables_are_those_of_the_committed_rows(committed: dict) -> None:

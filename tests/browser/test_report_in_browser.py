@@ -151,3 +151,27 @@ def test_a_printed_cohort_breaks_no_number(browser: Browser, tmp_path: Path) -> 
         return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size; })"""
     assert set(page.evaluate(lines)) == {1}
     page.close()
+
+
+def test_a_heading_of_a_cohort_sorts_and_links_lead_to_reports(browser: Browser, report: Path, tmp_path: Path) -> None:
+    grades = {"a b": "passed", "c": "do not use", "d": "look here"}
+    rows = []
+    for (name, grade), percent in zip(grades.items(), (9.5, 61.0, 40.0)):
+        (tmp_path / name).mkdir()
+        shutil.copy(report, tmp_path / name / "report.html")
+        case = {"case": name, "status": "done", "grade": grade, "verdict": "Words.", "lv_ef_percent": percent}
+        rows.append(dict.fromkeys(COLUMNS, "") | case)
+    write_cohort(tmp_path / "cohort.html", rows)
+    # Wherever the folder lies.
+    moved = shutil.move(tmp_path, tmp_path.with_name(f"{tmp_path.name} moved"))
+    page = browser.new_page()
+    page.goto((Path(moved) / "cohort.html").as_uri(), wait_until="load")
+    cases = "[...document.querySelectorAll('td:nth-child(3)')].map(cell => cell.textContent)"
+    assert page.evaluate(cases) == ["c", "d", "a b"]
+    assert page.locator("td img").count() == 3
+    for expected in (["a b", "d", "c"], ["c", "d", "a b"]):
+        page.get_by_role("button", name="LV EF").click()
+        assert page.evaluate(cases) == expected
+    page.get_by_role("link", name="a b").click()
+    page.wait_for_selector("#verdict")
+    page.close()

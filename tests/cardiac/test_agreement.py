@@ -177,8 +177,16 @@ def test_curves_by_hand() -> None:
     assert half["closure_percent"] == pytest.approx(100)
     exchanged = beat.copy()
     exchanged[[5, 9]] = exchanged[[9, 5]]
-    assert measure_curve(exchanged)["jump_frame"] == 6
-    assert measure_curve(exchanged)["jump_percent"] > 2 * found["jump_percent"]
+    assert measure_curve(exchanged)["reversal_frame"] == 6
+    assert measure_curve(exchanged)["reversal_percent"] == pytest.approx(100 * (exchanged[5] - exchanged[4]) / 50)
+    # Wherever the cine begins.
+    turned = measure_curve(np.roll(exchanged, 3))
+    assert turned["reversal_percent"] == pytest.approx(measure_curve(exchanged)["reversal_percent"])
+    assert turned["reversal_frame"] == 9
+    late = beat.copy()
+    late[8] = 55
+    assert measure_curve(late)["reversal_percent"] == pytest.approx(100 * (beat[7] - 55) / 50)
+    assert (found["reversal_percent"], measure_curve(late)["reversal_frame"]) == (0, 9)
     assert measure_curve(np.array([100.0, 99, 98, 99])) == measure_curve(beat[:3]) == measure_curve(np.zeros(9)) == {}
 
 

@@ -78,4 +78,13 @@ def test_a_small_slice_at_the_end_may_lie_anywhere() -> None:
 
 def test_nothing_is_measured_where_there_is_no_heart() -> None:
     found = measure_slices(np.zeros((20, 20, 3), np.uint8), SPACING)
-    assert found == {"diameter_mm": 0, "off_line": [], "overlap": [], "turned": []}
+    assert found == {"diameter_mm": 0, "off_line": [], "overlap": [], "turned": [], "cut": []}
+
+
+def test_a_heart_that_reaches_the_border_is_cut_there() -> None:
+    whole = stack(*[(0.0, 0.0)] * 3)
+    assert measure_slices(whole, SPACING)["cut"] == []
+    cut = np.concatenate([whole[..., :1], whole[..., 1:2], whole[..., :1]], axis=2)
+    cut[..., [0, 2]] = 0
+    assert measure_slices(cut[40:], SPACING)["cut"] == [2]
+    assert measure_slices(whole[:, :60], SPACING)["cut"] == [1, 2, 3]

@@ -17,7 +17,13 @@ import numpy as np
 import pytest
 from scripts.cardiac.evidence import FIGURES, Evidence
 
-CURVE = {"change_percent": 50.0, "closure_percent": 5.0, "step_percent": 30.0, "jump_percent": 15.0, "jump_frame": 4}
+CURVE = {
+    "change_percent": 50.0,
+    "closure_percent": 5.0,
+    "step_percent": 30.0,
+    "reversal_percent": 15.0,
+    "reversal_frame": 4,
+}
 
 
 def evidence(
@@ -65,12 +71,12 @@ def test_a_label_that_fits_another_frame_names_it() -> None:
 
 
 def test_a_volume_leaps_only_where_both_curves_do() -> None:
-    curves = {"carried": CURVE, "segmented": {**CURVE, "jump_percent": 90.0, "jump_frame": 7}}
+    curves = {"carried": CURVE, "segmented": {**CURVE, "reversal_percent": 90.0, "reversal_frame": 7}}
     e = evidence(contours={"curves": curves})
-    assert e.curves("jump_percent") == [((4, None), 15.0)]
+    assert e.curves("reversal_percent") == [((4, None), 15.0)]
     # A curve that hardly changes has no course.
     still = {"carried": CURVE, "segmented": {"wall_change_percent": 2.0}}
-    assert evidence(contours={"curves": still}).curves("jump_percent") == []
+    assert evidence(contours={"curves": still}).curves("reversal_percent") == []
 
 
 def test_ejection_fractions_part_by_their_difference() -> None:

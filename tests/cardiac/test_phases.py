@@ -70,6 +70,9 @@ def test_a_ring_is_a_short_axis_and_an_arch_is_not(labels: NDArray) -> None:
     assert enclosed_share(labels[..., 0]) > 0.95
     assert shows_short_axis(labels[..., 0])
     assert not shows_short_axis(long_axis())
+    cut = labels[..., 0].copy()
+    cut[48:, :, 0] = 0
+    assert shows_short_axis(cut)  # one open ring of four
     assert np.isnan(enclosed_share(np.zeros((4, 4, 1))))
     assert not shows_short_axis(np.zeros((4, 4, 1)))
 

@@ -491,7 +491,7 @@ def test_ejection_fractions_by_both_answers_and_the_frame_of_a_label_by_hand() -
 
 
 def test_a_pair_whose_contours_part_is_called_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {"distance_mm_of_a_slice_once": 5.0, "ef_difference_points": 10.0, "least_diameter_mm": 20.0}
+    limits = {"distance_mm_of_a_frame": 5.0, "ef_difference_points": 10.0, "least_diameter_mm": 20.0}
     monkeypatch.setattr(quality, "THRESHOLDS", THRESHOLDS | limits)
     pair = register(wave(3.0), reference=None, images=np.random.default_rng(1).normal(100, 30, (*SHAPE, 1)))
     pair.fixed_segmented, pair.segmented = discs(7)[..., 0], discs(4)
@@ -500,7 +500,7 @@ def test_a_pair_whose_contours_part_is_called_out(monkeypatch: pytest.MonkeyPatc
     pair.carried_label = np.roll(pair.carried_label, 8, axis=0)
     found = assess(pair)
     assert found["grade"] == DO_NOT_USE
-    assert any("apart (slices 1, 2, 3)" in sentence for sentence in graded(found))
+    assert any("mm apart." in sentence for sentence in graded(found))
     assert not any("frame " in sentence for sentence in graded(found))
     pair.carried_label = discs(7)[..., 0]
     (sentence,) = graded(assess(pair))
