@@ -334,9 +334,10 @@ def test_a_labeled_cavity_may_empty_and_muscle_may_not(value: int, reference: in
     assert any(words.startswith(called) for words in sentences(cine)) == (value == 2)
 
 
-def test_frames_out_of_order_are_called_out() -> None:
+def test_frames_out_of_order_are_called_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sorted by name (1, 10, 11, …, 2, 20, …), and with two neighbors exchanged; a heart that rests for half of the
     cycle, or of few frames, is in order."""
+    monkeypatch.setattr(quality, "THRESHOLDS", THRESHOLDS | {"jump_ratio": 3.2})
     beat = lambda frames: 2 - 2 * np.cos(2 * np.pi * np.arange(frames) / frames)
     called = lambda amplitudes: [words for words in sentences(register(wave(*amplitudes))) if "neighbors" in words]
     by_name = sorted(range(20), key=lambda t: str(t + 1))
