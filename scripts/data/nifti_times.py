@@ -66,10 +66,16 @@ def _is_heartbeat(step: float, frames: int) -> bool:
 
 
 def _read_sidecar(path: str) -> dict[str, float]:
-    """The numbers of the JSON file of a NIfTI file's name; none where it is not there or no JSON of that kind."""
+    """The numbers of the JSON file of a NIfTI file's name; none where it is not there or, with a line in the log, no JSON of
+    that kind."""
     sidecar = Path(re.sub(r"\.(nii|img|hdr)(\.gz)?$", "", path, flags=re.IGNORECASE) + ".json")
+    if not sidecar.exists():
+        return {}
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8-sig"))
         return {key: float(value) for key, value in content.items() if isinstance(value, (int, float))}
     except (OSError, ValueError, AttributeError, RecursionError, OverflowError):
+        logging.getLogger("inference").warning(
+            f"{sidecar}: cannot be read as the JSON of dcm2niix, and no times are taken from it; correct or remove it."
+        )
         return {}

@@ -105,3 +105,13 @@ def test_the_json_of_dcm2niix_says_what_the_header_does_not(tmp_path: Path, capl
 def test_a_json_that_says_nothing_is_left_alone(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
     assert read_nifti_cine(write_cine(tmp_path / "a.nii.gz", 40, "msec")).frame_time == pytest.approx(40)
+
+
+@pytest.mark.parametrize("content", ["{broken", "[1, 2]", "[" * 100_000, b"\xff\xfe\x00"])
+def test_a_json_that_cannot_be_read_is_named(
+    content: str | bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_cine(tmp_path / "a.nii.gz", 40, "msec")
+    path.with_name("a.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert read_nifti_cine(path).times is not None
+    assert "a.json: cannot be read as the JSON of dcm2niix" in caplog.text
