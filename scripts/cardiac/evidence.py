@@ -273,7 +273,7 @@ FIGURES = {
     "volume_closure_percent": Figure(lambda e: e.curves("closure_percent")),
     "volume_step_percent": Figure(lambda e: e.curves("step_percent")),
     # More frames than the ten of the clean cases have more noise.
-    "volume_reversal_percent": Figure(lambda e: e.curves("reversal_percent"), slack=5.0),
+    "volume_reversal_percent": Figure(lambda e: e.curves("reversal_percent"), slack=3.0),
     "off_line_mm": Figure(lambda e: e.of_heart("off_line", "mm")),
     "least_overlap_percent": Figure(lambda e: e.of_heart("overlap", "percent"), is_least=True),
     "turned_degrees": Figure(lambda e: e.of_heart("turned", "degrees"), slack=2.0),  # the RV's outline is unsure
