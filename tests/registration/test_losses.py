@@ -237,3 +237,18 @@ def test_overlap_counts_what_both_images_have() -> None:
     field = along(0.5).requires_grad_()
     SliceOverlap()(field, (none, none)).backward()
     assert not field.grad.any()
+
+
+class Shift(nn.Module):
+    """A network of slices that finds a shift by one pixel."""
+
+    def forward(self, pair: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(len(pair), 2, *pair.shape[2:])
+
+
+def test_overlap_is_that_after_the_step_in_plane() -> None:
+    moving = cylinder(1, 3)
+    label = torch.cat([moving, moving.roll(-1, dims=2)], dim=1)
+    field, pair = along(0.0).float(), label.float()
+    assert float(SliceOverlap()(field, (pair, label))) > 0.1
+    assert float(SliceOverlap(Shift())(field, (pair, label))) == pytest.approx(0, abs=1e-5)
