@@ -21,13 +21,13 @@ import csv
 import gzip
 import inspect
 import json
-import multiprocessing
 import os
 import re
 import runpy
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import time
 import zipfile
@@ -40,6 +40,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from scripts.cardiac.phantom import write_phantom_dataset
 from scripts.command_line import report_error
 from scripts.data.itk_fields import write_field
@@ -825,29 +826,24 @@ def test_output_that_is_no_folder(
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def _register(words: list[str]) -> None:
-    """A process of `python -m scripts register`."""
-    sys.argv, sys.excepthook = ["scripts/__main__.py", "register", *words], report_error
-    try:
-        runpy.run_module("scripts", run_name="__main__", alter_sys=True)
-    except KeyboardInterrupt as error:  # as the interpreter ends it
-        sys.excepthook(type(error), error, error.__traceback__)
-        raise SystemExit(130) from None
+# Python of a shell's background job would ignore Ctrl-C.
+REGISTER = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('scripts', run_name='__main__', alter_sys=True)"
+)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
 def test_a_signal_leaves_nothing_half_written(tiny: Path, tmp_path: Path, number: signal.Signals, status: int) -> None:
     """A registration that is ended while it writes a case."""
     out = tmp_path / "OUT"
-    words = [str(next(tiny.glob("*1/*_4d.nii.gz"))), *PLAIN, "--output_dir", str(out)]
-    process = multiprocessing.get_context("fork").Process(target=_register, args=(words,))
-    process.start()
-    while process.is_alive() and not list(out.glob(".part_*")):
-        time.sleep(0.002)
-    os.kill(process.pid, number)
-    process.join()
-    assert process.exitcode == status
+    words = ["register", str(next(tiny.glob("*1/*_4d.nii.gz"))), *PLAIN, "--output_dir", str(out)]
+    with subprocess.Popen([sys.executable, "-c", REGISTER, *words], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(out.glob(".part_*")):
+            time.sleep(0.002)
+        process.send_signal(number)
+    assert process.returncode == status
     assert not list(out.iterdir())
 
 
