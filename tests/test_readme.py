@@ -30,7 +30,8 @@ from scripts.registration.losses import WarpedSimilarity
 from training_runs import make_pairs, make_unet
 
 DOCUMENTS = ("README.md", "sample/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
-NOT_OF_CONFIGS = {"alone", "json", "native", "reference", "rehearse", "runs", "tracking"}  # of benchmarks and others
+# Of benchmarks and of the short form.
+NOT_OF_CONFIGS = {"alone", "config", "json", "native", "reference", "rehearse", "runs", "size", "tracking"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#]+)\)")
 
 
