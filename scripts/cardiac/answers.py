@@ -44,6 +44,10 @@ SEGMENTED_CAVEAT = (
     "Segmented volumes know nothing of the motion: which basal slice still belongs to a ventricle is decided in each "
     "frame anew, and one slice more or less changes a volume by as much."
 )
+ALONG_THE_STACK = (
+    "Motion along the stack is seen only as finely as slices lie apart: where the base is taken for higher or lower than "
+    "it is, end-systolic volumes are too large or too small."
+)
 DEFINITIONS = {
     "label_basis": "where the label of the reference frame comes from: given, or automatic, by the segmentation",
     "carried": "the same figures by the label of the reference frame, moved to the others by the registration",
@@ -63,6 +67,7 @@ def measure_answers(
     times: NDArray | None = None,
     reference: int | None = None,
     is_stack: bool = True,
+    in_plane: bool = True,
 ) -> dict[str, object]:
     """Function by each answer, and of each ventricle by the better one.
 
@@ -72,6 +77,7 @@ def measure_answers(
         labels: of all frames (X, Y, Z, T), by `CARRIED` and, where the frames were segmented, `SEGMENTED`.
         label_basis: a key of `BETTER`.
         spacing, times, reference, is_stack: as `function.measure_function` takes them.
+        in_plane: whether labels were carried within slices alone, and not along the stack, too.
 
     Returns:
         What `function.measure_function` returns, of each ventricle by the answer that "lv_measured_by" and
@@ -96,10 +102,9 @@ def measure_answers(
         result |= {by: {k: v for k, v in figures.items() if k not in parts} for by, figures in answers.items()}
     own = {name.format(ventricle): text for name, text in DEFINITIONS.items() for ventricle in ("lv", "rv")}
     definitions |= {name: text for name, text in own.items() if name in result}
-    caveats = dict.fromkeys(
-        SEGMENTED_CAVEAT if by == SEGMENTED and is_stack else figures["caveat"] for by, figures in answers.items()
-    )
-    return {**result, "definitions": definitions, "caveat": " ".join(caveats)}
+    beware = {SEGMENTED: SEGMENTED_CAVEAT} | ({} if in_plane else {CARRIED: ALONG_THE_STACK})
+    caveats = [beware.get(by, figures["caveat"]) if is_stack else figures["caveat"] for by, figures in answers.items()]
+    return {**result, "definitions": definitions, "caveat": " ".join(dict.fromkeys(caveats))}
 
 
 def _of_the_better_one(answers: Mapping[str, Mapping], ventricle: str, better: Measured) -> dict[str, object]:

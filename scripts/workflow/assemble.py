@@ -133,8 +133,9 @@ class AssembleRegistration(Transform):
         r, cine = registration, registration.cine
         if r.label is None:
             return []
+        in_plane = r.fields.shape[1] == 2
         r.function = measure_answers(
-            r.answers, r.label_basis or GIVEN, cine.spacing, cine.times, r.reference, cine.is_stack
+            r.answers, r.label_basis or GIVEN, cine.spacing, cine.times, r.reference, cine.is_stack, in_plane
         )
         if is_long_axis(cine.plane):
             r.strain = measure_longitudinal(r.fields, r.label, cine.affine, cine.times)

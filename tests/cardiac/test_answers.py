@@ -67,6 +67,15 @@ def test_carried_alone_is_what_it_was() -> None:
         assert (f"{ventricle}_ef_limits_points" in result) == (better.by == CARRIED)
 
 
+def test_fields_along_the_stack_are_not_said_to_stay_in_plane() -> None:
+    both = {CARRIED: motion, SEGMENTED: single}
+    in_plane = measure_answers(both, GIVEN, SPACING)
+    along = measure_answers(both, GIVEN, SPACING, in_plane=False)
+    assert "in-plane" in in_plane["caveat"]
+    assert "in-plane" not in along["caveat"]
+    assert {**along, "caveat": in_plane["caveat"]} == in_plane
+
+
 def test_a_ventricle_that_one_answer_lacks_comes_from_the_other() -> None:
     only_lv = np.where(motion == LABELS["rv"], 0, motion)
     result = measure_answers({CARRIED: only_lv, SEGMENTED: single}, GIVEN, SPACING)
