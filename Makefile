@@ -41,7 +41,7 @@ demo: .venv/.runtime
 	$(PY) -m scripts.cardiac.phantom --root demo/phantoms
 	$(BUNDLE) --config_file "['configs/train.yaml','configs/demo.yaml']"
 	$(BUNDLE) --config_file "['configs/train.yaml','configs/evaluate.yaml','configs/demo.yaml']"
-	@echo "look at demo/registration.png; all figures are in demo/summary.json and demo/metrics.csv"
+	@echo "look at demo/sample/SC-HF-I-2/report.html, the real cine, and demo/registration.png, a phantom; all figures are in demo/summary.json and demo/metrics.csv"
 
 # Goes on where it was interrupted. SUBSET (subjects of each split) and EPOCHS make a short trial of it.
 table: .venv/.dev

@@ -80,7 +80,7 @@ def worst(findings: Iterable[Finding]) -> str:
 
 
 _EJECTIONS = (
-    "Both answers on the LV part: its ejection fraction is {e.ejections[carried]:.0f} % by carried and "
+    "The two answers on the LV differ: its ejection fraction is {e.ejections[carried]:.0f} % by carried and "
     "{e.ejections[segmented]:.0f} % by segmented contours."
 )
 # What a verdict calls out: where in the evidence e it is so, how grave it is, and the sentence.

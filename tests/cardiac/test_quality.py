@@ -505,4 +505,4 @@ def test_a_pair_whose_contours_part_is_called_out(monkeypatch: pytest.MonkeyPatc
     assert not any("frame " in sentence for sentence in graded(found))
     pair.carried_label = discs(7)[..., 0]
     (sentence,) = graded(assess(pair))
-    assert sentence.startswith("Both answers on the LV part: its ejection fraction is 0 % by carried")
+    assert sentence.startswith("The two answers on the LV differ: its ejection fraction is 0 % by carried")
