@@ -149,7 +149,7 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
     Enhanced one.
 
     Raises:
-        InputError: for a file that cannot be read, a .dcm file that is not DICOM, a spoiled header, an image that lacks
+        InputError: for a file that cannot be read, a .dcm file that is not DICOM, a damaged header, an image that lacks
             its geometry, a classic file of several frames, or an Enhanced one that describes none.
     """
     from pydicom import uid
@@ -173,7 +173,7 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
     try:
         header = read_file(path, HEADER_TAGS, stop_before_pixels=True)
     except Exception as error:
-        # With a spoiled header pydicom may raise any kind of error.
+        # With a damaged header pydicom may raise any kind of error.
         raise InputError(f"{folder}: {path.name} cannot be read as DICOM ({type(error).__name__}); {cure}") from error
     enhanced = (uid.EnhancedMRImageStorage, uid.LegacyConvertedEnhancedMRImageStorage)
     kind = header.get("SOPClassUID")

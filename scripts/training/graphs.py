@@ -59,13 +59,13 @@ class GraphTrainer(SupervisedTrainer):
         self.graph = graph
         if not graph:
             return
-        refused = {
+        unsupported = {
             "amp": self.amp,
             "compile": self.compile,
             "accumulation_steps > 1": self.accumulation_steps > 1,
             "several processes": isinstance(self.network, DistributedDataParallel),
         }
-        for name, given in refused.items():
+        for name, given in unsupported.items():
             if given:
                 raise InputError(f"--graph True: a step with {name} is not recorded; leave one of them out.")
         # One for all: what a backward pass meets on a stream, a later one waits for there.
