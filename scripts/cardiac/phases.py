@@ -43,8 +43,9 @@ class Contours:
 
 
 def find_phases(labels: NDArray, spacing: Sequence[float]) -> tuple[int, int] | None:
-    """End diastole and end systole, counted from 1: the frames of the largest and smallest LV volume, smoothed over
-    three frames so that one frame's error does not decide.
+    """End diastole and end systole, counted from 1: the frames of the largest and smallest LV volume, each of them within
+    a frame of where the volume smoothed over three frames has its own, so that one frame's error does not decide, and the
+    ends of the cine, which have one neighbor, are not preferred.
 
     Args:
         labels: (X, Y, Z, T).
@@ -56,8 +57,14 @@ def find_phases(labels: NDArray, spacing: Sequence[float]) -> tuple[int, int] | 
     lv = volumes(labels, spacing).get("lv")
     if lv is None:
         return None
-    smooth = correlate1d(lv.astype(float), [0.25, 0.5, 0.25], mode="nearest")
-    return int(smooth.argmax()) + 1, int(smooth.argmin()) + 1
+    return _peak(lv.astype(float)) + 1, _peak(-lv.astype(float)) + 1
+
+
+def _peak(curve: NDArray) -> int:
+    """The frame, counted from 0, of the largest value next to the largest of the smoothed curve."""
+    around = int(correlate1d(curve, [0.25, 0.5, 0.25], mode="nearest").argmax())
+    first = max(around - 1, 0)
+    return first + int(curve[first : around + 2].argmax())
 
 
 def enclosed_share(label: NDArray) -> float:

@@ -61,6 +61,15 @@ def test_one_frame_s_error_does_not_decide(labels: NDArray) -> None:
     assert find_phases(wrong, SPACING)[1] == expected[1]
 
 
+@pytest.mark.parametrize("last", [300, 305])
+def test_the_ends_of_a_cine_are_not_preferred(last: int) -> None:
+    """A cine that stops in systole, whose last frame but one is the smallest; smoothed, the last one would be."""
+    voxels = [700, 690, 600, 500, 420, 290, last]
+    curve = np.stack([np.where(np.arange(1000).reshape(10, 10, 10) < n, 3, 0) for n in voxels], axis=-1)
+    assert find_phases(curve, (1, 1, 1)) == (1, 6)
+    assert find_phases(curve[..., ::-1], (1, 1, 1)) == (7, 2)
+
+
 def test_without_an_lv_there_is_no_phase(labels: NDArray) -> None:
     assert find_phases(np.where(labels == 3, 0, labels), SPACING) is None
     assert find_phases(labels[..., :1], SPACING) == (1, 1)
