@@ -288,11 +288,8 @@ def _folder_cases(root: Path, reference_frame: int | None, direction: str) -> li
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give --dataset_dir a folder that is there.")
     if mms_table(root):
-        return [
-            item
-            for code, subject in sorted(mms_subjects(root).items())
-            for item in _mms_case(code, subject, reference_frame)
-        ]
+        subjects = sorted(mms_subjects(root).items())
+        return list(chain.from_iterable(_mms_case(*subject, reference_frame) for subject in subjects))
     entries = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
     found = _search(root, entries)
     cases = []
@@ -301,15 +298,24 @@ def _folder_cases(root: Path, reference_frame: int | None, direction: str) -> li
     for path in found.cines:
         cases += _report_later(_one_cine, _at_place(stem_of(path) or path.name, path), path, reference_frame)
     if not cases:
-        for folder in (root, *found.folders):
-            _refuse_no_cine(folder)
-        raise InputError(
-            f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files; give "
-            "--dataset_dir a folder that does."
-        )
+        _refuse_no_case(root, found)
     for level, sentence in _remarks(root, entries, found):
         logging.getLogger("inference").log(level, sentence)
     return cases
+
+
+def _refuse_no_case(root: Path, found: _Found) -> None:
+    """Stop at a folder without a case, with what it has in place of one.
+
+    Raises:
+        InputError: always.
+    """
+    for folder in (root, *found.folders):
+        _refuse_no_cine(folder)
+    raise InputError(
+        f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files; give "
+        "--dataset_dir a folder that does."
+    )
 
 
 def _mms_case(code: str, subject: Mapping, reference_frame: int | None) -> list[dict]:
@@ -324,22 +330,40 @@ def _mms_case(code: str, subject: Mapping, reference_frame: int | None) -> list[
 
 def _search(root: Path, entries: Sequence[Path]) -> _Found:
     """What is in a folder with these entries; folders of DICOM of one patient's study are one: the folder itself."""
-    folders = [path for path in entries if path.is_dir() and os.access(path, os.R_OK | os.X_OK)]
-    folders = [path for path in folders if not os.path.samefile(path, root)]
-    with_info = [path for path in folders if (path / "Info.cfg").is_file()]
-    subjects = [path for path in with_info if any(map(any, (path.glob(f"{path.name}_{end}") for end in _ACDC_FILES)))]
-    others = [path for path in folders if path not in subjects and not is_result(path)]
-    contents = {path: _cine_files(path) or ([path] if _holds_dicom(path) else []) for path in others}
-    # One without any image says which it lacks.
-    subjects += [path for path in with_info if contents.get(path) == []]
-    found = _Found(subjects, _cine_files(root), contents)
+    found = _list_contents(root, entries)
     if is_one_study(found.dicom):
         logging.getLogger("inference").info(f"{root}: its {len(found.dicom)} folders of DICOM are one patient's study")
-        others = {path: cines for path, cines in contents.items() if path not in found.dicom}
+        others = {path: cines for path, cines in found.folders.items() if path not in found.dicom}
         return replace(found, folders=others | {root: [root]})
-    if not (subjects or found.cines) and any(map(_looks_like_dicom, entries)):
+    if not (found.subjects or found.cines) and any(map(_looks_like_dicom, entries)):
         return replace(found, folders={root: [root]})
     return found
+
+
+def _list_contents(root: Path, entries: Sequence[Path]) -> _Found:
+    """What each of these entries of a folder holds, for itself."""
+    folders = [path for path in entries if _can_be_searched(path) and not os.path.samefile(path, root)]
+    subjects = [path for path in folders if _has_info(path) and _has_acdc_files(path)]
+    others = [path for path in folders if path not in subjects and not is_result(path)]
+    contents = {path: _cine_files(path) or [path] * _holds_dicom(path) for path in others}
+    # One without any image says which it lacks.
+    subjects += [path for path, cines in contents.items() if not cines and _has_info(path)]
+    return _Found(subjects, _cine_files(root), contents)
+
+
+def _can_be_searched(path: Path) -> bool:
+    """Whether a path is a folder that may be listed."""
+    return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+
+
+def _has_info(folder: Path) -> bool:
+    """Whether a folder has ACDC's Info.cfg."""
+    return (folder / "Info.cfg").is_file()
+
+
+def _has_acdc_files(folder: Path) -> bool:
+    """Whether a folder has an image under ACDC's names."""
+    return any(any(folder.glob(f"{folder.name}_{end}")) for end in _ACDC_FILES)
 
 
 def _remarks(root: Path, entries: Sequence[Path], found: _Found) -> Iterator[tuple[int, str]]:
@@ -350,20 +374,23 @@ def _remarks(root: Path, entries: Sequence[Path], found: _Found) -> Iterator[tup
             f"{root}: {names} look like slices of one cine and are registered apart; where they are, give --cine {root} "
             "or a folder of them."
         )
-    for folder in (root, *found.folders):
-        if stacks := _maybe_cines(folder):
-            more = f" {len(stacks) - 1} more of this folder are left out." if len(stacks) > 1 else ""
-            yield logging.WARNING, f"{stacks[0]}: is left out; it {no_cine(stacks[0], shape_of(stacks[0]))}{more}"
-    used = [path for path, cines in found.folders.items() if cines]
-    for path in used:
-        if path not in found.dicom and _holds_dicom(path):
-            number = len(found.folders[path])
-            yield logging.INFO, f"{path}: cines are its 4-D NIfTI files ({number}); its DICOM files are left out"
-    taken = {*found.subjects, *found.files, *used}
+    for stacks in filter(None, map(_maybe_cines, (root, *found.folders))):
+        more = f" {len(stacks) - 1} more of this folder are left out." if len(stacks) > 1 else ""
+        yield logging.WARNING, f"{stacks[0]}: is left out; it {no_cine(stacks[0], shape_of(stacks[0]))}{more}"
+    for path in _beside_dicom(found):
+        number = len(found.folders[path])
+        yield logging.INFO, f"{path}: cines are its 4-D NIfTI files ({number}); its DICOM files are left out"
+    taken = {*found.subjects, *found.files, *(path for path, cines in found.folders.items() if cines)}
     left = [path.name for path in entries if path not in taken]
     if left and root not in taken:
         more = f" and {len(left) - 9} more" if len(left) > 9 else ""
         yield logging.INFO, f"{root}: left out, for they hold no case: {', '.join(left[:9])}{more}"
+
+
+def _beside_dicom(found: _Found) -> list[Path]:
+    """The folders whose cines are NIfTI files that lie beside DICOM."""
+    dicom = found.dicom
+    return [path for path, cines in found.folders.items() if cines and path not in dicom and _holds_dicom(path)]
 
 
 def _holds_dicom(folder: Path) -> bool:

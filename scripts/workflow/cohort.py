@@ -19,7 +19,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -87,20 +88,43 @@ def run_cases(
         return []
     # A single case was asked for by its files and options: what lies there may come from others.
     folder, single = Path(output_dir), len(dataset.data) == 1
-    summary = folder / SUMMARY
     check_writable(folder)
     clear_leftovers(folder)
     if not single:
         _check_summary(folder)
     _let_cases_fail_alone(evaluator)
     settings = {**(parameters or {}), "bundle": bundle_version(), **_describe_settings(evaluator)}
-    done, reasons = [], {}
     # Shared before looking at what is done, which changes while the other processes work.
     share = dataset.data[idist.get_rank() :: idist.get_world_size()]
+    run = partial(_run_case, evaluator, dataset, folder=folder, settings=settings, anew=overwrite or single)
+    done, reasons = _run_share(share, run, folder, single)
+    _count_skipped(len(share) - len(done) - len(reasons), len(dataset.data))
+    own = [summarize_case(folder, item, reasons.get(str(item["case"]))) for item in share]
+    rows = gather_rows(own, len(dataset.data))
+    complaints = [] if single or idist.get_rank() > 0 else _write_summary(folder / SUMMARY, rows, dataset.data)
+    idist.barrier()
+    complaints += _list_failures(rows) if is_first_of_node() else []
+    if complaints:
+        raise InputError(" ".join(complaints))
+    return done
+
+
+def _run_share(
+    share: Sequence[Mapping], run: Callable[[Mapping], bool], folder: Path, single: bool
+) -> tuple[list[str], dict[str, str]]:
+    """The names of the cases that were run, and for each one that failed why; a single case's error goes on.
+
+    Args:
+        share: items of a data list.
+        run: of an item; says whether there was anything to do.
+        folder: of the cases' results.
+        single: whether there is one case in all.
+    """
+    done, reasons = [], {}
     for item in tqdm(share, desc="cases", unit="case", disable=single or idist.get_rank() > 0):
         name = str(item["case"])
         try:
-            if _run_case(evaluator, dataset, item, folder, settings, anew=overwrite or single):
+            if run(item):
                 done.append(name)
                 tqdm.write(describe_case(folder / name))
         except Exception as error:
@@ -110,15 +134,7 @@ def run_cases(
             # Some errors have no words.
             reasons[name] = str(cause) or type(cause).__name__
             tqdm.write(f"{name}: failed, {reasons[name]}")
-    _count_skipped(len(share) - len(done) - len(reasons), len(dataset.data))
-    own = [summarize_case(folder, item, reasons.get(str(item["case"]))) for item in share]
-    rows = gather_rows(own, len(dataset.data))
-    complaints = [] if single or idist.get_rank() > 0 else _write_summary(summary, rows, dataset.data)
-    idist.barrier()
-    complaints += _list_failures(rows) if is_first_of_node() else []
-    if complaints:
-        raise InputError(" ".join(complaints))
-    return done
+    return done, reasons
 
 
 def _run_case(
