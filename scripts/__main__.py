@@ -94,7 +94,7 @@ def main(words: Sequence[str]) -> None:
         raise InputError(
             f"{name}: nothing to work on; give {_usage(name)}, or options (python -m scripts {name} --help)."
         )
-    configs = _config_files(name, rest)
+    configs = _configs_of(name, rest)
     if {"-h", "--help"} & set(rest):
         print(f"python -m scripts {_usage(name)} [--option value ...]", COMMANDS[name].summary, "", sep="\n")
         print(_CONFIG_HELP, describe_files(configs[::-1]), sep="\n\n")
@@ -137,7 +137,7 @@ def _usage(name: str) -> str:
     return f"{name} {' | '.join(ways)}"
 
 
-def _config_files(name: str, words: list[str]) -> list[Path]:
+def _configs_of(name: str, words: list[str]) -> list[Path]:
     """The command's config files and those of --config, which is taken out of the words."""
     configs = [_ROOT / "configs" / config for config in COMMANDS[name].configs]
     while found := [word for word in words if word.partition("=")[0] in ("--config", "--config_file")]:

@@ -204,7 +204,7 @@ def _written_options(options: Mapping[str, object], folder: Path) -> dict[str, o
     points = options.get("points")
     if not isinstance(points, (str, Path, type(None))):
         written["points"] = folder / "points.csv"
-        rows = _numbers("points", points)
+        rows = _to_numbers("points", points)
         if rows.ndim != 2 or rows.shape[1] != 3:
             raise InputError(f"points: have the shape {rows.shape}; give (N, 3), x, y and z in mm along LPS.")
         with written["points"].open("w", newline="") as file:
@@ -223,7 +223,7 @@ def _in_memory(name: str, image: object) -> nib.Nifti1Image:
     elif isinstance(image, nib.spatialimages.SpatialImage):
         header, array, affine = None, image.dataobj, image.affine
     elif isinstance(image, tuple) and len(image) == 2:
-        header, array, affine = None, image[0], _numbers(f"{name}'s affine", image[1])
+        header, array, affine = None, image[0], _to_numbers(f"{name}'s affine", image[1])
     else:
         raise InputError(
             f"{name}: takes a path, a nibabel image or (array, affine), the affine from voxel index to RAS in mm; got "
@@ -233,14 +233,14 @@ def _in_memory(name: str, image: object) -> nib.Nifti1Image:
         raise InputError(
             f"{name}: its affine is invalid; give (4, 4) finite numbers, voxel index to RAS in mm, invertible."
         )
-    made = nib.Nifti1Image(_numbers(name, array), affine, header)
+    made = nib.Nifti1Image(_to_numbers(name, array), affine, header)
     made.set_data_dtype(np.float32)
     if header is None:
         made.header.set_xyzt_units("mm")
     return made
 
 
-def _numbers(name: str, values: object) -> NDArray:
+def _to_numbers(name: str, values: object) -> NDArray:
     try:
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":

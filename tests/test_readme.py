@@ -24,7 +24,7 @@ import torch
 from conftest import ROOT, WARM, succeed
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
-from scripts.__main__ import _config_files, _to_bundle_run
+from scripts.__main__ import _configs_of, _to_bundle_run
 from scripts.command_line import check
 from scripts.registration.losses import WarpedSimilarity
 from training_runs import make_pairs, make_unet
@@ -54,7 +54,7 @@ def test_workflows_know_the_options_of_documented_commands(document: str, monkey
             check(words[words.index("run") :])
         if words[:3] == ["python", "-m", "scripts"]:
             rest = words[4:]
-            check(_to_bundle_run(words[3], _config_files(words[3], rest), rest)[1:])
+            check(_to_bundle_run(words[3], _configs_of(words[3], rest), rest)[1:])
 
 
 def test_documented_modules_and_targets_are_there() -> None:

@@ -180,9 +180,9 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
     if kind is None and header.file_meta.get("MediaStorageSOPClassUID") in (None, uid.MRImageStorage, *enhanced):
         raise InputError(f"{folder}: {path.name} cannot be read as DICOM (its header is cut off); {cure}")
     # A color image is a picture of an image, such as a screen shot.
-    if kind not in (uid.MRImageStorage, *enhanced) or _numbers(header, "SamplesPerPixel", default=1.0)[0] > 1:
+    if kind not in (uid.MRImageStorage, *enhanced) or _read_numbers(header, "SamplesPerPixel", default=1.0)[0] > 1:
         return []
-    label = f"{path.name} (series {_numbers(header, 'SeriesNumber', default=0.0)[0]:g})"
+    label = f"{path.name} (series {_read_numbers(header, 'SeriesNumber', default=0.0)[0]:g})"
     if kind in enhanced:
         frames = _frame_headers(header)
         if not frames:
@@ -190,7 +190,7 @@ def read_instances(folder: Path, path: Path) -> list[Instance]:
                 f"{folder}: {label} is Enhanced DICOM without {FRAME_GROUPS[1]}, which says where its frames lie; export it again."
             )
         return [_read_instance(folder, path, f"{label}, frame {n + 1}", frame, n) for n, frame in enumerate(frames)]
-    if _numbers(header, "NumberOfFrames", default=1.0)[0] > 1:
+    if _read_numbers(header, "NumberOfFrames", default=1.0)[0] > 1:
         raise InputError(
             f"{folder}: {label} holds several frames in a class of files that has one each; export it again as "
             "Enhanced or classic DICOM."
@@ -210,7 +210,7 @@ def class_of(path: Path) -> str:
         name = uid.UID(header.get("SOPClassUID") or "").name
     except Exception:
         return ""
-    return f"{name} in color" if _numbers(header, "SamplesPerPixel", default=1.0)[0] > 1 else name
+    return f"{name} in color" if _read_numbers(header, "SamplesPerPixel", default=1.0)[0] > 1 else name
 
 
 def read_file(path: Path, tags: Sequence[str], **options: object) -> Dataset:
@@ -255,7 +255,7 @@ def _read_instance(folder: Path, path: Path, label: str, header: Dataset, frame:
     missing = ", ".join(tag for tag, value in geometry.items() if value is None)
     if missing:
         raise InputError(f"{folder}: {label} has no valid {missing}; export it again or move it out of the folder.")
-    pitch, thickness = (_positive(_first_number(header, (tag,))) for tag in GAP_TAGS)
+    pitch, thickness = (_if_positive(_first_number(header, (tag,))) for tag in GAP_TAGS)
     values = {tag: _texts(header, tag) for tag in KIND_TAGS}
     number = _first_number(header, ("SeriesNumber",))
     echo, padding = _first_number(header, ECHO_TAGS), _first_number(header, PADDING_TAGS[:1])
@@ -298,7 +298,7 @@ def _read_instance(folder: Path, path: Path, label: str, header: Dataset, frame:
 def _geometry_of(header: Dataset) -> dict[str, NDArray | None]:
     """The numbers of each of `GEOMETRY_TAGS`, None where it has none, sizes that are not above 0, or directions that are no
     unit vectors at right angles; those of length 1, which rounded cosines are not."""
-    geometry = {tag: _numbers(header, tag, count) for tag, count in GEOMETRY_TAGS.items()}
+    geometry = {tag: _read_numbers(header, tag, count) for tag, count in GEOMETRY_TAGS.items()}
     for tag in ("PixelSpacing", "Rows", "Columns"):
         if geometry[tag] is not None and not (geometry[tag] > 0).all():
             geometry[tag] = None
@@ -312,11 +312,11 @@ def _geometry_of(header: Dataset) -> dict[str, NDArray | None]:
 def _rescale_of(header: Dataset) -> tuple[float, float]:
     """Slope and intercept from stored values to intensities, of which bright ones are large also where the stored ones
     are small (MONOCHROME1)."""
-    slope, intercept = (float(_numbers(header, tag, default=default)[0]) for tag, default in RESCALE_TAGS.items())
+    slope, intercept = (float(_read_numbers(header, tag, default=default)[0]) for tag, default in RESCALE_TAGS.items())
     if header.get("PhotometricInterpretation") != "MONOCHROME1":
         return slope, intercept
     bits, signed = (
-        int(_numbers(header, tag, default=default)[0])
+        int(_read_numbers(header, tag, default=default)[0])
         for tag, default in (("BitsStored", 16), ("PixelRepresentation", 0))
     )
     white = -1 if signed else 2**bits - 1
@@ -325,13 +325,13 @@ def _rescale_of(header: Dataset) -> tuple[float, float]:
 
 def _times_of(header: Dataset, frame: int | None) -> dict[str, float]:
     """The times that a header tells, by their tags."""
-    times = {tag: float(value[0]) for tag in TIME_TAGS if (value := _numbers(header, tag)) is not None}
+    times = {tag: float(value[0]) for tag in TIME_TAGS if (value := _read_numbers(header, tag)) is not None}
     # A classic file that lost its TriggerTime may have lost more.
     is_classic = frame is None and not any(tag in header for tag in FRAME_CONTENT_TAGS)
     return {} if is_classic and TIME_TAGS[0] not in times else times
 
 
-def _positive(value: float | None) -> float | None:
+def _if_positive(value: float | None) -> float | None:
     """A number above 0; None for any other."""
     return value if value is not None and value > 0 else None
 
@@ -345,7 +345,7 @@ def _texts(header: Dataset, tag: str) -> set[str]:
 def _contrasts_of(header: Dataset) -> frozenset[str]:
     """What an image shows besides anatomy, of "flow", "perfusion" and "tagging", as its header says it."""
     types = set().union(*(_texts(header, tag) for tag in ("ImageType", "FrameType", "AcquisitionContrast")))
-    encoded = _numbers(header, "VelocityEncodingMaximumValue", default=0.0)[0]
+    encoded = _read_numbers(header, "VelocityEncodingMaximumValue", default=0.0)[0]
     ge = header.get(GE_VELOCITY)
     flow = (
         types & FLOW_TYPES
@@ -378,10 +378,10 @@ def _padding_range(value: float, limit: float | None) -> tuple[float, float]:
 
 def _first_number(header: Dataset, tags: Sequence[str]) -> float | None:
     """The number of the first of some tags that has one; None where none has."""
-    return next((float(value[0]) for tag in tags if (value := _numbers(header, tag)) is not None), None)
+    return next((float(value[0]) for tag in tags if (value := _read_numbers(header, tag)) is not None), None)
 
 
-def _numbers(header: Dataset, tag: str, count: int = 1, default: float | None = None) -> NDArray | None:
+def _read_numbers(header: Dataset, tag: str, count: int = 1, default: float | None = None) -> NDArray | None:
     """The numbers of a tag, (count,); where it is absent, empty or no such numbers, the default that many times, or
     None."""
     try:

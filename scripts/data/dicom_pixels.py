@@ -55,7 +55,7 @@ def _read_pixels(
                 file = read_file(path, PIXEL_TAGS)
             stored = pixel_array(file, index=one.frame).T
         except (AttributeError, RuntimeError, ValueError) as error:
-            raise InputError(f"{folder}: the pixels of {one.label} cannot be read ({_cure(path)}.") from error
+            raise InputError(f"{folder}: the pixels of {one.label} cannot be read ({_cure_encoding(path)}.") from error
         if stored.shape != one.size:
             raise InputError(
                 f"{folder}: {one.label} has pixels of the shape {stored.shape}, not {one.size} as its header says; export it again."
@@ -76,7 +76,7 @@ def _read_pixels(
     return images
 
 
-def _cure(path: Path) -> str:
+def _cure_encoding(path: Path) -> str:
     """How the pixels of a file are encoded, and what to do where they cannot be read so."""
     syntax = read_file(path, ["SOPClassUID"], stop_before_pixels=True).file_meta.get("TransferSyntaxUID")
     name = getattr(syntax, "name", "unknown encoding")

@@ -69,12 +69,14 @@ def name_structures(label: MetaTensor, path: str, values: Sequence[int | None] |
     own = tuple(LABELS.values()) if values is None else tuple(values)
     others = [value for value in found if value not in own]
     if others and values is None:
-        raise InputError(f"{path}: holds {_listed(others)}, which are no structures; {_cure(label, found)}")
+        raise InputError(f"{path}: holds {_list_values(others)}, which are no structures; {_cure_values(label, found)}")
     if others and len(others) == len(found):
-        raise InputError(f"{path}: holds {_listed(found)}, none of --label_values {list(own)}; {_cure(label, found)}")
+        raise InputError(
+            f"{path}: holds {_list_values(found)}, none of --label_values {list(own)}; {_cure_values(label, found)}"
+        )
     if others:
         logging.getLogger("data").warning(
-            f"{path}: {_listed(others)} are no structures by --label_values, and are left out."
+            f"{path}: {_list_values(others)} are no structures by --label_values, and are left out."
         )
     renamed = torch.zeros_like(label.as_tensor())
     for structure, value in zip(LABELS.values(), own):
@@ -87,9 +89,9 @@ def name_structures(label: MetaTensor, path: str, values: Sequence[int | None] |
         inner, outer = (own[structure - 1] for structure in pair)
         raise InputError(
             f"{path}: has {outer} around {inner}, so that {inner} seems to be the cavity of the LV and {outer} its "
-            f"myocardium; {_cure(label, found)}"
+            f"myocardium; {_cure_values(label, found)}"
         )
-    for sentence in _remarks(renamed[0].cpu().numpy(), [value for value in own if value is not None]):
+    for sentence in _oddities(renamed[0].cpu().numpy(), [value for value in own if value is not None]):
         logging.getLogger("data").warning(f"{path}: {sentence}")
     return MetaTensor(renamed, meta=dict(label.meta))
 
@@ -172,7 +174,7 @@ def _no_drawing(label: NDArray) -> str | None:
     return None
 
 
-def _remarks(label: NDArray, values: Sequence[int]) -> Iterator[str]:
+def _oddities(label: NDArray, values: Sequence[int]) -> Iterator[str]:
     """What is strange about structures (X, Y, Z), in sentences; `values` are those that the file may have."""
     label = _box(label)
     numbers = {name: int((label == value).sum()) for name, value in LABELS.items()}
@@ -191,9 +193,9 @@ def _remarks(label: NDArray, values: Sequence[int]) -> Iterator[str]:
         yield f"only {100 * share:.0f} % of the rim of its LV is myocardium: do both belong to one heart?"
     slices = np.flatnonzero((label == LV).any(axis=(0, 1)))
     if gaps := sorted(set(range(slices[0], slices[-1])) - set(slices)) if len(slices) else []:
-        yield f"its LV is missing in slices between others ({_listed([z + 1 for z in gaps])}): are they not drawn?"
+        yield f"its LV is missing in slices between others ({_list_values([z + 1 for z in gaps])}): are they not drawn?"
     if parts := [z + 1 for z in slices if ndimage.label(label[..., z] == LV)[1] > 1]:
-        yield f"its LV has several parts in slices ({_listed(parts)}): stray pixels?"
+        yield f"its LV has several parts in slices ({_list_values(parts)}): stray pixels?"
 
 
 def _share_around(label: NDArray) -> float:
@@ -224,7 +226,7 @@ def _box(array: NDArray) -> NDArray:
     return array[tuple(slice(max(axis.min() - 1, 0), axis.max() + 2) for axis in where[:2])]
 
 
-def _cure(label: Tensor, values: Sequence[int]) -> str:
+def _cure_values(label: Tensor, values: Sequence[int]) -> str:
     """What to do about values, with those that the structures' places suggest."""
     cure = "give the file's values of RV, myocardium and LV by --label_values"
     if min(values) < 0:
@@ -243,7 +245,7 @@ def _cure(label: Tensor, values: Sequence[int]) -> str:
     return f"{cure}, by their places '[{rv}, {pair[1]}, {pair[0]}]'."
 
 
-def _listed(values: Sequence[int]) -> str:
+def _list_values(values: Sequence[int]) -> str:
     """Values in a message, the first of many."""
     shown = ", ".join(map(str, values[:MOST_VALUES]))
     return f"{shown}, …" if len(values) > MOST_VALUES else shown

@@ -106,14 +106,14 @@ def mms_subjects(dataset_dir: str | Path) -> dict[str, dict]:
             raise InputError(f"{cine}: is a second cine of {code}, beside {found[code]['cine']}; move one away.")
         found[code] = {"folder": cine.parent, "cine": cine, "vendor": row.get("Vendor", ""), **frames}
     if left:
-        _warn_once(f"{path}: gives no ED and ES, counted from 0, of {_listed(left)}, which {_is(left)} left out.")
+        _warn_once(f"{path}: gives no ED and ES, counted from 0, of {_list_names(left)}, which {_is(left)} left out.")
     if not found:
         raise InputError(
             f"{path}: no <code>/<code>_sa.nii.gz below this folder whose ED and ES the table gives; unpack the data there."
         )
     if missing := sorted(row["External code"] for code, row in by_code.items() if code not in seen):
         _warn_once(
-            f"{path}: names {_listed(missing)} without a <code>/<code>_sa.nii.gz, which {_is(missing)} left out."
+            f"{path}: names {_list_names(missing)} without a <code>/<code>_sa.nii.gz, which {_is(missing)} left out."
         )
     return found
 
@@ -133,7 +133,7 @@ def _by_code(path: Path, rows: Sequence[dict]) -> dict[str, dict]:
     return found
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     """Names in a message, the first of many."""
     more = f" and {len(names) - 9} more" if len(names) > 9 else ""
     return ", ".join(names[:9]) + more

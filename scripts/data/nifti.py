@@ -101,7 +101,7 @@ class NiftiFile:
         except Exception as error:
             raise unreadable(self.path, error) from error
         if not np.isfinite(array).all():
-            raise InputError(f"{self.path}: {_not_finite(stored)}")
+            raise InputError(f"{self.path}: {_why_not_finite(stored)}")
         return array
 
 
@@ -320,7 +320,7 @@ def _judge_place(path: str | Path, image: nib.Nifti1Pair) -> tuple[NDArray, bool
     pixdim = _stored_sizes(image)
     if not np.isfinite(pixdim).all() or (not s_code and not (pixdim > 0).all()):
         raise InputError(
-            f"{path}: its header gives voxels of {_listed(pixdim)} mm; write it again with their true size."
+            f"{path}: its header gives voxels of {_list_sizes(pixdim)} mm; write it again with their true size."
         )
     shape = np.array((*image.shape, 1, 1)[:3])  # a lone slice may have two axes
     if not s_code and not q_code:
@@ -335,12 +335,12 @@ def _judge_place(path: str | Path, image: nib.Nifti1Pair) -> tuple[NDArray, bool
     if differs and np.allclose(sizes, 1, atol=1e-3):
         sform = sform @ np.diag([*(pixdim / sizes), 1])
         notes.append(
-            f"its sform has voxels of 1 x 1 x 1 mm and its pixdim says {_listed(pixdim)}; pixdim's sizes are taken, with "
+            f"its sform has voxels of 1 x 1 x 1 mm and its pixdim says {_list_sizes(pixdim)}; pixdim's sizes are taken, with "
             "the sform's directions and origin, as ITK does (docs/files.md)."
         )
     elif differs and not q_code:
         raise InputError(
-            f"{path}: its header gives voxels of {_listed(pixdim)} mm and its sform such of {_listed(sizes)} mm, and ITK "
+            f"{path}: its header gives voxels of {_list_sizes(pixdim)} mm and its sform such of {_list_sizes(sizes)} mm, and ITK "
             f"and ANTs may take others than are taken here; where the sform is right, {_set_form(path, 'qform')}"
         )
     affine, shear = sform, _shear_degrees(sform)
@@ -412,10 +412,10 @@ def _check_sizes(affine: NDArray, name: object) -> None:
     """
     sizes = voxel_sizes(affine)
     if not (sizes > 0).all() or not np.isfinite(affine).all():
-        raise InputError(f"{name}: its voxels are {_listed(sizes)} mm; write the file again with their true size.")
+        raise InputError(f"{name}: its voxels are {_list_sizes(sizes)} mm; write the file again with their true size.")
 
 
-def _listed(sizes: NDArray) -> str:
+def _list_sizes(sizes: NDArray) -> str:
     """Voxel sizes in a message."""
     return " x ".join(f"{size:.4g}" for size in sizes)
 
@@ -444,7 +444,7 @@ def _true_shape(image: nib.Nifti1Pair) -> tuple[int, ...]:
     return (*shape, 1) if len(shape) == 2 else shape
 
 
-def _not_finite(stored: np.ndarray) -> str:
+def _why_not_finite(stored: np.ndarray) -> str:
     """Why voxels are not finite, with the cure."""
     if np.isfinite(stored).all():
         return f"holds {np.abs(stored).max():.3g}, beyond single precision; scale its intensities."

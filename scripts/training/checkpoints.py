@@ -116,7 +116,7 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         raise InputError(f"{path}: is not a readable checkpoint{_what_instead(path, error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no weights by name ({type(content).__name__}); give another checkpoint.")
-    if bad := _not_finite(content):
+    if bad := _first_not_finite(content):
         raise InputError(f"{path}: holds NaN or Inf in {bad}; give that of an earlier epoch, or train again.")
     return content
 
@@ -142,7 +142,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
             yield from _tensors(entry)
 
 
-def _not_finite(state: Mapping) -> str:
+def _first_not_finite(state: Mapping) -> str:
     """The first entry of a state with a NaN or infinite value; empty without one. Waits for the device."""
     for name, value in state.items():
         finite = [tensor.isfinite().all() for tensor in _tensors(value)]
@@ -194,7 +194,7 @@ def how_to_go_on(folder: str | Path | None, epoch: int) -> str:
 
 def _save(state: dict, path: Path, epoch: int) -> None:
     """Write a state that is finite, whole or not at all, in an epoch counted from 1."""
-    if bad := _not_finite(state):
+    if bad := _first_not_finite(state):
         raise NotFiniteError(f"{path}: was not written, since {bad} is not finite; {how_to_go_on(path.parent, epoch)}")
     # To a file of Python's, whose errors say that the disk is full; torch's own do not.
     with whole_file(path) as part, part.open("wb") as file:
