@@ -51,11 +51,7 @@ FIRST_TAGS = tuple(
 
 def is_dicom(path: str | Path) -> bool:
     """Whether a file is DICOM by its first bytes, with a preamble or, as some archives write it, without."""
-    try:
-        with Path(path).open("rb") as file:
-            head = file.read(132)
-    except OSError:
-        return False
+    head = _first_bytes(path, 132)
     if head[128:] == b"DICM":
         return True
     # After the tag stands a value representation of two capitals, or a length that is small and even.
@@ -65,13 +61,22 @@ def is_dicom(path: str | Path) -> bool:
 
 def is_archive(path: str | Path) -> bool:
     """Whether a file is an archive or a compressed file of others, by its first bytes or its name."""
+    head = _first_bytes(path, 6)
+    is_packed_image = Path(path).name.lower().endswith((".nii.gz", ".hdr.gz", ".img.gz"))
+    return (
+        head.startswith(ARCHIVES)
+        or (head[:2] == b"\x1f\x8b" and not is_packed_image)
+        or (head != b"" and Path(path).suffix == ".tar")
+    )
+
+
+def _first_bytes(path: str | Path, count: int) -> bytes:
+    """What a file begins with; nothing where it cannot be read."""
     try:
         with Path(path).open("rb") as file:
-            head = file.read(6)
+            return file.read(count)
     except OSError:
-        return False
-    is_packed_image = Path(path).name.lower().endswith((".nii.gz", ".hdr.gz", ".img.gz"))
-    return head.startswith(ARCHIVES) or (head[:2] == b"\x1f\x8b" and not is_packed_image) or Path(path).suffix == ".tar"
+        return b""
 
 
 def plain_path(path: str | Path) -> Path:
