@@ -25,6 +25,8 @@ import torch
 from monai.networks.nets import DynUNet
 from monai.transforms import KeepLargestConnectedComponent
 from numpy.typing import NDArray
+from scipy import ndimage
+from scripts.cardiac.cines import LABELS
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,6 +35,7 @@ WORKING_SPACING = 1.5  # mm
 AROUND = 3  # channels of a phase: a slice between its neighbors
 NEIGHBOR_MM = 10.0  # how far from a slice its neighbors lie, as nearly as its stack allows
 BRIGHTEST = 1.5  # intensities are clipped there; 1 is the 99th percentile
+ISLAND = 0.1  # share of the largest piece of the RV under which another one is none; chosen on `val` of ACDC
 
 
 def make_network(features: Sequence[int] = (16, 32, 64, 128, 192), phases: int = 1) -> DynUNet:
@@ -155,12 +158,19 @@ def _pad_to(shape: Sequence[int], stride: int) -> tuple[tuple[slice, ...], list[
 
 
 def keep_heart(labels: Tensor) -> Tensor:
-    """A label map (X, Y, Z) with the largest connected component of all structures together; faces connect voxels.
+    """A label map (X, Y, Z) with the largest connected component of all structures together, less pieces of the RV that
+    are smaller than `ISLAND` of its largest one, as fat beside the heart is taken for; faces connect voxels.
 
-    By itself, what is taken for an RV elsewhere may be larger than the RV.
+    By itself, what is taken for an RV elsewhere may be larger than the RV. Larger pieces are its own in slices between
+    which it is missed.
     """
     keep = KeepLargestConnectedComponent(applied_labels=range(1, CLASSES), independent=False, connectivity=1)
-    return torch.as_tensor(keep(labels[None])[0])
+    heart = torch.as_tensor(keep(labels[None])[0])
+    pieces, _ = ndimage.label(heart.numpy() == LABELS["rv"])
+    sizes = np.bincount(pieces.flat)
+    is_small = sizes < ISLAND * sizes[1:].max(initial=0)
+    is_small[0] = False  # the background
+    return heart.masked_fill(torch.from_numpy(is_small[pieces]), 0)
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,18 @@ def test_of_all_that_is_labeled_one_heart_is_left() -> None:
     assert torch.equal(keep_heart(0 * labels), 0 * labels)
 
 
+@pytest.mark.parametrize(("voxels", "kept"), [(9, False), (10, True)])
+def test_small_pieces_of_the_rv_are_none(voxels: int, kept: bool) -> None:
+    labels = torch.zeros(30, 24, 2, dtype=torch.uint8)
+    labels[8:12, :20] = 2
+    labels[3:8, :10, :] = 1  # 100 voxels
+    labels[12, :voxels, 0] = 1  # beside the same wall, on its other side
+    expected = labels.clone()
+    if not kept:
+        expected[12] = 0
+    assert torch.equal(keep_heart(labels), expected)
+
+
 def test_shipped_network_fits_its_limits() -> None:
     network = make_network()
     assert sum(p.numel() for p in network.parameters()) * 4 < 20e6
