@@ -23,7 +23,7 @@ CELL = 8  # pixels along each in-plane axis whose maps are averaged
 
 
 class ThroughPlane(nn.Module):
-    """Velocity along a stack from maps of both images, such as the probabilities of structures.
+    """Velocity along a stack from maps of both images, such as those of structures.
 
     Where structures end from slice to slice tells how the base of the heart moves, so that averages over cells of
     pixels do; a few 3x3x3 convolutions see them, with what is background. Exchanging the images turns the velocity's

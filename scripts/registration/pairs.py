@@ -12,7 +12,7 @@
 """What a network is given: a pair (B, 2 C, *spatial), C channels of the moving image and then as many of the fixed one.
 
 The first of an image's channels is its intensities; others, where there are any, are maps of its anatomy on the same
-grid, such as the probabilities of structures. Mostly C is 1. An odd channel, the last one, is 1 where both images hold a
+grid, such as where structures are. Mostly C is 1. An odd channel, the last one, is 1 where both images hold a
 measurement; no network sees it.
 """
 

@@ -17,16 +17,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
-from scripts.cardiac.planes import is_long_axis
-from scripts.cardiac.segmentation import CLASSES, Segmenter, resize
+from scripts.cardiac.segmentation import CLASSES, resize
 from scripts.data.folds import unseen_by
 from scripts.errors import InputError
 from scripts.training.checkpoints import hash_checkpoint
-from scripts.workflow.segmenters import load_segmenter
+from scripts.workflow.contours import segment_images
+from scripts.workflow.segmenters import Segment, load_segmenter
 from torch import Tensor
 
 STRUCTURE_COUNT = CLASSES - 1  # RV, myocardium and LV cavity
@@ -75,58 +74,63 @@ def assign_folds(data: Sequence[Mapping], segmentations: Sequence[str | Path] | 
 
 
 class AddAnatomy(Transform):
-    """Puts the probabilities of RV, myocardium and LV of both images of a pair beside their intensities.
+    """Puts maps of RV, myocardium and LV of both images of a pair, 1 inside and 0 outside, beside their intensities.
 
-    A frozen network segments each image whole and on its own grid, and its probabilities come to the pair's grid.
+    They come from "segmented" (T, X, Y, Z) and "fixed_segmented" (1, X, Y, Z), as `contours.SegmentCase` makes them. Items
+    of training and evaluation have neither, and are segmented here, both images together (`phases.find_contours`).
 
     Args:
-        segmentation: weights of `cardiac.segmentation.make_network`, for items that do not name theirs as
-            "segmented_by" (`assign_folds`).
+        segmentation: weights (`segmenters.load_segmenter`) for items that do not name theirs as "segmented_by"
+            (`assign_folds`); None for inference, where nothing is segmented here.
         device: where the network runs.
 
     Raises:
         InputError: naming the file, for weights that are not there or another network's.
     """
 
-    def __init__(self, segmentation: str | Path, device: str | torch.device = "cpu") -> None:
-        self.weights = weights_of(segmentation)
+    def __init__(self, segmentation: str | Path | None = None, device: str | torch.device = "cpu") -> None:
+        self.weights = None if segmentation is None else weights_of(segmentation)
         self.device = str(device)
-        self.networks: dict[Weights, Segmenter] = {}
+        self.networks: dict[Weights, Segment] = {}
 
     def __getstate__(self) -> dict:
         """Without the loaded networks, so that equal transforms have one key in the cache of prepared slices."""
         return self.__dict__ | {"networks": {}}
 
     def __call__(self, data: Mapping) -> dict:
-        """Of "pair" (2, X, Y, ...), "moving_image" (T, X, Y, Z) and "fixed_image" (1, X, Y, Z), native, makes "pair" (8,
-        X, Y, ...): intensities, RV, myocardium and LV of the moving image, then those of the fixed one. A third channel
-        of the pair, where its images hold a measurement, stays the last one.
+        """Of "pair" (2, X, Y, ...) makes "pair" (8, X, Y, ...): intensities, RV, myocardium and LV of the moving image, then
+        those of the fixed one. A third channel of the pair, where its images hold a measurement, stays the last one.
 
-        The pair's last axes hold slices or frames, as `LoadPaird` and `PairFrames` make them. On a long-axis view all
-        maps are 0.
+        The pair's last axes hold slices or frames, as `LoadPaird` and `PairFrames` make them. Where either image shows
+        no structure, as on a long-axis view, the maps of both are 0.
         """
         pair = torch.as_tensor(data["pair"])
-        parts = []
-        for image, key in zip(pair[:2], ("moving_image", "fixed_image")):
-            maps = self._segment(data[key], pair.shape[1:3], data)
-            frames = pair[0].numel() // maps[0, ..., 0].numel()
-            # (maps, X, Y, Z, T), frames fastest; the one frame of the fixed image is that of all pairs.
-            maps = maps.expand(*maps.shape[:-1], frames).reshape(STRUCTURE_COUNT, *image.shape)
-            parts += [image[None], maps.to(image)]
-        combined = torch.cat([*parts, pair[2:]])
+        moving, fixed = (_to_maps(labels, pair.shape[1:3]) for labels in self._labels(data))
+        shown = moving.flatten(0, 3).any(dim=0) & fixed.any()
+        # The one frame of the fixed image is that of all pairs.
+        maps = [(image * shown).reshape(STRUCTURE_COUNT, *pair.shape[1:]).to(pair) for image in (moving, fixed)]
+        combined = torch.cat([pair[:1], maps[0], pair[1:2], maps[1], pair[2:]])
         affine = data["pair"].affine if isinstance(data["pair"], MetaTensor) else None
         return {**data, "pair": combined if affine is None else MetaTensor(combined, affine=affine)}
 
-    def _segment(self, image: Tensor, size: Sequence[int], data: Mapping) -> Tensor:
-        """Probabilities (maps, *size, Z, T) of the frames of an image (T, X, Y, Z) on a grid of `size` in-plane."""
-        frames = torch.as_tensor(image)
-        if is_long_axis(data.get("plane") or None):
-            return torch.zeros(STRUCTURE_COUNT, *size, frames.shape[-1], len(frames))
-        weights, spacing = data.get("segmented_by", self.weights), image.pixdim.tolist()
-        if weights not in self.networks:
-            self.networks[weights] = load_segmenter(weights.path, self.device)
-        segmenter = self.networks[weights]
-        found = [
-            torch.from_numpy(segmenter.probabilities(np.asarray(frame), spacing)[1:]).movedim(-1, 0) for frame in frames
-        ]
-        return torch.stack([resize(maps, size).movedim(0, -1) for maps in found], dim=-1)
+    def _labels(self, data: Mapping) -> tuple[Tensor, Tensor]:
+        """Label maps (T, X, Y, Z) of the moving and (1, X, Y, Z) of the fixed image, 0 where there are none."""
+        if "segmented" in data:
+            return data["segmented"], data["fixed_segmented"]
+        moving, fixed = data["moving_image"], data["fixed_image"]
+        weights = data.get("segmented_by", self.weights)
+        # Cases of inference, which have a kind, are segmented before or not at all.
+        if "kind" not in data and weights is not None:
+            if weights not in self.networks:
+                self.networks[weights] = load_segmenter(weights.path, self.device)
+            if (found := segment_images(torch.cat([fixed, moving]), self.networks[weights])) is not None:
+                return found[0][1:], found[0][:1]
+        return torch.zeros(moving.shape, dtype=torch.uint8), torch.zeros(fixed.shape, dtype=torch.uint8)
+
+
+def _to_maps(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Label maps (T, X, Y, Z) as maps of each structure (STRUCTURE_COUNT, *size, Z, T) on a grid of `size` in-plane."""
+    slices = torch.as_tensor(labels).movedim(-1, 1)
+    values = torch.arange(1, CLASSES).view(-1, 1, 1)
+    maps = resize((slices.flatten(0, 1)[:, None] == values).float(), size)
+    return maps.unflatten(0, slices.shape[:2]).permute(2, 3, 4, 1, 0)

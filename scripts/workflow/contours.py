@@ -27,7 +27,8 @@ from scripts.cardiac.phases import find_contours
 from scripts.cardiac.planes import is_long_axis
 from scripts.data.loading import set_reference
 from scripts.options import is_none
-from scripts.workflow.segmenters import load_segmenter
+from scripts.workflow.segmenters import Segment, load_segmenter
+from torch import Tensor
 
 NO_RING = "The segmentation finds no LV in a ring of myocardium, so no contours are drawn; is it a short-axis cine?"
 
@@ -37,8 +38,8 @@ class SegmentCase(Transform):
 
     A cine gains "segmented" (T, X, Y, Z), uint8: 1 RV, 2 myocardium, 3 LV cavity. Its reference frame is end diastole by
     that segmentation, unless one was given; where it has no "reference_label", that of the reference frame is one, and
-    "label_basis" is "automatic" instead of "given". A pair gains "segmented" (1, X, Y, Z) of the moving and
-    "fixed_segmented" of the fixed image, and where it has no "moving_label" the latter is its "reference_label". A
+    "label_basis" is "automatic" instead of "given". A pair gains "segmented" (1, X, Y, Z) of the moving image, and where it
+    has no "moving_label" the fixed one's is its "reference_label". Both gain "fixed_segmented" (1, X, Y, Z). A
     long-axis view, or a case in which no LV lies in a ring of myocardium, gets no contours, and a line says so; the latter is
     a doubt of the verdict, too. A cine without contours whose reference frame was not given gets the one with the largest
     cavity (`cines.largest_cavity`).
@@ -82,24 +83,31 @@ class SegmentCase(Transform):
                 f"{name}: is a long-axis view ({item['plane']}), which the segmentation does not know; no contours are drawn."
             )
             return item
-        spacing = item.get("fixed", item["moving"]).pixdim.tolist()
-        images = item["moving"] if item["kind"] == "cine" else torch.cat([item["fixed"], item["moving"]])
-        found = find_contours(_as_cine(images), spacing, self.segment, self.scratch_dir)
+        is_pair = item["kind"] == "pair"
+        images = torch.cat([item["fixed"], item["moving"]]) if is_pair else item["moving"]
+        found = segment_images(images, self.segment, self.scratch_dir)
         if found is None:
             say(f"{name}: {NO_RING} Where it is, give --reference_label.")
             return item | {"doubts": "\n".join(filter(None, [item.get("doubts"), NO_RING]))}
-        segmented = torch.from_numpy(found.labels.transpose(3, 0, 1, 2))
-        if item["kind"] == "pair":
-            drawn, item["segmented"] = segmented[:1], segmented[1:]
-            item["fixed_segmented"] = drawn
-        else:
-            if "fixed" not in item:
-                item = set_reference(item, found.ed, AUTOMATIC)
-            drawn, item["segmented"] = segmented[item["reference"] - 1 : item["reference"]], segmented
+        segmented, ed = found
+        if "fixed" not in item:
+            item = set_reference(item, ed, AUTOMATIC)
+        fixed = 0 if is_pair else item["reference"] - 1
+        item["segmented"] = segmented[1:] if is_pair else segmented
+        item["fixed_segmented"] = drawn = segmented[fixed : fixed + 1]
         if label not in item:
             item["reference_label"] = MetaTensor(drawn.float(), affine=item["fixed"].affine)
             item["label_basis"] = BY_SEGMENTATION
         return item
+
+
+def segment_images(
+    images: MetaTensor, segment: Segment, scratch_dir: str | Path | None = None
+) -> tuple[Tensor, int] | None:
+    """Label maps of all frames of a cine (T, X, Y, Z), uint8, and which of them is end diastole, from 1
+    (`phases.find_contours`); None where no LV lies in a ring of myocardium. A pair is a cine of two frames."""
+    found = find_contours(_as_cine(images), images.pixdim.tolist(), segment, scratch_dir)
+    return None if found is None else (torch.from_numpy(found.labels.transpose(3, 0, 1, 2)), found.ed)
 
 
 def _as_cine(images: MetaTensor) -> NDArray:
