@@ -103,9 +103,9 @@ def summarize_agreement(rows: Sequence[dict], structure: str = "epi") -> dict[st
 
     Returns:
         "dice_percent" over all these slices and frames, NaN without any; "slices", a dict of `slice` and the median
-        `distance_mm` over frames for each of these; "frames", the same over slices; "left_in_systole", slices that the
-        ventricle leaves. Labels that never share a slice are compared in all. A slice and frame that one of them lacks
-        counts as infinitely far.
+        `distance_mm` over frames for each of these; "frames", the same over slices; "left_in_systole", a dict of
+        `slice` and `frame`, where it is smallest, for each that the ventricle leaves. Labels that never share a slice
+        are compared in all. A slice and frame that one of them lacks counts as infinitely far.
     """
     chosen = [row for row in rows if row["structure"] == structure]
     both = [row for row in chosen if not np.isnan(row["distance_mm"])]
@@ -114,7 +114,7 @@ def summarize_agreement(rows: Sequence[dict], structure: str = "epi") -> dict[st
     sizes = {z: np.median([r["carried_mm2"] + r["segmented_mm2"] for r in both if r["slice"] == z]) for z in held}
     held = {z for z in held if sizes[z] >= WELL_SEEN * max(sizes.values())}
     left = _left_in_systole(chosen, sorted(held))
-    held -= set(left)
+    held -= {place["slice"] for place in left}
     # Two that lie in no slice together are far apart everywhere.
     apart = not both and any(row["carried_mm2"] for row in chosen) and any(row["segmented_mm2"] for row in chosen)
     counted = [row for row in chosen if row["slice"] in held or apart]
@@ -134,14 +134,15 @@ def summarize_agreement(rows: Sequence[dict], structure: str = "epi") -> dict[st
     }
 
 
-def _left_in_systole(rows: Sequence[dict], slices: Sequence[int]) -> list[int]:
-    """Slices at either end of a stack in which what is segmented falls below half of its largest area: the base moves out of
-    them, and carried contours cannot follow."""
-    areas = {z: [row["segmented_mm2"] for row in rows if row["slice"] == z] for z in slices}
-    leaves = [min(areas[z]) < 0.5 * max(areas[z]) for z in slices]
+def _left_in_systole(rows: Sequence[dict], slices: Sequence[int]) -> list[dict]:
+    """Slices at either end of a stack in which what is segmented falls below half of its largest area, each with the frame
+    in which it is smallest: the base moves out of them, and carried contours cannot follow."""
+    areas = {z: {row["frame"]: row["segmented_mm2"] for row in rows if row["slice"] == z} for z in slices}
+    leaves = [min(areas[z].values()) < 0.5 * max(areas[z].values()) for z in slices]
     first = leaves.index(False) if False in leaves else 0
     last = leaves[::-1].index(False) if False in leaves else 0
-    return [*slices[:first], *slices[len(slices) - last :]]
+    ends = [*slices[:first], *slices[len(slices) - last :]]
+    return [{"slice": z, "frame": min(areas[z], key=areas[z].__getitem__)} for z in ends]
 
 
 def fit_label(label: NDArray, segmented: NDArray) -> list[float]:
@@ -173,10 +174,10 @@ def measure_curve(volume: NDArray) -> dict[str, float]:
 
     Returns:
         "change_percent", by how much the volume changes, of its maximum; and in percent of that change: "closure_percent",
-        the step from the last frame to the first; "step_percent", the largest step between others; "reversal_percent", by
-        how much it rises at most on its way from the largest to the smallest volume, or falls on its way back, and
-        "reversal_frame", the frame up to which it does so, counted from 1. Empty for fewer frames, or where it changes by
-        less than 5 %: noise has no course.
+        the step from the last frame to the first; "step_percent", the largest step between others, and "step_frame",
+        counted from 1, from which it starts; "reversal_percent", by how much it rises at most on its way from the largest
+        to the smallest volume, or falls on its way back, and "reversal_frame", the frame up to which it does so, counted
+        from 1. Empty for fewer frames, or where it changes by less than 5 %: noise has no course.
     """
     volume = np.asarray(volume, dtype=np.float64)
     change = float(np.ptp(volume))
@@ -191,13 +192,18 @@ def measure_curve(volume: NDArray) -> dict[str, float]:
         "change_percent": 100 * change / float(volume.max()),
         "closure_percent": 100 * float(abs(volume[-1] - volume[0])) / change,
         "step_percent": 100 * float(np.abs(np.diff(volume)).max()) / change,
+        "step_frame": int(np.abs(np.diff(volume)).argmax()) + 1,
         "reversal_percent": 100 * float(back.max()) / change,
         "reversal_frame": (first + int(back.argmax())) % len(volume) + 1,
     }
 
 
-def wall_change(volume: NDArray, reference: int) -> float:
-    """By how much the volume of the myocardium (T,) differs from that in the reference (counted from 1), at most over all
-    frames, in percent; NaN where the reference has none. Muscle keeps its volume."""
+def wall_change(volume: NDArray, reference: int) -> dict[str, float]:
+    """ "wall_change_percent", by how much the volume of the myocardium (T,) differs from that in the reference (counted from
+    1), at most over all frames, and "wall_change_frame", where; NaN where the reference has none. Muscle keeps its volume.
+    """
     rest = float(volume[reference - 1])
-    return float(100 * np.abs(np.asarray(volume) / rest - 1).max()) if rest else float("nan")
+    if not rest:
+        return {"wall_change_percent": float("nan"), "wall_change_frame": reference}
+    change = np.abs(np.asarray(volume) / rest - 1)
+    return {"wall_change_percent": float(100 * change.max()), "wall_change_frame": int(change.argmax()) + 1}

@@ -188,18 +188,25 @@ class Evidence:
         curves = list(self.contours.get("curves", {}).values())
         if not curves or not all(figure in curve for curve in curves):
             return []
-        place = (curves[0]["reversal_frame"], None) if figure == "reversal_percent" else CINE
-        return [(place, min(curve[figure] for curve in curves))]
+        frame = curves[0].get(figure.replace("percent", "frame"))
+        return [((frame, None), min(curve[figure] for curve in curves))]
 
     @property
     def closure(self) -> float:
         return next((value for _, value in self.curves("closure_percent")), float("nan"))
 
     @cached_property
-    def wall_change(self) -> float:
-        """The larger change of the myocardium's volume of both answers, in percent."""
-        changes = [curve["wall_change_percent"] for curve in self.contours.get("curves", {}).values()]
-        return max([change for change in changes if not np.isnan(change)], default=0.0)
+    def wall(self) -> tuple[Place, float]:
+        """The larger change of the myocardium's volume of both answers, in percent, and where it is."""
+        curves = [
+            curve for curve in self.contours.get("curves", {}).values() if not np.isnan(curve["wall_change_percent"])
+        ]
+        largest = max(curves, key=lambda curve: curve["wall_change_percent"], default={})
+        return (largest.get("wall_change_frame"), None), largest.get("wall_change_percent", 0.0)
+
+    @cached_property
+    def left_in_systole(self) -> list[Place]:
+        return [(place["frame"], place["slice"]) for place in self.contours.get("left_in_systole", [])]
 
     @cached_property
     def heart(self) -> Mapping:
@@ -278,3 +285,36 @@ FIGURES = {
     "least_overlap_percent": Figure(lambda e: e.of_heart("overlap", "percent"), is_least=True),
     "turned_degrees": Figure(lambda e: e.of_heart("turned", "degrees"), slack=2.0),  # the RV's outline is unsure
 }
+
+
+def measured(evidence: Evidence) -> dict[str, float]:
+    """By the names of thresholds, the worst value of a case that is held against each; one that it has no value for, and one
+    that says what counts rather than how much is too much, is left out."""
+    e, nothing = evidence, float("nan")
+    before = e.limit["share_of_the_largest_mse_before"] * max((f["mse_before"] for f in e.frames), default=0.0)
+
+    def largest(figure: str) -> float:
+        return max((f[figure] for f in e.frames), default=nothing)
+
+    size = e.heart.get("diameter_mm") or nothing
+    slices = [row["mse_after"] for f in e.frames for row in f["slices"]]
+    values = {
+        "folding_percent": largest("folding_percent"),
+        "compressed_percent": largest("compressed_percent"),
+        "collapsed_determinant": min((f["jacobian_min"] for f in e.frames), default=nothing),
+        "inverse_error_mm_p95": largest("inverse_error_mm_p95"),
+        "mse_after": largest("mse_after"),
+        "mse_after_to_before": max(
+            (f["mse_after"] / f["mse_before"] for f in e.frames if f["mse_before"] > before), default=nothing
+        ),
+        "mse_of_a_slice_to_median": max(slices) / e.typical if e.typical else nothing,
+        "moved_mm": largest("largest_displacement_mm"),
+        "least_width_mm": e.image.get("width_mm", nothing),
+        "least_diameter_mm": size,
+        "most_diameter_mm": size,
+        "contour_dice_percent_unusable": e.dice,
+        "wall_change_percent": e.wall[1] if e.wall[0][0] else nothing,
+        "ef_difference_points_remarked": FIGURES["ef_difference_points"].worst(e),
+    }
+    values |= {name: figure.worst(e) for name, figure in FIGURES.items()}
+    return {name: float(values[name]) for name in e.limit if not np.isnan(values.get(name, nothing))}

@@ -22,6 +22,9 @@ from scripts.cardiac.cines import LABELS
 from scripts.files import one_by_one
 
 MUSCLE_DENSITY = 1.05  # g/mL
+# Share of the larger stroke volume by which they may part without a remark; manual contours of ACDC do so by more in 38 of
+# 100 patients, so that it is no fault by itself.
+STROKES_APART = 0.3
 DEFINITIONS = {
     "reference_frame": "frame whose label is carried; the carried labels of the others are that one, moved by the "
     "registration",
@@ -146,6 +149,34 @@ def measure_function(
     if "myo" in curves:
         result["lv_mass_g"] = MUSCLE_DENSITY * float(curves["myo"][ed])
     return {**result, "definitions": {name: DEFINITIONS[name] for name in result}, "caveat": CAVEAT}
+
+
+def remark_on(figures: Mapping[str, object]) -> list[str]:
+    """What a reader should know of figures of `DEFINITIONS`, a sentence each: frames that are not one, a right ventricle read
+    in the other one's frames, stroke volumes that part, ejection fractions below zero."""
+    f, found = figures, []
+    if f.get("reference_frame", f.get("ed_frame")) != f.get("ed_frame"):
+        found.append(
+            f"End diastole is frame {f['ed_frame']}, where the LV is largest; contours were carried, and strain counts, from "
+            f"the reference, frame {f['reference_frame']}."
+        )
+    strokes = [f.get(f"{name}_sv_ml") for name in ("lv", "rv")]
+    if None in strokes:
+        return found
+    found.append(
+        "The RV is read in the frames of the LV's end diastole and end systole; its own may be a frame or two off."
+    )
+    found += [
+        f"The {name.upper()}'s ejection fraction is negative, which no heart's is: is it whole in the image?"
+        for name in ("lv", "rv")
+        if f.get(f"{name}_ef_percent", 0) < 0
+    ]
+    if abs(strokes[0] - strokes[1]) > STROKES_APART * max(strokes):
+        found.append(
+            f"The stroke volumes differ, LV {strokes[0]:.0f} mL and RV {strokes[1]:.0f} mL: without regurgitation or a shunt "
+            "they are the same. A basal slice more or less in one of them is the usual cause."
+        )
+    return found
 
 
 def _mean_times(times: NDArray | None) -> NDArray | None:

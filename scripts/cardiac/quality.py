@@ -24,6 +24,7 @@ from scripts.cardiac.answers import CARRIED, GIVEN, SEGMENTED
 from scripts.cardiac.appearance import measure_image
 from scripts.cardiac.cines import LABELS
 from scripts.cardiac.coherence import measure_slices
+from scripts.cardiac.evidence import Evidence, measured
 from scripts.cardiac.function import volumes
 from scripts.cardiac.phases import find_phases
 from scripts.cardiac.registrations import CineRegistration, Registration
@@ -55,9 +56,9 @@ def assess(
     Returns:
         "frames": a dict for each frame (`_frame_figures`), each with "slices"; "cycle" for a cine; "grade", one of
         `verdict.GRADES`; "verdict", a list of sentences; "findings", a `verdict.Finding` as a dict for each that has a
-        grade; "thresholds", those that were used; "plane", one of `planes.PLANES` or None, and "plane_basis", one of
-        `planes.BASIS`;
-        "doubts" as given; "image", `appearance.measure_image`; "contours", `compare_contours`;
+        grade; "thresholds", those that were used, and "measured", `evidence.measured` beside them; "plane", one of
+        `planes.PLANES` or None, and "plane_basis", one of `planes.BASIS`; "doubts" as given;
+        "image", `appearance.measure_image`; "contours", `compare_contours`;
         "left_out_percent", the share of voxels that hold no measurement, and count in no range and no similarity.
     """
     frames, valid = [], registration.cine.valid
@@ -85,6 +86,7 @@ def assess(
         "verdict": [NOTHING_FOUND] * (grade == PASSED) + [finding.sentence for finding in findings],
         "findings": [asdict(finding) for finding in findings],
         "thresholds": {name: limit for name, limit in limits.items() if name not in unused},
+        "measured": measured(Evidence(judged, cycle, limits, image, contours)),
         **registration.describe_reference(),
         "plane": registration.cine.plane,
         "plane_basis": registration.cine.plane_basis,
@@ -110,7 +112,7 @@ def compare_contours(
 
     Returns:
         `agreement.summarize_agreement` of the left ventricle, wall included; "rows", those of `agreement.compare_slices`;
-        "curves", for each answer `agreement.measure_curve` of the LV and "wall_change_percent"; "ejection_percent", the LV's
+        "curves", for each answer `agreement.measure_curve` of the LV and `agreement.wall_change`; "ejection_percent", the LV's
         ejection fraction by each answer, from end diastole to end systole by the segmentation; "label_fit_percent",
         `agreement.fit_label` of a given label, and "reference"; and "heart", `coherence.measure_slices` of the segmented
         reference.
@@ -122,7 +124,7 @@ def compare_contours(
     for name, frames in answers.items():
         volume, nothing = volumes(frames, spacing), np.zeros(frames.shape[-1])
         change, lv = wall_change(volume.get("myo", nothing), reference), volume.get("lv", nothing)
-        curves[name] = {**measure_curve(lv), "wall_change_percent": change}
+        curves[name] = {**measure_curve(lv), **change}
         if phases is not None and lv[phases[0] - 1] > 0:
             ejections[name] = 100 * float(1 - lv[phases[1] - 1] / lv[phases[0] - 1])
     found = {**summarize_agreement(rows), "reference": reference, "curves": curves}

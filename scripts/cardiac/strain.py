@@ -53,6 +53,7 @@ LONG_AXIS_DEFINITIONS = {
 # Of the range of global circumferential strain: a wall that gets longer than the reference's by more was not at end
 # diastole there.
 NEAR_END_DIASTOLE = 0.25
+STRETCHED = 0.005  # strain of the wrong sign from which a segment counts as stretched: less is printed as 0 %
 
 
 def measure_strain(
@@ -172,6 +173,15 @@ def segment_peaks(rows: list[dict]) -> dict[str, dict[int, float]]:
         name: {n: float(peak(curve)) for n, curve in segment_strain(rows, name).items()} for name, peak in peaks.items()
     }
     return {name: values for name, values in found.items() if values}
+
+
+def stretched_segments(rows: list[dict], frame: int) -> dict[str, dict[int, float]]:
+    """Strain in a frame (from 1) of the segments that lengthen along the circumference, or thin, there instead of
+    contracting: ratios by number, under the names of `segment_peaks`. A peak does not show them: it may come at any time.
+    """
+    signs = {"circumferential": 1, "radial": -1}
+    at = {name: {n: float(c[frame - 1]) for n, c in segment_strain(rows, name).items()} for name in signs}
+    return {name: {n: v for n, v in at[name].items() if sign * v > STRETCHED} for name, sign in signs.items()}
 
 
 def _deformation_gradient(field: NDArray, voxels: NDArray[np.integer], spacing: NDArray) -> NDArray:

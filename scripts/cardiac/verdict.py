@@ -188,7 +188,7 @@ _FINDINGS: tuple[tuple[Callable[[Evidence], list[Place]], str, str], ...] = (
     (
         lambda e: e.beyond("volume_step_percent"),
         LOOK,
-        "The LV's volume leaps from a frame to the next: are frames missing, or out of order?",
+        "The LV's volume leaps from a frame to the next{where}: are frames missing, or out of order?",
     ),
     (
         lambda e: e.beyond("volume_reversal_percent"),
@@ -212,7 +212,7 @@ _FINDINGS: tuple[tuple[Callable[[Evidence], list[Place]], str, str], ...] = (
         "The right ventricle lies on another side than in most slices: is a slice mirrored{where}?",
     ),
     (
-        lambda e: [(None, z) for z in e.contours.get("left_in_systole", [])],
+        lambda e: e.left_in_systole,
         PASSED,
         "The ventricle leaves a slice in systole, and carried contours stay in it, wrongly{where}.",
     ),
@@ -222,9 +222,9 @@ _FINDINGS: tuple[tuple[Callable[[Evidence], list[Place]], str, str], ...] = (
         "At a point the field leaves less than a hundredth of the area, as in a cavity that empties{where}.",
     ),
     (
-        lambda e: EVERYWHERE if e.wall_change > e.limit["wall_change_percent"] else [],
+        lambda e: [e.wall[0]] if e.wall[1] > e.limit["wall_change_percent"] else [],
         PASSED,
-        "The myocardium in the slices changes its volume by up to {e.wall_change:.0f} %: muscle moves into them along the "
+        "The myocardium in the slices changes its volume by up to {e.wall[1]:.0f} %{where}: muscle moves into them along the "
         "axis, which in-plane contours cannot follow.",
     ),
     (lambda e: e.ejections_differ, PASSED, _EJECTIONS),

@@ -34,6 +34,7 @@ ANTERIOR_INSERTION = 120.0  # degrees counterclockwise from the right
 LIMITS = {"circumferential": 30.0, "radial": 60.0}
 COLORS = {"circumferential": "RdBu", "radial": "RdBu_r"}
 BLANK = "#eceff3"
+HATCH = "////"  # of a segment that stretches
 
 
 def wedges() -> dict[int, tuple[float, float, float, float]]:
@@ -47,21 +48,25 @@ def wedges() -> dict[int, tuple[float, float, float, float]]:
     return found
 
 
-def draw_bullseyes(peaks: Mapping[str, Mapping[int, float]]) -> Figure:
+def draw_bullseyes(
+    peaks: Mapping[str, Mapping[int, float]], stretched: Mapping[str, Mapping[int, float]] | None = None
+) -> Figure:
     """Peak strain of each segment in percent, a bull's-eye for each name of `peaks`; blank where nothing was measured.
 
     Args:
         peaks: ratios by segment, by the names of `strain.segment_peaks`.
+        stretched: of segments that are hatched, the ratio at end systole, which is printed, too, by the same names.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.4, 5.1), layout="constrained")
     for axis, (name, values) in zip(figure.subplots(1, len(peaks), squeeze=False)[0], peaks.items()):
-        _draw_bullseye(axis, {segment: 100 * value for segment, value in values.items()}, name)
+        late = {segment: 100 * value for segment, value in (stretched or {}).get(name, {}).items()}
+        _draw_bullseye(axis, {segment: 100 * value for segment, value in values.items()}, late, name)
     return figure
 
 
-def _draw_bullseye(axis: Axes, values: Mapping[int, float], name: str) -> None:
+def _draw_bullseye(axis: Axes, values: Mapping[int, float], stretched: Mapping[int, float], name: str) -> None:
     """One bull's-eye of percents."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -73,12 +78,14 @@ def _draw_bullseye(axis: Axes, values: Mapping[int, float], name: str) -> None:
     for segment, (inner, outer, start, end) in wedges().items():
         value = values.get(segment, np.nan)
         color = scale.to_rgba(value) if np.isfinite(value) else BLANK
-        axis.add_patch(Wedge((0, 0), outer, start, end, width=outer - inner, facecolor=color, **edge))
+        hatch = HATCH if segment in stretched else None
+        axis.add_patch(Wedge((0, 0), outer, start, end, width=outer - inner, facecolor=color, hatch=hatch, **edge))
         middle, radius = np.deg2rad((start + end) / 2), (inner + outer) / 2
         text = f"{value:.0f}".replace("-", "−") if np.isfinite(value) else "–"
-        _write(axis, radius * np.cos(middle), radius * np.sin(middle), text, segment, color)
+        below = f"{segment}, ES {stretched[segment]:+.0f}".replace("-", "−") if hatch else str(segment)
+        _write(axis, radius * np.cos(middle), radius * np.sin(middle), text, below, color, bool(hatch))
     axis.add_patch(Circle((0, 0), RINGS[APICAL][0], facecolor=BLANK, **edge))
-    _write(axis, 0, 0, "–", TRUE_APEX, BLANK)
+    _write(axis, 0, 0, "–", str(TRUE_APEX), BLANK)
     sides = {"anterior": (0, 1.07, 0), "inferior": (0, -1.07, 0), "septal": (-1.07, 0, 90), "lateral": (1.07, 0, -90)}
     for side, (x, y, turn) in sides.items():
         axis.text(x, y, side, ha="center", va="center", rotation=turn, fontsize=10, color="#55606e")
@@ -88,10 +95,14 @@ def _draw_bullseye(axis: Axes, values: Mapping[int, float], name: str) -> None:
     axis.figure.colorbar(scale, ax=axis, shrink=0.7, pad=0.02, extend="both")
 
 
-def _write(axis: Axes, x: float, y: float, text: str, segment: int, background: object) -> None:
-    """A segment's value and, smaller below it, its number, in black or white, whichever shows."""
+def _write(axis: Axes, x: float, y: float, text: str, below: str, background: object, on_hatch: bool = False) -> None:
+    """A segment's value and, smaller below it, its number, in black or white, whichever shows, on a plain patch where there
+    is a hatch."""
     from matplotlib.colors import to_rgb
 
     ink = "white" if np.dot(to_rgb(background), (0.299, 0.587, 0.114)) < 0.5 else "#1b2430"
-    axis.text(x, y + 0.02, text, ha="center", va="center", fontsize=12, fontweight="bold", color=ink)
-    axis.text(x, y - 0.075, str(segment), ha="center", va="center", fontsize=7, color=ink)
+    style = {"ha": "center", "va": "center", "color": ink}
+    if on_hatch:
+        style["bbox"] = {"facecolor": background, "edgecolor": "none", "pad": 1.0}
+    axis.text(x, y + 0.02, text, fontsize=12, fontweight="bold", **style)
+    axis.text(x, y - 0.075, below, fontsize=7, **style)

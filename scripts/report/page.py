@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scripts.cardiac.answers import BY_SEGMENTATION, SEGMENTED
 from scripts.cardiac.registrations import Registration
-from scripts.cardiac.strain import segment_peaks, summarize_strain
+from scripts.cardiac.strain import segment_peaks, stretched_segments, summarize_strain
 from scripts.files import write_text
 from scripts.report.bullseye import draw_bullseyes
 from scripts.report.charts import draw_curves, draw_segments, strain_curves, volume_curves
 from scripts.report.orientation import as_displayed
 from scripts.report.panels import draw_differences, draw_field
 from scripts.report.subjects import subject_of
-from scripts.report.tables import flatten, frame_table, function_tables, name_values, slices_of_levels
+from scripts.report.tables import flatten, frame_table, function_tables, name_values, slices_of_levels, threshold_rows
 from scripts.report.tiles import OUTLINES, SCALE_BAR, figure_uri, make_players, make_sheet
 from scripts.report.view import choose_view
 
@@ -78,6 +78,8 @@ def render_page(registration: Registration, parameters: Mapping[str, str]) -> st
     strains = strain_curves(subject.strain, cine.frames) if labeled and many else {}
     peaks = summarize_strain(subject.strain) if strains else {}
     segments = segment_peaks(subject.strain) if strains and cine.is_stack else {}
+    systole = subject.function.get("es_frame")
+    stretched = stretched_segments(subject.strain, systole) if segments and systole else {}
     return (
         make_environment()
         .get_template(subject.template)
@@ -102,7 +104,9 @@ def render_page(registration: Registration, parameters: Mapping[str, str]) -> st
             volume_chart=figure_uri(draw_curves(r, volumes, "volume, mL")) if volumes else None,
             strain_chart=figure_uri(draw_curves(r, strains, "global strain, %")) if strains else None,
             has_peaks=bool(peaks),
-            bullseyes=figure_uri(draw_bullseyes(segments)) if segments else None,
+            bullseyes=figure_uri(draw_bullseyes(segments, stretched)) if segments else None,
+            stretched=stretched if any(stretched.values()) else {},
+            systole=systole,
             segment_chart=figure_uri(draw_segments(r)) if segments else None,
             segment_slices=slices_of_levels(subject.strain),
             scale_bar=SCALE_BAR,
@@ -110,7 +114,8 @@ def render_page(registration: Registration, parameters: Mapping[str, str]) -> st
             two_answers=len(volumes) > len({name[:2] for name in volumes}),
             quality=frame_table(r.quality.get("frames") or [], subject.numbered),
             cycle=name_values(flatten(r.quality.get("cycle") or {})),
-            thresholds=name_values(flatten(r.quality.get("thresholds") or {})),
+            thresholds=threshold_rows(r.quality),
+            left=(r.quality.get("contours") or {}).get("left_in_systole", []) if subject.numbered else [],
             parameters=parameters,
         )
     )

@@ -67,7 +67,7 @@ def draw_differences(registration: Registration, view: View) -> Figure:
             difference = image[..., z] - fixed[..., z]
             shown = _show(axis, difference, view, cmap="RdBu_r", vmin=-spread, vmax=spread)
             axis.set_xlabel(f"rms {np.sqrt(np.mean(difference**2)):.3g}", fontsize=10)
-    figure.colorbar(shown, ax=axes[:, 3], shrink=0.8, label="intensity")
+    figure.colorbar(shown, ax=axes[:, 3], shrink=0.8, label="intensity", extend="both")
     return figure
 
 
@@ -108,5 +108,5 @@ def draw_field(registration: Registration, view: View) -> Figure:
     u = np.stack(np.meshgrid(np.linspace(-1, 1, 96), np.linspace(-1, 1, 96), indexing="ij"))
     wheel.imshow(np.dstack([color_wheel(u, 1.0), np.hypot(*u) <= 1]).swapaxes(0, 1))
     wheel.axis("off")
-    figure.colorbar(shown, ax=axes[:, 2], shrink=0.8, label="area there / area in the reference")
+    figure.colorbar(shown, ax=axes[:, 2], shrink=0.8, label="area there / area in the reference", extend="both")
     return figure

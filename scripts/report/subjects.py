@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scripts.cardiac.answers import CARRIED, SEGMENTED, WORDS
+from scripts.cardiac.answers import BY_SEGMENTATION, SEGMENTED, WORDS
 from scripts.cardiac.cines import LABELS
 from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 
@@ -60,18 +60,25 @@ class CineSubject:
         return images
 
     def sheet(self, frame: int) -> list[Picture]:
-        """The reference, and the frame that is shown beside it, once with each answer."""
-        r = self.registration
-        images = r.cine.image
-        sheet = [
-            (r.name_image(t), images[..., t], None if r.labels is None else r.labels[..., t])
-            for t in dict.fromkeys((r.reference - 1, frame))
-        ]
-        if len(r.answers) > 1:
-            both = [f"{sheet[-1][0]}, outlines {WORDS[by]}" for by in (CARRIED, SEGMENTED)]
-            sheet[-1] = (both[0], *sheet[-1][1:])
-            sheet.append((both[1], images[..., frame], r.segmented[..., frame]))
+        """The reference, end diastole, and the frame that is shown beside them, once with each answer."""
+        r, sheet = self.registration, []
+        diastole, first = self.function.get("ed_frame", r.reference) - 1, r.reference - 1
+        for t in dict.fromkeys((first, diastole, frame)):
+            name = f"{r.name_image(t)}{', the reference' if t == first else ''}"
+            for words, labels in self._answers_in(t).items():
+                sheet.append((name + words, r.cine.image[..., t], None if labels is None else labels[..., t]))
         return sheet
+
+    def _answers_in(self, frame: int) -> dict[str, NDArray | None]:
+        """Labels that differ in a frame, counted from 0, by words behind its name; an automatic one of the reference is that
+        which was segmented there."""
+        r = self.registration
+        if len(r.answers) < 2:
+            return {"": r.labels}
+        if frame != r.reference - 1:
+            return {f", outlines {WORDS[by]}": labels for by, labels in r.answers.items()}
+        segmented: dict[str, NDArray | None] = {f", outlines {SEGMENTED}": r.segmented}
+        return segmented if r.label_basis == BY_SEGMENTATION else {", outlines as given": r.labels, **segmented}
 
     def outlined(self, frame: int) -> NDArray | None:
         """The label (X, Y, Z) of a frame, counted from 0, that is outlined where frames are played: the carried one, and

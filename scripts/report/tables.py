@@ -89,7 +89,7 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
     it. A cell is its text and whether it is relied on: no other is printed bold.
     """
     answers = {by: values[by] for by in WORDS if by in values}
-    apart = {"definitions", "caveat", "label_basis", *answers}
+    apart = {"definitions", "caveat", "remarks", "label_basis", *answers}
     figures = flatten({key: value for key, value in values.items() if key not in apart})
     sides = [side for side in ("lv", "rv") if any(f"{side}_{key}" in figures for key in MEASURES)]
     relied_on = {side: _is_relied_on(figures, side) for side in sides}
@@ -131,6 +131,7 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
             {key: text for key, text in (values.get("definitions") or {}).items() if key not in answers}
         ),
         "caveat": values.get("caveat"),
+        "remarks": values.get("remarks") or [],
     }
 
 
@@ -185,6 +186,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def name_values(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Keys in words and values as text."""
     return [(describe(key), format_value(value)) for key, value in values.items()]
+
+
+def threshold_rows(quality: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Thresholds in words, each with its limit and what was measured, empty where it has no measure."""
+    found = flatten(quality.get("measured") or {})
+    return [
+        (describe(key), format_value(limit), format_value(found[key]) if key in found else "")
+        for key, limit in flatten(quality.get("thresholds") or {}).items()
+    ]
 
 
 def describe(key: str) -> str:

@@ -70,7 +70,7 @@ def make_sheet(subject: CineSubject | PairSubject, view: View) -> list[tuple[str
     sheet = []
     for title, image, label in subject.sheet(view.frame):
         tiles = [
-            draw_tile(image[(*view.box, z)], None if label is None else label[(*view.box, z)], view, SHEET_TILE)
+            draw_tile(image[(*view.box, z)], None if label is None else label[(*view.box, z)], view, SHEET_TILE, z == 0)
             for z in range(image.shape[2])
         ]
         sheet.append((title, tiles))

@@ -159,7 +159,7 @@ def test_a_slice_that_the_ventricle_leaves_in_systole_does_not_count() -> None:
     segmented = carried.copy()
     segmented[:, :, 0] = cine(heart(), small, empty, heart())[:, :, 0]
     found = summarize_agreement(compare_slices(carried, segmented, SPACING))
-    assert found["left_in_systole"] == [1]
+    assert found["left_in_systole"] == [{"slice": 1, "frame": 3}]
     assert [row["slice"] for row in found["slices"]] == [2, 3]
     # In the middle of the stack nothing moves out.
     middle = summarize_agreement(compare_slices(carried, segmented[:, :, [1, 0, 2]], SPACING))
@@ -173,6 +173,7 @@ def test_curves_by_hand() -> None:
     assert found["change_percent"] == pytest.approx(50)
     assert found["closure_percent"] == pytest.approx(100 * (100 - beat[-1]) / 50)
     assert found["step_percent"] == pytest.approx(100 * np.abs(np.diff(beat)).max() / 50)
+    assert found["step_frame"] == 1
     half = measure_curve(beat[:6])
     assert half["closure_percent"] == pytest.approx(100)
     exchanged = beat.copy()
@@ -191,10 +192,15 @@ def test_curves_by_hand() -> None:
 
 
 def test_muscle_that_keeps_its_volume_and_muscle_that_does_not() -> None:
-    assert wall_change(np.array([90.0, 90.0]), 1) == 0
-    assert wall_change(np.array([90.0, 90.0, 108.0]), 1) == pytest.approx(20)
-    assert wall_change(np.array([90.0, 90.0, 108.0]), 3) == pytest.approx(100 / 6)
-    assert np.isnan(wall_change(np.zeros(3), 1))
+    for volume, reference, percent, frame in (
+        ([90.0, 90.0], 1, 0, 1),
+        ([90.0, 90.0, 108.0], 1, 20, 3),
+        ([90.0, 90.0, 108.0], 3, 100 / 6, 1),
+        ([0.0, 0.0, 0.0], 2, np.nan, 2),
+    ):
+        found = wall_change(np.array(volume), reference)
+        assert found["wall_change_percent"] == pytest.approx(percent, nan_ok=True)
+        assert found["wall_change_frame"] == frame
 
 
 def test_labels_that_share_no_slice_are_far_apart_everywhere() -> None:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scripts.cardiac.evidence import FIGURES, Evidence
+from scripts.cardiac.evidence import FIGURES, Evidence, measured
+from scripts.cardiac.verdict import THRESHOLDS
 
 CURVE = {
     "change_percent": 50.0,
@@ -77,6 +78,31 @@ def test_a_volume_leaps_only_where_both_curves_do() -> None:
     # A curve that hardly changes has no course.
     still = {"carried": CURVE, "segmented": {"wall_change_percent": 2.0}}
     assert evidence(contours={"curves": still}).curves("reversal_percent") == []
+
+
+def test_what_is_held_against_a_threshold_is_the_worst_of_the_case() -> None:
+    row = {"slice": 1, "mse_after": 0.2}
+    frames = [
+        {
+            "frame": t,
+            "slices": [row],
+            "mse_before": 0.4,
+            "mse_after": after,
+            "folding_percent": folds,
+            "jacobian_min": least,
+        }
+        | {"compressed_percent": 0.0, "inverse_error_mm_p95": 0.02, "largest_displacement_mm": 3.0}
+        for t, after, folds, least in ((2, 0.1, 0.5, -1.0), (3, 0.2, 0.0, 0.4))
+    ]
+    e = Evidence(frames, {"closure_ratio": 1.5}, THRESHOLDS, {"width_mm": 200.0}, {"dice_percent": 91.0})
+    found = measured(e)
+    assert set(found) <= set(THRESHOLDS)
+    expected = {"folding_percent": 0.5, "collapsed_determinant": -1.0, "mse_after": 0.2, "mse_after_to_before": 0.5}
+    expected |= {"mse_of_a_slice_to_median": 1.0, "moved_mm": 3.0, "least_width_mm": 200.0, "closure_ratio": 1.5}
+    expected |= {"contour_dice_percent": 91.0, "contour_dice_percent_unusable": 91.0}
+    assert expected.items() <= found.items()
+    # Nothing that was not measured, and nothing that only says what counts.
+    assert not {"least_diameter_mm", "wall_change_percent", "off_line_mm", "compressed_determinant"} & set(found)
 
 
 def test_ejection_fractions_part_by_their_difference() -> None:

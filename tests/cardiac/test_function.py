@@ -17,7 +17,7 @@ import json
 
 import numpy as np
 import pytest
-from scripts.cardiac.function import CAVEAT, MUSCLE_DENSITY, measure_function, volume_rows
+from scripts.cardiac.function import CAVEAT, MUSCLE_DENSITY, measure_function, remark_on, volume_rows
 from scripts.cardiac.phantom import Phantom
 
 SPACING = (1.5, 1.25, 8.0)  # 15 µL
@@ -131,3 +131,21 @@ def test_one_frame_has_no_end_systole():
 def test_labels_without_frames_are_refused():
     with pytest.raises(ValueError, match=r"\(10, 9, 2\)"):
         measure_function(np.zeros((10, 9, 2)), SPACING)
+
+
+def test_remarks_are_on_what_a_reader_should_know() -> None:
+    calm = {"reference_frame": 2, "ed_frame": 2, "lv_sv_ml": 60.0, "rv_sv_ml": 45.0}
+    calm |= {"lv_ef_percent": 50.0, "rv_ef_percent": 40.0}
+    (read,) = remark_on(calm)
+    assert "The RV is read in the frames" in read
+    assert remark_on({"ed_frame": 1, "lv_sv_ml": 60.0}) == []
+    cases = {
+        "End diastole is frame 3": {"ed_frame": 3},
+        "LV 60 mL and RV 41 mL": {"rv_sv_ml": 41.0},
+        "LV 60 mL and RV 90 mL": {"rv_sv_ml": 90.0},
+        "The RV's ejection fraction is negative": {"rv_ef_percent": -4.0},
+    }
+    for words, change in cases.items():
+        found = remark_on(calm | change)
+        assert len(found) == 2
+        assert any(words in sentence for sentence in found)

@@ -21,7 +21,7 @@ from scipy.ndimage import binary_dilation
 from scipy.spatial.transform import Rotation
 from scripts.cardiac.phantom import Phantom
 from scripts.cardiac.segments import MID, SECTORS, levels, sector_map
-from scripts.cardiac.strain import measure_strain, segment_peaks, segment_strain, summarize_strain
+from scripts.cardiac.strain import measure_strain, segment_peaks, segment_strain, stretched_segments, summarize_strain
 
 from benchmarks.strain import fiber_strain
 
@@ -275,6 +275,22 @@ def test_strain_of_segments_is_the_mean_over_their_voxels() -> None:
     assert peaks["circumferential"][8] == pytest.approx(exact)
     assert peaks["radial"] == dict.fromkeys(range(7, 13), 0.0)
     assert segment_peaks([row for row in rows if row["sector"]]) == segment_peaks([]) == {}
+
+
+def test_segments_that_stretch_are_those_of_the_wrong_sign() -> None:
+    row = {"region": "septal", "slice": 1, "sector": 1, "voxels": 9}
+    strains = {7: (-0.05, 0.02), 8: (0.02, -0.02), 9: (0.004, -0.004), 10: (-0.2, 0.3)}
+    rows = [
+        row | {"frame": t, "segment": n, "circumferential": sign * c, "radial": sign * r}
+        for t, sign in ((1, 0.0), (2, 1.0), (3, -1.0))
+        for n, (c, r) in strains.items()
+    ]
+    assert stretched_segments(rows, 1) == {"circumferential": {}, "radial": {}}
+    assert stretched_segments(rows, 2) == {"circumferential": {8: 0.02}, "radial": {8: -0.02}}
+    assert {name: set(found) for name, found in stretched_segments(rows, 3).items()} == {
+        "circumferential": {7, 10},
+        "radial": {7, 10},
+    }
 
 
 @pytest.mark.parametrize("absent", [2, 3])

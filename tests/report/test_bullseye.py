@@ -66,6 +66,17 @@ def test_what_was_not_measured_is_blank() -> None:
     assert words[words.index("9") - 1] == "–"
 
 
+def test_a_segment_that_stretches_is_hatched_with_its_strain_at_end_systole() -> None:
+    figure = draw_bullseyes(
+        {"circumferential": {2: -0.05, 9: -0.2}}, {"circumferential": {2: 0.031}, "radial": {9: -0.1}}
+    )
+    patches = [patch for patch in figure.axes[0].patches if isinstance(patch, Wedge)]
+    assert sum(patch.get_hatch() is not None for patch in patches) == 1
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words[words.index("2, ES +3") - 1] == "−5"
+    assert words[words.index("9") - 1] == "−20"
+
+
 def test_levels_and_sectors_agree() -> None:
     label = ventricle()
     sectors = sector_map(label, DISPLAYED)

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scripts.cardiac.answers import BY_SEGMENTATION, GIVEN
 from scripts.cardiac.cines import Cine
 from scripts.cardiac.registrations import CineRegistration, PairRegistration
 from scripts.report.subjects import CineSubject, PairSubject, subject_of
@@ -77,23 +78,26 @@ def test_the_sheet_shows_each_image_once_with_its_own_label() -> None:
     automatic = make_pair(moving_label=None, moved_label=None, fixed_label=labels[..., 0], carried_label=labels[..., 1])
     assert [label.tolist() for _, _, label in automatic.sheet(0)] == [labels[..., t].tolist() for t in (0, 1)]
     cine = make_cine(label=labels[..., 1], labels=labels)
-    assert [title for title, _, _ in cine.sheet(3)] == ["frame 2", "frame 4"]
+    assert [title for title, _, _ in cine.sheet(3)] == ["frame 2, the reference", "frame 4"]
     np.testing.assert_array_equal(cine.sheet(3)[1][2], labels[..., 3])
     assert len(cine.sheet(1)) == 1
 
 
 def test_a_frame_with_two_answers_is_shown_with_each() -> None:
     labels, segmented = RNG.integers(0, 4, (2, *SHAPE, 4))
-    cine = make_cine(label=labels[..., 1], labels=labels, segmented=segmented)
-    assert [title for title, _, _ in cine.sheet(3)] == [
-        "frame 2",
-        "frame 4, outlines carried by the motion",
-        "frame 4, outlines segmented in each frame",
-    ]
-    assert [label.tolist() for _, _, label in cine.sheet(3)[1:]] == [
-        labels[..., 3].tolist(),
-        segmented[..., 3].tolist(),
-    ]
+    parts = {"label": labels[..., 1], "labels": labels, "segmented": segmented}
+    shown = {
+        f"frame {t + 1}{phase}, outlines {words}": answer[..., t].tolist()
+        for t, phase in ((0, ", end diastole"), (3, ""))
+        for words, answer in (("carried by the motion", labels), ("segmented in each frame", segmented))
+    }
+    for basis, own in (
+        (GIVEN, {"as given": labels, "segmented": segmented}),
+        (BY_SEGMENTATION, {"segmented": segmented}),
+    ):
+        cine = make_cine(label_basis=basis, function={"ed_frame": 1}, **parts)
+        reference = {f"frame 2, the reference, outlines {words}": one[..., 1].tolist() for words, one in own.items()}
+        assert {title: label.tolist() for title, _, label in cine.sheet(3)} == reference | shown
 
 
 def test_the_outline_of_the_rv_is_the_one_that_its_figures_rest_on() -> None:
