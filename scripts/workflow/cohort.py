@@ -43,6 +43,7 @@ from torch import nn
 from tqdm import tqdm
 
 SUMMARY = "summary.csv"
+DIGITS = 4  # of a number in it, which are more than any of them is sure of
 WORST = {"folding_percent": max, "jacobian_min": min, "inverse_error_mm_p95": max}
 FUNCTION = ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "rv_esv_ml", "rv_ef_percent", "lv_mass_g")
 # Figures of a ventricle by each answer.
@@ -358,7 +359,8 @@ def summarize_case(output_dir: str | Path, item: dict, reason: str | None = None
     row |= {key: function.get(key, "") for key in FUNCTION}
     row |= {key: function.get(by, {}).get(name, "") for key, (by, name) in ANSWERS.items()}
     peaks = summarize_strain(_read_strain(folder / "strain.csv"))
-    return row | {key: 100 * peaks[name] if name in peaks else "" for key, name in STRAIN.items()}
+    row |= {key: 100 * peaks[name] if name in peaks else "" for key, name in STRAIN.items()}
+    return {key: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
 def _read_strain(path: Path) -> list[dict]:

@@ -327,7 +327,11 @@ def test_a_row_has_the_worst_frame_and_the_function(tmp_path: Path) -> None:
     (tmp_path / "a" / DONE).write_text(json.dumps(quality))
     (tmp_path / "a" / "function.json").write_text(
         json.dumps(
-            {"lv_ef_percent": 60.5, "lv_volume_ml": [1, 2], "segmented": {"lv_ef_percent": 58.0, "lv_edv_ml": 99.5}}
+            {
+                "lv_ef_percent": 60.503456789,
+                "lv_volume_ml": [1, 2],
+                "segmented": {"lv_ef_percent": 58.0, "lv_edv_ml": 99.5},
+            }
         )
     )
     lines = ["1,global,0.0,0.0", "2,global,0.4,-0.2", "2,anterior,0.9,-0.9", "3,global,0.1,-0.1"]
@@ -342,7 +346,7 @@ def test_a_row_has_the_worst_frame_and_the_function(tmp_path: Path) -> None:
         "folding_percent": 0.5,
         "jacobian_min": -0.2,
         "inverse_error_mm_p95": 0.1,
-        "lv_ef_percent": 60.5,
+        "lv_ef_percent": 60.5,  # of four digits
         "lv_edv_segmented_ml": 99.5,
         "lv_ef_segmented_percent": 58.0,
         "peak_radial_strain_percent": 40.0,
