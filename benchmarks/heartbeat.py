@@ -29,7 +29,7 @@ from scripts.api import register_cine
 from scripts.cardiac.registrations import CineRegistration
 from scripts.data.acdc import read_info
 from scripts.report.orientation import as_displayed, display_orientation
-from scripts.report.tiles import OUTLINES
+from scripts.report.tiles import OUTLINES, SCALE_BAR
 
 from benchmarks.options import writable
 
@@ -75,19 +75,26 @@ def draw_heartbeat(registration: CineRegistration, by_hand: NDArray, path: Path)
 
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.08, 1.2))
-    upper.suptitle("Contours drawn once, at end diastole, and carried through the heartbeat", fontsize=13)
-    for axis, t in zip(upper.subplots(1, SHOWN), _phases(ed, es, r.cine.frames)):
+    upper.suptitle(
+        f"Contours drawn once, at end diastole, and carried through the heartbeat (slice {z + 1} of {len(r.label.T)})",
+        fontsize=13,
+    )
+    row = upper.subplots(1, SHOWN)
+    for axis, t in zip(row, _phases(ed, es, r.cine.frames)):
         _show(axis, r, (*box, z, t))
         _outline(axis, r.label[(*box, z)] if t == ed else r.labels[(*box, z, t)])
         if t == es:
             axis.contour(by_hand[(*box, z)].T == LV, [0.5], colors=["white"], linewidths=1.2, linestyles="dashed")
-        name = {ed: "end diastole", es: "end systole"}.get(t, "carried")
-        axis.set_title(f"{name}, {times[t]:.0f} ms", fontsize=10)
+        name = {ed: "end diastole, frame", es: "end systole, frame"}.get(t, "frame")
+        axis.set_title(f"{name} {t + 1}, {times[t]:.0f} ms", fontsize=9)
+    _draw_scale(row[0], r.cine.spacing[0])
     lines = [Line2D([], [], color=color, label=name) for name, (_, color) in OUTLINES.items() if name != "RV"]
     lines.append(Line2D([], [], color="0.5", linestyle="dashed", label="cavity by hand, for comparison (white)"))
     upper.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     left, right = lower.subfigures(1, 2, width_ratios=(1, 1.6))
-    _draw_field(left.subplots(), r, (*box, z, es))
+    axis = left.subplots()
+    _draw_field(axis, r, (*box, z, es))
+    _draw_scale(axis, r.cine.spacing[0])
     _draw_curve(right.subplots(), r, times, fraction)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
@@ -113,6 +120,13 @@ def _show(axis: Axes, r: CineRegistration, part: tuple) -> None:
     axis.imshow(r.cine.image[part].T, cmap="gray", vmin=low, vmax=high, interpolation="bicubic")
     axis.set_xticks([])
     axis.set_yticks([])
+
+
+def _draw_scale(axis: Axes, pixel: float) -> None:
+    """A bar of `SCALE_BAR` at the lower left of a slice whose pixels have a width in mm."""
+    height, start = axis.get_ylim()[0], 3
+    axis.plot([start, start + SCALE_BAR / pixel], [height - 3] * 2, color="white", linewidth=3, solid_capstyle="butt")
+    axis.text(start, height - 5, f"{SCALE_BAR:.0f} mm", color="white", fontsize=8, va="bottom")
 
 
 def _outline(axis: Axes, label: NDArray) -> None:
@@ -146,23 +160,24 @@ def _draw_field(axis: Axes, r: CineRegistration, part: tuple) -> None:
         clim=(0, length.max()),
     )
     axis.figure.colorbar(arrows, ax=axis, label="displacement, mm", shrink=0.85)
-    axis.set_title("Displacement, end diastole to end systole", fontsize=11)
+    axis.set_title(f"Displacement, frame {r.reference} to {t + 1}", fontsize=11)
 
 
 def _draw_curve(axis: Axes, r: CineRegistration, times: NDArray, by_hand: float) -> None:
-    f = r.function
-    axis.plot(times, f["lv_volume_ml"], "o-", color=OUTLINES["LV cavity"][1], markersize=4)
-    for key, name, side in (("ed", "EDV", 1), ("es", "ESV", -1)):
-        t = f[f"{key}_frame"] - 1
+    volume, es = r.function["lv_volume_ml"], r.function["es_frame"] - 1
+    ed = r.reference - 1  # where it was drawn, as the other one was
+    axis.plot(times, volume, "o-", color=OUTLINES["LV cavity"][1], markersize=4)
+    for t, name, side in ((ed, "EDV", 1), (es, "ESV", -1)):
         axis.annotate(
-            f"{name} {f[f'lv_{key}v_ml']:.0f} mL",
-            (times[t], f[f"lv_{key}v_ml"]),
+            f"{name} {volume[t]:.0f} mL",
+            (times[t], volume[t]),
             xytext=(0, 9 * side),
             textcoords="offset points",
             ha="center",
             va="bottom" if side > 0 else "top",
         )
-    axis.set_title(f"LV volume: ejection fraction {f['lv_ef_percent']:.0f} % (by hand {by_hand:.0f} %)", fontsize=11)
+    fraction = 100 * (1 - volume[es] / volume[ed])
+    axis.set_title(f"LV volume: ejection fraction {fraction:.0f} % (by hand {by_hand:.0f} %)", fontsize=11)
     axis.set(xlabel="time after the trigger, ms", ylabel="volume, mL")
     axis.margins(x=0.06, y=0.2)
     axis.spines[["top", "right"]].set_visible(False)
