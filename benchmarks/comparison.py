@@ -36,7 +36,7 @@ COLUMNS = {
     "folding_percent": ("folding %", 3),
     "seconds": ("s a subject", 2),
 }
-# Points of Dice below the best method within which the figure shows methods in an inset.
+# Points of Dice below the best method within which the figure shows methods.
 CROWDED = 9.0
 DIRECTION_TITLES = {"ES_to_ED": "ES to ED", "ED_to_ES": "ED to ES"}
 
@@ -139,7 +139,7 @@ def annotate(labels: Sequence[tuple[Axes, int, tuple[float, float], str]]) -> No
 
 
 def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: str | Path) -> None:
-    """Dice against folding, a point a method, a panel a direction; an inset enlarges the best ones.
+    """Dice against folding, a point a method, a panel a direction; methods far below the best one are named with their Dice.
 
     Args:
         scores: as `format_table` takes them.
@@ -155,31 +155,34 @@ def draw(scores: Mapping[str, Sequence[dict]], titles: Mapping[str, str], path: 
             summary = summarize([{key: row[key] for key in ("folding_percent", "dice")} for row in rows.values()])
             points[name] = tuple(summary[key]["mean"] for key in ("folding_percent", "dice"))
         best = max((y for _, y in points.values()), default=0.0)
-        heights = [y for _, y in points.values() if y > best - CROWDED]
-        panels = [axes]
-        if 1 < len(heights) < len(points):
-            panels.append(axes.inset_axes([0.2, 0.1, 0.78, 0.55]))
-            panels[1].set_ylim(min(heights) - 0.3, max(heights) + 0.3)
-            panels[1].tick_params(labelsize=8)
+        seen = {name: at for name, at in points.items() if at[1] > best - CROWDED}
+        # One good method alone is nothing to compare.
+        seen = seen if len(seen) > 1 else points
         together: dict[tuple, list[int]] = {}
+        below = []
         for number, (name, (x, y)) in enumerate(points.items(), 1):
             style = {"color": f"C{number % 10}", "marker": "osD^v"[number // 10 % 5]}
-            for panel in panels:
-                panel.plot(x, y, **style, markersize=7, linestyle="none", label=f"{number} {titles[name]}")
-            together.setdefault((round(x, 1), round(y, 1)), []).append(number)
+            at = (x, y) if name in seen else (np.nan, np.nan)
+            axes.plot(*at, **style, markersize=7, linestyle="none", label=f"{number} {titles[name]}")
+            if name in seen:
+                together.setdefault((round(x, 1), round(y, 1)), []).append(number)
+            elif not np.isnan(y):
+                below.append(f"{number} ({y:.1f})")
         labels = []
         for numbers in together.values():
             at = list(points.values())[numbers[0] - 1]
-            # Where there is an inset, it has the numbers of what it shows. To the right and to the left in turn:
-            # neighbors in the table are often neighbors here. Left of no folding is the axis.
+            # To the right and to the left in turn: neighbors in the table are often neighbors here. Left of no folding is
+            # the axis.
             side = 1 if numbers[0] % 2 or at[0] < 0.001 else -1
-            labels.append((panels[-1 if at[1] > best - CROWDED else 0], side, at, ", ".join(map(str, numbers))))
-        annotate(labels)
+            labels.append((axes, side, at, ", ".join(map(str, numbers))))
+        if below:
+            axes.text(0.02, 0.02, f"below: {', '.join(below)}", transform=axes.transAxes, fontsize=9)
         largest = max([0.01, *(x for x, _ in points.values())])
-        for panel in panels:
-            panel.set_xscale("symlog", linthresh=0.001)
-            panel.set_xlim(left=-0.0003, right=2 * largest)
-            panel.grid(alpha=0.3)
+        axes.set_xscale("symlog", linthresh=0.001)
+        axes.set_xlim(left=-0.0003, right=2 * largest)
+        axes.margins(y=0.1)
+        axes.grid(alpha=0.3)
+        annotate(labels)
         axes.set_xlabel("folding, % of pixels (linear up to 0.001)")
         axes.set_ylabel("Dice, %")
         axes.set_title(title)

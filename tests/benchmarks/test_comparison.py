@@ -82,14 +82,14 @@ def test_the_table_has_both_directions_and_says_what_does_not_exist(tmp_path: Pa
         assert (np.abs(picture.astype(int) - color).max(axis=-1) < 8).sum() > 20
 
 
-def test_an_inset_shows_the_best_methods_once_more(tmp_path: Path) -> None:
+def test_methods_far_below_the_best_are_named_alone(tmp_path: Path) -> None:
     scores = {"ours": make_rows([85.0, 84.0]), "near": make_rows([83.0, 84.0]), "still": make_rows([60.0, 60.0])}
     draw(scores, dict.fromkeys(scores, ""), tmp_path / "a.png")
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
     inks = [
         (np.abs(picture - color).max(axis=-1) < 8).sum() for color in ((255, 127, 14), (44, 160, 44), (214, 39, 40))
     ]
-    # In the panel, its inset and the legend; the last one not in the inset.
+    # In both panels and the legend; the last one in the legend alone.
     assert min(inks[:2]) > 1.4 * inks[2] > 0
 
 
