@@ -252,7 +252,7 @@ def classical_method(study: Study, name: str, parameters: dict, executor: Execut
 
 def network_method(study: Study, parser: ConfigParser, weight: float | None = None) -> Method:
     """The evaluated network of parsed configs; `weight` is what a hypernetwork is evaluated at instead of its own."""
-    network = parser.get_parsed_content("evaluated_network").eval()
+    network = parser.get_parsed_content("scored_network").eval()
     inferer, device = parser.get_parsed_content("validate::inferer"), study.options.device
     if weight is not None:
         network.weight.fill_(weight)

@@ -30,17 +30,11 @@ def test_a_training_learns_what_leads_along_the_stack(tmp_path: Path) -> None:
     )
     options = {**SMALL, "dataset_dir": data, "max_epochs": 1, "batch_size": 1, "output_dir": tmp_path / "out"}
     succeed(run_bundle(config_file=str(["configs/train.yaml", "configs/depth.yaml"]), **options))
-    slices, stacks = (
-        torch.load(path, weights_only=True) for path in (ROOT / "models" / "model.pt", tmp_path / "out" / "model.pt")
-    )
-    for name, value in slices.items():
-        assert torch.equal(stacks[f"backbone.in_plane.{name}"], value)
-    assert stacks["backbone.through_plane.last.weight"].abs().max() > 0
+    trained = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    assert trained.keys() == torch.load(ROOT / "models" / "depth.pt", weights_only=True).keys()
+    assert trained["last.weight"].abs().max() > 0
 
-    cine = data / "phantom001" / "phantom001_4d.nii.gz"
-    configs = str(["configs/inference.yaml", "configs/depth.yaml"])
-    paths = {"cine": cine, "checkpoint": tmp_path / "out" / "model.pt", "output_dir": tmp_path / "results"}
-    succeed(run_bundle(config_file=configs, **CASE, **paths))
-    field = nib.load(tmp_path / "results" / "phantom001" / "fields" / "frame_02.nii.gz").get_fdata()[..., 0, :]
-    assert field.shape[-1] == 3
-    assert np.abs(field).max() > 0.5
+    configs = str(["configs/train.yaml", "configs/evaluate.yaml", "configs/depth.yaml"])
+    paths = {"dataset_dir": data, "checkpoint": tmp_path / "out" / "model.pt", "output_dir": tmp_path / "scores"}
+    succeed(run_bundle(config_file=configs, device="cpu", **paths))
+    assert 50 < json.loads((tmp_path / "scores" / "summary.json").read_text())["registered"]["dice"]["mean"] <= 100

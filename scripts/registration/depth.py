@@ -20,6 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CELL = 8  # pixels along each in-plane axis whose maps are averaged
+STEP = 2 * CELL  # pixels along each in-plane axis for one velocity
+REACH = 3  # slices; no motion along the stack is larger
+
+
+def to_cells(maps: Tensor) -> Tensor:
+    """Averages of maps (B, C, X, Y, Z) over cells of CELL pixels in-plane, (B, C, X / CELL, Y / CELL, Z)."""
+    return F.avg_pool3d(maps, (CELL, CELL, 1))
 
 
 class ThroughPlane(nn.Module):
@@ -45,51 +52,61 @@ class ThroughPlane(nn.Module):
         self.last = nn.Conv3d(hidden, 1, 3, padding=1, bias=False)
         nn.init.zeros_(self.last.weight)
 
-    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Maps (B, C, X, Y, Z), X and Y divisible by 16 -> (B, 1, X / 16, Y / 16, Z), slices."""
-        both = F.avg_pool3d(torch.cat([moving, fixed]), (CELL, CELL, 1))
+    def forward(self, pair: Tensor) -> Tensor:
+        """Cells of both images' maps (B, 2 * maps, x, y, Z) (`to_cells`), x and y even -> (B, 1, x / 2, y / 2, Z), up to REACH
+        slices."""
+        both = torch.cat(halves(pair))
         # What convolutions see beyond a stack's ends is no background, either.
         moving, fixed = torch.cat([both, 1 - both.sum(dim=1, keepdim=True)], dim=1).chunk(2)
         features = self.body(torch.cat([torch.cat([moving, fixed], dim=1), torch.cat([fixed, moving], dim=1)]))
         there, back = features.chunk(2)
-        velocity = self.last(0.5 * (there - back))
+        velocity = REACH * torch.tanh(self.last(0.5 * (there - back)) / REACH)
         return velocity if velocity.shape[-1] > 1 else 0.0 * velocity
 
 
-class DepthFirst(nn.Module):
-    """Displacement of stacks: the moving image is first brought along the stack, then a trained network, which stays as
-    it is, registers the slices that come of it with the fixed ones.
-
-    At the base of the heart a slice of the fixed image may show what lies a slice or two farther on in the moving one.
-    A field between slices of one number deforms what is not there. In training mode the displacement is that along the
-    stack alone (`losses.SliceOverlap`).
+class AlongStack(nn.Module):
+    """The displacement of a velocity along a stack.
 
     Args:
-        in_plane: network of slices, intensities (B, 2, X, Y) -> velocity (B, 2, X, Y) in pixels; it is frozen.
-        maps: of each image, beside its intensities (`pairs`).
-        hidden: see `ThroughPlane`.
-        layers: see `ThroughPlane`.
-        integration_steps: squarings of both velocities.
+        steps: squarings, see `fields.integrate`.
     """
 
-    def __init__(
-        self, in_plane: nn.Module, maps: int = 3, hidden: int = 16, layers: int = 3, integration_steps: int = 7
-    ) -> None:
+    def __init__(self, steps: int = 7) -> None:
         super().__init__()
-        self.in_plane = in_plane.requires_grad_(False)
-        self.through_plane = ThroughPlane(maps, hidden, layers)
+        self.steps = steps
+
+    def forward(self, velocity: Tensor) -> Tensor:
+        """(B, 1, x, y, Z) in slices -> (B, 3, x, y, Z), whose first two components are 0."""
+        return integrate(F.pad(velocity, [0] * 6 + [2, 0]), self.steps)
+
+
+class DepthFirst(nn.Module):
+    """Displacement of stacks: the moving image is first brought along the stack, then a network of slices registers what
+    comes of it with the fixed one.
+
+    At the base of the heart a slice of the fixed image may show what lies a slice or two farther on in the moving one.
+    A field between slices of one number deforms what is not there. Each of the two networks is trained by itself.
+
+    Args:
+        in_plane: network of slices, intensities (B, 2, X, Y) -> velocity (B, 2, X, Y) in pixels.
+        through_plane: see `ThroughPlane`.
+        steps: squarings of both velocities.
+    """
+
+    def __init__(self, in_plane: nn.Module, through_plane: nn.Module, steps: int = 7) -> None:
+        super().__init__()
+        self.in_plane = in_plane
+        self.through_plane = through_plane
+        self.along_stack = AlongStack(steps)
         self.warp = LinearWarp()
-        self.integration_steps = integration_steps
 
     def forward(self, pair: Tensor) -> Tensor:
-        """(B, 2 + 2 * maps, X, Y, Z), X and Y divisible by 16 -> (B, 3, X, Y, Z), voxels of the fixed grid."""
+        """(B, 2 + 2 * maps, X, Y, Z), X and Y divisible by STEP -> (B, 3, X, Y, Z), voxels of the fixed grid."""
         moving, fixed = halves(pair)
-        velocity = F.pad(self.through_plane(moving[:, 1:], fixed[:, 1:]).to(pair.dtype), [0] * 6 + [2, 0])
-        along = resize_field(integrate(velocity, self.integration_steps), pair.shape[2:])
-        if self.training:
-            return along
-        with torch.no_grad():
-            slices = to_slices(torch.cat([self.warp(moving[:, :1], along), fixed[:, :1]], dim=1))
-            velocity = self.in_plane(slices.contiguous(memory_format=torch.channels_last)).to(pair.dtype)
-            within = F.pad(to_stack(integrate(velocity, self.integration_steps), pair), [0] * 6 + [0, 1])
+        maps = torch.cat([moving[:, 1:], fixed[:, 1:]], dim=1)
+        along = self.along_stack(self.through_plane(to_cells(maps)).to(pair.dtype))
+        along = resize_field(along, pair.shape[2:])
+        slices = to_slices(torch.cat([self.warp(moving[:, :1], along), fixed[:, :1]], dim=1))
+        velocity = self.in_plane(slices.contiguous(memory_format=torch.channels_last)).to(pair.dtype)
+        within = F.pad(to_stack(integrate(velocity, self.along_stack.steps), pair), [0] * 6 + [0, 1])
         return within + self.warp(along, within)  # as `compose`, whose gradient takes longer

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from scripts.registration.fields import LinearWarp, beyond_stack, integrate, to_slices, to_stack
+from scripts.registration.fields import LinearWarp, beyond_stack
 from scripts.registration.pairs import exchange, intensities
 from torch import Tensor, nn
 
@@ -121,69 +121,6 @@ def _structure_error(moved: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
     axes = tuple(range(2, moved.ndim))
     there = moving.amax(axes, keepdim=True) * fixed.amax(axes, keepdim=True)
     return ((moved - fixed).square() * there).sum(dim=1).mean()
-
-
-class SliceOverlap(nn.Module):
-    """1 - Dice of the structures of stacks for a motion along the stack, after which a network registers in-plane.
-
-    A linear interpolation between slices 10 mm apart blurs masks, so that each small step along the stack costs overlap,
-    whichever way it leads, and training stays where it began. Here a point between two slices has the errors of both,
-    each registered for itself, by its distance to them; steps that lead to the better slice pay from the first on. What
-    comes from beyond the ends of the stack has no structure.
-
-    Args:
-        in_plane: network of slices, intensities (B, 2, X, Y) -> velocity (B, 2, X, Y) in pixels, which learns nothing;
-            None leaves them as they are.
-        structures: values of the label maps that are structures.
-    """
-
-    def __init__(self, in_plane: nn.Module | None = None, structures: Sequence[int] = (1, 2, 3)) -> None:
-        super().__init__()
-        self.in_plane = in_plane
-        self.structures = structures
-        self.warp = LinearWarp()
-
-    def forward(self, field: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
-        """A scalar, the mean over structures that both images have.
-
-        Args:
-            field: (B, 3, X, Y, Z), whose component along the stack counts, in slices.
-            target: the pair (B, 2 C, X, Y, Z), and its label maps (B, 2, X, Y, Z), moving and fixed.
-        """
-        with torch.autocast(field.device.type, enabled=False):
-            along, pair = full_precision(field)[:, 2:], full_precision(intensities(target[0]))
-            moving, fixed = (
-                torch.cat([target[1][:, i : i + 1] == value for value in self.structures], dim=1).to(along)
-                for i in (0, 1)
-            )
-            nearest = along.detach().round()
-            rest = along - nearest
-            # Not the absolute value of the rest, which has no gradient at 0, where training begins.
-            sign = torch.where(rest < 0, -1.0, 1.0)
-            error = volume = torch.zeros_like(fixed)
-            for steps, share in ((nearest, 1 - sign * rest), (nearest + sign, sign * rest)):
-                moved, share = self._register(pair, moving, steps, share)
-                error, volume = error + share * (moved - fixed).abs(), volume + share * moved
-            axes = (2, 3, 4)
-            there = (moving.amax(axes) * fixed.amax(axes)).to(along)
-            loss = error.sum(axes) / (volume.sum(axes) + fixed.sum(axes)).clamp(min=1.0)
-            return (there * loss).sum() / there.sum().clamp(min=1.0)
-
-    def _register(self, pair: Tensor, masks: Tensor, steps: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks of whole slices, as many slices on as `steps` says of each point, and the share of each point,
-        registered in-plane with the fixed image."""
-        depth = pair.shape[-1]
-        number = steps.long() + torch.arange(depth, device=steps.device)
-        inside = (number >= 0) & (number < depth)
-        number = number.clamp(0, depth - 1)
-        masks = inside * masks.gather(-1, number.expand_as(masks))
-        if self.in_plane is None:
-            return masks, share
-        with torch.no_grad():
-            slices = to_slices(torch.cat([pair[:, :1].gather(-1, number), pair[:, 1:]], dim=1))
-            within = integrate(self.in_plane(slices.contiguous(memory_format=torch.channels_last)).to(share.dtype))
-        moved = to_stack(self.warp(to_slices(torch.cat([share, masks], dim=1)), within), pair)
-        return moved[:, 1:], moved[:, :1]
 
 
 class SmoothnessLoss(nn.Module):

@@ -155,7 +155,7 @@ def _read_pairs(
         kept = choose(has_contrast(intensities(pair)).all(dim=1))
         prepared = {"pair": pair[kept]}
         if labels:
-            prepared["label"] = fit(_stack_labels(loaded))[kept]
+            prepared["label"] = fit(stack_labels(loaded))[kept]
         if isinstance(loaded["pair"], MetaTensor):
             prepared["spacing"] = loaded["pair"].pixdim.float()
         return prepared
@@ -187,7 +187,7 @@ def _fit_slices(size: Sequence[int]) -> Callable[[Tensor], Tensor]:
     return lambda stack: fit(torch.as_tensor(stack)).as_tensor().movedim(-1, 0).contiguous()
 
 
-def _stack_labels(item: dict) -> Tensor:
+def stack_labels(item: dict) -> Tensor:
     """The labels of an item's pair on its grid, (2, X, Y, Z) int8; UNLABELED for an image without one."""
     pair, labels = item["pair"], []
     for key in LABEL_KEYS:

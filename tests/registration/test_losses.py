@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from monai.losses import LocalNormalizedCrossCorrelationLoss
-from scripts.registration.losses import SliceOverlap, SmoothnessLoss, WarpedSimilarity
+from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
 from torch import nn
 
 
@@ -187,68 +187,3 @@ def test_maps_beside_the_intensities_are_not_scored() -> None:
     loss = WarpedSimilarity(nn.MSELoss())
     assert torch.equal(loss(field, pair), loss(field, pair[:, [0, 4]]))
     assert torch.equal(loss(field[:2], (pair, label)), loss(field[:2], (pair[:, [0, 4]], label)))
-
-
-def cylinder(first: int, last: int, slices: int = 6, radius: float = 2.5) -> torch.Tensor:
-    """A label (1, 1, 8, 8, slices) of one structure in the slices from first to last."""
-    x, y = np.meshgrid(np.arange(8) - 3.5, np.arange(8) - 3.5, indexing="ij")
-    label = np.zeros((8, 8, slices), np.int8)
-    label[..., first : last + 1] = (np.hypot(x, y) < radius)[..., None]
-    return torch.from_numpy(label)[None, None]
-
-
-def along(value: float, slices: int = 6) -> torch.Tensor:
-    field = torch.zeros(1, 3, 8, 8, slices, dtype=torch.float64)
-    field[:, 2] = value
-    return field
-
-
-@pytest.mark.parametrize("shift", [-2.0, -1.0, 0.0, 1.0, 2.0, 7.0])
-def test_overlap_of_whole_shifts_is_dice_by_hand(shift: int) -> None:
-    moving, fixed = cylinder(2, 4), cylinder(1, 3, radius=3.2)
-    moved = np.zeros((8, 8, 6))
-    for z in range(6):
-        if 0 <= z + int(shift) < 6:
-            moved[..., z] = moving[0, 0, ..., z + int(shift)]
-    dice = 2 * (moved * fixed[0, 0].numpy()).sum() / (moved.sum() + int(fixed.sum()))
-    label = torch.cat([moving, fixed], dim=1)
-    assert float(SliceOverlap()(along(shift), (label.double(), label))) == pytest.approx(1 - dice, abs=1e-9)
-
-
-def test_small_steps_to_the_better_slice_pay() -> None:
-    label = torch.cat([cylinder(2, 4), cylinder(1, 3)], dim=1)
-    values = [float(SliceOverlap()(along(step), (label, label))) for step in np.linspace(0, 1, 6)]
-    assert all(after < before - 0.02 for before, after in pairwise(values))
-    assert values[-1] == pytest.approx(0, abs=1e-9)
-    field = along(0.3).requires_grad_()
-    SliceOverlap()(field, (label, label)).backward()
-    assert (field.grad[0, 2] <= 0).all()
-    assert field.grad[0, 2].min() < 0
-
-
-def test_overlap_counts_what_both_images_have() -> None:
-    label = torch.cat([cylinder(2, 4), cylinder(1, 3)], dim=1)
-    more = label.clone()
-    more[:, 0, 0] = 2
-    assert float(SliceOverlap()(along(0.5), (more, more))) == pytest.approx(
-        float(SliceOverlap()(along(0.5), (label, label)))
-    )
-    none = torch.full_like(label, -1)
-    field = along(0.5).requires_grad_()
-    SliceOverlap()(field, (none, none)).backward()
-    assert not field.grad.any()
-
-
-class Shift(nn.Module):
-    """A network of slices that finds a shift by one pixel."""
-
-    def forward(self, pair: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(len(pair), 2, *pair.shape[2:])
-
-
-def test_overlap_is_that_after_the_step_in_plane() -> None:
-    moving = cylinder(1, 3)
-    label = torch.cat([moving, moving.roll(-1, dims=2)], dim=1)
-    field, pair = along(0.0).float(), label.float()
-    assert float(SliceOverlap()(field, (pair, label))) > 0.1
-    assert float(SliceOverlap(Shift())(field, (pair, label))) == pytest.approx(0, abs=1e-5)
