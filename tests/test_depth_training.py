@@ -9,26 +9,29 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Registration of stacks in two steps, as a user has it: trained from the shipped network of slices, and written."""
+"""Registration of stacks in two steps, as a user has it: trained beside the shipped network of slices, and scored."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import torch
-from conftest import ROOT, SMALL, run_bundle, succeed
+from conftest import CACHE, ROOT, run_bundle, succeed
 from scripts.cardiac.phantom import write_phantom_dataset
-
-CASE = {"reference_frame": 1, "device": "cpu", "write": "fields"}
 
 
 def test_a_training_learns_what_leads_along_the_stack(tmp_path: Path) -> None:
     data = write_phantom_dataset(
         tmp_path / "data", subjects=3, size=(40, 36), slices=4, frames=3, progress=False, shortening=0.15
     )
-    options = {**SMALL, "dataset_dir": data, "max_epochs": 1, "batch_size": 1, "output_dir": tmp_path / "out"}
+    options = {
+        "dataset_dir": data,
+        "max_epochs": 1,
+        "device": "cpu",
+        "cache_dir": CACHE.name,
+        "output_dir": tmp_path / "out",
+    }
     succeed(run_bundle(config_file=str(["configs/train.yaml", "configs/depth.yaml"]), **options))
     trained = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     assert trained.keys() == torch.load(ROOT / "models" / "depth.pt", weights_only=True).keys()

@@ -32,7 +32,7 @@ PURE = (
     "surgery/rules",
     *(
         f"registration/{name}"
-        for name in ("fields", "depth", "metrics", "losses", "networks", "inferers", "refinement")
+        for name in ("fields", "depth", "shifts", "metrics", "losses", "networks", "inferers", "refinement")
     ),
 )
 # Rooms from the ground up: none imports from a level above its own.
