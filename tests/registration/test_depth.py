@@ -90,7 +90,7 @@ def test_exchanged_images_turn_the_velocity_and_equal_ones_have_none(slices: int
     assert velocity.shape == (1, 1, 2, 3, slices)
     assert velocity.abs().max() > 0.1
     torch.testing.assert_close(network(exchange(pair)), -velocity)
-    moving, fixed = halves(pair)
+    moving = halves(pair)[0]
     assert not network(torch.cat([moving, moving], dim=1)).any()
     assert not network(torch.zeros_like(pair)).any()
     assert not network(pair[..., :1]).any()

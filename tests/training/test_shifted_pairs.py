@@ -65,7 +65,7 @@ def test_each_labeled_pair_is_there_both_ways(dataset: ShiftDataset) -> None:
 
 
 def test_a_batch_holds_one_pair(dataset: ShiftDataset) -> None:
-    with pytest.raises(InputError, match="--batch_size 2: .*make it 1"):
+    with pytest.raises(InputError, match=r"--batch_size 2: .*make it 1"):
         dataset[[0, 1]]
 
 
