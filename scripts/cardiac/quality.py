@@ -147,7 +147,9 @@ def _frame_figures(
     The squared error is what the best gain (0 or more) and offset of a slice leave of its intensities, in units of the
     fixed image's standard deviation, where x + u(x) stays in view: images of two scanners, or of two gains, may fit.
     The inverse error is the larger of u∘v and v∘u against the identity, where x + u(x) stays in view and the
-    determinant is above 0.1. Unconverged are voxels whose inverse stays in view and is off by more than a hundredth of
+    determinant is above 0.1. With motion along the stack it is the error of v(y) + u(y + v(y)) alone, by which labels are
+    carried, beyond the ends of the stack, too; the way back, u(x) + v(x + u(x)), meets v between slices, where no linear interpolation undoes u, and has a
+    figure of its own. Unconverged are voxels whose inverse stays in view and is off by more than a hundredth of
     a voxel. Blank is a slice that is constant in either image.
     """
     axes = len(registration.fields[0])
@@ -164,7 +166,7 @@ def _frame_figures(
     # Slice by slice: all of a frame in double precision would take more memory than anything else.
     maps = zip(*(_measure_field(*pair, spacing) for pair in zip(u.split(1), v.split(1))))
     determinant, length, *errors = (by_slice(torch.cat(parts)) for parts in maps)
-    inverse = [error.flatten(1) for error in errors]
+    back, inverse = [errors[0]] * (axes == 3), errors[axes == 3 :]
     fixed, image, moved = (
         torch.from_numpy(np.ascontiguousarray(i)).movedim(-1, 0)
         for i in (registration.fixed, registration.cine.image[..., t], registration.moved[..., t])
@@ -185,16 +187,14 @@ def _frame_figures(
         unconverged = (missed & by_slice(in_view(v)).movedim(0, -1).numpy()).sum(axis=(0, 1))
 
     def figures(part: slice) -> dict:
-        inside = [error[part][~error[part].isnan()].numpy() for error in inverse]
-        # Unknown where no voxel counts.
-        inside = [error if len(error) else np.full(1, np.nan) for error in inside]
         return {
             "folding_percent": 100.0 * float((determinant[part] <= 0).double().mean()),
             "compressed_percent": 100.0 * int(compressed[part].sum()) / max(int(tissue[part].sum()), 1),
             "jacobian_min": float(determinant[part].min()),
             "jacobian_max": float(determinant[part].max()),
-            "inverse_error_mm_p95": float(np.max([np.percentile(error, 95) for error in inside])),
-            "inverse_error_mm_max": float(np.max([error.max() for error in inside])),
+            "inverse_error_mm_p95": _worst([error[part] for error in inverse], 95),
+            "inverse_error_mm_max": _worst([error[part] for error in inverse], 100),
+            **{"back_between_slices_mm_p95": _worst([error[part]], 95) for error in back},
             "unconverged_voxels": int(unconverged[part].sum()),
             "largest_displacement_mm": float(length[part].max()),
             "mse_before": float(squares[0][part].mean()),
@@ -206,24 +206,32 @@ def _frame_figures(
     return {"frame": t + 1, **figures(slice(None)), "slices": slices}
 
 
+def _worst(errors: Sequence[torch.Tensor], percentile: float) -> float:
+    """The largest of some maps' percentiles over what is not NaN; NaN where there is nothing in one."""
+    known = [error[~error.isnan()].numpy() for error in errors]
+    return float(np.max([np.percentile(error, percentile) if len(error) else np.nan for error in known]))
+
+
 def _measure_field(u: torch.Tensor, v: torch.Tensor, spacing: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Of a field and its inverse, (1, d, *spatial) in voxels: the Jacobian determinant, the length in mm, and both inverse
-    errors, each (1, *spatial); computed in double, kept in single precision."""
+    errors, u(x) + v(x + u(x)) and v(y) + u(y + v(y)), each (1, *spatial); computed in double, kept in single precision.
+    """
     u, v = u.double(), v.double()
     maps = (
         jacobian_determinant(u),
         fields.length(u * spacing),
-        _inverse_error(u, v, spacing),
-        _inverse_error(v, u, spacing),
+        _inverse_error(u, v, spacing, in_view(u)),
+        # Beyond the ends of a stack u goes on as it ends, and v undoes that.
+        _inverse_error(v, u, spacing, in_view(v, axes=2)),
     )
     return tuple(values.float() for values in maps)
 
 
-def _inverse_error(one: torch.Tensor, other: torch.Tensor, spacing: torch.Tensor) -> torch.Tensor:
+def _inverse_error(one: torch.Tensor, other: torch.Tensor, spacing: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """How far `other` after `one`, fields (1, d, *spatial) in voxels, is from the identity, in mm, (1, *spatial); NaN where
-    `one` leaves the view or all but collapses."""
+    nothing is `seen` or `one` all but collapses."""
     length = fields.length(compose(other, one) * spacing)
-    return torch.where(in_view(one) & (jacobian_determinant(one) > 0.1), length, torch.nan)
+    return torch.where(seen & (jacobian_determinant(one) > 0.1), length, torch.nan)
 
 
 def _misfits(image: torch.Tensor, fixed: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

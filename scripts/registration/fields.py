@@ -222,11 +222,11 @@ def integrate_in_sampler(velocity: Tensor, grid: Tensor, steps: int, depth: int 
     return field
 
 
-def in_view(field: Tensor, margin: float = 0.0) -> Tensor:
+def in_view(field: Tensor, margin: float = 0.0, axes: int | None = None) -> Tensor:
     """Where x + u(x) lies in the image, (B, d, *spatial) -> (B, *spatial), up to a margin in voxels beyond its outer
-    voxels' centers."""
+    voxels' centers; along the first of so many axes, by default along all."""
     inside = torch.ones_like(field[:, 0], dtype=torch.bool)
-    for axis, size in enumerate(field.shape[2:]):
+    for axis, size in enumerate(field.shape[2:][:axes]):
         shape = [-1 if a == axis else 1 for a in range(field.ndim - 2)]
         position = field[:, axis] + torch.arange(size, dtype=field.dtype, device=field.device).view(shape)
         inside &= (position >= -margin) & (position <= size - 1 + margin)

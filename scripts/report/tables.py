@@ -36,6 +36,7 @@ NEAR_ENOUGH = (5.0, 15.0)
 NAMES = {
     "inverse_error_mm_p95": "Inverse error (95 %), mm",
     "inverse_error_mm_max": "Inverse error (worst), mm",
+    "back_between_slices_mm_p95": "There and back between slices (95 %), mm",
     "unconverged_voxels": "Not inverted, voxels",
     "largest_displacement_mm": "Largest shift, mm",
     "mse_before": "Error before",

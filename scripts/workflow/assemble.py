@@ -310,8 +310,10 @@ def _pull_native(image: MetaTensor, field: torch.Tensor, affine: np.ndarray, is_
 
 
 def invert_stacks(fields: torch.Tensor, voxels: int = 1 << 20) -> tuple[torch.Tensor, torch.Tensor]:
-    """Balanced inverses of fields (T, d, X, Y, Z), slice by slice where d = 2, and in voxels how far `invert` missed (T, X,
-    Y, Z).
+    """Inverses of fields (T, d, X, Y, Z), and in voxels how far `invert` missed (T, X, Y, Z).
+
+    Where d = 2 they are slice by slice, and balanced. Where d = 3 they are exact at voxels, by which labels are carried:
+    between slices that lie far apart no v undoes u, and balanced it would do so nowhere.
 
     Args:
         fields: in voxels, pull direction.
@@ -326,8 +328,10 @@ def invert_stacks(fields: torch.Tensor, voxels: int = 1 << 20) -> tuple[torch.Te
                 here = (..., slice(first, first + step))
                 field = stack[here].numpy()
                 inverse, error = invert_array(field)
-                both = (unstack(torch.from_numpy(f), axes) for f in (field, inverse))
-                inverses[t][here], errors[t][here] = restack(balance_inverse(*both), axes), torch.from_numpy(error)
+                inverses[t][here], errors[t][here] = map(torch.from_numpy, (inverse, error))
+                if axes == 2:
+                    both = (unstack(f[here], axes) for f in (stack, inverses[t]))
+                    inverses[t][here] = restack(balance_inverse(*both), axes)
             bar.update()
     return inverses, errors
 
