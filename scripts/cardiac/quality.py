@@ -147,10 +147,10 @@ def _frame_figures(
     The squared error is what the best gain (0 or more) and offset of a slice leave of its intensities, in units of the
     fixed image's standard deviation, where x + u(x) stays in view: images of two scanners, or of two gains, may fit.
     The inverse error is the larger of u∘v and v∘u against the identity, where x + u(x) stays in view and the
-    determinant is above 0.1. With motion along the stack it is the error of v(y) + u(y + v(y)) alone, by which labels are
-    carried, beyond the ends of the stack, too; the way back, u(x) + v(x + u(x)), meets v between slices, where no linear interpolation undoes u, and has a
-    figure of its own. Unconverged are voxels whose inverse stays in view and is off by more than a hundredth of
-    a voxel. Blank is a slice that is constant in either image.
+    determinant is above 0.1. With motion along the stack it is that of v(y) + u(y + v(y)) alone, by which labels are
+    carried, beyond the ends of the stack, too. The way back, u(x) + v(x + u(x)), meets v between slices, where no
+    linear interpolation undoes u, and has a figure of its own. Unconverged are voxels whose inverse stays in view and
+    is off by more than a hundredth of a voxel. Blank is a slice that is constant in either image.
     """
     axes = len(registration.fields[0])
 
@@ -166,7 +166,7 @@ def _frame_figures(
     # Slice by slice: all of a frame in double precision would take more memory than anything else.
     maps = zip(*(_measure_field(*pair, spacing) for pair in zip(u.split(1), v.split(1))))
     determinant, length, *errors = (by_slice(torch.cat(parts)) for parts in maps)
-    back, inverse = [errors[0]] * (axes == 3), errors[axes == 3 :]
+    back, inverse = errors[0], errors[1:] if axes == 3 else errors
     fixed, image, moved = (
         torch.from_numpy(np.ascontiguousarray(i)).movedim(-1, 0)
         for i in (registration.fixed, registration.cine.image[..., t], registration.moved[..., t])
@@ -194,7 +194,7 @@ def _frame_figures(
             "jacobian_max": float(determinant[part].max()),
             "inverse_error_mm_p95": _worst([error[part] for error in inverse], 95),
             "inverse_error_mm_max": _worst([error[part] for error in inverse], 100),
-            **{"back_between_slices_mm_p95": _worst([error[part]], 95) for error in back},
+            **({"back_between_slices_mm_p95": _worst([back[part]], 95)} if axes == 3 else {}),
             "unconverged_voxels": int(unconverged[part].sum()),
             "largest_displacement_mm": float(length[part].max()),
             "mse_before": float(squares[0][part].mean()),
