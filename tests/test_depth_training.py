@@ -38,6 +38,6 @@ def test_a_training_learns_what_leads_along_the_stack(tmp_path: Path) -> None:
     assert trained["last.weight"].abs().max() > 0
 
     configs = str(["configs/train.yaml", "configs/evaluate.yaml", "configs/depth.yaml"])
-    paths = {"dataset_dir": data, "checkpoint": tmp_path / "out" / "model.pt", "output_dir": tmp_path / "scores"}
+    paths = {"dataset_dir": data, "depth_checkpoint": tmp_path / "out" / "model.pt", "output_dir": tmp_path / "scores"}
     succeed(run_bundle(config_file=configs, device="cpu", **paths))
     assert 50 < json.loads((tmp_path / "scores" / "summary.json").read_text())["registered"]["dice"]["mean"] <= 100
