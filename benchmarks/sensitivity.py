@@ -65,11 +65,12 @@ FOLDABLE = {
 }
 RATES, BATCHES = (3e-4, 1e-3, 3e-3), (4, 16)
 WEIGHTS = (0.01, 0.1, 0.0, 0.03, 0.001, 0.003)
-# Dice in percent above which most points lie; the figure shows them in an inset, too.
+# Dice in percent above which most points lie; the figure shows these, and names the others.
 CROWDED = 76.0
 COLORS = dict(zip(RATES, ("tab:blue", "tab:green", "tab:red")))
 MARKERS = dict(zip(BATCHES, "os"))
 GRAY, PURPLE = "0.6", "tab:purple"
+NAMES = {"pcgrad_symmetric": "PCGrad, UPGrad", "config": "ConFIG"}
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,10 @@ def _collect(results: Sequence[dict], output_dir: Path) -> None:
 
 @dataclass
 class Panels:
-    """Both halves of the figure, each with an inset of where most runs lie, and what they show."""
+    """Both halves of the figure, and what they show."""
 
-    surgery: tuple[Axes, Axes]
-    sums: tuple[Axes, Axes]
+    surgery: Axes
+    sums: Axes
     by_run: dict[Run, dict]
 
     def point(self, run: Run, kind: str = "mean") -> tuple[float, float]:
@@ -197,25 +198,19 @@ def _draw(results: Sequence[dict], path: Path) -> None:
 
     figure = Figure(figsize=(11.5, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    insets = left.inset_axes([0.4, 0.06, 0.58, 0.3]), right.inset_axes([0.49, 0.1, 0.49, 0.6])
-    panels = Panels((left, insets[0]), (right, insets[1]), {Run(**result["run"]): result for result in results})
+    panels = Panels(left, right, {Run(**result["run"]): result for result in results})
     _draw_sums(panels)
     _draw_surgery(panels)
     _draw_defaults(panels)
     _draw_rivals(panels)
     _draw_repetitions(panels)
-    _enlarge(panels, panels.surgery, [run for run in panels.by_run if run.strategy == "projection"], ("mean", "last"))
-    _enlarge(panels, panels.sums, [run for run in panels.by_run if run.batch_size == BATCHES[0]], ("mean",))
+    _crop(panels)
     left.set_title("surgery over rate, batch and averaging")
     right.set_title("weighted sums over λ, and other strategies without λ")
     left.set_ylabel("Dice, % (val)")
     for axes in (left, right):
-        axes.set_xscale("symlog", linthresh=0.01)
-        axes.set_xlabel("folding, % of pixels (0.01 and below linear)")
+        axes.set_xlabel("folding, % of pixels")
         axes.grid(alpha=0.3)
-    # Room for the names of the points.
-    widest = max(panels.point(run, kind)[0] for run in panels.by_run for kind in ("mean", "last"))
-    left.set_xlim(0, 5 * widest + 1e-3)
     figure.legend(handles=_legend(panels), fontsize=9, loc="outside lower center", ncols=5)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -227,14 +222,13 @@ def _annotate(axes: Axes, text: str, at: tuple[float, float], offset: tuple[floa
 
 
 def _draw_sums(panels: Panels) -> None:
-    """The curve of the weighted sums over λ, everywhere; each λ is named in the inset beside it."""
+    """The curve of the weighted sums over λ, everywhere; each λ is named beside it."""
     sums = sorted((run for run in panels.by_run if run == Run("weighted_sum", run.weight)), key=lambda run: run.weight)
-    for axes in (*panels.surgery, *panels.sums):
+    for axes in (panels.surgery, panels.sums):
         axes.plot(*zip(*map(panels.point, sums)), color=GRAY, marker="o", markersize=5, zorder=1)
-    for run in sums:
-        _annotate(panels.sums[1], f"λ {run.weight:g}", panels.point(run), (6, -11), color="0.35")
-        if run.weight == max(WEIGHTS):
-            _annotate(panels.sums[0], f"λ {run.weight:g}", panels.point(run), (-8, -3), color="0.35", ha="right")
+    for number, run in enumerate(sums):
+        # In turn below and above: small λ lie side by side.
+        _annotate(panels.sums, f"λ {run.weight:g}", panels.point(run), (4, 8 if number % 2 else -14), color="0.35")
 
 
 def _draw_surgery(panels: Panels) -> None:
@@ -242,10 +236,9 @@ def _draw_surgery(panels: Panels) -> None:
     for run in filter(_plain_surgery, panels.by_run):
         style = {"color": COLORS[run.learning_rate], "marker": MARKERS[run.batch_size], "markersize": 9}
         (x, y), (x0, y0) = panels.point(run), panels.point(run, "last")
-        for axes in panels.surgery:
-            axes.plot([x0, x], [y0, y], color=style["color"], linewidth=0.8, alpha=0.6, zorder=2)
-            axes.plot(x0, y0, **style, markerfacecolor="white", zorder=3)
-            axes.plot(x, y, **style, zorder=4)
+        panels.surgery.plot([x0, x], [y0, y], color=style["color"], linewidth=0.8, alpha=0.6, zorder=2)
+        panels.surgery.plot(x0, y0, **style, markerfacecolor="white", zorder=3)
+        panels.surgery.plot(x, y, **style, zorder=4)
 
 
 def _plain_surgery(run: Run) -> bool:
@@ -257,28 +250,23 @@ def _draw_defaults(panels: Panels) -> None:
     """The run that train.yaml gives, ringed everywhere."""
     if Run() not in panels.by_run:
         return
-    for axes in (*panels.surgery, *panels.sums):
+    for axes in (panels.surgery, panels.sums):
         axes.plot(*panels.point(Run()), marker="o", markersize=17, color="none", markeredgecolor="black", zorder=5)
-    for axes in panels.sums:
-        axes.plot(*panels.point(Run()), marker="o", markersize=9, color=COLORS[1e-3], zorder=4)
-    _annotate(panels.sums[0], "projection (GSMorph)", panels.point(Run()), (-14, 2), ha="right")
+    panels.sums.plot(*panels.point(Run()), marker="o", markersize=9, color=COLORS[1e-3], zorder=4)
+    _annotate(panels.sums, "projection (GSMorph)", panels.point(Run()), (-14, 2), ha="right")
 
 
 def _draw_rivals(panels: Panels) -> None:
     """The other strategies that have no λ."""
-    axes = panels.sums[0]
-    for strategy, name, marker, height in (
-        ("pcgrad_symmetric", "PCGrad, UPGrad", "^", 4),
-        ("config", "ConFIG", "v", -10),
-    ):
+    for strategy, marker in (("pcgrad_symmetric", "^"), ("config", "v")):
         if (run := Run(strategy)) in panels.by_run:
-            axes.plot(*panels.point(run), marker=marker, markersize=9, color=PURPLE, zorder=4, clip_on=False)
-            _annotate(axes, name, panels.point(run), (9, height))
+            panels.sums.plot(*panels.point(run), marker=marker, markersize=9, color=PURPLE, zorder=4)
+            _annotate(panels.sums, NAMES[strategy], panels.point(run), (9, 4))
 
 
 def _draw_repetitions(panels: Panels) -> None:
-    """In the sums' inset: other seeds, and the sum of the most runs at other rates, each joined to its first run."""
-    axes, center = panels.sums[1], Run("weighted_sum", 0.01)
+    """Beside the sums: other seeds, and the sum of the most runs at other rates, each joined to its first run."""
+    axes, center = panels.sums, Run("weighted_sum", 0.01)
     for run in panels.by_run:
         first = replace(run, seed=0)
         if run.seed and first in panels.by_run:
@@ -292,17 +280,28 @@ def _draw_repetitions(panels: Panels) -> None:
             axes.plot(*panels.point(run), marker="o", markersize=6, color=color, zorder=3)
 
 
-def _enlarge(panels: Panels, half: tuple[Axes, Axes], runs: Sequence[Run], kinds: Sequence[str]) -> None:
-    """Set a half's inset to where most of these runs lie."""
-    axes, inset = half
-    near = [at for run in runs for kind in kinds if (at := panels.point(run, kind))[1] > CROWDED]
-    if near:
-        (x0, y0), (x1, y1) = np.min(near, axis=0), np.max(near, axis=0)
-        inset.set_xlim(max(x0 - 0.2, 0), x1 + 0.2)
-        inset.set_ylim(y0 - 0.9, y1 + 0.9)
-        axes.indicate_inset_zoom(inset)
-    inset.tick_params(labelsize=8)
-    inset.grid(alpha=0.3)
+def _crop(panels: Panels) -> None:
+    """Show what lies above `CROWDED`, if two or more do, and name the runs below it in the half that draws them."""
+    points = {run: panels.point(run) for run in panels.by_run}
+    seen = [at for run in points for at in (points[run], panels.point(run, "last")) if at[1] > CROWDED]
+    if len(seen) < 2:
+        return
+    (x0, y0), (x1, y1) = np.min(seen, axis=0), np.max(seen, axis=0)
+    panels.sums.set_xlim(max(x0 - 0.1, 0), x1 + 0.15)
+    panels.sums.set_ylim(y0 - 0.8, y1 + 0.8)
+    for axes, half in ((panels.surgery, True), (panels.sums, False)):
+        below = {run: at for run, at in points.items() if at[1] <= CROWDED and (run.strategy == "projection") == half}
+        names = [f"{_describe(run)} {y:.1f} at {x:.2g} %" for run, (x, y) in below.items()]
+        axes.text(
+            0.98, 0.02, "\n".join(["below:" * bool(names), *names]), transform=axes.transAxes, fontsize=9, ha="right"
+        )
+
+
+def _describe(run: Run) -> str:
+    """What a run varies, in words."""
+    if run.strategy == "weighted_sum":
+        return f"λ {run.weight:g},"
+    return NAMES.get(run.strategy) or f"rate {run.learning_rate:g}, batch {run.batch_size}:"
 
 
 def _legend(panels: Panels) -> list[Line2D]:
