@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 
 from tqdm import tqdm
@@ -37,8 +37,11 @@ def stage(name: str, total: int | None = None, unit: str = "it", shown: bool = T
         over = Event()
 
         def beat() -> None:
-            while not over.wait(_BEAT):
-                bar.refresh()
+            # Not `refresh` with its own lock: where nobody reads any longer (`| head`), it would fail and keep it.
+            with suppress(OSError, ValueError):
+                while not over.wait(_BEAT):
+                    with bar.get_lock():
+                        bar.refresh(nolock=True)
 
         thread = Thread(target=beat, daemon=True)
         thread.start()
@@ -46,4 +49,4 @@ def stage(name: str, total: int | None = None, unit: str = "it", shown: bool = T
             yield bar
         finally:
             over.set()
-            thread.join()
+            thread.join(_BEAT)  # not forever: a write that failed may have left the lock to this thread

@@ -13,9 +13,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
+from conftest import ROOT
 from scripts import progress
 
 
@@ -36,3 +40,28 @@ def test_a_stage_that_fails_is_over() -> None:
     with pytest.raises(ValueError, match="inside"), progress.stage("reading") as bar:
         raise ValueError("inside")
     assert bar.disable
+
+
+STAGES = """
+import time
+from scripts import progress
+progress._BEAT = 0.01
+for _ in range(2):
+    with progress.stage("reading", {total}) as bar:
+        time.sleep(0.5)
+        {step}
+"""
+
+
+@pytest.mark.parametrize(("total", "step"), [(None, ""), (3, "bar.update(); bar.refresh()")])
+def test_a_run_that_nobody_reads_any_longer_ends(total: int | None, step: str) -> None:
+    reader, writer = os.pipe()
+    code = STAGES.format(total=total, step=step)
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=writer, stderr=writer, cwd=ROOT)
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
+    try:
+        assert run.wait(timeout=60) != 0
+    finally:
+        run.kill()
