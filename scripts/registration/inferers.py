@@ -134,3 +134,19 @@ class FieldInferer(Inferer):
     def integrate(self, field: Tensor) -> Tensor:
         """The displacement of a network's output."""
         return field if self.integration is None else self.integration(field)
+
+
+class MapInferer(Inferer):
+    """Displacement of a pair of maps, of which, unlike of images, constant slices tell something, too.
+
+    Args:
+        integration: of the network's output, a velocity.
+    """
+
+    def __init__(self, integration: nn.Module) -> None:
+        super().__init__()
+        self.integration = integration
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
+        """What the integration makes of the network's output, in full precision."""
+        return self.integration(full_precision(network(inputs, *args, **kwargs)))

@@ -19,7 +19,7 @@ from monai.inferers import SliceInferer
 from monai.networks.blocks import DVF2DDF
 from scripts.errors import InputError
 from scripts.registration.fields import Integration, compose, integrate, warp
-from scripts.registration.inferers import FieldInferer
+from scripts.registration.inferers import FieldInferer, MapInferer
 from scripts.registration.networks import PyramidNetwork
 from torch import nn
 
@@ -183,3 +183,13 @@ def test_maps_pass_with_their_images() -> None:
     with torch.no_grad():
         channels = torch.cat([pair, torch.rand(2, 1, 24, 20)], dim=1)
         assert torch.equal(FieldInferer(integration=Integration(), passes=2)(channels, network), expected)
+
+
+def test_constant_slices_of_maps_move_as_well() -> None:
+    maps = torch.zeros(1, 6, 4, 4, 3)
+    maps[..., :2, 1] = 1.0
+    field = MapInferer(lambda velocity: 2 * velocity)(
+        maps, lambda pair: torch.ones(1, 3, 4, 4, 3, dtype=torch.bfloat16)
+    )
+    assert field.dtype == torch.float32
+    assert (field == 2).all()
