@@ -13,7 +13,7 @@
 
 Each command is a run of MONAI's bundle with config files of this one, and takes the options that these files have:
 
-    register CINE | MOVING FIXED     inference.yaml
+    register CINE | MOVING FIXED     inference.yaml (with --dims 2 and slices.yaml, each slice by itself)
     apply FIELD [MOVING]             apply_field.yaml
     train [DATASET_DIR]              train.yaml
     evaluate [DATASET_DIR]           train.yaml and evaluate.yaml
@@ -28,7 +28,7 @@ import gc
 import runpy
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,7 @@ from scripts.help import bundle_version, describe_files
 from scripts.progress import stage
 
 _ROOT = Path(__file__).resolve().parents[1]
+_BY_DIMS = {"2": ("slices.yaml",), "3": ()}  # of `register`: files beside its own
 _CONFIG_HELP = (
     "--config NAME[,NAME...] merges config files over the command's own: names in configs/, such as labeled, or paths."
 )
@@ -138,15 +139,29 @@ def _usage(name: str) -> str:
 
 
 def _configs_of(name: str, words: list[str]) -> list[Path]:
-    """The command's config files and those of --config, which is taken out of the words."""
-    configs = [_ROOT / "configs" / config for config in COMMANDS[name].configs]
-    while found := [word for word in words if word.partition("=")[0] in ("--config", "--config_file")]:
+    """The command's config files, those of --dims and of --config, which are taken out of the words.
+
+    Raises:
+        InputError: for other dims.
+    """
+    names = COMMANDS[name].configs
+    if name == "register":
+        for dims in _take(words, "--dims"):
+            if dims not in _BY_DIMS:
+                raise InputError(
+                    f"--dims {dims}: give 2, for each slice by itself, or 3, for motion along the stack, too."
+                )
+            names += _BY_DIMS[dims]
+    found = [part for value in _take(words, "--config", "--config_file") for part in value.split(",")]
+    return [*(_ROOT / "configs" / config for config in names), *map(_find_config, found)]
+
+
+def _take(words: list[str], *options: str) -> Iterator[str]:
+    """The values of an option, which are taken out of the words with it."""
+    while found := [word for word in words if word.partition("=")[0] in options]:
         position = words.index(found[0])
         _, equals, value = words.pop(position).partition("=")
-        if not equals:
-            value = words.pop(position) if position < len(words) else ""
-        configs += [_find_config(part) for part in value.split(",")]
-    return configs
+        yield value if equals else words.pop(position) if position < len(words) else ""
 
 
 def _find_config(name: str) -> Path:

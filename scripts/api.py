@@ -46,7 +46,9 @@ from scripts.options import check_option
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "configs" / "inference.yaml"
+CONFIGS = ROOT / "configs"
+# By `dims`.
+FILES = {3: ("inference.yaml",), 2: ("inference.yaml", "slices.yaml")}
 IMAGES = ("cine", "moving", "fixed", "reference_label", "moving_label")
 # Keys of the config, besides the checkpoint's file, that the network with its weights depends on.
 NETWORK_KEYS = ("network_def", "network", "trained_network", "checkpoint", "device", "channels_last")
@@ -116,7 +118,8 @@ def register_cine(cine: Image, **options: object) -> CineResult:
             the frame time, or an array (X, Y, Z, T) with its affine.
         options: any top-level key of `configs/inference.yaml` but `bundle_root`, such as `reference_frame`,
             `reference_label` (an image, too), `points` (a CSV, or an array (N, 3) in mm along LPS), `device`, or
-            `output_dir`, without which nothing is written.
+            `output_dir`, without which nothing is written; `dims`: 2 registers each slice by itself (`configs/slices.yaml`),
+            3, the default, moves stacks along their axis first.
 
     Returns:
         What the workflow would write.
@@ -134,15 +137,18 @@ def register(moving: Image, fixed: Image, **options: object) -> PairResult:
 
 
 @settings_kept()
-def _register_one(**options: object) -> CineResult | PairResult:
+def _register_one(dims: int = 3, **options: object) -> CineResult | PairResult:
     """The registration of the one case that the options give."""
-    unknown = set(options) - (set(ConfigParser.load_config_file(str(CONFIG))) - {"bundle_root"})
+    if dims not in FILES:
+        raise InputError(f"dims {dims}: give 2, for each slice by itself, or 3, for motion along the stack, too.")
+    config = ConfigParser.load_config_files([str(CONFIGS / name) for name in FILES[dims]])
+    unknown = set(options) - (set(config) - {"bundle_root"})
     if unknown:
-        raise InputError(f"{', '.join(sorted(unknown))}: no such option; they are the top-level keys of {CONFIG.name}.")
+        raise InputError(f"{', '.join(sorted(unknown))}: no such option; they are the top-level keys of {FILES[3][0]}.")
     # What is in memory is written first, so that it is read and checked as files are.
     with TemporaryDirectory(prefix="registration_", ignore_cleanup_errors=True) as folder:
         try:
-            found = _run_workflow(_written_options(options, Path(folder)))
+            found = _run_workflow(config, _written_options(options, Path(folder)))
         except InputError as error:
             # The user knows what is in memory by the option's name.
             names = {str(Path(folder) / f"{name}{ending}"): name for name in options for ending in (".nii", ".csv")}
@@ -153,11 +159,10 @@ def _register_one(**options: object) -> CineResult | PairResult:
     return _RESULTS[type(found)](found)
 
 
-def _run_workflow(options: Mapping[str, object]) -> Registration:
+def _run_workflow(config: dict, options: Mapping[str, object]) -> Registration:
     for name, value in {"bundle_root": ROOT, **options}.items():
         check_option(name, value)
-    parser = ConfigParser()
-    parser.read_config(str(CONFIG))
+    parser = ConfigParser(config)
     # Nothing is written, unless asked for.
     parser.update({"bundle_root": str(ROOT), "output_dir": None})
     parser.update({key: str(value) if isinstance(value, Path) else value for key, value in options.items()})

@@ -44,6 +44,7 @@ _PATHS = (
     "field",
     "points",
     "checkpoint",
+    "depth_checkpoint",
     "initial_weights",
     "onnx",
     "resume",

@@ -47,6 +47,12 @@ def expand(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
         (("register", "C.nii.gz"), ["inference"], ["--cine", "./C.nii.gz"]),
         (("register", "2024_01"), ["inference"], ["--cine", "./2024_01"]),
         (("register", "/a", "../b", "--bf16"), ["inference"], ["--moving", "/a", "--fixed", "../b", "--bf16"]),
+        (
+            ("register", "C", "--dims", "2", "--passes", "2"),
+            ["inference", "slices"],
+            ["--cine", "./C", "--passes", "2"],
+        ),
+        (("register", "C", "--dims=3", "--config", "demo"), ["inference", "demo"], ["--cine", "./C"]),
         (("apply", "f.nii", "--points", "p.csv"), ["apply_field"], ["--field", "./f.nii", "--points", "p.csv"]),
         (("train", "--config", "labeled", "--dataset_dir", "D"), ["train", "labeled"], ["--dataset_dir", "D"]),
         (("evaluate", "D", "--config=demo"), ["train", "evaluate", "demo"], ["--dataset_dir", "./D"]),
@@ -73,6 +79,10 @@ def test_stands_for_a_run_of_the_bundle(
             "--config labelled: no such file; give the path of one, or a name of .*labeled",
         ),
         (["train", "--config"], "--config : no such file"),
+        (
+            ["register", "a", "--dims", "4"],
+            "--dims 4: give 2, for each slice by itself, or 3, for motion along the stack",
+        ),
         (["register", "a", "--passes", "2", "b"], "b: belongs to no option; give register CINE"),
         (["register", "a", "--passes=2", "b"], "b: belongs to no option"),
         (["register", "a", "b", "c"], "a b c: too many or too few words; give register CINE | MOVING FIXED"),

@@ -22,6 +22,7 @@ from pathlib import Path
 from scripts.errors import InputError, is_full_disk
 
 DONE = "quality.json"
+WEIGHTS = ("weights", "depth weights", "segmentation")  # files among the parameters of a run
 # All that `writers.WriteRegistration`, and a Mac that shows it, may leave in the folder of a case.
 RESULTS = {
     DONE,

@@ -88,17 +88,26 @@ class DepthFirst(nn.Module):
     A field between slices of one number deforms what is not there. Each of the two networks is trained by itself.
 
     Args:
-        in_plane: network of slices, intensities (B, 2, X, Y) -> velocity (B, 2, X, Y) in pixels.
+        in_plane: network of slices, intensities (B, 2, X, Y) -> (B, 2, X, Y) in pixels, a velocity or a displacement.
         through_plane: see `ThroughPlane`.
-        steps: squarings of both velocities.
+        integration: of what the network of slices gives, None where that is a displacement.
+        slices_at_once: slices that it is given together, None for all.
     """
 
-    def __init__(self, in_plane: nn.Module, through_plane: nn.Module, steps: int = 7) -> None:
+    def __init__(
+        self,
+        in_plane: nn.Module,
+        through_plane: nn.Module,
+        integration: nn.Module | None,
+        slices_at_once: int | None = None,
+    ) -> None:
         super().__init__()
         self.in_plane = in_plane
         self.through_plane = through_plane
-        self.along_stack = AlongStack(steps)
+        self.integration = integration
+        self.along_stack = AlongStack()
         self.warp = LinearWarp()
+        self._slices_at_once = slices_at_once
 
     def forward(self, pair: Tensor) -> Tensor:
         """(B, 2 + 2 * maps, X, Y, Z), X and Y divisible by STEP -> (B, 3, X, Y, Z), voxels of the fixed grid."""
@@ -107,6 +116,12 @@ class DepthFirst(nn.Module):
         along = self.along_stack(self.through_plane(to_cells(maps)).to(pair.dtype))
         along = resize_field(along, pair.shape[2:])
         slices = to_slices(torch.cat([self.warp(moving[:, :1], along), fixed[:, :1]], dim=1))
-        velocity = self.in_plane(slices.contiguous(memory_format=torch.channels_last)).to(pair.dtype)
-        within = F.pad(to_stack(integrate(velocity, self.along_stack.steps), pair), [0] * 6 + [0, 1])
+        slices = slices.contiguous(memory_format=torch.channels_last)
+        parts = [self._register(part) for part in slices.split(self._slices_at_once or len(slices))]
+        within = F.pad(to_stack(torch.cat(parts), pair), [0] * 6 + [0, 1])
         return within + self.warp(along, within)  # as `compose`, whose gradient takes longer
+
+    def _register(self, slices: Tensor) -> Tensor:
+        """Displacement (N, 2, X, Y) of some slices (N, 2, X, Y)."""
+        field = self.in_plane(slices).to(slices.dtype)
+        return field if self.integration is None else self.integration(field)

@@ -102,7 +102,8 @@ class AddAnatomy(Transform):
         those of the fixed one. A third channel of the pair, where its images hold a measurement, stays the last one.
 
         The pair's last axes hold slices or frames, as `LoadPaird` and `PairFrames` make them. Where either image shows
-        no structure, as on a long-axis view, the maps of both are 0.
+        no structure, as on a long-axis view, the maps of both are 0. A case of inference is "in_plane" where no map can
+        lead along its stack: it has no contours, or one slice.
         """
         pair = torch.as_tensor(data["pair"])
         moving, fixed = (_to_maps(labels, pair.shape[1:3]) for labels in self._labels(data))
@@ -111,7 +112,8 @@ class AddAnatomy(Transform):
         maps = [(image * shown).reshape(STRUCTURE_COUNT, *pair.shape[1:]).to(pair) for image in (moving, fixed)]
         combined = torch.cat([pair[:1], maps[0], pair[1:2], maps[1], pair[2:]])
         affine = data["pair"].affine if isinstance(data["pair"], MetaTensor) else None
-        return {**data, "pair": combined if affine is None else MetaTensor(combined, affine=affine)}
+        combined = combined if affine is None else MetaTensor(combined, affine=affine)
+        return {**data, "pair": combined, "in_plane": "segmented" not in data or moving.shape[3] == 1}
 
     def _labels(self, data: Mapping) -> tuple[Tensor, Tensor]:
         """Label maps (T, X, Y, Z) of the moving and (1, X, Y, Z) of the fixed image, 0 where there are none."""

@@ -62,7 +62,7 @@ def invert_array(field: NDArray, tolerance: float = field_algebra.INVERTED) -> t
 
 class AssembleRegistration(Transform):
     """From a field on the native grid, (2, X, Y, Z * T) of slices or (3, X, Y, Z, T) of volumes, to a "registration", with all that
-    is measured on it.
+    is measured on it. Of a case that is "in_plane" the third component, which is 0, is left out.
 
     A case may come in parts of some frames, one after the other (`loading.in_parts`); the last one has it.
 
@@ -80,6 +80,8 @@ class AssembleRegistration(Transform):
         self._frames: _Frames | None = None
 
     def __call__(self, data: Mapping) -> dict:
+        if data.get("in_plane"):
+            data = {**data, "pred": data["pred"][:2]}
         first, count = int(data.get("first_frame", 0)), len(data["moving_image"])
         total = int(data.get("frames", count))
         if first == 0:

@@ -31,7 +31,7 @@ from scripts.cardiac.answers import BY_SEGMENTATION, CARRIED, SEGMENTED, WORDS
 from scripts.cardiac.strain import summarize_strain
 from scripts.data.datalists import FILE_KEYS
 from scripts.data.loading import in_parts
-from scripts.data.results import DONE, check_place, check_writable, explain_write_errors
+from scripts.data.results import DONE, WEIGHTS, check_place, check_writable, explain_write_errors
 from scripts.devices import gather_rows, is_first_of_node
 from scripts.errors import InputError, first_cause
 from scripts.files import clear_leftovers, parts_of, write_csv
@@ -299,7 +299,7 @@ def fingerprint(item: Mapping, parameters: Mapping[str, object]) -> str:
     total = hashlib.sha256()
     for key, value in sorted({**item, **parameters}.items()):
         total.update(f"{key}:".encode())
-        if value is None or key not in (*FILE_KEYS, "weights", "segmentation"):
+        if value is None or key not in (*FILE_KEYS, *WEIGHTS):
             total.update(str(value).encode())
             continue
         path = Path(str(value))

@@ -29,7 +29,7 @@ from scripts.cardiac.cines import Cine
 from scripts.cardiac.function import volume_rows
 from scripts.cardiac.registrations import CineRegistration, PairRegistration, Registration
 from scripts.data.itk_fields import write_field
-from scripts.data.results import DONE, check_place, explain_write_errors
+from scripts.data.results import DONE, WEIGHTS, check_place, explain_write_errors
 from scripts.files import let_go, one_by_one, own_name, replace_folder, whole_file, write_csv, write_json
 from scripts.help import bundle_version
 from scripts.options import KEPT, names_of
@@ -106,7 +106,7 @@ def _versions() -> dict[str, str]:
 def describe_parameters(parameters: Mapping[str, object], device: str) -> dict[str, str]:
     """Parameters in the words of the report, files of weights with their hashes, and the device."""
     words = {name: _WORDS.get((name, value), str(value)) for name, value in parameters.items() if name not in _UNSHOWN}
-    for name in ("weights", "segmentation"):
+    for name in WEIGHTS:
         if (checkpoint := parameters.get(name)) and Path(str(checkpoint)).is_file():
             words[name] = f"{checkpoint}, SHA-256 {hash_checkpoint(checkpoint)[:16]}"
     return {**words, "device": str(device)}

@@ -18,7 +18,7 @@ import pytest
 import torch
 from scripts.cardiac.phantom import Phantom
 from scripts.registration.depth import AlongStack, DepthFirst, ThroughPlane, to_cells
-from scripts.registration.fields import compose, integrate, to_slices, to_stack, warp
+from scripts.registration.fields import Integration, compose, integrate, to_slices, to_stack, warp
 from scripts.registration.networks import PyramidNetwork
 from scripts.registration.pairs import exchange, halves
 from scripts.registration.shifts import ShiftOverlap, measure_shifts
@@ -56,7 +56,7 @@ def cells_of(pair: Tensor) -> Tensor:
 def test_it_begins_as_the_network_of_slices() -> None:
     torch.manual_seed(0)
     pair, network = stacks(), PyramidNetwork(flow_std=0.1)
-    field = DepthFirst(network, ThroughPlane()).eval()(pair)
+    field = DepthFirst(network, ThroughPlane(), Integration()).eval()(pair)
     slices = integrate(network(to_slices(pair[:, [0, 4]])))
     torch.testing.assert_close(field[:, :2], to_stack(slices, pair), atol=1e-3, rtol=0)
     assert field[:, :2].abs().max() > 0.1
@@ -65,9 +65,9 @@ def test_it_begins_as_the_network_of_slices() -> None:
 
 def test_slices_are_registered_where_the_stack_was_brought_to() -> None:
     recorder, pair = Recorder(), stacks()
-    network = DepthFirst(recorder, moving_along(ThroughPlane())).eval()
+    network = DepthFirst(recorder, moving_along(ThroughPlane()), Integration()).eval()
     field = network(pair)
-    along = DepthFirst(Still(), network.through_plane).eval()(pair)
+    along = DepthFirst(Still(), network.through_plane, None).eval()(pair)
     assert along[:, 2].abs().max() > 0.2
     assert not along[:, :2].any()
     seen = to_stack(recorder.seen, pair)
@@ -76,6 +76,22 @@ def test_slices_are_registered_where_the_stack_was_brought_to() -> None:
     within = to_stack(integrate(recorder(to_slices(pair[:, [0, 4]]))), pair)
     within = torch.cat([within, torch.zeros_like(within[:, :1])], dim=1)
     torch.testing.assert_close(field, compose(along, within), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_slices_at_once_change_nothing(count: int) -> None:
+    torch.manual_seed(0)
+    parts = PyramidNetwork(flow_std=0.1), moving_along(ThroughPlane()), Integration()
+    with torch.no_grad():
+        some, whole = (DepthFirst(*parts, n).eval()(stacks()) for n in (count, None))
+    torch.testing.assert_close(some, whole, atol=1e-4, rtol=0)
+    assert whole.abs().amax(dim=(0, 2, 3, 4)).min() > 0.1
+
+
+def test_a_network_of_displacements_is_not_integrated() -> None:
+    pair = stacks()
+    field = DepthFirst(Recorder(), ThroughPlane(), None)(pair)
+    torch.testing.assert_close(field[:, :2], to_stack(Recorder()(to_slices(pair[:, [0, 4]])), pair))
 
 
 class Still(nn.Module):
@@ -129,7 +145,7 @@ def test_it_learns_by_how_much_the_base_descends() -> None:
     pair = torch.cat([images[:, None], masks.float()], dim=1).flatten(0, 1)[None]
     heart = labels[1] > 0
     with torch.no_grad():
-        found = DepthFirst(Still(), network)(pair)[0, 2]
+        found = DepthFirst(Still(), network, None)(pair)[0, 2]
     exact = torch.from_numpy(phantom.field(systole, diastole))[2]
     slices = [z for z in range(heart.shape[-1]) if heart[..., z].any()]
     errors = [float((found - exact)[..., z][heart[..., z]].mean()) for z in slices]
