@@ -68,7 +68,7 @@ class Result:
     """
 
     voxels: Registration
-    """The same with its fields (T, 2, X, Y, Z) in voxels of the fixed image's grid, channel i along array axis i."""
+    """The same with its fields (T, d, X, Y, Z), d = 2 or 3, in voxels of the fixed image's grid, channel i along array axis i."""
 
     @cached_property
     def fields(self) -> NDArray[np.float32]:

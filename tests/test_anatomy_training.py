@@ -38,7 +38,7 @@ def test_a_registration_learns_from_maps_and_takes_them(tmp_path: Path) -> None:
     assert after[first].shape[1] == 4
     assert after[first][:, 1:].abs().max() > 0
     case = data / "phantom001" / "phantom001"
-    configs = str(["configs/inference.yaml", "configs/anatomy.yaml"])
+    configs = str(["configs/inference.yaml", "configs/slices.yaml", "configs/anatomy.yaml"])
     for name, weights in (("plain", ROOT / "models" / "model.pt"), ("trained", tmp_path / "out" / "model.pt")):
         paths = {"cine": f"{case}_4d.nii.gz", "checkpoint": weights, "output_dir": tmp_path / name}
         succeed(run_bundle(config_file=configs, **FIELDS, **paths))

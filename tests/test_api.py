@@ -56,7 +56,6 @@ def test_a_cine_is_that_of_the_workflow(phantoms: Path, registered: Registration
         "output_dir": tmp_path,
         "device": "cpu",
         "write": "moved,fields,inverse",
-        "segmentation": "none",
     }
     succeed(run_bundle(config_file="configs/inference.yaml", **options))
     assert registered.reference == 1
@@ -113,10 +112,10 @@ def test_of_a_pair_the_fixed_stack_is_segmented_and_carried(phantoms: Path) -> N
 
 
 def test_fields_in_mm_are_those_in_voxels_through_the_affine(registered: Registration) -> None:
-    in_plane, affine = registered.voxels.fields, registered.cine.affine
+    voxels, affine = registered.voxels.fields, registered.cine.affine
     x, t = (20, 15, 1), 2
     point = np.array([*x, 1.0])
-    moved = point + [*in_plane[(t, slice(None), *x)], 0, 0]
+    moved = point + [*voxels[(t, slice(None), *x)], 0]
     np.testing.assert_allclose(registered.fields[(t, *x)], ((affine @ (moved - point))[:3]) * [-1, -1, 1], atol=1e-4)
     assert np.abs(registered.fields).max() > 1
 
@@ -173,18 +172,20 @@ def test_the_network_is_kept_until_its_weights_change(
     _, ed, es, _ = paths(phantoms)
     read, load = [], checkpoints.load_weights
     monkeypatch.setattr(
-        checkpoints, "load_weights", lambda network, path, device: read.append(path) or load(network, path, device)
+        checkpoints,
+        "load_weights",
+        lambda network, path, device="cpu": read.append(path) or load(network, path, device),
     )
     file = tmp_path / "model.pt"
     weights = torch.load(ROOT / "models" / "model.pt", weights_only=True)
     torch.save(weights, file)
     first, second = (register(es, ed, checkpoint=file, device="cpu") for _ in range(2))
-    assert read == [str(file)]
+    assert read.count(str(file)) == 1
     np.testing.assert_array_equal(first.fields, second.fields)
     torch.save({name: value * 0 for name, value in weights.items()}, file)
     os.utime(file, ns=(1, 1))
-    assert not register(es, ed, checkpoint=file, device="cpu").fields.any()
-    assert len(read) == 2
+    assert not register(es, ed, checkpoint=file, device="cpu").voxels.fields[:, :2].any()
+    assert read.count(str(file)) == 2
 
 
 def test_it_works_from_any_folder(phantoms: Path, tmp_path: Path) -> None:

@@ -64,4 +64,4 @@ def test_weights_of_slices_register_volumes_slice_by_slice(tmp_path: Path, cine_
         succeed(run_bundle(config_file=str(configs), **options))
         fields.append(nib.load(output / "heart" / "fields" / "frame_03.nii.gz").get_fdata())
     assert np.abs(fields[0]).max() > 1
-    np.testing.assert_allclose(fields[1], fields[0], atol=1e-3)
+    np.testing.assert_allclose(fields[1], fields[0], atol=1e-2)

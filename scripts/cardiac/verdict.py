@@ -225,7 +225,7 @@ _FINDINGS: tuple[tuple[Callable[[Evidence], list[Place]], str, str], ...] = (
         lambda e: [e.wall[0]] if e.wall[1] > e.limit["wall_change_percent"] else [],
         PASSED,
         "The myocardium in the slices changes its volume by up to {e.wall[1]:.0f} %{where}: muscle moves into them along the "
-        "axis, which in-plane contours cannot follow.",
+        "axis.",
     ),
     (lambda e: e.ejections_differ, PASSED, _EJECTIONS),
     (

@@ -228,6 +228,7 @@ def test_a_fingerprint_is_of_each_option_that_changes_results() -> None:
     assert parameters(slices_at_once=3) == parameters()
     changes = {
         "checkpoint": "a.pt",
+        "depth_checkpoint": "a.pt",
         "clip_percentile": 98.0,
         "working_spacing": 1.2,
         "passes": 2,
@@ -246,7 +247,7 @@ def test_a_fingerprint_is_of_each_option_that_changes_results() -> None:
         ({"network_def::backbone::antisymmetric": False}, 0),
         ({"network_def::backbone::norm_window": None}, 0),
         ({"network_def::backbone::smoothing": 4.0}, 0),
-        ({"integration::num_steps": 2}, 1),
+        ({"integration::num_steps": 2}, 0),
         ({"inferer::learning_rate": 0.5}, 1),
         ({"slices_at_once": 3, "inferer::progress": False}, None),
     ],
@@ -255,7 +256,7 @@ def test_a_description_is_of_all_settings_that_change_fields(options: dict, part
     def described(changes: dict) -> list[str]:
         parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.yaml")))
         parser.update({"bundle_root": str(ROOT), "device": "cpu", **changes})
-        return [describe_object(parser.get_parsed_content(name)) for name in ("trained_network", "inferer")]
+        return [describe_object(parser.get_parsed_content(name)) for name in ("stack_network", "inferer")]
 
     same = [one == other for one, other in zip(described({}), described(options))]
     assert same == [number != part for number in (0, 1)]
