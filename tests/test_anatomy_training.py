@@ -49,7 +49,7 @@ def test_a_registration_learns_from_maps_and_takes_them(tmp_path: Path) -> None:
         for name in ("plain", "trained", "without")
     }
     # The weights of images alone look at no map.
-    np.testing.assert_allclose(fields["plain"], fields["without"], atol=1e-3)
+    np.testing.assert_allclose(fields["plain"], fields["without"], atol=5e-3)
     assert np.abs(fields["trained"] - fields["without"]).max() > 1e-2
 
 
