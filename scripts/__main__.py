@@ -55,7 +55,7 @@ class _Command:
 
 COMMANDS = {
     "register": _Command(
-        "every frame of a cine to a reference frame, or a moving stack to a fixed one",
+        "every frame of a cine to a reference frame, or a moving stack to a fixed one; --dims 2: each slice by itself",
         ("inference.yaml",),
         (("cine",), ("moving", "fixed")),
     ),

@@ -31,7 +31,7 @@ from training_runs import make_pairs, make_unet
 
 DOCUMENTS = ("README.md", "sample/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 # Of benchmarks and of the short form.
-NOT_OF_CONFIGS = {"alone", "config", "json", "native", "reference", "rehearse", "runs", "size", "tracking"}
+NOT_OF_CONFIGS = {"dims", "alone", "config", "json", "native", "reference", "rehearse", "runs", "size", "tracking"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#]+)\)")
 
 
