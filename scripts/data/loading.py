@@ -41,6 +41,7 @@ from scripts.data.nifti import (
     open_nifti,
     read_nifti_cine,
 )
+from scripts.data.order import exchanged_frames
 from scripts.data.points import check_in_image, read_points
 from scripts.data.tags import has_tags
 from scripts.errors import InputError
@@ -373,6 +374,10 @@ def _doubts_of_image(path: str, cine: Cine) -> dict[str, str]:
             f"do; where they are exchanged, write `img = nibabel.load({Path(path).name!r}); nibabel.Nifti1Image("
             "img.dataobj[:].swapaxes(2, 3), img.affine)` to a new file."
         )
+    exchanged = exchanged_frames(cine.image)
+    if exchanged is not None:
+        doubts.append("Frames {} and {} fit better in each other's place: are they exchanged?".format(*exchanged))
+        logging.getLogger("inference").warning(f"{path}: {doubts[-1]}")
     if has_tags(cine.image[..., 0], cine.spacing[:2]):
         doubts.append("Regular lines cross the image: is it tagged? The network knows plain cines alone.")
     return {"doubts": "\n".join(doubts)} if doubts else {}
