@@ -16,7 +16,7 @@ Each command is a run of MONAI's bundle with config files of this one, and takes
     register CINE | MOVING FIXED     inference.yaml (with --dims 2 and slices.yaml, each slice by itself)
     apply FIELD [MOVING]             apply_field.yaml
     train [DATASET_DIR]              train.yaml
-    evaluate [DATASET_DIR]           train.yaml and evaluate.yaml
+    evaluate [DATASET_DIR]           train.yaml, evaluate.yaml and depth.yaml (with --dims 2 or --config without the last)
 
 `--config NAME[,NAME...]` merges further files over them: a name in configs/, such as labeled, or a path.
 """
@@ -38,7 +38,8 @@ from scripts.help import bundle_version, describe_files
 from scripts.progress import stage
 
 _ROOT = Path(__file__).resolve().parents[1]
-_BY_DIMS = {"2": ("slices.yaml",), "3": ()}  # of `register`: files beside its own
+# Files beside a command's own. Further ones (--config) may bring another network, which evaluation then scores as it is.
+_BY_DIMS = {"register": {"2": ("slices.yaml",), "3": ()}, "evaluate": {"2": (), "3": ("depth.yaml",)}}
 _CONFIG_HELP = (
     "--config NAME[,NAME...] merges config files over the command's own: names in configs/, such as labeled, or paths."
 )
@@ -145,14 +146,12 @@ def _configs_of(name: str, words: list[str]) -> list[Path]:
         InputError: for other dims.
     """
     names = COMMANDS[name].configs
-    if name == "register":
-        for dims in _take(words, "--dims"):
-            if dims not in _BY_DIMS:
-                raise InputError(
-                    f"--dims {dims}: give 2, for each slice by itself, or 3, for motion along the stack, too."
-                )
-            names += _BY_DIMS[dims]
     found = [part for value in _take(words, "--config", "--config_file") for part in value.split(",")]
+    if name in _BY_DIMS:
+        dims = [*_take(words, "--dims"), "2" if found and name == "evaluate" else "3"][0]
+        if dims not in _BY_DIMS[name]:
+            raise InputError(f"--dims {dims}: give 2, for each slice by itself, or 3, for motion along the stack, too.")
+        names += _BY_DIMS[name][dims]
     return [*(_ROOT / "configs" / config for config in names), *map(_find_config, found)]
 
 

@@ -55,7 +55,14 @@ def expand(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
         (("register", "C", "--dims=3", "--config", "demo"), ["inference", "demo"], ["--cine", "./C"]),
         (("apply", "f.nii", "--points", "p.csv"), ["apply_field"], ["--field", "./f.nii", "--points", "p.csv"]),
         (("train", "--config", "labeled", "--dataset_dir", "D"), ["train", "labeled"], ["--dataset_dir", "D"]),
+        (("evaluate", "D"), ["train", "evaluate", "depth"], ["--dataset_dir", "./D"]),
+        (("evaluate", "D", "--dims=2"), ["train", "evaluate"], ["--dataset_dir", "./D"]),
         (("evaluate", "D", "--config=demo"), ["train", "evaluate", "demo"], ["--dataset_dir", "./D"]),
+        (
+            ("evaluate", "D", "--config=demo", "--dims=3"),
+            ["train", "evaluate", "depth", "demo"],
+            ["--dataset_dir", "./D"],
+        ),
         (("train", "--config", "labeled,demo", "--config", "finetune"), ["train", "labeled", "demo", "finetune"], []),
     ],
 )
