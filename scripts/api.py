@@ -21,7 +21,7 @@ print(result.function["lv_ef_percent"], result.quality["verdict"])
 result.fields[7]  # of frame 8: (X, Y, Z, 3), mm along LPS
 
 result = register((moving, affine), (fixed, affine))
-result.voxels.fields[0]  # (2, X, Y, Z), voxels
+result.voxels.fields[0]  # (3, X, Y, Z), voxels; (2, X, Y, Z) with dims=2, and where motion is in-plane alone
 """
 
 from __future__ import annotations

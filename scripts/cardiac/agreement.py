@@ -136,7 +136,7 @@ def summarize_agreement(rows: Sequence[dict], structure: str = "epi") -> dict[st
 
 def _left_in_systole(rows: Sequence[dict], slices: Sequence[int]) -> list[dict]:
     """Slices at either end of a stack in which what is segmented falls below half of its largest area, each with the frame
-    in which it is smallest: the base moves out of them, and carried contours cannot follow."""
+    in which it is smallest: the base moves out of them, and contours carried in-plane stay there."""
     areas = {z: {row["frame"]: row["segmented_mm2"] for row in rows if row["slice"] == z} for z in slices}
     leaves = [min(areas[z].values()) < 0.5 * max(areas[z].values()) for z in slices]
     first = leaves.index(False) if False in leaves else 0

@@ -9,8 +9,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Radial and circumferential strain of the left ventricular wall from displacement fields, with those of volumes
-longitudinal strain as well.
+"""Radial and circumferential strain of the left ventricular wall from displacement fields, with motion along the
+stack longitudinal strain as well.
 
 The displacement u of a frame takes the reference's point x to x + u(x). With F = I + grad u in mm, at the reference's
 voxels (central differences), a fiber along the unit vector e changes its length by the engineering strain (Lagrangian,
@@ -37,7 +37,8 @@ DEFINITIONS = {
     "peak_circumferential": "the most negative global circumferential strain of the cycle; none where the reference is "
     "not near end diastole",
     "peak_radial": "the largest global radial strain of the cycle; none either",
-    "peak_longitudinal": "the most negative global longitudinal strain of the cycle, from fields of volumes alone",
+    "peak_longitudinal": "the most negative global longitudinal strain of the cycle, from fields with motion along the "
+    "stack alone",
 }
 # Of a long-axis view, see `longitudinal`.
 LONG_AXIS_DEFINITIONS = {

@@ -214,7 +214,7 @@ _FINDINGS: tuple[tuple[Callable[[Evidence], list[Place]], str, str], ...] = (
     (
         lambda e: e.left_in_systole,
         PASSED,
-        "The ventricle leaves a slice in systole, and carried contours stay in it, wrongly{where}.",
+        "The ventricle leaves a slice in systole, and carried contours may stay in it, wrongly{where}.",
     ),
     (
         lambda e: e.collapsed,

@@ -451,7 +451,7 @@ class PairFrames(Transform):
     Where the item has "valid" (X, Y, Z), a third channel is 1 where it and all its neighbors are, else 0.
 
     Args:
-        axes: of what the network registers: 2 for slices, which gives (2, X, Y, Z * T), frames fastest, or 3 for volumes, (2, X, Y,
+        axes: of what is registered at once: 2 for slices, which gives (2, X, Y, Z * T), frames fastest, or 3 for stacks, (2, X, Y,
             Z, T).
     """
 

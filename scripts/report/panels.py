@@ -73,7 +73,7 @@ def draw_differences(registration: Registration, view: View) -> Figure:
 
 def draw_field(registration: Registration, view: View) -> Figure:
     """Deformed grid, displacement as colors, and the Jacobian determinant with folds marked, of the frame shown beside
-    the reference."""
+    the reference; all of motion within slices alone."""
     r, picks = registration, [z for z, _ in view.slices]
     spacing = np.array(r.cine.spacing[:2])
     fields = r.fields[view.frame, :2][..., picks]

@@ -61,7 +61,7 @@ def invert_array(field: NDArray, tolerance: float = field_algebra.INVERTED) -> t
 
 
 class AssembleRegistration(Transform):
-    """From a field on the native grid, (2, X, Y, Z * T) of slices or (3, X, Y, Z, T) of volumes, to a "registration", with all that
+    """From a field on the native grid, (2, X, Y, Z * T) of slices or (3, X, Y, Z, T) of stacks, to a "registration", with all that
     is measured on it. Of a case that is "in_plane" the third component, which is 0, is left out.
 
     A case may come in parts of some frames, one after the other (`loading.in_parts`); the last one has it.
