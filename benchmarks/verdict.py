@@ -109,7 +109,7 @@ class Measured:
 
     def __init__(self, cache: Path | None) -> None:
         self.cache = cache
-        models = [ROOT / "models" / f"{name}.pt" for name in ("model", "segmentation")]
+        models = [ROOT / "models" / f"{name}.pt" for name in ("model", "depth", "segmentation")]
         self.weights = b"".join(path.read_bytes() for path in models)
 
     def __call__(self, case: Case) -> dict:
