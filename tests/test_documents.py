@@ -109,12 +109,13 @@ def test_the_comparison_of_a_document_is_the_committed_one(document: str, rows: 
 
 @pytest.fixture(scope="module")
 def evaluation() -> dict:
-    """The summary that evaluate.yaml wrote of the shipped weights."""
+    """The summary that evaluation wrote of the shipped weights."""
     return json.loads((RESULTS / "evaluation.json").read_text())
 
 
 def test_the_evaluation_is_that_of_the_shipped_weights(evaluation: dict) -> None:
-    assert hashlib.sha256((ROOT / "models" / "model.pt").read_bytes()).hexdigest() == evaluation["weights_sha256"]
+    for name, key in (("model", "weights_sha256"), ("depth", "depth_weights_sha256")):
+        assert hashlib.sha256((ROOT / "models" / f"{name}.pt").read_bytes()).hexdigest() == evaluation[key]
     assert f"{evaluation['subjects']} test subjects" in evaluation["data"]
 
 
