@@ -143,12 +143,15 @@ def _configs_of(name: str, words: list[str]) -> list[Path]:
     """The command's config files, those of --dims and of --config, which are taken out of the words.
 
     Raises:
-        InputError: for other dims.
+        InputError: for other dims, and for dims that are given twice.
     """
     names = COMMANDS[name].configs
     found = [part for value in _take(words, "--config", "--config_file") for part in value.split(",")]
     if name in _BY_DIMS:
-        dims = [*_take(words, "--dims"), "2" if found and name == "evaluate" else "3"][0]
+        given = list(_take(words, "--dims"))
+        if len(given) > 1:
+            raise InputError("--dims: is given twice; give it once.")
+        dims = given[0] if given else "2" if found and name == "evaluate" else "3"
         if dims not in _BY_DIMS[name]:
             raise InputError(f"--dims {dims}: give 2, for each slice by itself, or 3, for motion along the stack, too.")
         names += _BY_DIMS[name][dims]

@@ -90,6 +90,7 @@ def test_stands_for_a_run_of_the_bundle(
             ["register", "a", "--dims", "4"],
             "--dims 4: give 2, for each slice by itself, or 3, for motion along the stack",
         ),
+        (["register", "a", "--dims", "2", "--dims=3"], "--dims: is given twice; give it once"),
         (["register", "a", "--passes", "2", "b"], "b: belongs to no option; give register CINE"),
         (["register", "a", "--passes=2", "b"], "b: belongs to no option"),
         (["register", "a", "b", "c"], "a b c: too many or too few words; give register CINE | MOVING FIXED"),

@@ -119,7 +119,7 @@ class DepthFirst(nn.Module):
         slices = slices.contiguous(memory_format=torch.channels_last)
         parts = [self._register(part) for part in slices.split(self._slices_at_once or len(slices))]
         within = F.pad(to_stack(torch.cat(parts), pair), [0] * 6 + [0, 1])
-        return within + self.warp(along, within)  # as `compose`, whose gradient takes longer
+        return within + self.warp(along, within)  # as `compose`, by the warp above
 
     def _register(self, slices: Tensor) -> Tensor:
         """Displacement (N, 2, X, Y) of some slices (N, 2, X, Y)."""

@@ -94,7 +94,13 @@ class FieldInferer(Inferer):
             frames = tqdm(
                 inputs.unbind(-1), desc="computing fields", unit="frame", leave=False, disable=not self.progress
             )
-            return torch.stack([self(frame, network, *args, **kwargs) for frame in frames], dim=-1)
+            return torch.stack([self._register(frame, network, False, *args, **kwargs) for frame in frames], dim=-1)
+        return self._register(inputs, network, self.progress, *args, **kwargs)
+
+    def _register(
+        self, inputs: Tensor, network: Callable[..., Tensor], shown: bool, *args: object, **kwargs: object
+    ) -> Tensor:
+        """See `__call__`, without the frames; `shown` is whether a stack draws a bar of its slices."""
         stack = inputs.ndim == 5
         total = inputs.shape[-1] if stack else len(inputs)
 
@@ -117,7 +123,7 @@ class FieldInferer(Inferer):
             return _only_contrast(field, without_valid(pair)[0]) if stack else field
 
         with tqdm(
-            total=total, desc="computing fields", unit="slice", leave=False, disable=not (self.progress and stack)
+            total=total, desc="computing fields", unit="slice", leave=False, disable=not (shown and stack)
         ) as bar:
             return self.inferer(inputs, to_field)
 
