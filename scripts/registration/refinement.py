@@ -17,10 +17,11 @@ from collections.abc import Callable
 
 import torch
 from monai.inferers import Inferer
-from scripts.registration.fields import resize_field, to_slices, to_stack
+from scripts.registration.fields import Integration, compose, resize_field, to_slices, to_stack, warp
 from scripts.registration.inferers import FieldInferer
 from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity, full_precision
 from scripts.registration.networks import GaussianSmoothing
+from scripts.registration.pairs import intensities
 from scripts.surgery.rules import aggregate
 from torch import Tensor, nn
 
@@ -34,7 +35,8 @@ class RefiningInferer(FieldInferer):
     as it is.
 
     The correction lives at half the image's in-plane resolution, starts at zero, passes a Gaussian, and is added to the
-    network's velocity, scored in both directions, or, without integration, to its displacement, scored in the one. Each
+    network's velocity, scored in both directions, or, without integration, to its displacement of slices, scored in the
+    one; a displacement of stacks is followed by a fitted velocity in each slice. Each
     slice (or volume, where the input is not taken slice by slice) is a tensor of its own for the surgery, so that none
     depends on its neighbors in the batch.
 
@@ -74,7 +76,29 @@ class RefiningInferer(FieldInferer):
     ) -> Tensor:
         """See `FieldInferer`."""
         field = super().estimate(pair, network, last, valid)
-        return self.refine(field, pair, valid) if last and self.iterations else field
+        if not last or not self.iterations:
+            return field
+        if self.integration is None and field.ndim == 5:
+            return self._refine_slices(field, pair, valid)
+        return self.refine(field, pair, valid)
+
+    def _refine_slices(self, field: Tensor, pair: Tensor, valid: Tensor | None) -> Tensor:
+        """A displacement of stacks (B, 3, X, Y, Z), then a velocity in each slice, fitted to what the first one has moved:
+        motion along the stack rests on contours, of which a fit to intensities knows nothing, and two fields that do not
+        fold are composed to one that does not."""
+        field, pair = full_precision(field), full_precision(intensities(pair))
+        slices = to_slices(torch.cat([warp(pair[:, :1], field), pair[:, 1:]], dim=1))
+        fitting = RefiningInferer(
+            integration=Integration(),
+            iterations=self.iterations,
+            learning_rate=self.learning_rate,
+            smoothing=self.smoothing,
+            similarity=self.loss.similarity,
+        )
+        start = torch.zeros_like(slices)
+        velocity = fitting.refine(start, slices, None if valid is None else to_slices(valid))
+        within = to_stack(fitting.integrate(velocity), field)
+        return compose(field, torch.cat([within, torch.zeros_like(within[:, :1])], dim=1))
 
     def refine(self, field: Tensor, pair: Tensor, valid: Tensor | None = None) -> Tensor:
         """The network's field (B, d, *spatial), velocity or displacement in voxels, corrected for its pair (B, 2,

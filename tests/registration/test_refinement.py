@@ -197,3 +197,19 @@ def test_what_is_not_valid_has_no_part_in_the_fit(axes: int) -> None:
     left = (..., slice(0, 28), slice(None))
     field = fields[0][left]
     assert error(field[:, :2], stack[left]) < 0.8 * error(0 * field[:, :2], stack[left])
+
+
+def test_what_leads_along_a_stack_stays_as_it_is() -> None:
+    stack = make_stack(2)
+    along = torch.zeros(1, 3, *stack.shape[2:])
+    along[:, 2, ..., 0], along[:, 2, ..., 1] = 0.4, 0.2
+    pair = torch.cat(
+        [stack[:, :1], torch.rand(1, 3, *stack.shape[2:]), stack[:, 1:], torch.rand(1, 3, *stack.shape[2:])], 1
+    )
+    found = RefiningInferer(iterations=15)(pair, lambda _: along)
+    # In each slice it is that of the point that the fit in the slice leads to; here the same all over the slice.
+    torch.testing.assert_close(found[:, 2], along[:, 2], atol=1e-5, rtol=0)
+    similarity = WarpedSimilarity(nn.MSELoss())
+    assert similarity(found, stack) < 0.7 * similarity(along, stack)
+    assert jacobian_determinant(found).min() > 0
+    assert torch.equal(RefiningInferer(iterations=15)(stack, lambda _: along), found)
