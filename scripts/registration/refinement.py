@@ -36,9 +36,8 @@ class RefiningInferer(FieldInferer):
 
     The correction lives at half the image's in-plane resolution, starts at zero, passes a Gaussian, and is added to the
     network's velocity, scored in both directions, or, without integration, to its displacement of slices, scored in the
-    one; a displacement of stacks is followed by a fitted velocity in each slice. Each
-    slice (or volume, where the input is not taken slice by slice) is a tensor of its own for the surgery, so that none
-    depends on its neighbors in the batch.
+    one; a displacement of stacks is followed by a fitted velocity in each slice. Each slice (or volume, where the input is
+    not taken slice by slice) is a tensor of its own for the surgery, so that none depends on its neighbors in the batch.
 
     Args:
         inferer: see `FieldInferer`.
