@@ -48,7 +48,12 @@ from scripts.data.nifti import VECTOR
 
 from tests import dicom_files as dcm
 
-SMALL = ("--slice_size", "[32,32]", "--crop_size", "[32,32]", "--max_epochs", "1", "--cache_dir", "False")
+# Small, and quickly over.
+SMALL = {
+    "register": (),
+    "train": ("--slice_size", "[32,32]", "--crop_size", "[32,32]", "--max_epochs", "1", "--cache_dir", "False"),
+    "evaluate": ("--crop_size", "[32,32]"),
+}
 CPU = ("--device", "cpu")
 # What is wrong is found before anything is segmented.
 PLAIN = (*CPU, "--segmentation", "none")
@@ -435,7 +440,7 @@ def test_training_and_evaluation(
     subject = splits["train" if command == "train" else "test"][0]
     path = sorted((data / subject).glob("*_frame0?.nii.gz"))[0]
     fault(path)
-    check(run(command, data, *SMALL, *CPU), path.name, FAULTS[fault])
+    check(run(command, data, *SMALL[command], *CPU), path.name, FAULTS[fault])
 
 
 # --- faults of a field and of what it is applied to
@@ -738,7 +743,7 @@ def test_splits(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], fault: 
     (data / "splits.json").unlink()
     made = LISTS[fault][0](tmp_path)
     made.rename(data / "splits.json")
-    check(run(command, data, *SMALL, *CPU), "splits.json", "correct it|save it|write it again|give the file")
+    check(run(command, data, *SMALL[command], *CPU), "splits.json", "correct it|save it|write it again|give the file")
 
 
 INFOS = {
@@ -801,7 +806,7 @@ OPTIONS = {
 def test_option(tiny: Path, run: Callable[..., Outcome], words: tuple[str, ...]) -> None:
     command, *option = words
     source = ["--dataset_dir", tiny] if "--direction" in words else [next(tiny.glob("*1/*_4d.nii.gz"))]
-    source = source if command == "register" else [tiny, *SMALL[:4]]
+    source = source if command == "register" else [tiny, *SMALL[command][:4]]
     device = () if "--device" in words else CPU
     check(run(command, *source, *option, *device), OPTIONS[words], "[;:,]")
 
@@ -820,8 +825,7 @@ def test_output_that_is_no_folder(
     places = {"file": tmp_path / "taken", "below a file": tmp_path / "taken" / "deeper", "nothing": ""}
     output = {**places, "a link to itself": tmp_path / "taken_link" / "deeper"}[place]
     source = next(tiny.glob("*1/*_4d.nii.gz")) if command == "register" else tiny
-    extra = () if command == "register" else SMALL
-    outcome = run(command, source, *extra, *CPU, output_dir=output)
+    outcome = run(command, source, *SMALL[command], *CPU, output_dir=output)
     check(outcome._replace(written=[]), "taken" if output else "--output_dir", "output_dir|folder")
     assert (tmp_path / "taken").read_text() == "mine"
 
@@ -863,7 +867,7 @@ def test_info_of_a_pair(tiny: Path, tmp_path: Path, run: Callable[..., Outcome],
     splits = json.loads((data / "splits.json").read_text())
     subject = data / splits["train" if command == "train" else "test"][0]
     (subject / "Info.cfg").write_text(content)
-    check(run(command, data, *SMALL, *CPU), subject.name, cure)
+    check(run(command, data, *SMALL[command], *CPU), subject.name, cure)
 
 
 def _weights(folder: Path, change: Callable[[dict], object]) -> Path:
@@ -890,7 +894,7 @@ WEIGHTS = {
 def test_weights(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], command: str, fault: str) -> None:
     make, cure = WEIGHTS[fault]
     path = make(tmp_path)
-    source = [next(tiny.glob("*1/*_4d.nii.gz"))] if command == "register" else [tiny, *SMALL[:4]]
+    source = [next(tiny.glob("*1/*_4d.nii.gz"))] if command == "register" else [tiny, *SMALL[command][:4]]
     outcome = run(command, *source, "--resume" if command == "train" else "--checkpoint", path, *CPU)
     check(outcome, "weights.pt" if fault != "of NaN" or command != "register" else "", cure)
 
@@ -966,5 +970,5 @@ def test_label(tiny: Path, tmp_path: Path, run: Callable[..., Outcome], command:
     else:
         if fault == "empty":
             pytest.skip("a label of nothing gives no scores, and a line in the log")
-        outcome = run(command, data, *SMALL, *CPU)
+        outcome = run(command, data, *SMALL[command], *CPU)
     check(outcome, "_gt.nii.gz", cure)
