@@ -105,8 +105,8 @@ class AddAnatomy(Transform):
         no structure, as on a long-axis view, the maps of both are 0. A case of inference is "in_plane" where no map can
         lead along its stack: it has no contours, or one slice.
         """
-        pair = torch.as_tensor(data["pair"])
-        moving, fixed = (_to_maps(labels, pair.shape[1:3]) for labels in self._labels(data))
+        pair = _plain(data["pair"])
+        moving, fixed = (_to_maps(_plain(labels), pair.shape[1:3]) for labels in self._labels(data))
         shown = moving.flatten(0, 3).any(dim=0) & fixed.any()
         # The one frame of the fixed image is that of all pairs.
         maps = [(image * shown).reshape(STRUCTURE_COUNT, *pair.shape[1:]).to(pair) for image in (moving, fixed)]
@@ -130,9 +130,14 @@ class AddAnatomy(Transform):
         return torch.zeros(moving.shape, dtype=torch.uint8), torch.zeros(fixed.shape, dtype=torch.uint8)
 
 
+def _plain(values: Tensor) -> Tensor:
+    """Values without the meta data that MONAI would carry on."""
+    return values.as_tensor() if isinstance(values, MetaTensor) else torch.as_tensor(values)
+
+
 def _to_maps(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Label maps (T, X, Y, Z) as maps of each structure (STRUCTURE_COUNT, *size, Z, T) on a grid of `size` in-plane."""
-    slices = torch.as_tensor(labels).movedim(-1, 1)
+    slices = labels.movedim(-1, 1)
     values = torch.arange(1, CLASSES).view(-1, 1, 1)
     maps = resize((slices.flatten(0, 1)[:, None] == values).float(), size)
     return maps.unflatten(0, slices.shape[:2]).permute(2, 3, 4, 1, 0)
