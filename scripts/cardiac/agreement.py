@@ -199,8 +199,11 @@ def measure_curve(volume: NDArray) -> dict[str, float]:
 
 
 def wall_change(volume: NDArray, reference: int) -> dict[str, float]:
-    """ "wall_change_percent", by how much the volume of the myocardium (T,) differs from that in the reference (counted from
-    1), at most over all frames, and "wall_change_frame", where; NaN where the reference has none. Muscle keeps its volume.
+    """How much the volume of the myocardium (T,) changes; muscle keeps its volume.
+
+    Returns:
+        "wall_change_percent", by how much it differs from that in the reference (counted from 1), at most over all frames,
+        NaN where the reference has none; "wall_change_frame", where.
     """
     rest = float(volume[reference - 1])
     if not rest:

@@ -31,8 +31,8 @@ class Shifts(NamedTuple):
     """Structures of a pair after the moving image was shifted by whole slices and registered in-plane, as volumes in
     voxels of cells of STEP pixels in-plane.
 
-    Of S structures, and of n = 2 * REACH + 1 shifts from -REACH on: what lies n slices farther on in the moving stack comes
-    to each slice; what comes from beyond its ends has no structure.
+    Of S structures, and of n = 2 * REACH + 1 shifts from -REACH on: what lies so many slices farther on in the moving stack
+    comes to each slice; what comes from beyond its ends has no structure.
     """
 
     error: Tensor

@@ -40,7 +40,7 @@ class ShiftDataset(Dataset):
             labels "moving_label" and "fixed_label", (1, X, Y, Z).
         in_plane: see `shifts.measure_shifts`.
         weights: file of its weights, on which prepared pairs depend.
-        device: where the tensors live.
+        device: where the network is, and the tensors live.
         progress: whether to show a progress bar.
         cache_dir: see `cache.prepare_items`.
 
@@ -64,16 +64,17 @@ class ShiftDataset(Dataset):
 
         def prepare(item: dict) -> dict[str, Tensor]:
             loaded = transform(item)
-            pair, labels = torch.as_tensor(loaded["pair"]).float(), stack_labels(loaded)
+            # Measured where the network is; what is kept lies on the CPU.
+            pair, labels = torch.as_tensor(loaded["pair"]).float().to(device), stack_labels(loaded)
             masks = torch.stack([labels == value for value in STRUCTURES], dim=1)
             pads = [0, 0, 0, -pair.shape[2] % STEP, 0, -pair.shape[1] % STEP]
             maps = torch.cat([image[:, 1:] for image in halves(pair[None])], dim=1)
-            prepared = {"cells": to_cells(F.pad(maps, pads))[0], "spacing": loaded["pair"].pixdim.float()}
+            prepared = {"cells": to_cells(F.pad(maps, pads))[0].cpu(), "spacing": loaded["pair"].pixdim.float()}
             images = intensities(pair[None])[0]
             for way, flipped in (("there", False), ("back", True)):
                 ordered = (images.flip(0), masks.flip(0)) if flipped else (images, masks)
                 for name, table in measure_shifts(in_plane, *ordered)._asdict().items():
-                    prepared[f"{way}_{name}"] = table[0].half()
+                    prepared[f"{way}_{name}"] = table[0].half().cpu()
             return prepared
 
         settings = ["shifts", transform, hash_checkpoint(weights)]
