@@ -131,12 +131,16 @@ class CineRegistration(Registration):
     def fixed_name(self) -> str:
         return f"reference, frame {self.reference}"
 
-    def name_image(self, index: int) -> str:
+    def name_phase(self, index: int) -> str:
+        """End diastole or end systole, behind a comma, where a frame, counted from 0, is that; else nothing."""
         phases = {
             self.function.get(f"{key}_frame"): f", {name}"
             for key, name in (("es", "end systole"), ("ed", "end diastole"))
         }
-        return f"frame {index + 1}{phases.get(index + 1, '')}"
+        return phases.get(index + 1, "")
+
+    def name_image(self, index: int) -> str:
+        return f"frame {index + 1}{self.name_phase(index)}"
 
     def frames_to_judge(self) -> Collection[int]:
         return set(range(1, self.cine.frames + 1)) - {self.reference}

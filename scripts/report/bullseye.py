@@ -31,7 +31,7 @@ RINGS = {BASAL: (0.75, 1.0), MID: (0.5, 0.75), APICAL: (0.25, 0.5)}
 TRUE_APEX = 17
 ANTERIOR_INSERTION = 120.0  # degrees counterclockwise from the right
 # Percent at which colors end; red is a wall that contracts.
-LIMITS = {"circumferential": 30.0, "radial": 60.0}
+LIMITS = {"circumferential": 30.0, "radial": 100.0}
 COLORS = {"circumferential": "RdBu", "radial": "RdBu_r"}
 BLANK = "#eceff3"
 HATCH = "////"  # of a segment that stretches
@@ -59,7 +59,7 @@ def draw_bullseyes(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.4, 5.1), layout="constrained")
+    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
     for axis, (name, values) in zip(figure.subplots(1, len(peaks), squeeze=False)[0], peaks.items()):
         late = {segment: 100 * value for segment, value in (stretched or {}).get(name, {}).items()}
         _draw_bullseye(axis, {segment: 100 * value for segment, value in values.items()}, late, name)

@@ -34,7 +34,7 @@ STYLES = {
     "LV": ("#c2410c", "o"),
     "RV": ("#0b63b0", "s"),
     "circumferential": ("#7a1fa2", "v"),
-    "longitudinal": ("#7a1fa2", "v"),
+    "longitudinal": ("#b45309", "D"),
     "radial": ("#0f766e", "^"),
 }
 # Color of a wall's curve; apical walls have that of the two which they continue.
@@ -62,11 +62,13 @@ def draw_curves(registration: CineRegistration, curves: Mapping[str, NDArray], l
     for name, values in curves.items():
         color, marker = STYLES[name.split()[0].rstrip(",")]
         line = next((line for by, line in LINES.items() if name.endswith(WORDS[by])), "-")
-        axis.plot(time, values, line, color=color, marker=marker, markersize=4, linewidth=2, label=name)
+        fill = color if line == "-" else "white"
+        style = {"color": color, "marker": marker, "markersize": 4, "markerfacecolor": fill, "linewidth": 1.8}
+        axis.plot(time, values, line, label=name, **style)
     _finish(axis, registration)
     axis.set(xlabel=unit, ylabel=label)
     # Beside the curves, which may be anywhere in the axes.
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=3.5)
     return figure
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from scripts.cardiac.answers import WORDS
 from scripts.files import write_text
 from scripts.report.page import make_environment
 from scripts.report.tables import describe, format_value
@@ -38,6 +39,10 @@ THUMBNAIL = 96  # pixels, its longer side
 _SHOWN = re.compile(r'<img class="on"[^>]* src="data:image/jpeg;base64,([A-Za-z0-9+/=]+)"')
 # Columns of the summary that have a place of their own.
 _APART = ("case", "status", "grade", "verdict", "reason")
+# What a reader looks for first, by a part of a column's key; what has none of them, as folding, is last.
+_FIRST = ("_ef_", "_edv_", "_esv_", "lv_", "peak_")
+# Where long words of a heading may be broken.
+_BREAKS = {"circumferential": "circum\u00adferential", "longitudinal": "longi\u00adtudinal"}
 
 
 def write_cohort(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -47,20 +52,41 @@ def write_cohort(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         path: HTML file, in the folder of the cases.
         rows: of the summary, `cohort.summarize_case`.
     """
-    columns = [key for key in rows[0] if key not in _APART and any(row[key] not in ("", None) for row in rows)]
+    columns = _choose_columns(rows)
     cases = sorted((_describe(path.parent, row, columns) for row in rows), key=lambda case: ORDER.index(case["grade"]))
     page = (
         make_environment()
         .get_template("cohort.html.jinja")
         .render(
             cases=cases,
-            columns=[describe(key) for key in columns],
+            columns=[_head(key) for key in columns],
             counts=[(grade or "not assessed", n) for grade in ORDER if (n := sum(c["grade"] == grade for c in cases))],
             mark=MARK,
         )
     )
     write_text(path, page)
     return path
+
+
+def _choose_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of the figures that are shown, in their order: of those that some case has, less a ventricle's own where a
+    column of one answer says the same."""
+    filled = [key for key in rows[0] if key not in _APART and any(row[key] not in ("", None) for row in rows)]
+
+    def is_said_by(key: str, other: str) -> bool:
+        name, _, unit = key.rpartition("_")
+        return other in {f"{name}_{by}_{unit}" for by in WORDS} and all(row[key] == row[other] for row in rows)
+
+    shown = [key for key in filled if not any(is_said_by(key, other) for other in filled)]
+    return sorted(shown, key=lambda key: next((i for i, part in enumerate(_FIRST) if part in key), len(_FIRST)))
+
+
+def _head(key: str) -> str:
+    """A column's heading."""
+    words = describe(key)
+    for word, broken in _BREAKS.items():
+        words = words.replace(word, broken)
+    return words
 
 
 def is_cohort(path: Path) -> bool:

@@ -32,7 +32,7 @@ from scripts.report.orientation import as_displayed
 from scripts.report.panels import draw_differences, draw_field
 from scripts.report.subjects import subject_of
 from scripts.report.tables import flatten, frame_table, function_tables, name_values, slices_of_levels, threshold_rows
-from scripts.report.tiles import OUTLINES, SCALE_BAR, figure_uri, make_players, make_sheet
+from scripts.report.tiles import OUTLINES, SCALE_BAR, figure_uri, make_players, make_sheet, per_row
 from scripts.report.view import choose_view
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def render_page(registration: Registration, parameters: Mapping[str, str]) -> st
     """The page as text."""
     r = as_displayed(registration)
     cine, view, subject = r.cine, choose_view(r), subject_of(r)
+    sheet = make_sheet(subject, view)
     labeled, many = r.labels is not None and bool(np.any(r.labels)), cine.frames > 1
     volumes = volume_curves(subject.function) if labeled and many and cine.is_stack else {}
     strains = strain_curves(subject.strain, cine.frames) if labeled and many else {}
@@ -91,12 +92,15 @@ def render_page(registration: Registration, parameters: Mapping[str, str]) -> st
             grade=r.quality.get("grade"),
             **function_tables(subject.function if labeled else {}, peaks),
             **make_players(subject, view),
-            sheet=make_sheet(subject, view),
+            sheet=sheet,
+            # Of one slice, all frames stand in a row.
+            per_row=per_row(cine.image.shape[2] if cine.image.shape[2] > 1 else len(sheet)),
             outlines={
                 name: color
                 for name, (values, color) in OUTLINES.items()
                 if labeled and any((subject.outlined(t) == values[0]).any() for t in range(cine.frames))
             },
+            lv_segmented=subject.function.get("lv_measured_by") == SEGMENTED and len(r.answers) > 1,
             rv_segmented=subject.function.get("rv_measured_by") == SEGMENTED,
             shown=r.name_image(view.frame),
             differences=figure_uri(draw_differences(r, view)) if subject.has_motion else None,

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scripts.cardiac.registrations import Registration
 from scripts.registration.fields import jacobian_determinant
 from scripts.report.figures import color_wheel
+from scripts.report.tiles import SCALE_BAR
 from scripts.report.view import View
 
 if TYPE_CHECKING:
@@ -35,16 +36,26 @@ def _make_panels(view: View, titles: list[str]) -> tuple[Figure, NDArray]:
     """Axes (slices, titles) without ticks."""
     from matplotlib.figure import Figure
 
-    height = len(view.slices) * (9.6 / len(titles) * view.extent[1] / view.extent[0] + 0.3) + 0.4
-    figure = Figure(figsize=(11, min(height, 14)), layout="constrained")
+    height = len(view.slices) * (6.7 / len(titles) * view.extent[1] / view.extent[0] + 0.3) + 0.4
+    figure = Figure(figsize=(8, min(height, 11)), layout="constrained")
     axes = figure.subplots(len(view.slices), len(titles), squeeze=False)
     for axis, title in zip(axes[0], titles):
-        axis.set_title(title, fontsize=12)
+        axis.set_title(title, fontsize=10)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     for axis, (_, title) in zip(axes[:, 0], view.slices):
-        axis.set_ylabel(title, fontsize=11)
+        axis.set_ylabel(title, fontsize=10)
     return figure, axes
+
+
+def _draw_bar(axis: Axes, view: View) -> None:
+    """A bar of `SCALE_BAR` with its length, at the lower left of a picture of a slice."""
+    from matplotlib.patheffects import withStroke
+
+    below = view.extent[1] - 5
+    style = {"color": "white", "path_effects": [withStroke(linewidth=3, foreground="black")], "zorder": 5}
+    axis.plot((4, 4 + SCALE_BAR), (below, below), linewidth=2, **style)
+    axis.text(4, below - 2, f"{SCALE_BAR:.0f} mm", va="bottom", fontsize=9, **style)
 
 
 def _show(axis: Axes, picture: NDArray, view: View, **options: Any) -> Any:
@@ -66,7 +77,8 @@ def draw_differences(registration: Registration, view: View) -> Figure:
         for axis, image in zip(row[2:], (moving, moved)):
             difference = image[..., z] - fixed[..., z]
             shown = _show(axis, difference, view, cmap="RdBu_r", vmin=-spread, vmax=spread)
-            axis.set_xlabel(f"rms {np.sqrt(np.mean(difference**2)):.3g}", fontsize=10)
+            axis.set_xlabel(f"rms {np.sqrt(np.mean(difference**2)):.3g}", fontsize=9)
+    _draw_bar(axes[0, 0], view)
     figure.colorbar(shown, ax=axes[:, 3], shrink=0.8, label="intensity", extend="both")
     return figure
 
@@ -103,7 +115,8 @@ def draw_field(registration: Registration, view: View) -> Figure:
         folds = np.argwhere(determinant <= 0)
         row[2].scatter(*(((folds + 0.5) * spacing).T), s=16, color="#e6007e", edgecolor="black", linewidth=0.5)
         words = f"folds in {len(folds)} voxels (pink)" if len(folds) else "no fold"
-        row[2].set_xlabel(f"{determinant.min():.2f} to {determinant.max():.2f}, {words}", fontsize=10)
+        row[2].set_xlabel(f"{determinant.min():.2f} to {determinant.max():.2f}, {words}", fontsize=9)
+    _draw_bar(axes[0, 0], view)
     wheel = axes[0, 1].inset_axes((0.79, 0.02, 0.2, 0.2))
     u = np.stack(np.meshgrid(np.linspace(-1, 1, 96), np.linspace(-1, 1, 96), indexing="ij"))
     wheel.imshow(np.dstack([color_wheel(u, 1.0), np.hypot(*u) <= 1]).swapaxes(0, 1))

@@ -32,7 +32,6 @@ class CineSubject:
     def __init__(self, registration: CineRegistration) -> None:
         self.registration = registration
         self.function, self.strain = registration.function, registration.strain
-        self.start = registration.reference - 1
         self.interval = registration.cine.frame_time or 60
 
     @property
@@ -43,17 +42,20 @@ class CineSubject:
     @property
     def names(self) -> list[str]:
         """Of the pictures that are played."""
-        cine = self.registration.cine
-        names = [f"frame {t + 1} of {cine.frames}" for t in range(cine.frames)]
-        if cine.times is None:
-            return names
-        return [f"{name}, {ms:.0f} ms" for name, ms in zip(names, cine.times.mean(axis=0))]
+        r, cine = self.registration, self.registration.cine
+        times = [""] * cine.frames if cine.times is None else [f", {ms:.0f} ms" for ms in cine.times.mean(axis=0)]
+        return [f"frame {t + 1} of {cine.frames}{time}{r.name_phase(t)}" for t, time in enumerate(times)]
 
     def frame_beside(self, motion: list[float]) -> int:
         """The frame, counted from 0, shown beside the reference: end systole, else that of the largest mean
         displacement."""
         systole = self.function.get("es_frame")
         return int(np.argmax(motion)) if systole in (None, self.registration.reference) else systole - 1
+
+    def still(self, frame: int) -> int:
+        """The picture, counted from 0, that stands still on paper: of the frame shown beside the reference, since the
+        reference is registered to itself."""
+        return frame
 
     def play(self, images: NDArray) -> NDArray:
         """(X, Y, Z, pictures) from the frames, as acquired or moved."""
@@ -99,7 +101,7 @@ class PairSubject:
     numbered = False
     function: dict = {}
     strain: list[dict] = []
-    start, interval = 0, 800
+    interval = 800
     has_motion = True
     names = ["fixed image", "moving or moved image"]
 
@@ -109,6 +111,10 @@ class PairSubject:
     def frame_beside(self, motion: list[float]) -> int:
         """The only one."""
         return 0
+
+    def still(self, frame: int) -> int:
+        """The moving or moved image."""
+        return 1
 
     def play(self, images: NDArray) -> NDArray:
         """(X, Y, Z, 2) from the moving or moved image (X, Y, Z, 1)."""

@@ -86,19 +86,22 @@ ACRONYMS = ("lv", "rv", "ed", "es", "mse", "edv", "esv", "sv", "ef")
 def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict[str, Any]:
     """The ventricles side by side, what is not of one ventricle, what the figures mean, and what to beware of.
 
-    A ventricle's column has the answer that "measured_by" names; where it has two answers, each has a column beside
-    it. A cell is its text and whether it is relied on: no other is printed bold.
+    A ventricle has a column for each answer, that which "measured_by" names first. A cell is its text and whether it is
+    relied on: no other is printed bold.
     """
     answers = {by: values[by] for by in WORDS if by in values}
     apart = {"definitions", "caveat", "remarks", "label_basis", *answers}
     figures = flatten({key: value for key, value in values.items() if key not in apart})
     sides = [side for side in ("lv", "rv") if any(f"{side}_{key}" in figures for key in MEASURES)]
     relied_on = {side: _is_relied_on(figures, side) for side in sides}
-    columns = []
+    columns, bases = [], []
     for side in sides:
-        columns.append((side.upper(), figures, side, relied_on[side]))
-        own = {by: found for by, found in answers.items() if any(f"{side}_{key}" in found for key in MEASURES)}
-        columns += [(f"{side.upper()} {by}", found, side, False) for by, found in own.items() if len(own) > 1]
+        by, others = figures.get(f"{side}_measured_by"), _other_answers(figures, answers, side)
+        columns.append((f"{side.upper()} {by or ''}".rstrip(), figures, side, relied_on[side]))
+        columns += [(f"{side.upper()} {other}", found, side, False) for other, found in others.items()]
+        if by:
+            second = [f" ({_whole(found.get(f'{side}_ef_percent'))} % {WORDS[o]})" for o, found in others.items()]
+            bases.append(f"{side.upper()} {WORDS[by]}{''.join(second)}")
     measures = [
         (name, [(found.get(f"{side}_{key}"), bold) for _, found, side, bold in columns])
         for key, name in MEASURES.items()
@@ -109,16 +112,17 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
         if f"{side}_ef_bias_points" in figures
     ]
     named = {f"{side}_{key}" for side in sides for key in (*MEASURES, *OF_A_MEASURE)}
-    others = {key: value for key, value in figures.items() if key not in named}
+    rest = {key: value for key, value in figures.items() if key not in named}
     for name in ("circumferential", "longitudinal", "radial"):
         if f"peak_{name}" in peaks:
-            others[f"peak_global_{name}_strain_percent"] = 100 * peaks[f"peak_{name}"]
+            rest[f"peak_global_{name}_strain_percent"] = 100 * peaks[f"peak_{name}"]
     return {
         "headlines": [
-            (f"{side.upper()} EF {format_value(figures[f'{side}_ef_percent'])} %", relied_on[side])
+            (f"{side.upper()} EF {_whole(figures[f'{side}_ef_percent'])} %", relied_on[side])
             for side in sides
             if f"{side}_ef_percent" in figures
         ],
+        "bases": "; ".join(bases),
         "ventricles": [heading for heading, *_ in columns],
         "measures": [
             (name, [(format_value(value), bold) for value, bold in row])
@@ -127,12 +131,22 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
         ],
         "limits": "; ".join(limits).replace("-", "−"),
         "doubtful": [side.upper() for side in sides if not relied_on[side]],
-        "others": name_values(others),
+        "others": name_values(rest),
         "definitions": name_values(
             {key: text for key, text in (values.get("definitions") or {}).items() if key not in answers}
         ),
         "caveat": values.get("caveat"),
         "remarks": values.get("remarks") or [],
+    }
+
+
+def _other_answers(figures: Mapping[str, Any], answers: Mapping[str, Mapping], side: str) -> dict[str, Mapping]:
+    """The answers that have figures of a ventricle, less that which "measured_by" names."""
+    by = figures.get(f"{side}_measured_by")
+    return {
+        other: found
+        for other, found in answers.items()
+        if other != by and any(f"{side}_{key}" in found for key in MEASURES)
     }
 
 
@@ -143,6 +157,11 @@ def _is_relied_on(figures: Mapping[str, Any], side: str) -> bool:
     if not all(name in figures for name in names):
         return side == "lv"
     return all(abs(figures[name]) <= limit for name, limit in zip(names, NEAR_ENOUGH))
+
+
+def _whole(percent: float | None) -> str:
+    """An ejection fraction in words: its limits of agreement are points, so that a tenth says nothing."""
+    return "–" if percent is None or percent != percent else f"{percent:.0f}".replace("-", "−")
 
 
 def slices_of_levels(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -206,12 +225,13 @@ def describe(key: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A number with two or three significant digits, other values as they are."""
+    """A number with three significant digits, at most three decimals and no digit of its whole part lost, other values as
+    they are."""
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if value is None or value != value:
         return "–"
     if not isinstance(value, (float, np.floating)) or math.isinf(value):
         return str(value)
-    digits = 0 if abs(value) >= 1000 or value == 0 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    digits = 0 if abs(value) >= 100 or value == 0 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
     return f"{value:,.{digits}f}".replace("-", "−")

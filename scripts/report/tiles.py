@@ -37,7 +37,8 @@ TILE = 320  # pixels, the side of a picture of the cine
 TILES = 165  # of that size in a page; more are smaller
 SMOOTH = 1.2  # voxels, the standard deviation of the Gaussian that rounds outlines
 SCALE_BAR = 20.0  # mm, the bar in pictures of the cine
-SHEET_TILE = 170  # pixels, the side of a picture where all slices are shown
+SHEET_TILE = 200  # pixels, the side of a picture where all slices are shown
+IN_A_ROW = 7  # of these at most
 
 
 def make_players(subject: CineSubject | PairSubject, view: View) -> dict[str, Any]:
@@ -62,7 +63,12 @@ def make_players(subject: CineSubject | PairSubject, view: View) -> dict[str, An
         return tiles
 
     players = {kind: [(title, draw_stack(*row, z)) for z, title in view.slices] for kind, row in rows.items()}
-    return {"players": players, "names": names, "start": subject.start, "interval": subject.interval}
+    return {"players": players, "names": names, "start": subject.still(view.frame), "interval": subject.interval}
+
+
+def per_row(count: int) -> int:
+    """In rows of how many pictures a number of them is shown: of as many as fit, the last row as full as may be."""
+    return math.ceil(count / math.ceil(count / IN_A_ROW))
 
 
 def make_sheet(subject: CineSubject | PairSubject, view: View) -> list[tuple[str, list[str]]]:
@@ -134,5 +140,5 @@ def _data_uri(kind: str, buffer: io.BytesIO) -> str:
 def figure_uri(figure: Figure) -> str:
     """A figure as PNG in a data URI."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=150)
     return _data_uri("png", buffer)

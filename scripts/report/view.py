@@ -85,11 +85,18 @@ def choose_view(registration: Registration) -> View:
 
 
 def _level_slices(label: NDArray, affine: NDArray) -> dict[int, str]:
-    """The middle slice of each level, from base to apex, and the level's name before a comma; {} where the label does
-    not tell all three."""
+    """The middle slice of each level, from base to apex, and the level's name before a comma; of two in the middle the
+    one nearer to the heart's, since the heart may leave the outer ones. {} where the label does not tell all three."""
     level = levels(label, affine)
     slices = {name: [z for z, other in level.items() if other == name] for name in LEVELS}
-    return {z[len(z) // 2]: f"{name}, " for name, z in slices.items()} if all(slices.values()) else {}
+    if not all(slices.values()):
+        return {}
+    center = np.mean(list(level))
+
+    def middle(z: list[int]) -> int:
+        return min(z, key=lambda one: (abs(one - np.mean(z)), abs(one - center)))
+
+    return {middle(z): f"{name}, " for name, z in slices.items()}
 
 
 def beating_box(image: NDArray, fixed: NDArray, spacing: Sequence[float]) -> tuple[slice, slice]:

@@ -14,7 +14,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scripts.report.charts import strain_curves, volume_curves
+from scripts.report.charts import draw_curves, strain_curves, volume_curves
+from test_page import register_phantom
 from test_tables import two_answers
 
 
@@ -40,3 +41,13 @@ def test_volumes_are_those_of_each_answer() -> None:
     ]
     np.testing.assert_allclose(curves["RV, segmented in each frame"], [55, 27.5])
     assert list(volume_curves({"lv_volume_ml": [1.0]})) == ["LV, carried by the motion"]
+
+
+def test_no_two_curves_of_a_chart_look_alike() -> None:
+    registered = register_phantom(slices=1, frames=3, label=False)
+    line = np.arange(3.0)
+    for names in (("circumferential", "longitudinal", "radial"), volume_curves(two_answers(0, 0))):
+        (axis,) = draw_curves(registered, dict.fromkeys(names, line), "%").axes
+        lines = [one for one in axis.get_lines() if one.get_marker() != "None"]
+        looks = {(one.get_color(), one.get_marker(), one.get_linestyle(), one.get_markerfacecolor()) for one in lines}
+        assert len(looks) == len(lines) == len(names)

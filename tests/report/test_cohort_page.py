@@ -79,6 +79,17 @@ def test_figures_have_units_and_sort_as_numbers(page: Page) -> None:
     assert "61.2" in page.text
 
 
+def test_ejection_fractions_come_first_and_nothing_twice(tmp_path: Path) -> None:
+    answers = {"lv_ef_percent": 60.0, "lv_mass_g": 90.0, "lv_ef_carried_percent": 58.0, "lv_ef_segmented_percent": 60.0}
+    text = Page(write_cohort(tmp_path / "one.html", [row("a", **answers)])).text
+    order = ["LV EF carried, %", "LV EF segmented, %", "LV mass, g", "Folding, %"]
+    assert sorted(order, key=text.index) == order
+    assert "LV EF, %" not in text
+    # Of which answer they are differs from case to case.
+    rows = [row("a", **answers), row("b", **answers | {"lv_ef_percent": 58.0})]
+    assert "LV EF, %" in Page(write_cohort(tmp_path / "two.html", rows)).text
+
+
 def test_it_needs_nothing_but_itself_and_is_escaped(page: Page) -> None:
     source = re.sub(r"data:image/\w+;base64,[\w+/=]+", "", page.source)
     assert "://" not in source

@@ -35,6 +35,7 @@ from scripts.cardiac.strain import measure_strain
 from scripts.registration.fields import warp_stack
 from scripts.report import page as report
 from scripts.report.page import write_report
+from scripts.report.tables import format_value
 from test_tables import two_answers
 
 PARAMETERS = {"bundle version": "1.2.3", "reference_frame": "auto"}
@@ -158,8 +159,10 @@ def test_every_picture_opens_and_has_words(page: Page) -> None:
     # bull's-eyes and their curves.
     assert len(pictures) == 2 * 3 * 6 + 2 * 3 + 6
     assert all(np.asarray(picture.convert("L")).std() > 5 for picture in pictures)
-    # Without a script, one picture of a stack shows.
-    assert sum(attributes.get("class") == "on" for tag, attributes in page.tags if tag == "img") == 2 * 3
+    # Without a script, one picture of a stack shows: not the reference, which is registered to itself.
+    shown = [attributes["alt"] for tag, attributes in page.tags if tag == "img" and attributes.get("class") == "on"]
+    assert len(shown) == 2 * 3
+    assert all(", end systole, " in words for words in shown)
 
 
 def test_page_says_verdict_and_numbers(page: Page, registered: CineRegistration) -> None:
@@ -167,11 +170,11 @@ def test_page_says_verdict_and_numbers(page: Page, registered: CineRegistration)
     assert page.text.count("not for clinical use") >= 2
     assert registered.quality["grade"] == "passed"
     assert "✓ Passed" in page.text
-    assert f"LV EF {registered.function['lv_ef_percent']:.1f} %" in page.text
+    assert f"LV EF {registered.function['lv_ef_percent']:.0f} %" in page.text
     assert registered.quality["verdict"][0] in page.text
     assert registered.function["caveat"] in page.text
     for key in ("lv_edv_ml", "lv_esv_ml", "lv_ef_percent", "rv_edv_ml", "lv_mass_g"):
-        assert f"{registered.function[key]:.1f}" in page.text
+        assert format_value(registered.function[key]) in page.text
     peak = min(100 * row["circumferential"] for row in registered.strain if row["region"] == "global")
     assert f"−{-peak:.1f}" in page.text
     assert {
@@ -294,12 +297,18 @@ def test_both_answers_are_drawn_and_automatic_contours_are_called_so(registered:
     page = report.render_page(replace(registered, function=function, label_basis="automatic"), PARAMETERS)
     assert words in page
     assert "Where both curves part" in page
+    # The cine shows outlines that are carried: where figures rest on others, it says so.
+    beside = "The figures of the LV above rest on other outlines"
+    assert beside not in " ".join(page.split())
+    function = {**function, "lv_measured_by": "segmented"}
+    both = replace(registered, function=function, segmented=registered.labels)
+    assert beside in " ".join(report.render_page(both, PARAMETERS).split())
 
 
 def test_the_heart_rate_is_that_of_the_times(registered: CineRegistration) -> None:
     cine = replace(registered.cine, times=np.tile(150.0 * np.arange(6), (3, 1)))
     assert cine.heart_rate == pytest.approx(60 / 0.9)
-    assert "a heart rate of 67 a minute" in report.render_page(replace(registered, cine=cine), PARAMETERS)
+    assert "a heart rate of 67 beats per minute" in report.render_page(replace(registered, cine=cine), PARAMETERS)
     assert "heart rate" not in report.render_page(register_phantom(times=False), PARAMETERS)
 
 

@@ -54,7 +54,8 @@ def test_a_cine_plays_its_frames_from_the_reference_on() -> None:
     subject = make_cine(times=times)
     assert subject.names[1] == "frame 2 of 4, 35 ms"
     assert make_cine().names[1] == "frame 2 of 4"
-    assert (subject.start, subject.interval) == (1, 30)
+    assert make_cine(times=times, function={"es_frame": 2}).names[1] == "frame 2 of 4, 35 ms, end systole"
+    assert (subject.still(2), subject.interval) == (2, 30)
     images = subject.registration.moved
     assert subject.play(images) is images
     assert [make_cine(frames, 1).has_motion for frames in (1, 2)] == [False, True]
@@ -66,6 +67,7 @@ def test_a_pair_alternates_between_its_images() -> None:
     assert played.shape == (*SHAPE, len(subject.names))
     np.testing.assert_array_equal(played[..., 0], subject.registration.fixed)
     np.testing.assert_array_equal(played[..., 1], subject.registration.moved[..., 0])
+    assert subject.still(0) == 1
 
 
 def test_the_sheet_shows_each_image_once_with_its_own_label() -> None:

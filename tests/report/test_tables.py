@@ -22,13 +22,14 @@ def test_nested_function_and_odd_values() -> None:
         {"lv": {"edv_ml": 120.0, "ef_percent": float("nan")}, "lv_mass_g": 95.5, "curve": [1, 2]}, {}
     )
     assert found["ventricles"] == ["LV"]
-    assert [cells for _, cells in found["measures"]] == [[("120.0", True)], [("–", True)]]
+    assert [cells for _, cells in found["measures"]] == [[("120", True)], [("–", True)]]
     assert found["others"] == [("LV mass, g", "95.5")]
-    assert [tables.format_value(v) for v in (None, True, 7, 12345.6, -0.5, 0.0, "x")] == [
+    assert [tables.format_value(v) for v in (None, True, 7, 12345.6, 252.31, -0.5, 0.0, "x")] == [
         "–",
         "yes",
         "7",
         "12,346",
+        "252",
         "−0.500",
         "0",
         "x",
@@ -60,16 +61,22 @@ def two_answers(bias: float, limits: float) -> dict:
 @pytest.mark.parametrize(("bias", "limits", "bold"), [(-2.0, 14.0, True), (-7.0, 14.0, False), (-2.0, 16.0, False)])
 def test_only_what_came_near_to_manual_contours_is_bold(bias: float, limits: float, bold: bool) -> None:
     found = tables.function_tables(two_answers(bias, limits), {})
-    assert found["ventricles"] == ["LV", "LV carried", "LV segmented", "RV", "RV carried", "RV segmented"]
-    numbers = [("50.0", True), ("50.0", False), ("55.0", False), ("55.0", bold), ("50.0", False), ("55.0", False)]
+    assert found["ventricles"] == ["LV carried", "LV segmented", "RV segmented", "RV carried"]
+    numbers = [("50.0", True), ("55.0", False), ("55.0", bold), ("50.0", False)]
     assert [cells for _, cells in found["measures"]] == [numbers, numbers]
+    assert found["headlines"] == [("LV EF 50 %", True), ("RV EF 55 %", bold)]
+    assert found["bases"] == (
+        "LV carried by the motion (55 % segmented in each frame); RV segmented in each frame (50 % carried by the motion)"
+    )
     assert found["doubtful"] == ([] if bold else ["RV"])
     assert "LV: +0.1 ± 9.0" in found["limits"]
     assert found["others"] == found["definitions"] == []
     # A label without an RV carries none: the other answer stands alone.
     values = two_answers(bias, limits)
     values["carried"] = {key: value for key, value in values["carried"].items() if not key.startswith("rv_")}
-    assert tables.function_tables(values, {})["ventricles"] == ["LV", "LV carried", "LV segmented", "RV"]
+    found = tables.function_tables(values, {})
+    assert found["ventricles"] == ["LV carried", "LV segmented", "RV segmented"]
+    assert found["bases"].endswith("; RV segmented in each frame")
     # Carried labels of the RV alone tell nothing that could be relied on.
     alone = tables.function_tables({"lv_ef_percent": 50.0, "rv_ef_percent": 30.0}, {})
     assert alone["doubtful"] == ["RV"]

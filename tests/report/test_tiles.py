@@ -63,3 +63,8 @@ def test_the_scale_bar_is_as_long_as_it_says(extent: tuple[float, float]) -> Non
     columns = np.flatnonzero((drawn > 200).any(axis=1))
     assert columns[-1] - columns[0] + 1 == pytest.approx(tiles.SCALE_BAR * drawn.shape[0] / extent[0], abs=2.5)
     assert np.flatnonzero((drawn > 200).any(axis=0))[0] > 0.9 * drawn.shape[1]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (7, 7), (8, 4), (9, 5), (12, 6), (15, 5)])
+def test_rows_of_slices_are_even(count: int, columns: int) -> None:
+    assert tiles.per_row(count) == columns

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from scripts.cardiac.segments import levels
 from scripts.report.view import beating_box, choose_view
 from test_page import register_phantom
 
@@ -26,6 +27,15 @@ def test_end_systole_is_shown_beside_the_reference() -> None:
     assert view.frame == registered.function["es_frame"] - 1
     other = replace(registered, function={**registered.function, "es_frame": 2})
     assert choose_view(other).frame == 1
+
+
+def test_the_slice_of_a_level_is_not_an_outer_one() -> None:
+    """Of six slices, the heart may leave the first in systole, and the last shows its tip alone."""
+    registered = register_phantom(slices=6)
+    names = list(levels(registered.label, registered.cine.affine).values())
+    assert all(names.count(name) == 2 for name in names)
+    shown = {title.partition(",")[0]: z for z, title in choose_view(registered).slices}
+    assert {shown[names[0]], shown[names[-1]]} == {1, 4}
 
 
 def test_a_heart_in_a_corner_fills_the_view_without_a_label() -> None:
