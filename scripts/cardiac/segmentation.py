@@ -35,7 +35,7 @@ WORKING_SPACING = 1.5  # mm
 AROUND = 3  # channels of a phase: a slice between its neighbors
 NEIGHBOR_MM = 10.0  # how far from a slice its neighbors lie, as nearly as its stack allows
 BRIGHTEST = 1.5  # intensities are clipped there; 1 is the 99th percentile
-ISLAND = 0.1  # share of the largest piece of the RV under which another one is none; chosen on `val` of ACDC
+ISLAND = 0.1  # share of the largest piece of a ventricle under which another one is none; chosen on `val` of ACDC
 
 
 def make_network(features: Sequence[int] = (16, 32, 64, 128, 192), phases: int = 1) -> DynUNet:
@@ -158,19 +158,35 @@ def _pad_to(shape: Sequence[int], stride: int) -> tuple[tuple[slice, ...], list[
 
 
 def keep_heart(labels: Tensor) -> Tensor:
-    """A label map (X, Y, Z) with the largest connected component of all structures together, less pieces of the RV that
-    are smaller than `ISLAND` of its largest one, as fat beside the heart is taken for; faces connect voxels.
+    """A label map (X, Y, Z) with the largest connected component of all structures together, less pieces that are smaller
+    than `ISLAND` of the largest one: of the RV, as fat beside the heart is taken for, and of myocardium by itself in a
+    slice, less than that share of its left ventricle; faces connect voxels.
 
     By itself, what is taken for an RV elsewhere may be larger than the RV. Larger pieces are its own in slices between
-    which it is missed.
+    which it is missed. A speck beside the left ventricle may touch it in the next slice, where that is wider.
     """
     keep = KeepLargestConnectedComponent(applied_labels=range(1, CLASSES), independent=False, connectivity=1)
     heart = torch.as_tensor(keep(labels[None])[0])
-    pieces, _ = ndimage.label(heart.numpy() == LABELS["rv"])
+    values = heart.numpy()
+    small = _islands(values == LABELS["rv"])
+    small |= np.stack([_specks(values[..., z]) for z in range(values.shape[2])], axis=-1)
+    return heart.masked_fill(torch.from_numpy(small), 0)
+
+
+def _islands(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pieces of a mask that are smaller than `ISLAND` of its largest one."""
+    pieces, _ = ndimage.label(mask)
     sizes = np.bincount(pieces.flat)
     is_small = sizes < ISLAND * sizes[1:].max(initial=0)
     is_small[0] = False  # the background
-    return heart.masked_fill(torch.from_numpy(is_small[pieces]), 0)
+    return is_small[pieces]
+
+
+def _specks(slice_: NDArray) -> NDArray[np.bool_]:
+    """Islands of the left ventricle in a slice (X, Y) that hold no cavity."""
+    cavity = slice_ == LABELS["lv"]
+    islands = _islands(cavity | (slice_ == LABELS["myo"]))
+    return islands & ~ndimage.binary_propagation(cavity & islands, mask=islands)
 
 
 @dataclass(frozen=True)

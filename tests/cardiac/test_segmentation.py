@@ -227,6 +227,22 @@ def test_small_pieces_of_the_rv_are_none(voxels: int, kept: bool) -> None:
     assert torch.equal(keep_heart(labels), expected)
 
 
+@pytest.mark.parametrize(("voxels", "kept"), [(9, False), (10, True)])
+def test_specks_of_myocardium_in_a_slice_are_none(voxels: int, kept: bool) -> None:
+    """Where it touches the wall in the next slice, it is no piece by itself."""
+    labels = torch.zeros(30, 24, 2, dtype=torch.uint8)
+    labels[2:12, 2:12, 0] = 2  # 100 voxels, a cavity among them
+    labels[5:8, 5:8, 0] = 3
+    labels[2:26, 2:12, 1] = 2
+    labels[20, 2 : 2 + voxels, 0] = 2
+    labels[24, 2:4, 0] = 3  # a cavity, however small, with its wall
+    labels[24, 4:6, 0] = 2
+    expected = labels.clone()
+    if not kept:
+        expected[20, :, 0] = 0
+    assert torch.equal(keep_heart(labels), expected)
+
+
 def test_shipped_network_fits_its_limits() -> None:
     network = make_network()
     assert sum(p.numel() for p in network.parameters()) * 4 < 20e6
