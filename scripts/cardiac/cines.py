@@ -26,6 +26,8 @@ from scripts.cardiac.planes import is_long_axis
 LABELS = {"rv": 1, "myo": 2, "lv": 3}
 # Basis of a reference frame that `largest_cavity` chose.
 ESTIMATED = "the frame with the largest estimated cavity: the most bright voxels in the beating region"
+# Basis of that of a long-axis view, whose atria fill while the ventricles empty.
+TRIGGERED = "the first frame: a cine mostly begins at the R wave"
 # Basis of a reference frame that `phases.find_contours` chose.
 AUTOMATIC = "the frame with the largest LV by the segmentation of all frames"
 

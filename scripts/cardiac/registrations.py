@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from scripts.cardiac.answers import CARRIED, SEGMENTED
-from scripts.cardiac.cines import ESTIMATED, Cine
+from scripts.cardiac.cines import ESTIMATED, TRIGGERED, Cine
 
 
 @dataclass(kw_only=True)
@@ -124,8 +124,8 @@ class CineRegistration(Registration):
 
     @property
     def is_estimated(self) -> bool:
-        """Whether the reference frame was chosen by `cines.largest_cavity`."""
-        return self.reference_basis == ESTIMATED
+        """Whether the reference frame was chosen without contours."""
+        return self.reference_basis in (ESTIMATED, TRIGGERED)
 
     @property
     def fixed_name(self) -> str:

@@ -22,7 +22,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from numpy.typing import NDArray
 from scripts.cardiac.answers import BY_SEGMENTATION, GIVEN
-from scripts.cardiac.cines import AUTOMATIC, ESTIMATED, largest_cavity
+from scripts.cardiac.cines import AUTOMATIC, ESTIMATED, TRIGGERED, largest_cavity
 from scripts.cardiac.phases import find_contours
 from scripts.cardiac.planes import is_long_axis
 from scripts.data.loading import set_reference
@@ -42,7 +42,7 @@ class SegmentCase(Transform):
     has no "moving_label" the fixed one's is its "reference_label". Both gain "fixed_segmented" (1, X, Y, Z). A
     long-axis view, or a case in which no LV lies in a ring of myocardium, gets no contours, and a line says so; the latter is
     a doubt of the verdict, too. A cine without contours whose reference frame was not given gets the one with the largest
-    cavity (`cines.largest_cavity`).
+    cavity (`cines.largest_cavity`), a long-axis view its first one.
 
     Args:
         segmentation: weights or the folder of a MONAI bundle (`segmenters.load_segmenter`); "none" segments nothing.
@@ -72,6 +72,8 @@ class SegmentCase(Transform):
             item = self._draw(item, label)
         if "fixed" in item:
             return item
+        if is_long_axis(item["plane"] or None):
+            return set_reference(item, 1, TRIGGERED)
         return set_reference(item, largest_cavity(_as_cine(item["moving"])), ESTIMATED)
 
     def _draw(self, item: dict, label: str) -> dict:

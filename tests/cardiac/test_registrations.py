@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scripts.cardiac.cines import ESTIMATED, Cine
+from scripts.cardiac.cines import ESTIMATED, TRIGGERED, Cine
 from scripts.cardiac.registrations import CineRegistration, PairRegistration
 
 SHAPE = (4, 3, 2)
@@ -71,6 +71,7 @@ def test_frames_of_a_cine_have_numbers_and_a_pair_has_none() -> None:
 
 def test_only_an_estimated_reference_is_called_so() -> None:
     assert make_cine(reference_basis=ESTIMATED).is_estimated
+    assert make_cine(reference_basis=TRIGGERED).is_estimated
     assert not make_cine().is_estimated
 
 
