@@ -32,7 +32,8 @@ def test_a_training_learns_what_leads_along_the_stack(tmp_path: Path) -> None:
         "cache_dir": CACHE.name,
         "output_dir": tmp_path / "out",
     }
-    succeed(run_bundle(config_file=str(["configs/train.yaml", "configs/depth.yaml"]), **options))
+    result = succeed(run_bundle(config_file=str(["configs/train.yaml", "configs/depth.yaml"]), **options))
+    assert "gradient surgery: projection, 1 groups of" in result.stdout + result.stderr
     trained = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     assert trained.keys() == torch.load(ROOT / "models" / "depth.pt", weights_only=True).keys()
     assert trained["last.weight"].abs().max() > 0

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from scripts.errors import InputError
 from scripts.registration.fields import LinearWarp, beyond_stack
 from scripts.registration.pairs import exchange, intensities
 from torch import Tensor, nn
@@ -181,3 +182,41 @@ class SmoothnessLoss(nn.Module):
                     difference = difference / (size.unsqueeze(1) if isinstance(size, Tensor) else size)
                 terms.append(self.magnitude(difference))
             return torch.stack(terms).mean()
+
+
+class StretchLoss(nn.Module):
+    """How far a stack is stretched or compressed along its axis beyond a factor, mean over pairs of neighboring slices.
+
+    What lies between two slices of the fixed image is s = 1 + du/dz times as thick in the moving one, z and u in slices.
+    The loss is what s lacks to 1 / bound, or exceeds bound by. It is 0 for shifts and for every stretch within, so that
+    motion can begin at no cost; differences of u, as in `SmoothnessLoss`, cost with any motion but a shift. Beyond the
+    bound, also where slices change places (s < 0), its gradient has one size and does not vanish.
+
+    Args:
+        bound: the factor, above 1. Muscle keeps its volume: where it grows by 40 % in-plane it is 1.4 times as short.
+
+    Raises:
+        InputError: for a bound that is not above 1.
+        ValueError: for a field that is not one of stacks.
+    """
+
+    def __init__(self, bound: float = 2.0) -> None:
+        super().__init__()
+        if not isinstance(bound, (int, float)) or not bound > 1:
+            raise InputError(f"bound is a number above 1, got {bound!r}.")
+        self.bound = bound
+
+    def forward(self, field: Tensor, spacing: Tensor | None = None) -> Tensor:
+        """A scalar, 0 for a lone slice.
+
+        Args:
+            field: (B, 3, X, Y, Z), voxels, whose last component counts, along the last axis.
+            spacing: of no effect, since both images have slices of one thickness.
+        """
+        if field.ndim != 5 or field.shape[1] != 3:
+            raise ValueError(f"a field of stacks is (B, 3, X, Y, Z), got {tuple(field.shape)}.")
+        if field.shape[-1] == 1:
+            return 0.0 * field.sum()
+        with torch.autocast(field.device.type, enabled=False):
+            stretch = 1 + full_precision(field[:, 2]).diff(dim=-1)
+            return ((stretch - self.bound).clamp(min=0) + (1 / self.bound - stretch).clamp(min=0)).mean()

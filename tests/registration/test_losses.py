@@ -13,11 +13,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from monai.losses import LocalNormalizedCrossCorrelationLoss
-from scripts.registration.losses import SmoothnessLoss, WarpedSimilarity
+from scripts.errors import InputError
+from scripts.registration.depth import AlongStack, ThroughPlane
+from scripts.registration.losses import SmoothnessLoss, StretchLoss, WarpedSimilarity
 from torch import nn
 
 
@@ -75,6 +79,88 @@ def test_smoothness_errors() -> None:
         SmoothnessLoss()(torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match="spacings"):
         SmoothnessLoss(spacing=(1.0, 1.0, 1.0))(torch.zeros(1, 2, 4, 4))
+
+
+def along_stack(thickness: Sequence[float], start: float = 0.0) -> torch.Tensor:
+    """A field (1, 3, 4, 6, Z) under which what lies between neighboring slices is so thick in the moving stack."""
+    field = random_field(3)[:1, :, :4, :6, :1].repeat(1, 1, 1, 1, len(thickness) + 1)
+    slices = torch.arange(len(thickness) + 1, dtype=torch.float64)
+    field[:, 2] = start + torch.tensor([0.0, *thickness], dtype=torch.float64).cumsum(0) - slices
+    return field
+
+
+def test_stretch_by_hand() -> None:
+    # Beyond a factor of 2: nothing, 0.5, 0.25, 0.5 + 0.3 and nothing, of five.
+    field = along_stack([1.9, 2.5, 0.25, -0.3, 0.6])
+    assert float(StretchLoss(2.0)(field)) == pytest.approx((0.5 + 0.25 + 0.8) / 5, rel=1e-12)
+    # In one of the 24 cells alone.
+    one = along_stack([1.0, 1.0])
+    one[0, 2, 1, 2] = torch.tensor([0.0, 3.0, 3.0], dtype=torch.float64)
+    assert float(StretchLoss(1.5)(one)) == pytest.approx((4 - 1.5) / (2 * 24), rel=1e-12)
+    assert torch.autograd.gradcheck(StretchLoss(1.5), one.requires_grad_())
+
+
+@pytest.mark.parametrize("bound", [1.3, 2.0])
+def test_within_the_bound_a_stretch_is_free(bound: float) -> None:
+    loss = StretchLoss(bound)
+    assert float(loss(along_stack([1.0] * 4, start=2.7))) == pytest.approx(0, abs=1e-15)
+    for edge in (bound, 1 / bound):
+        outward = 0.01 * (edge - 1) / abs(edge - 1)
+        assert float(loss(along_stack([edge - outward] * 4, start=-1.0))) == 0
+        assert float(loss(along_stack([edge + outward] * 4, start=-1.0))) == pytest.approx(0.01, rel=1e-9)
+        # A motion, and its way back, are both within, or both beyond.
+        assert float(loss(along_stack([1 / (edge - outward)] * 4))) == 0
+        assert float(loss(along_stack([1 / (edge + outward)] * 4))) > 1e-3
+
+
+def test_a_mirrored_stack_is_stretched_alike() -> None:
+    field = 2 * random_field(3)
+    mirrored = field.flip(-1)
+    mirrored[:, 2] *= -1
+    assert float(StretchLoss()(field)) > 0.1
+    torch.testing.assert_close(StretchLoss()(mirrored), StretchLoss()(field))
+    # In-plane there is no bound, and all slices are as thick.
+    shaken = torch.cat([random_field(3, seed=1)[:, :2], field[:, 2:]], dim=1)
+    assert float(StretchLoss()(shaken)) == float(StretchLoss()(field))
+    assert float(StretchLoss()(field, torch.tensor([[24.0, 24.0, 10.0]] * 2))) == float(StretchLoss()(field))
+
+
+def test_steps_against_its_gradient_lessen_a_stretch() -> None:
+    torch.manual_seed(0)
+    network, cells = ThroughPlane(), torch.rand(1, 6, 8, 8, 6) / 3
+    nn.init.normal_(network.last.weight, std=20.0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)
+    values = []
+    for _ in range(20):
+        values.append(StretchLoss(1.1)(AlongStack()(network(cells))))
+        optimizer.zero_grad()
+        values[-1].backward()
+        assert all(parameter.grad.any() for parameter in network.parameters())
+        optimizer.step()
+    assert float(values[-1]) < 0.9 * float(values[0])
+
+
+def test_slices_that_change_places_are_drawn_apart() -> None:
+    field = along_stack([1.0, -0.5]).requires_grad_()
+    StretchLoss()(field).backward()
+    assert (field.grad[0, 2, ..., 1] > 0).all()
+    assert (field.grad[0, 2, ..., 2] < 0).all()
+
+
+def test_a_lone_slice_is_not_stretched() -> None:
+    field = random_field(3)[..., :1].requires_grad_()
+    loss = StretchLoss()(field)
+    loss.backward()
+    assert float(loss) == 0
+    assert not field.grad.any()
+
+
+def test_stretch_errors() -> None:
+    for bound in (1.0, 0.5, float("nan"), "2"):
+        with pytest.raises(InputError, match="above 1"):
+            StretchLoss(bound)
+    with pytest.raises(ValueError, match=r"\(1, 2, 4, 4\)"):
+        StretchLoss()(torch.zeros(1, 2, 4, 4))
 
 
 @pytest.mark.parametrize("axes", [2, 3])
