@@ -24,7 +24,8 @@ that does not is left out.
 
 Beside it a whole case is timed once from file to files, as a user runs it: a cine read, its fields, inverses, quality,
 function, strain, everything written, the report too, but no frame segmented; a real one where it is given, else a
-phantom of ten slices and twenty frames.
+phantom of ten slices and twenty frames. And a phantom's pair of stacks of twelve slices: its field slice by slice, its
+field with motion along the stack, and the contours of both images that the latter needs.
 
 - ours: the network and settings of configs/inference.yaml, its velocities integrated, by 1, 5 or 10 slices a forward
   pass; in PyTorch (contiguous, channels_last, bf16), or exported (torchscript, onnxruntime, openvino)
@@ -50,6 +51,7 @@ from monai.transforms import Compose, ResizeWithPadOrCropd
 from scripts.api import register_cine
 from scripts.cardiac.cines import LABELS
 from scripts.cardiac.phantom import Phantom, write_phantom_dataset
+from scripts.cardiac.phases import find_contours
 from scripts.data.datalists import select_pairs
 from scripts.data.loading import LoadPaird
 from scripts.data.preprocessing import ScaleSlicesd, scale_slices
@@ -61,6 +63,7 @@ from scripts.registration.metrics import dice_percent, folding_percent, mse_hund
 from scripts.registration.networks import PaddedNetwork
 from scripts.training.checkpoints import load_weights
 from scripts.workflow.exports import ExportedNetwork, export_onnx, export_torchscript
+from scripts.workflow.segmenters import load_segmenter
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -273,6 +276,45 @@ def time_case(
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "shape": list(result.cine.image.shape)}
 
 
+def time_stack(device: str, checkpoint: str, size: int, rounds: int, slices: int = 12) -> dict[str, object]:
+    """Seconds a pair of stacks by inference.yaml, as quartiles over the rounds: "slice_by_slice", "along_stack" (both steps, maps
+    given) and "contours" (of both images, from which the maps are made); and its "shape".
+
+    Args:
+        device, checkpoint: as inference.yaml takes them.
+        size: in-plane voxels of the phantom.
+        rounds: of all three, which take turns.
+        slices: of the stack.
+    """
+    config = ConfigParser(ConfigParser.load_config_file(str(ROOT / "configs" / "inference.yaml")))
+    config["bundle_root"], config["device"], config["checkpoint"] = str(ROOT), device, checkpoint
+    both = config.get_parsed_content("stack_network").eval()
+    phantom = Phantom.random(0, (size, size), slices, spacing=(1.5, 1.5, 8.0), shortening=0.15)
+    frames = (phantom.end_systole, 1)
+    images = [torch.from_numpy(phantom.image(frame)).float() for frame in frames]
+    labels = [torch.from_numpy(phantom.label(frame)) for frame in frames]
+    parts = [
+        torch.stack([scale_slices(image), *((label == value).float() for value in LABELS.values())])
+        for image, label in zip(images, labels)
+    ]
+    pair = torch.cat(parts)[None].to(device)
+    in_plane = make_network_method(config, both.backbone.in_plane, 5, channels_last=True)
+    plain = pair[0, [0, len(LABELS) + 1]].movedim(-1, 0)
+    segment, cine = (
+        load_segmenter(config.get_parsed_content("segmentation"), device),
+        torch.stack(images, dim=-1).numpy(),
+    )
+    steps = {
+        "slice_by_slice": lambda: in_plane(plain),
+        "along_stack": torch.inference_mode()(lambda: both(pair)),
+        "contours": lambda: find_contours(cine, phantom.spacing, segment),
+    }
+    for step in steps.values():
+        step()
+    seconds = time_rounds(steps, rounds, device)
+    return {"shape": [size, size, slices]} | {name: quartiles(values) for name, values in seconds.items()}
+
+
 def _compare(seconds: dict[str, list[float]], slices: int) -> dict[str, dict]:
     """Milliseconds a slice pair, and time relative to ours, round by round."""
     return {
@@ -303,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--variants", nargs="+", choices=variants, default=[v for v in variants if v not in ON_DEMAND])
     parser.add_argument("--cine", help="4-D NIfTI file or DICOM folder to time from file to files; default: a phantom")
     parser.add_argument("--reference_label", help="of the cine's reference frame")
-    parser.add_argument("--no_cine", action="store_true", help="time fields alone")
+    parser.add_argument("--no_cine", action="store_true", help="time fields of slices alone")
     parser.add_argument("--json", type=writable, help="file to write all figures to")
     options = parser.parse_args(argv)
 
@@ -335,8 +377,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
         f"{len(pairs)} {source}, {options.crop} x {options.crop}, {options.rounds} rounds; {hardware}; times_ours: {OURS} is 1"
     )
     print(format_rows(table))
-    case = None
+    case = stack = None
     if not options.no_cine:
+        stack = time_stack(options.device, options.checkpoint, options.crop, options.rounds)
+        print(f"a pair of stacks of {' x '.join(map(str, stack['shape']))} voxels, seconds:")
+        print(format_rows({"": {name: value for name, value in stack.items() if name != "shape"}}))
         case = time_case(options.device, options.checkpoint, options.crop, options.cine, options.reference_label)
         size = "{} x {} x {} voxels, {} frames".format(*case["shape"])
         print(
@@ -352,6 +397,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "methods": table,
         "seconds": seconds,
         "whole_case": case,
+        "stack": stack,
     }
     return keep(result, options.json)
 
