@@ -57,7 +57,8 @@ FRAMES = 10  # of a cine, at most
 # A limit lies so many times as far from the median of clean cases as their 95th percentile on the bad side, which counts as
 # at least one unit away: the least of `REACHES` with which this share of clean cases or less has a figure beyond its limit.
 QUANTILE, LEAST, CALLED_OUT = 0.95, 1.0, 0.04
-REACHES = tuple(n / 4 for n in range(4, 21))
+# Not less than fields slice by slice needed: hearts and scanners differ more than those of `train`.
+REACHES = tuple(n / 4 for n in range(9, 21))
 CLEAN = "clean"
 # Levels (from 1) at which subjects of `val` are corrupted, as stacks and as cines; the crops show their hearts whole.
 CORRUPTED = {"patient077": (1, 2, 3), "patient097": (1, 2, 3), "patient037": (3,), "patient054": (3,)}

@@ -30,6 +30,7 @@ from benchmarks.verdict import (
     CLEAN,
     LEAST,
     QUANTILE,
+    REACHES,
     Measured,
     judge_case,
     set_limit,
@@ -140,11 +141,11 @@ def test_the_least_reach_is_taken_that_calls_out_few_clean_cases(monkeypatch: py
     monkeypatch.setattr(verdict, "FIGURES", {name: FIGURES[name] for name in names})
     monkeypatch.setattr(verdict, "CALLED_OUT", 0.05)
     # Two of forty are allowed, whatever calls them out; the percentile is that of the 38th.
-    off, still = [2.7, 2.7] + [1.0] * 38, [10.0] * 40
-    assert set_limits(dict(zip(names, (off, still))))[0] == 1.0
+    off, still = [3.7, 3.7] + [1.0] * 38, [10.0] * 40
+    assert set_limits(dict(zip(names, (off, still))))[0] == REACHES[0]
     reach, found = set_limits(dict(zip(names, (off, [10.0] * 38 + [50.0] * 2))))
-    assert (reach, found["off_line_mm"]["limit"]) == (1.75, 2.75)
-    assert found["turned_degrees"]["limit"] == 10 + 1.75 * FIGURES["turned_degrees"].slack
+    assert (reach, found["off_line_mm"]["limit"]) == (2.75, 3.75)
+    assert found["turned_degrees"]["limit"] == 10 + 2.75 * FIGURES["turned_degrees"].slack
     with pytest.raises(InputError, match="more clean cases than they may"):
         set_limits(dict(zip(names, ([1e6] + [1.0] * 19, [1.0] * 19 + [1e6]))))
     with pytest.raises(InputError, match="turned_degrees: no clean case"):
