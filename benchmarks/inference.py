@@ -84,6 +84,7 @@ BATCHES = (1, 5, 10)
 OURS = "ours, channels_last, batch 5"  # what inference.yaml ships: the others are compared to it
 STILL = "no registration"
 GATE = 0.5
+STACK = 12  # slices
 
 
 def make_network_method(
@@ -276,9 +277,9 @@ def time_case(
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "shape": list(result.cine.image.shape)}
 
 
-def time_stack(device: str, checkpoint: str, size: int, rounds: int, slices: int = 12) -> dict[str, object]:
-    """Seconds a pair of stacks by inference.yaml, as quartiles over the rounds: "slice_by_slice", "along_stack" (both steps, maps
-    given) and "contours" (of both images, from which the maps are made); and its "shape".
+def time_stack(device: str, checkpoint: str, size: int, rounds: int, slices: int = STACK) -> dict[str, dict]:
+    """Seconds of a pair of stacks by inference.yaml, as quartiles over the rounds: of its field "slice by slice", of that "with
+    motion along the stack" where the contours are known, and of the "contours of both images".
 
     Args:
         device, checkpoint: as inference.yaml takes them.
@@ -305,14 +306,14 @@ def time_stack(device: str, checkpoint: str, size: int, rounds: int, slices: int
         torch.stack(images, dim=-1).numpy(),
     )
     steps = {
-        "slice_by_slice": lambda: in_plane(plain),
-        "along_stack": torch.inference_mode()(lambda: both(pair)),
-        "contours": lambda: find_contours(cine, phantom.spacing, segment),
+        "slice by slice": lambda: in_plane(plain),
+        "with motion along the stack": torch.inference_mode()(lambda: both(pair)),
+        "contours of both images": lambda: find_contours(cine, phantom.spacing, segment),
     }
     for step in steps.values():
         step()
     seconds = time_rounds(steps, rounds, device)
-    return {"shape": [size, size, slices]} | {name: quartiles(values) for name, values in seconds.items()}
+    return {name: {"seconds": quartiles(values)} for name, values in seconds.items()}
 
 
 def _compare(seconds: dict[str, list[float]], slices: int) -> dict[str, dict]:
@@ -380,13 +381,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     case = stack = None
     if not options.no_cine:
         stack = time_stack(options.device, options.checkpoint, options.crop, options.rounds)
-        print(f"a pair of stacks of {' x '.join(map(str, stack['shape']))} voxels, seconds:")
-        print(format_rows({"": {name: value for name, value in stack.items() if name != "shape"}}))
-        case = time_case(options.device, options.checkpoint, options.crop, options.cine, options.reference_label)
-        size = "{} x {} x {} voxels, {} frames".format(*case["shape"])
-        print(
-            f"a whole case of {size}, from file to files: {case['seconds']:.1f} s by the clock, {case['cpu_seconds']:.1f} s of CPU"
-        )
+        print(f"a pair of stacks of {options.crop} x {options.crop} x {STACK} voxels")
+        print(format_rows(stack))
     others = [name for name in ("itk", "onnxruntime", "openvino") if name in sys.modules]
     result = {
         **setting("benchmarks.inference", sys.argv[1:] if argv is None else argv, options, hardware, others),
