@@ -104,11 +104,12 @@ def _versions() -> dict[str, str]:
 
 
 def describe_parameters(parameters: Mapping[str, object], device: str) -> dict[str, str]:
-    """Parameters in the words of the report, files of weights with their hashes, and the device."""
+    """Parameters in the words of the report, files of weights by name and hash, not by place, and the
+    device."""
     words = {name: _WORDS.get((name, value), str(value)) for name, value in parameters.items() if name not in _UNSHOWN}
     for name in WEIGHTS:
         if (checkpoint := parameters.get(name)) and Path(str(checkpoint)).is_file():
-            words[name] = f"{checkpoint}, SHA-256 {hash_checkpoint(checkpoint)[:16]}"
+            words[name] = f"{Path(str(checkpoint)).name}, SHA-256 {hash_checkpoint(checkpoint)[:16]}"
     return {**words, "device": str(device)}
 
 

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import errno
 import json
 import shutil
@@ -112,6 +113,12 @@ def test_a_cine_leaves_all_its_files(cine: CineRegistration, tmp_path: Path) -> 
 def test_the_place_of_a_label_is_not_shown() -> None:
     shown = describe_parameters({"reference label": "/data/DOE_JANE/gt.nii.gz", "segmentation": "none"}, "cpu")
     assert shown == {"segmentation": "none", "device": "cpu"}
+
+
+def test_weights_are_shown_by_name_and_hash(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    shown = describe_parameters({"weights": str(tmp_path / "model.pt")}, "cpu")
+    assert shown["weights"] == f"model.pt, SHA-256 {hashlib.sha256(b'weights').hexdigest()[:16]}"
 
 
 def test_segmented_frames_lie_beside_the_carried_labels(tmp_path: Path) -> None:
