@@ -14,8 +14,8 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import errno
+import hashlib
 import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
