@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -145,7 +146,7 @@ def test_the_figures_of_the_front_page_are_those_of_the_evaluation(evaluation: d
 def test_ejection_fractions_of_the_documents_are_those_of_the_benchmark(document: str) -> None:
     measured = json.loads((ROOT / "benchmarks" / "results" / "function.json").read_text())["agreement"]
     text = (ROOT / document).read_text()
-    for ventricle, answer in (("lv", "carried_given"), ("rv", "carried_given"), ("rv", "segmented")):
+    for ventricle, answer in itertools.product(("lv", "rv"), ("carried_given", "segmented")):
         found = measured[ventricle][answer]["test"]
         bias = f"{found['bias']:+.1f}".replace("-0.0", "0.0")
         assert f"{bias} ± {found['limits']:.1f}" in text

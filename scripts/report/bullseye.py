@@ -81,8 +81,8 @@ def _draw_bullseye(axis: Axes, values: Mapping[int, float], stretched: Mapping[i
         hatch = HATCH if segment in stretched else None
         axis.add_patch(Wedge((0, 0), outer, start, end, width=outer - inner, facecolor=color, hatch=hatch, **edge))
         middle, radius = np.deg2rad((start + end) / 2), (inner + outer) / 2
-        text = f"{value:.0f}".replace("-", "−") if np.isfinite(value) else "–"
-        below = f"{segment}, ES {stretched[segment]:+.0f}".replace("-", "−") if hatch else str(segment)
+        text = f"{round(value)}".replace("-", "−") if np.isfinite(value) else "–"
+        below = f"{segment}, ES {round(stretched[segment]):+d}".replace("-", "−") if hatch else str(segment)
         _write(axis, radius * np.cos(middle), radius * np.sin(middle), text, below, color, bool(hatch))
     axis.add_patch(Circle((0, 0), RINGS[APICAL][0], facecolor=BLANK, **edge))
     _write(axis, 0, 0, "–", str(TRUE_APEX), BLANK)

@@ -161,7 +161,7 @@ def _is_relied_on(figures: Mapping[str, Any], side: str) -> bool:
 
 def _whole(percent: float | None) -> str:
     """An ejection fraction in words: its limits of agreement are points, so that a tenth says nothing."""
-    return "–" if percent is None or percent != percent else f"{percent:.0f}".replace("-", "−")
+    return "–" if percent is None or percent != percent else f"{round(percent)}".replace("-", "−")
 
 
 def slices_of_levels(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -66,6 +66,13 @@ def test_what_was_not_measured_is_blank() -> None:
     assert words[words.index("9") - 1] == "–"
 
 
+def test_what_rounds_to_nothing_has_no_sign() -> None:
+    figure = draw_bullseyes({"circumferential": {4: -0.004, 9: -0.006}})
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words[words.index("4") - 1] == "0"
+    assert words[words.index("9") - 1] == "−1"
+
+
 def test_a_segment_that_stretches_is_hatched_with_its_strain_at_end_systole() -> None:
     figure = draw_bullseyes(
         {"circumferential": {2: -0.05, 9: -0.2}}, {"circumferential": {2: 0.031}, "radial": {9: -0.1}}
