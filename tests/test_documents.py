@@ -23,6 +23,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 from conftest import ROOT
+from monai.bundle import ConfigParser
 
 from benchmarks.comparison import COLUMNS as FIGURES
 from benchmarks.comparison import DIRECTION_TITLES, compare, format_table, in_direction
@@ -209,3 +210,14 @@ def test_the_strain_in_the_text_is_that_of_the_committed_phantoms() -> None:
         assert lines[f"{title}, worst sector"][1:] == cells
     fraction = f"{np.mean([row['lv_ef_percent'] for row in rows]):.1f}", error("lv_ef_percent_registered", 1)
     assert (lines["ejection fraction, points"][0], lines["ejection fraction, points"][-1]) == fraction
+
+
+def test_the_step_along_the_stack_is_trained_as_the_documents_say(evaluation: dict) -> None:
+    recipe = ConfigParser.load_config_files([ROOT / "configs" / name for name in ("train.yaml", "depth.yaml")])
+    bound = recipe["smoothness"]["bound"]
+    assert recipe["smoothness"]["_target_"].endswith(".StretchLoss")
+    assert (recipe["strategy"], recipe["granularity"]) == ("projection", "vector")
+    assert f"`--smoothness#bound {bound}`, `StretchLoss`" in (ROOT / "docs" / "training.md").read_text()
+    assert f"| surgery, bound {bound:g} (`models/depth.pt`) |" in (ROOT / "docs" / "experiments.md").read_text()
+    dice = [stage["dice"]["mean"] for stage in (evaluation["registered"], evaluation["ED_to_ES"]["registered"])]
+    assert "Dice is {:.1f} and {:.1f} % instead".format(*dice) in (ROOT / "CHANGELOG.md").read_text()

@@ -163,12 +163,13 @@ def test_the_file_lies_where_the_image_lies(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(read_affine, affine, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [2, 3])
 @pytest.mark.parametrize("name", GRIDS)
-def test_ants_moves_the_image_as_we_do(name: str, tmp_path: Path) -> None:
+def test_ants_moves_the_image_as_we_do(name: str, channels: int, tmp_path: Path) -> None:
     ants = pytest.importorskip("ants", reason="ANTs is not installed: pip install antspyx")
     affine, shape = GRIDS[name]
     image = np.random.default_rng(0).normal(500, 200, shape).astype(np.float32)
-    field = waves(indices(shape))
+    field = waves(indices(shape), channels) * np.array([1, 1, shape[2] > 1]).reshape(3, 1, 1, 1)[:channels]
     write_field(tmp_path / "field.nii.gz", field, affine)
     moving = ants.image_read(str(write_nifti(tmp_path / "moving.nii.gz", image, affine)))
     theirs = ants.apply_transforms(moving, moving, [str(tmp_path / "field.nii.gz")], interpolator="linear").numpy()
