@@ -118,12 +118,14 @@ def folding_percent(field: Tensor, region: tuple[slice, ...] = ()) -> float:
 
 
 def summarize(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and population standard deviation of each figure over subjects, NaN left out (both NaN where nothing is
-    left)."""
+    """Mean and population standard deviation of each figure over subjects, of volume errors "mean_absolute", too; NaN left
+    out (NaN where nothing is left)."""
     summary = {}
     for key in rows[0]:
         values = np.array([row[key] for row in rows], dtype=float)
         values = values[~np.isnan(values)]
         mean, std = (float(values.mean()), float(values.std())) if len(values) else (float("nan"), float("nan"))
         summary[key] = {"mean": mean, "std": std}
+        if key.startswith("volume_error"):
+            summary[key]["mean_absolute"] = float(np.abs(values).mean()) if len(values) else float("nan")
     return summary

@@ -133,3 +133,9 @@ def test_summary_leaves_nan_out_and_takes_the_population_deviation() -> None:
     summary = summarize(rows)
     assert summary["a"] == {"mean": 2.5, "std": 1.5}
     assert np.isnan(summary["b"]["mean"])
+
+
+def test_errors_of_volumes_do_not_cancel_in_their_mean_absolute() -> None:
+    rows = [{"volume_error_lv": value} for value in (-3.0, 5.0, float("nan"))]
+    assert summarize(rows)["volume_error_lv"] == {"mean": 1.0, "std": 4.0, "mean_absolute": 4.0}
+    assert np.isnan(summarize(rows[2:])["volume_error_lv"]["mean_absolute"])
