@@ -301,10 +301,8 @@ def time_stack(device: str, checkpoint: str, size: int, rounds: int, slices: int
     pair = torch.cat(parts)[None].to(device)
     in_plane = make_network_method(config, both.backbone.in_plane, 5, channels_last=True)
     plain = pair[0, [0, len(LABELS) + 1]].movedim(-1, 0)
-    segment, cine = (
-        load_segmenter(config.get_parsed_content("segmentation"), device),
-        torch.stack(images, dim=-1).numpy(),
-    )
+    segment = load_segmenter(config.get_parsed_content("segmentation"), device)
+    cine = torch.stack(images, dim=-1).numpy()
     steps = {
         "slice by slice": lambda: in_plane(plain),
         "with motion along the stack": torch.inference_mode()(lambda: both(pair)),

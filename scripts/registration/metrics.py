@@ -25,7 +25,7 @@ from torch import Tensor
 
 DEFINITIONS = {
     "protocol": "per subject over the stack, structures on whole slices, mse and folding on the central crop; mean "
-    "and population standard deviation over subjects",
+    "and population standard deviation over subjects; of volume errors also the mean of their absolute values",
     "dice": "mean over the structures that both labels hold, in percent; one that either lacks is left out",
     "dice_rv": "Dice of the right ventricle, label 1, in percent",
     "dice_myo": "Dice of the left ventricular myocardium, label 2, in percent",
