@@ -13,13 +13,14 @@
 defaults.
 
     python -m benchmarks.transfer --dataset_dir DIR [--output_dir output/transfer] [--epochs 15] [--runs N] [--smoke]
-    python -m benchmarks.transfer --dataset_dir DIR --known benchmarks/results/transfer.json
+    python -m benchmarks.transfer --dataset_dir DIR --known benchmarks/results/transfer.json [--changes NAME ...]
 
 Each setting is trained by surgery and by weighted sums over decades of λ, one decade more where the best is at an end;
 `val` chooses λ, `test` is scored in both directions. The regret of a method in a setting is the Dice that it loses
 there against the λ chosen in that setting, with the folding beside it. Methods: λ chosen in another setting, for all
 pairs; that λ times the ratio of both gradients' norms, which carries no weight either; surgery. Dice between two
 decades is interpolated over log λ. Images in [0, 255] need no training: there λ is 255² times as large.
+`--changes` trains surgery once more with each of `benchmarks.changes`, which then stand beside it.
 
 A finished row is a file in OUT/rows/ and is not run again, an interrupted one goes on from its last epoch; `--runs`
 stops after so many. `--known` takes the rows of an earlier transfer.json as they are, whatever code made them.
@@ -49,6 +50,7 @@ from scripts.files import write_csv, write_json
 from scripts.training.datasets import batch_loader
 
 from benchmarks import rows
+from benchmarks.changes import CHANGES
 from benchmarks.options import positive
 from benchmarks.setting import processor, setting
 from benchmarks.table import count_slices, quiet, step_seconds
@@ -123,12 +125,15 @@ class Run:
     decade: int | None = None
     """Of λ; None is surgery."""
     seed: int = 0
+    change: str | None = None
+    """Of surgery, by its name in `benchmarks.changes`."""
 
     @property
     def name(self) -> str:
         """A file name."""
         method = SURGERY if self.decade is None else f"1e{self.decade}"
-        return f"{self.setting}_{method}_seed{self.seed}"
+        change = f"_{self.change}" if self.change else ""
+        return f"{self.setting}_{method}{change}_seed{self.seed}"
 
     @property
     def method(self) -> str:
@@ -147,7 +152,8 @@ class RunStudy(rows.Study):
         """What the options, the setting and the row change in the configs."""
         weight = {} if self.run.decade is None else {"weight": 10.0**self.run.decade}
         cache = {"cache_dir": str(Path(self.options.output_dir).parents[1] / "cache")}
-        return {**super().overrides, **cache, **SETTINGS[self.run.setting].overrides, **weight}
+        change = CHANGES[self.run.change] if self.run.change else {}
+        return {**super().overrides, **cache, **SETTINGS[self.run.setting].overrides, **weight, **change}
 
 
 def study_of(run: Run, options: argparse.Namespace) -> RunStudy:
@@ -196,10 +202,11 @@ def _finish(run: Run, options: argparse.Namespace) -> dict:
         "setting": run.setting,
         "decade": run.decade,
         "seed": run.seed,
+        "change": run.change,
         "val": rows.mean_of(rows.score(study, method, "val")),
         "test": rows.mean_of(scored),
     }
-    if run.decade is None:
+    if run.decade is None and run.change is None:
         result["norm_ratio"] = norm_ratio(study)
     result["seconds"] = time.process_time() - start
     _path_of(run, options).parent.mkdir(parents=True, exist_ok=True)
@@ -239,10 +246,14 @@ def norm_ratio(study: RunStudy) -> float:
 
 
 def next_run(
-    finished: Mapping[Run, dict], settings: Sequence[str], decades: Sequence[int], seeds: int = 1
+    finished: Mapping[Run, dict],
+    settings: Sequence[str],
+    decades: Sequence[int],
+    seeds: int = 1,
+    changes: Sequence[str] = (),
 ) -> Run | None:
     """The first row that is left: surgery and all decades of each setting, then one more decade where the best is at
-    an end."""
+    an end, then the changes of surgery."""
     for seed in range(seeds):
         for name in settings:
             planned = [Run(name, None, seed), *(Run(name, decade, seed) for decade in decades)]
@@ -254,6 +265,9 @@ def next_run(
             for end, further in ((min(tried), -1), (max(tried), 1)):
                 if best == end and WIDEST[0] <= end + further <= WIDEST[1]:
                     return Run(name, end + further, seed)
+            for change in changes:
+                if (run := Run(name, None, seed, change)) not in finished:
+                    return run
     return None
 
 
@@ -273,6 +287,7 @@ def _hours_left(finished: Mapping[Run, dict], options: argparse.Namespace) -> fl
     hours = 0.0
     for name in options.settings:
         planned = [Run(name, decade, seed) for seed in range(options.seeds) for decade in (None, *options.decades)]
+        planned += [Run(name, None, seed, change) for seed in range(options.seeds) for change in options.changes]
         if left := sum(run not in finished for run in planned):
             study = study_of(planned[0], options)
             steps = max(count_slices(study.items("train")) // study.settings["batch_size"], 1) * study.epochs
@@ -297,6 +312,8 @@ class Measured:
     surgery: tuple[float, float]
     """Dice and folding."""
     norm_ratio: float
+    changed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Dice and folding of surgery with a change, by its name."""
 
     def at(self, decade: float) -> tuple[float, float]:
         """Dice and folding at a λ: interpolated over log λ, beyond the ends as there."""
@@ -312,6 +329,7 @@ class Measured:
             self.best + shift,
             self.surgery,
             self.norm_ratio * factor,
+            self.changed,
         )
 
 
@@ -322,8 +340,16 @@ def _measured(finished: Mapping[Run, dict], name: str, seed: int = 0) -> Measure
     if not tried or surgery is None:
         return None
     dice, folding = ([row["test"][key] for row in tried.values()] for key in ("dice", "folding_percent"))
-    by_surgery = surgery["test"]["dice"], surgery["test"]["folding_percent"]
-    return Measured(tuple(tried), tuple(dice), tuple(folding), _chosen(tried), by_surgery, surgery["norm_ratio"])
+    changed = {run.change: _figures(row) for run, row in finished.items() if run == Run(name, None, seed, run.change)}
+    changed.pop(None)
+    return Measured(
+        tuple(tried), tuple(dice), tuple(folding), _chosen(tried), _figures(surgery), surgery["norm_ratio"], changed
+    )
+
+
+def _figures(row: Mapping) -> tuple[float, float]:
+    """Dice and folding on `test`."""
+    return row["test"]["dice"], row["test"]["folding_percent"]
 
 
 def _sorted_runs(finished: Mapping[Run, dict]) -> list[tuple[Run, dict]]:
@@ -337,7 +363,7 @@ def regrets(settings: Mapping[str, Measured]) -> list[dict]:
     found = []
     for name, here in settings.items():
         best = here.at(here.best)
-        ways = {SURGERY: here.surgery}
+        ways = {SURGERY: here.surgery, **{f"{SURGERY}, {change}": found for change, found in here.changed.items()}}
         for other, there in settings.items():
             if other != name:
                 ways[f"λ of {other}"] = here.at(there.best)
@@ -357,17 +383,18 @@ def regrets(settings: Mapping[str, Measured]) -> list[dict]:
 
 
 def summarize(found: Sequence[dict]) -> dict[str, dict[str, float]]:
-    """Mean and largest regret, and mean folding less that of the best, of surgery, of a λ from elsewhere, and of that
-    times the norms' ratio."""
+    """Mean and largest regret, and mean folding less that of the best, of surgery, of each of its changes (in the
+    settings that they were tried in), of a λ from elsewhere, and of that times the norms' ratio."""
     groups: dict[str, list[dict]] = {}
     for row in found:
         way = row["method"]
-        kind = way if way == SURGERY else "λ of another setting" + " × norms" * way.endswith(" × norms")
+        kind = way if way.startswith(SURGERY) else "λ of another setting" + " × norms" * way.endswith(" × norms")
         groups.setdefault(kind, []).append(row)
     return {
         kind: {
             "regret": float(np.mean([row["regret"] for row in group])),
             "largest": max(row["regret"] for row in group),
+            "settings": len({row["setting"] for row in group}),
             "more_folding": float(np.mean([row["folding_percent"] - row["folding_of_best"] for row in group])),
         }
         for kind, group in groups.items()
@@ -423,6 +450,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=positive, default=15, help="of each training")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", type=positive, default=1, help="of each row; the figures are of the first")
+    parser.add_argument(
+        "--changes", nargs="+", choices=list(CHANGES), default=[], help="of surgery, to train with as well"
+    )
     parser.add_argument("--runs", type=positive, help="stop after so many rows; all that are left by default")
     parser.add_argument("--known", help="a transfer.json whose rows are taken as they are")
     parser.add_argument("--subset", type=positive, help="subjects of each split; all by default")
@@ -449,7 +479,7 @@ def _known_rows(path: str | None, epochs: int) -> dict[Run, dict]:
     found = rows.read_json(Path(path))
     if found is None or found["options"].get("epochs") != epochs:
         raise InputError(f"--known {path}: is no transfer.json of {epochs} epochs; give another, or --epochs.")
-    return {Run(row["setting"], row["decade"], row["seed"]): row for row in found["runs"]}
+    return {Run(row["setting"], row["decade"], row["seed"], row.get("change")): row for row in found["runs"]}
 
 
 def _prepare_phantoms(options: argparse.Namespace) -> None:
@@ -478,16 +508,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         "benchmarks.transfer", words, argparse.Namespace(epochs=options.epochs, smoke=options.smoke), hardware
     )
     possible = [
-        Run(name, decade, seed)
+        run
         for seed in range(options.seeds)
         for name in options.settings
-        for decade in (None, *range(WIDEST[0], WIDEST[1] + 1))
+        for run in (
+            *(Run(name, None, seed, change) for change in (None, *CHANGES)),
+            *(Run(name, decade, seed) for decade in range(WIDEST[0], WIDEST[1] + 1)),
+        )
     ]
     finished = _known_rows(options.known, options.epochs)
     finished |= {run: row for run in possible if _path_of(run, options).is_file() and (row := _load(run, options))}
     print(f"about {_hours_left(finished, options):.2g} CPU hours are left", flush=True)
     begun = 0
-    while (run := next_run(finished, options.settings, options.decades, options.seeds)) and begun != options.runs:
+    wanted = options.settings, options.decades, options.seeds, options.changes
+    while (run := next_run(finished, *wanted)) and begun != options.runs:
         print(f"{run.name}: {len(finished)} rows are finished", flush=True)
         with quiet():
             finished[run] = row = _finish(run, options)

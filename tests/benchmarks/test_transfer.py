@@ -60,6 +60,14 @@ def test_a_best_at_an_end_asks_for_one_decade_more(best: int, further: int) -> N
     assert next_run({**done, Run("mse", further): row(60.0)}, ["mse"], DECADES) is None
 
 
+def test_changes_of_surgery_come_once_a_setting_is_finished() -> None:
+    done = finish({-2: 70.0, -1: 71.0, 0: 70.0})
+    first, second = Run("mse", None, 0, "vector"), Run("mse", None, 0, "batch")
+    assert next_run(done, ["mse"], DECADES, changes=["vector", "batch"]) == first
+    assert next_run({**done, first: row(1.0)}, ["mse"], DECADES, changes=["vector", "batch"]) == second
+    assert first.name == "mse_surgery_vector_seed0"
+
+
 def test_the_search_for_an_end_ends() -> None:
     low, _ = transfer.WIDEST
     done = finish({decade: -float(decade) for decade in range(low, 1)})
@@ -84,7 +92,8 @@ def test_regrets_by_hand() -> None:
     assert found["two", "λ of one × norms"]["dice"] == pytest.approx(70)
     assert len(found) == 6
     means = summarize(list(found.values()))
-    assert means["surgery"] == pytest.approx({"regret": 0.0, "largest": 1.0, "more_folding": ((2.5 - 3) + (3 - 2)) / 2})
+    of_surgery = {"regret": 0.0, "largest": 1.0, "settings": 2, "more_folding": ((2.5 - 3) + (3 - 2)) / 2}
+    assert means["surgery"] == pytest.approx(of_surgery)
     assert means["λ of another setting"]["largest"] == 15
     assert means["λ of another setting × norms"]["regret"] == pytest.approx((2 + 5) / 2)
 
@@ -112,10 +121,20 @@ def test_finished_settings_are_collected_and_drawn(tmp_path: Path) -> None:
             figures = {"dice": 80.0 - abs((decade or 0) + shift), "folding_percent": 1.0}
             row = {"decade": decade, "setting": name, "val": figures, "test": figures, "key": "hash"}
             finished[Run(name, decade)] = row | ({"norm_ratio": 10.0**shift} if decade is None else {})
+    finished[Run("lncc", None, 0, "vector")] = {
+        **finished[Run("lncc", None)],
+        "change": "vector",
+        "test": {"dice": 78.0, "folding_percent": 3.0},
+    }
     # A third one lacks surgery, so nothing is said of it.
     finished[Run("l2", -1)] = finished[Run("mse", -1)]
     summary = transfer.collect(finished, tmp_path, {"command": "transfer"})
-    assert summary["λ of another setting"] == pytest.approx({"regret": 1.0, "largest": 1.0, "more_folding": 0.0})
+    assert summary["λ of another setting"] == pytest.approx(
+        {"regret": 1.0, "largest": 1.0, "settings": 2, "more_folding": 0.0}
+    )
+    assert summary["surgery, vector"] == pytest.approx(
+        {"regret": 2.0, "largest": 2.0, "settings": 1, "more_folding": 2.0}
+    )
     result = json.loads((tmp_path / "transfer.json").read_text())
     assert {row["setting"] for row in result["regrets"]} == {"mse", "lncc"}
     assert "key" not in result["runs"][0]
