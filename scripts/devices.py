@@ -81,6 +81,11 @@ def is_first_of_node() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def count_processes() -> int:
+    """How many processes torchrun started; 1 outside it."""
+    return int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
+
+
 def start_process_group(device: str | torch.device, hours: float | None = None) -> None:
     """Join the processes that torchrun started, through NCCL for CUDA devices and gloo for the CPU; once, even where
     something else joined them before.

@@ -23,6 +23,7 @@ from scripts.devices import (
     by_device,
     check_bf16,
     check_device,
+    count_processes,
     default_device,
     distribute,
     fit_threads,
@@ -56,6 +57,14 @@ def test_a_cuda_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_number_by_the_device() -> None:
     assert [by_device(device, cpu=4, other=32) for device in ("cpu", "cuda:1", torch.device("cpu"))] == [4, 32, 4]
+
+
+def test_processes_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")  # as other launchers leave it
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert count_processes() == 1
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert count_processes() == 4
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
