@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from numpy.typing import NDArray
-from scripts.cardiac.function import measure_function, remark_on
+from scripts.cardiac.function import measure_function, note_frames, remark_on
 from scripts.cardiac.phases import find_phases
 
 CARRIED, SEGMENTED = "carried", "segmented"
@@ -82,8 +82,8 @@ def measure_answers(
     Returns:
         What `function.measure_function` returns, of each ventricle by the answer that "lv_measured_by" and
         "rv_measured_by" name, with the bias and the limits of its ejection fraction; all figures by each answer under
-        its name; "label_basis"; of a stack "remarks", see `function.remark_on`; and what `DEFINITIONS` has. Empty
-        where neither ventricle's cavity is labeled.
+        its name; "label_basis"; of a stack "notes", see `function.note_frames`, and "remarks", see `function.remark_on`; and what
+        `DEFINITIONS` has. Empty where neither ventricle's cavity is labeled.
     """
     phases = find_phases(labels[SEGMENTED], spacing) if SEGMENTED in labels else None
     answers = {
@@ -100,7 +100,7 @@ def measure_answers(
     for ventricle, better in BETTER[label_basis].items():
         result |= _of_the_better_one(answers, ventricle, better)
     if is_stack:
-        result["remarks"] = remark_on(result)
+        result |= {"notes": note_frames(result), "remarks": remark_on(result)}
         result |= {by: {k: v for k, v in figures.items() if k not in parts} for by, figures in answers.items()}
     own = {name.format(ventricle): text for name, text in DEFINITIONS.items() for ventricle in ("lv", "rv")}
     definitions |= {name: text for name, text in own.items() if name in result}

@@ -151,27 +151,31 @@ def measure_function(
     return {**result, "definitions": {name: DEFINITIONS[name] for name in result}, "caveat": CAVEAT}
 
 
-def remark_on(figures: Mapping[str, object]) -> list[str]:
-    """What a reader should know of figures of `DEFINITIONS`, a sentence each: frames that are not one, a right ventricle read
-    in the other one's frames, stroke volumes that part, ejection fractions below zero."""
+def note_frames(figures: Mapping[str, object]) -> list[str]:
+    """In which frames figures of `DEFINITIONS` were read, a sentence each: end diastole that is not the reference, a right
+    ventricle in the other one's frames."""
     f, found = figures, []
     if f.get("reference_frame", f.get("ed_frame")) != f.get("ed_frame"):
         found.append(
             f"End diastole is frame {f['ed_frame']}, where the LV is largest; contours were carried, and strain counts, from "
             f"the reference, frame {f['reference_frame']}."
         )
-    strokes = [f.get(f"{name}_sv_ml") for name in ("lv", "rv")]
-    if None in strokes:
-        return found
-    found.append(
-        "The RV is read in the frames of the LV's end diastole and end systole; its own may be a frame or two off."
-    )
-    found += [
+    if {"lv_sv_ml", "rv_sv_ml"} <= f.keys():
+        found.append(
+            "The RV is read in the frames of the LV's end diastole and end systole; its own may be a frame or two off."
+        )
+    return found
+
+
+def remark_on(figures: Mapping[str, object]) -> list[str]:
+    """What is odd in figures of `DEFINITIONS`, a sentence each: ejection fractions below zero, stroke volumes that part."""
+    found = [
         f"The {name.upper()}'s ejection fraction is negative, which no heart's is: is it whole in the image?"
         for name in ("lv", "rv")
-        if f.get(f"{name}_ef_percent", 0) < 0
+        if figures.get(f"{name}_ef_percent", 0) < 0
     ]
-    if abs(strokes[0] - strokes[1]) > STROKES_APART * max(strokes):
+    strokes = [figures[key] for key in ("lv_sv_ml", "rv_sv_ml") if key in figures]
+    if len(strokes) == 2 and abs(strokes[0] - strokes[1]) > STROKES_APART * max(strokes):
         found.append(
             f"The stroke volumes differ, LV {strokes[0]:.0f} mL and RV {strokes[1]:.0f} mL: without regurgitation or a shunt "
             "they are the same. A basal slice more or less in one of them is the usual cause."

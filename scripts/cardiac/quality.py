@@ -42,6 +42,7 @@ def assess(
     inversion_errors: NDArray | None = None,
     reached: NDArray | None = None,
     doubts: Sequence[str] = (),
+    remarks: Sequence[str] = (),
 ) -> dict:
     """Figures of each frame and slice, of the cycle, and a verdict.
 
@@ -52,6 +53,7 @@ def assess(
         reached: where a moving image of another grid is seen, before and after it is moved, (X, Y, Z); None is
             everywhere.
         doubts: sentences on the input that belong to the verdict.
+        remarks: sentences on the ventricles' figures that belong there, too, and change no grade.
 
     Returns:
         "frames": a dict for each frame (`_frame_figures`), each with "slices"; "cycle" for a cine; "grade", one of
@@ -79,7 +81,7 @@ def assess(
     judged = [frame for frame in frames if frame["frame"] in registration.frames_to_judge()]
     image = measure_image(registration.fixed, registration.cine.spacing)
     contours = compare_contours(*registration.compared, registration.cine.spacing, registration.label_basis == GIVEN)
-    findings = judge(judged, cycle, limits, image, contours, registration.are_numbered, doubts)
+    findings = judge(judged, cycle, limits, image, contours, registration.are_numbered, doubts, remarks)
     grade = worst(findings)
     return {
         "grade": grade,

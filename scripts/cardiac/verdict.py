@@ -244,6 +244,7 @@ def judge(
     contours: Mapping | None = None,
     are_numbered: bool = True,
     doubts: Sequence[str] = (),
+    remarks: Sequence[str] = (),
 ) -> list[Finding]:
     """A finding for each doubt and for each threshold that is crossed, the gravest first; none where all is well.
 
@@ -255,6 +256,7 @@ def judge(
         contours: figures of carried and segmented contours, see `quality.compare_contours`; None where there are no two.
         are_numbered: whether frames have numbers that mean anything to a reader.
         doubts: sentences on the input, each worth a look.
+        remarks: sentences on the ventricles' figures, which change no grade.
     """
     evidence, found = Evidence(frames, cycle, limit, image or {}, contours or {}), [
         Finding(LOOK, doubt) for doubt in doubts
@@ -265,6 +267,7 @@ def judge(
             numbers = numbers if are_numbered else ()
             words = sentence.format(e=evidence, where=_name_places(slices, numbers))
             found.append(Finding(grade, words, numbers, slices))
+    found += [Finding(PASSED, remark) for remark in remarks]
     return sorted(found, key=lambda finding: -GRADES.index(finding.grade))
 
 

@@ -90,7 +90,7 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
     relied on: no other is printed bold.
     """
     answers = {by: values[by] for by in WORDS if by in values}
-    apart = {"definitions", "caveat", "remarks", "label_basis", *answers}
+    apart = {"definitions", "caveat", "notes", "remarks", "label_basis", *answers}
     figures = flatten({key: value for key, value in values.items() if key not in apart})
     sides = [side for side in ("lv", "rv") if any(f"{side}_{key}" in figures for key in MEASURES)]
     relied_on = {side: _is_relied_on(figures, side) for side in sides}
@@ -136,7 +136,7 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
             {key: text for key, text in (values.get("definitions") or {}).items() if key not in answers}
         ),
         "caveat": values.get("caveat"),
-        "remarks": values.get("remarks") or [],
+        "notes": values.get("notes") or [],
     }
 
 

@@ -115,11 +115,17 @@ class AssembleRegistration(Transform):
             label_basis=data.get("label_basis"),
             segmented=np.moveaxis(frames.segmented, 0, -1) if "segmented" in data else None,
         )
-        reached = _seen_on_both(data, torch.from_numpy(frames.fields[:1]))
+        strain, remarks = [], []
+        if isinstance(registration, CineRegistration):
+            strain = self.measure_heartbeat(registration)
+            remarks = registration.function.get("remarks", [])
         registration.quality = assess(
-            registration, frames.inversion_errors, reached, str(data.get("doubts", "")).splitlines()
+            registration,
+            frames.inversion_errors,
+            _seen_on_both(data, torch.from_numpy(frames.fields[:1])),
+            str(data.get("doubts", "")).splitlines(),
+            remarks,
         )
-        strain = self.measure_heartbeat(registration) if isinstance(registration, CineRegistration) else []
         if self.sector_origin is not None and not strain:
             logging.getLogger("inference").warning(
                 f"{cine.name}: has no strain to divide by --sector_origin; give --reference_label with the LV and its "

@@ -50,7 +50,7 @@ def test_each_ventricle_is_that_of_the_better_answer(basis: str) -> None:
         assert result[f"{ventricle}_ef_bias_points"] == better.bias
     assert result[CARRIED]["lv_ef_percent"] == pytest.approx(100 * (1 - 44 / 70))
     assert result[SEGMENTED]["rv_ef_percent"] == pytest.approx(100 * (1 - 60 / 95))
-    named = set(result) - {"definitions", "caveat", "remarks"}
+    named = set(result) - {"definitions", "caveat", "notes", "remarks"}
     assert set(result["definitions"]) == named
     json.dumps(result)
 

@@ -17,7 +17,14 @@ import json
 
 import numpy as np
 import pytest
-from scripts.cardiac.function import CAVEAT, MUSCLE_DENSITY, measure_function, remark_on, volume_rows
+from scripts.cardiac.function import (
+    CAVEAT,
+    MUSCLE_DENSITY,
+    measure_function,
+    note_frames,
+    remark_on,
+    volume_rows,
+)
 from scripts.cardiac.phantom import Phantom
 
 SPACING = (1.5, 1.25, 8.0)  # 15 µL
@@ -133,19 +140,34 @@ def test_labels_without_frames_are_refused():
         measure_function(np.zeros((10, 9, 2)), SPACING)
 
 
-def test_remarks_are_on_what_a_reader_should_know() -> None:
-    calm = {"reference_frame": 2, "ed_frame": 2, "lv_sv_ml": 60.0, "rv_sv_ml": 45.0}
-    calm |= {"lv_ef_percent": 50.0, "rv_ef_percent": 40.0}
-    (read,) = remark_on(calm)
+CALM = {"reference_frame": 2, "ed_frame": 2, "lv_sv_ml": 60.0, "rv_sv_ml": 45.0}
+CALM |= {"lv_ef_percent": 50.0, "rv_ef_percent": 40.0}
+
+
+def test_notes_tell_in_which_frames_figures_were_read() -> None:
+    (read,) = note_frames(CALM)
     assert "The RV is read in the frames" in read
-    assert remark_on({"ed_frame": 1, "lv_sv_ml": 60.0}) == []
-    cases = {
-        "End diastole is frame 3": {"ed_frame": 3},
-        "LV 60 mL and RV 41 mL": {"rv_sv_ml": 41.0},
-        "LV 60 mL and RV 90 mL": {"rv_sv_ml": 90.0},
-        "The RV's ejection fraction is negative": {"rv_ef_percent": -4.0},
-    }
-    for words, change in cases.items():
-        found = remark_on(calm | change)
-        assert len(found) == 2
-        assert any(words in sentence for sentence in found)
+    assert note_frames({"ed_frame": 1, "lv_sv_ml": 60.0}) == []
+    moved, _ = note_frames(CALM | {"ed_frame": 3})
+    assert "End diastole is frame 3" in moved
+
+
+@pytest.mark.parametrize(
+    ("words", "change"),
+    [
+        ("LV 60 mL and RV 41 mL", {"rv_sv_ml": 41.0}),
+        ("LV 60 mL and RV 90 mL", {"rv_sv_ml": 90.0}),
+        ("LV 60 mL and RV 1 mL", {"rv_sv_ml": 1.0, "rv_ef_percent": 1.0}),
+        ("The RV's ejection fraction is negative", {"rv_ef_percent": -4.0}),
+        ("The LV's ejection fraction is negative", {"lv_ef_percent": -4.0}),
+    ],
+)
+def test_a_remark_is_on_what_no_healthy_heart_shows(words: str, change: dict[str, float]) -> None:
+    assert remark_on(CALM) == []
+    (found,) = remark_on(CALM | change)
+    assert words in found
+
+
+def test_a_ventricle_that_is_labeled_alone_is_remarked_on_too() -> None:
+    assert len(remark_on({"rv_sv_ml": -3.0, "rv_ef_percent": -4.0})) == 1
+    assert remark_on({"rv_sv_ml": 45.0, "rv_ef_percent": 40.0}) == []

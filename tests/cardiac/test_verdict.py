@@ -85,6 +85,13 @@ def test_the_gravest_finding_is_the_grade() -> None:
         assert worst(Finding(grade, "") for grade in grades) == expected
 
 
+def test_remarks_follow_what_was_found_and_change_no_grade() -> None:
+    for frames in ([frame(2)], [frame(2, folding_percent=(3, 2.0))]):
+        found, plain = call(frames, remarks=["The RV grows."]), call(frames)
+        assert found == [*plain, Finding(PASSED, "The RV grows.")]
+        assert worst(found) == worst(plain)
+
+
 def test_findings_name_their_slices_and_frames_the_gravest_first() -> None:
     frames = [frame(2, inverse_error_mm_p95=(1, 0.5)), frame(3, folding_percent=(3, 2.0)), frame(4)]
     folds, inverse = call(frames)

@@ -25,12 +25,14 @@ from conftest import write_nifti
 from phantom_cases import PHANTOM, T, Z, prepare
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scripts import files
+from scripts.cardiac.cines import LABELS
 from scripts.cardiac.phantom import Phantom, write_phantom
 from scripts.cardiac.registrations import CineRegistration, PairRegistration
 from scripts.data.loading import LoadCase, in_parts
 from scripts.errors import InputError
 from scripts.registration.fields import balance_inverse, invert
 from scripts.workflow.assemble import AssembleRegistration, invert_stacks
+from scripts.workflow.cohort import describe_case, summarize_case
 from scripts.workflow.writers import write_case
 
 LPS = np.diag([-1.0, -1.0, 1.0])
@@ -90,6 +92,26 @@ def test_parts_in_scratch_files_give_what_the_whole_gives_in_memory(
         registered.strain,
     )
     assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_console_quality_and_summary_say_of_a_negative_ejection_fraction_what_function_does(
+    item: dict, exact: np.ndarray, tmp_path: Path
+) -> None:
+    drawn = np.stack([PHANTOM.label(t) for t in range(1, T + 1)])
+    cut = drawn.copy()
+    cut[0, :, :, 1:][cut[0, :, :, 1:] == LABELS["rv"]] = 0
+    whole, odd = (assemble({**item, "segmented": torch.from_numpy(labels)}, exact) for labels in (drawn, cut))
+    negative, _ = odd.function["remarks"]
+    assert "RV's ejection fraction is negative" in negative
+    assert negative not in whole.quality["verdict"]
+    assert odd.quality["grade"] == whole.quality["grade"]
+    folder = tmp_path / "heart"
+    folder.mkdir()
+    write_case(folder, odd, kept=())
+    for sentence in odd.function["remarks"]:
+        assert sentence in odd.quality["verdict"]
+        assert sentence in summarize_case(tmp_path, {"case": "heart"})["verdict"]
+        assert sentence in describe_case(folder)
 
 
 def test_a_sector_origin_that_nothing_needs_is_called_out(
