@@ -40,6 +40,12 @@ BETTER = {
     GIVEN: {"lv": Measured(SEGMENTED, -1.4, 8.5), "rv": Measured(SEGMENTED, -3.2, 16.6)},
     BY_SEGMENTATION: {"lv": Measured(SEGMENTED, -1.4, 8.5), "rv": Measured(SEGMENTED, -3.2, 16.6)},
 }
+# SHA-256 of the segmentation's weights that this was measured with, the shipped ones.
+MEASURED_SHA256 = "1040f4a5fb229dd580fe0ed748ffd3bd72616714c4eaa3229445119a828a83e7"
+NOT_MEASURED = (
+    "The segmentation is not the shipped one: how near its ejection fractions come to those by manual contours was not "
+    "measured, so that there are no limits of agreement. Which answer comes first was chosen with the shipped weights."
+)
 SEGMENTED_CAVEAT = (
     "Segmented volumes know nothing of the motion: which basal slice still belongs to a ventricle is decided in each "
     "frame anew, and one slice more or less changes a volume by as much."
@@ -68,6 +74,7 @@ def measure_answers(
     reference: int | None = None,
     is_stack: bool = True,
     in_plane: bool = True,
+    is_measured: bool = True,
 ) -> dict[str, object]:
     """Function by each answer, and of each ventricle by the better one.
 
@@ -78,12 +85,14 @@ def measure_answers(
         label_basis: a key of `BETTER`.
         spacing, times, reference, is_stack: as `function.measure_function` takes them.
         in_plane: whether labels were carried within slices alone, and not along the stack, too.
+        is_measured: whether the segmentation is that of `MEASURED_SHA256`.
 
     Returns:
         What `function.measure_function` returns, of each ventricle by the answer that "lv_measured_by" and
-        "rv_measured_by" name, with the bias and the limits of its ejection fraction; all figures by each answer under
-        its name; "label_basis"; of a stack "notes", see `function.note_frames`, and "remarks", see `function.remark_on`; and what
-        `DEFINITIONS` has. Empty where neither ventricle's cavity is labeled.
+        "rv_measured_by" name, with the bias and the limits of its ejection fraction, or with `NOT_MEASURED` under
+        "unmeasured"; all figures by each answer under its name; "label_basis"; of a stack "notes", see
+        `function.note_frames`, and "remarks", see `function.remark_on`; and what `DEFINITIONS` has. Empty where
+        neither ventricle's cavity is labeled.
     """
     phases = find_phases(labels[SEGMENTED], spacing) if SEGMENTED in labels else None
     answers = {
@@ -98,8 +107,9 @@ def measure_answers(
     result["label_basis"] = label_basis
     definitions = {name: text for figures in answers.values() for name, text in figures["definitions"].items()}
     for ventricle, better in BETTER[label_basis].items():
-        result |= _of_the_better_one(answers, ventricle, better)
+        result |= _of_the_better_one(answers, ventricle, better, is_measured)
     if is_stack:
+        result |= {"unmeasured": NOT_MEASURED} if SEGMENTED in answers and not is_measured else {}
         result |= {"notes": note_frames(result), "remarks": remark_on(result)}
         result |= {by: {k: v for k, v in figures.items() if k not in parts} for by, figures in answers.items()}
     own = {name.format(ventricle): text for name, text in DEFINITIONS.items() for ventricle in ("lv", "rv")}
@@ -109,14 +119,17 @@ def measure_answers(
     return {**result, "definitions": definitions, "caveat": " ".join(dict.fromkeys(caveats))}
 
 
-def _of_the_better_one(answers: Mapping[str, Mapping], ventricle: str, better: Measured) -> dict[str, object]:
-    """The figures of a ventricle by the better one of the answers that have it, and how good that one is; none without."""
+def _of_the_better_one(
+    answers: Mapping[str, Mapping], ventricle: str, better: Measured, is_measured: bool
+) -> dict[str, object]:
+    """The figures of a ventricle by the better one of the answers that have it, and how good that one is, where that was
+    measured; none without."""
     having = [by for by, figures in answers.items() if f"{ventricle}_edv_ml" in figures]
     if not having:
         return {}
     by = better.by if better.by in having else having[0]
     found = {name: value for name, value in answers[by].items() if name.startswith(f"{ventricle}_")}
     found[f"{ventricle}_measured_by"] = by
-    if by == better.by and f"{ventricle}_ef_percent" in found:
+    if is_measured and by == better.by and f"{ventricle}_ef_percent" in found:
         found |= {f"{ventricle}_ef_bias_points": better.bias, f"{ventricle}_ef_limits_points": better.limits}
     return found

@@ -47,6 +47,8 @@ class Registration(ABC):
     """Where the label comes from: `answers.GIVEN` or `answers.BY_SEGMENTATION`; None without one."""
     segmented: NDArray | None = None
     """Labels of the moving images (X, Y, Z, T), each segmented by itself; None where they were not."""
+    is_measured: bool = True
+    """Whether the segmentation is the one whose limits of agreement are known, `answers.MEASURED_SHA256`."""
 
     fixed: NDArray = field(init=False)
     """Image (X, Y, Z) that every moving image is brought onto."""

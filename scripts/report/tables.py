@@ -90,10 +90,11 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
     relied on: no other is printed bold.
     """
     answers = {by: values[by] for by in WORDS if by in values}
-    apart = {"definitions", "caveat", "notes", "remarks", "label_basis", *answers}
+    apart = {"definitions", "caveat", "notes", "remarks", "unmeasured", "label_basis", *answers}
     figures = flatten({key: value for key, value in values.items() if key not in apart})
     sides = [side for side in ("lv", "rv") if any(f"{side}_{key}" in figures for key in MEASURES)]
-    relied_on = {side: _is_relied_on(figures, side) for side in sides}
+    unmeasured = values.get("unmeasured")
+    relied_on = {side: not unmeasured and _is_relied_on(figures, side) for side in sides}
     columns, bases = [], []
     for side in sides:
         by, others = figures.get(f"{side}_measured_by"), _other_answers(figures, answers, side)
@@ -130,6 +131,7 @@ def function_tables(values: Mapping[str, Any], peaks: Mapping[str, Any]) -> dict
             if any(value is not None for value, _ in row)
         ],
         "limits": "; ".join(limits).replace("-", "−"),
+        "unmeasured": unmeasured,
         "doubtful": [side.upper() for side in sides if not relied_on[side]],
         "others": name_values(rest),
         "definitions": name_values(

@@ -114,6 +114,7 @@ class AssembleRegistration(Transform):
             moved=np.moveaxis(frames.moved, 0, -1),
             label_basis=data.get("label_basis"),
             segmented=np.moveaxis(frames.segmented, 0, -1) if "segmented" in data else None,
+            is_measured=bool(data.get("is_measured", True)),
         )
         strain, remarks = [], []
         if isinstance(registration, CineRegistration):
@@ -143,7 +144,14 @@ class AssembleRegistration(Transform):
             return []
         in_plane = r.fields.shape[1] == 2
         r.function = measure_answers(
-            r.answers, r.label_basis or GIVEN, cine.spacing, cine.times, r.reference, cine.is_stack, in_plane
+            r.answers,
+            r.label_basis or GIVEN,
+            cine.spacing,
+            cine.times,
+            r.reference,
+            cine.is_stack,
+            in_plane,
+            r.is_measured,
         )
         if is_long_axis(cine.plane):
             r.strain = measure_longitudinal(r.fields, r.label, cine.affine, cine.times)

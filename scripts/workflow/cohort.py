@@ -237,6 +237,7 @@ def describe_case(folder: Path) -> str:
     lines = [
         *([f"contours are automatic{of_frame}"] if quality.get("label_basis") == BY_SEGMENTATION else []),
         *_describe_ventricles(function),
+        *([function["unmeasured"]] if "unmeasured" in function else []),
         f"{quality.get('grade', 'not assessed')}. {' '.join(quality.get('verdict', []))}".rstrip(),
         str(report if report.is_file() else folder),
     ]

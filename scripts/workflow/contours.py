@@ -21,12 +21,13 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 from numpy.typing import NDArray
-from scripts.cardiac.answers import BY_SEGMENTATION, GIVEN
+from scripts.cardiac.answers import BY_SEGMENTATION, GIVEN, MEASURED_SHA256
 from scripts.cardiac.cines import AUTOMATIC, ESTIMATED, TRIGGERED, largest_cavity
 from scripts.cardiac.phases import find_contours
 from scripts.cardiac.planes import is_long_axis
 from scripts.data.loading import set_reference
 from scripts.options import is_none
+from scripts.training.checkpoints import hash_checkpoint
 from scripts.workflow.segmenters import Segment, load_segmenter
 from torch import Tensor
 
@@ -39,7 +40,8 @@ class SegmentCase(Transform):
     A cine gains "segmented" (T, X, Y, Z), uint8: 1 RV, 2 myocardium, 3 LV cavity. Its reference frame is end diastole by
     that segmentation, unless one was given; where it has no "reference_label", that of the reference frame is one, and
     "label_basis" is "automatic" instead of "given". A pair gains "segmented" (1, X, Y, Z) of the moving image, and where it
-    has no "moving_label" the fixed one's is its "reference_label". Both gain "fixed_segmented" (1, X, Y, Z). A
+    has no "moving_label" the fixed one's is its "reference_label". Both gain "fixed_segmented" (1, X, Y, Z), and "is_measured":
+    whether the segmentation is that of `answers.MEASURED_SHA256`. A
     long-axis view, or a case in which no LV lies in a ring of myocardium, gets no contours, and a line says so; the latter is
     a doubt of the verdict, too. A cine without contours whose reference frame was not given gets the one with the largest
     cavity (`cines.largest_cavity`), a long-axis view its first one.
@@ -63,6 +65,9 @@ class SegmentCase(Transform):
     ) -> None:
         off = is_none(segmentation) or is_none(reference_label)
         self.segment = None if off else load_segmenter(segmentation, device)
+        # The folder of another bundle is not it, whatever its weights.
+        is_file = not off and Path(segmentation).is_file()
+        self.is_measured = is_file and hash_checkpoint(segmentation) == MEASURED_SHA256
         self.scratch_dir = scratch_dir
 
     def __call__(self, data: Mapping) -> dict:
@@ -96,6 +101,7 @@ class SegmentCase(Transform):
             item = set_reference(item, ed, AUTOMATIC)
         fixed = 0 if is_pair else item["reference"] - 1
         item["segmented"] = segmented[1:] if is_pair else segmented
+        item["is_measured"] = self.is_measured
         item["fixed_segmented"] = drawn = segmented[fixed : fixed + 1]
         if label not in item:
             item["reference_label"] = MetaTensor(drawn.float(), affine=item["fixed"].affine)

@@ -18,7 +18,7 @@ import json
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scripts.cardiac.answers import BETTER, BY_SEGMENTATION, CARRIED, GIVEN, SEGMENTED, measure_answers
+from scripts.cardiac.answers import BETTER, BY_SEGMENTATION, CARRIED, GIVEN, NOT_MEASURED, SEGMENTED, measure_answers
 from scripts.cardiac.cines import LABELS
 from scripts.cardiac.function import measure_function
 
@@ -65,6 +65,18 @@ def test_carried_alone_is_what_it_was() -> None:
     # Limits are those of the better answer, and of no other.
     for ventricle, better in BETTER[GIVEN].items():
         assert (f"{ventricle}_ef_limits_points" in result) == (better.by == CARRIED)
+
+
+def test_another_segmentation_has_no_limits_and_is_said_to_have_none() -> None:
+    both = {CARRIED: motion, SEGMENTED: single}
+    known, unknown = (measure_answers(both, GIVEN, SPACING, is_measured=measured) for measured in (True, False))
+    limits = {f"{ventricle}_ef_{name}_points" for ventricle in ("lv", "rv") for name in ("bias", "limits")}
+    assert set(known) - set(unknown) == limits
+    assert unknown["unmeasured"] == NOT_MEASURED
+    assert not limits & set(unknown["definitions"])
+    assert unknown["lv_ef_percent"] == known["lv_ef_percent"]
+    # Nothing was segmented.
+    assert "unmeasured" not in measure_answers({CARRIED: motion}, GIVEN, SPACING, is_measured=False)
 
 
 def test_fields_along_the_stack_are_not_said_to_stay_in_plane() -> None:

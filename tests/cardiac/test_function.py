@@ -17,14 +17,7 @@ import json
 
 import numpy as np
 import pytest
-from scripts.cardiac.function import (
-    CAVEAT,
-    MUSCLE_DENSITY,
-    measure_function,
-    note_frames,
-    remark_on,
-    volume_rows,
-)
+from scripts.cardiac.function import CAVEAT, MUSCLE_DENSITY, measure_function, note_frames, remark_on, volume_rows
 from scripts.cardiac.phantom import Phantom
 
 SPACING = (1.5, 1.25, 8.0)  # 15 µL

@@ -77,6 +77,11 @@ def test_only_what_came_near_to_manual_contours_is_bold(bias: float, limits: flo
     found = tables.function_tables(values, {})
     assert found["ventricles"] == ["LV carried", "LV segmented", "RV segmented"]
     assert found["bases"].endswith("; RV segmented in each frame")
+    # With another segmentation than the measured one nothing is sure.
+    values = {name: value for name, value in two_answers(bias, limits).items() if not name.endswith("_points")}
+    found = tables.function_tables({**values, "unmeasured": "words"}, {})
+    assert (found["doubtful"], found["limits"], found["unmeasured"]) == (["LV", "RV"], "", "words")
+    assert not any(bold for _, cells in found["measures"] for _, bold in cells)
     # Carried labels of the RV alone tell nothing that could be relied on.
     alone = tables.function_tables({"lv_ef_percent": 50.0, "rv_ef_percent": 30.0}, {})
     assert alone["doubtful"] == ["RV"]

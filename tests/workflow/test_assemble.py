@@ -114,6 +114,14 @@ def test_console_quality_and_summary_say_of_a_negative_ejection_fraction_what_fu
         assert sentence in describe_case(folder)
 
 
+@pytest.mark.parametrize("measured", [True, False])
+def test_figures_of_another_segmentation_have_no_limits(item: dict, exact: np.ndarray, measured: bool) -> None:
+    drawn = torch.from_numpy(np.stack([PHANTOM.label(t) for t in range(1, T + 1)]))
+    function = assemble({**item, "segmented": drawn, "is_measured": measured}, exact).function
+    assert ("lv_ef_limits_points" in function) == measured
+    assert ("unmeasured" in function) != measured
+
+
 def test_a_sector_origin_that_nothing_needs_is_called_out(
     item: dict, exact: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:

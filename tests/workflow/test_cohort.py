@@ -211,11 +211,12 @@ def test_the_console_tells_both_answers_and_that_contours_are_automatic(tmp_path
         by: {f"{chamber}_ef_percent": number for chamber in ("lv", "rv")}
         for by, number in (("carried", 50), ("segmented", 55))
     }
-    (tmp_path / "function.json").write_text(json.dumps(figures))
-    assert [line.partition(": ")[2] for line in describe_case(tmp_path).splitlines()[:3]] == [
+    (tmp_path / "function.json").write_text(json.dumps(figures | {"unmeasured": "It has no limits."}))
+    assert [line.partition(": ")[2] for line in describe_case(tmp_path).splitlines()[:4]] == [
         "contours are automatic, of frame 3",
         "LV EDV 60 ml, ESV 60 ml, EF 60 % carried by the motion, 55 % segmented in each frame",
         "RV EDV 60 ml, ESV 60 ml, EF 60 % segmented in each frame, 50 % carried by the motion",
+        "It has no limits.",
     ]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from numpy.typing import NDArray
 from phantom_cases import PHANTOM, T, write_cine, write_pair
@@ -58,6 +59,16 @@ def test_a_cine_without_label_gains_that_of_end_diastole(segment: SegmentCase, t
     label = item["reference_label"]
     assert np.array_equal(label[0].numpy(), segmented[0])
     np.testing.assert_array_equal(label.affine, item["fixed"].affine)
+
+
+def test_limits_are_known_of_the_shipped_weights_alone(segment: SegmentCase, tmp_path: Path) -> None:
+    assert segment.is_measured
+    weights = torch.load(WEIGHTS, weights_only=True)
+    next(iter(weights.values())).mul_(1.001)
+    torch.save(weights, tmp_path / "segmentation.pt")
+    assert not SegmentCase(tmp_path / "segmentation.pt").is_measured
+    assert not SegmentCase("none").is_measured
+    assert segment(load(cine=write_cine(tmp_path)))["is_measured"] is True
 
 
 def test_the_reference_frame_is_end_diastole_whichever_it_is(segment: SegmentCase, tmp_path: Path) -> None:
