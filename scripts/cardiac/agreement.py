@@ -198,6 +198,23 @@ def measure_curve(volume: NDArray) -> dict[str, float]:
     }
 
 
+def lone_departures(volume: NDArray, other: NDArray) -> NDArray:
+    """By how much a volume (T,) lies above or below both its neighbors where another curve (T,) does not do the same, in each
+    frame, in percent of the largest volume; 0 where it lies between them, and at both ends."""
+    own, others = (_departures(np.asarray(curve, dtype=np.float64)) for curve in (volume, other))
+    return np.minimum(np.abs(own), np.abs(own - others))
+
+
+def _departures(volume: NDArray) -> NDArray:
+    """By how much a volume (T,) lies above (below: negative) both its neighbors, as `lone_departures` has it."""
+    found = np.zeros(len(volume))
+    if len(volume) < 3 or not volume.max():
+        return found
+    before, after = volume[1:-1] - volume[:-2], volume[1:-1] - volume[2:]
+    found[1:-1] = np.where(before * after > 0, np.sign(before) * np.minimum(np.abs(before), np.abs(after)), 0.0)
+    return 100 * found / volume.max()
+
+
 def wall_change(volume: NDArray, reference: int) -> dict[str, float]:
     """How much the volume of the myocardium (T,) changes; muscle keeps its volume.
 

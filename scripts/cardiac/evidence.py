@@ -205,6 +205,15 @@ class Evidence:
         return (largest.get("wall_change_frame"), None), largest.get("wall_change_percent", 0.0)
 
     @cached_property
+    def departures(self) -> list[tuple[Place, float]]:
+        """Of each frame `agreement.lone_departures` of the LV's carried volume: a sharp end systole is so in both answers."""
+        return [((t, None), value) for t, value in enumerate(self.contours.get("departures_percent", []), start=1)]
+
+    @cached_property
+    def stands_out(self) -> list[Place]:
+        return [place for place, percent in self.departures if percent > self.limit["volume_departure_percent"]]
+
+    @cached_property
     def left_in_systole(self) -> list[Place]:
         return [(place["frame"], place["slice"]) for place in self.contours.get("left_in_systole", [])]
 
@@ -314,6 +323,7 @@ def measured(evidence: Evidence) -> dict[str, float]:
         "most_diameter_mm": size,
         "contour_dice_percent_unusable": e.dice,
         "wall_change_percent": e.wall[1] if e.wall[0][0] else nothing,
+        "volume_departure_percent": max((percent for _, percent in e.departures), default=nothing),
         "ef_difference_points_remarked": FIGURES["ef_difference_points"].worst(e),
     }
     values |= {name: figure.worst(e) for name, figure in FIGURES.items()}

@@ -19,7 +19,14 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scripts.cardiac.agreement import compare_slices, fit_label, measure_curve, summarize_agreement, wall_change
+from scripts.cardiac.agreement import (
+    compare_slices,
+    fit_label,
+    lone_departures,
+    measure_curve,
+    summarize_agreement,
+    wall_change,
+)
 from scripts.cardiac.answers import CARRIED, GIVEN, SEGMENTED
 from scripts.cardiac.appearance import measure_image
 from scripts.cardiac.cines import LABELS
@@ -114,22 +121,24 @@ def compare_contours(
 
     Returns:
         `agreement.summarize_agreement` of the left ventricle, wall included; "rows", those of `agreement.compare_slices`;
-        "curves", for each answer `agreement.measure_curve` of the LV and `agreement.wall_change`; "ejection_percent", the LV's
-        ejection fraction by each answer, from end diastole to end systole by the segmentation; "label_fit_percent",
-        `agreement.fit_label` of a given label, and "reference"; and "heart", `coherence.measure_slices` of the segmented
-        reference.
+        "curves", for each answer `agreement.measure_curve` of the LV and `agreement.wall_change`; "departures_percent",
+        `agreement.lone_departures` of the LV's carried volume; "ejection_percent", the LV's ejection fraction by each answer,
+        from end diastole to end systole by the segmentation; "label_fit_percent", `agreement.fit_label` of a given label, and
+        "reference"; and "heart", `coherence.measure_slices` of the segmented reference.
     """
     if not {CARRIED, SEGMENTED} <= answers.keys() or answers[CARRIED].shape[-1] < 2:
         return {}
     rows = compare_slices(answers[CARRIED], answers[SEGMENTED], spacing, reference)
-    curves, ejections, phases = {}, {}, find_phases(answers[SEGMENTED], spacing)
+    curves, cavities, ejections, phases = {}, {}, {}, find_phases(answers[SEGMENTED], spacing)
     for name, frames in answers.items():
         volume, nothing = volumes(frames, spacing), np.zeros(frames.shape[-1])
         change, lv = wall_change(volume.get("myo", nothing), reference), volume.get("lv", nothing)
         curves[name] = {**measure_curve(lv), **change}
+        cavities[name] = lv
         if phases is not None and lv[phases[0] - 1] > 0:
             ejections[name] = 100 * float(1 - lv[phases[1] - 1] / lv[phases[0] - 1])
     found = {**summarize_agreement(rows), "reference": reference, "curves": curves}
+    found["departures_percent"] = lone_departures(cavities[CARRIED], cavities[SEGMENTED]).tolist()
     if len(ejections) == len(answers):
         found["ejection_percent"] = ejections
     if is_given:

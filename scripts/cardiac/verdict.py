@@ -52,6 +52,7 @@ OF_HEARTS = {
     "contour_dice_percent_unusable": 70.0,
     "wall_change_percent": 15.0,
     "ef_difference_points_remarked": 10.0,
+    "volume_departure_percent": 5.0,
 }
 # Of `evidence.FIGURES`, set by `python -m benchmarks.verdict` on clean cases of `train`.
 CALIBRATED: dict[str, float] = json.loads((Path(__file__).parent / "thresholds.json").read_text())
@@ -226,6 +227,12 @@ _FINDINGS: tuple[tuple[Callable[[Evidence], list[Place]], str, str], ...] = (
         PASSED,
         "The myocardium in the slices changes its volume by up to {e.wall[1]:.0f} %{where}: muscle moves into them along the "
         "axis.",
+    ),
+    (
+        lambda e: e.stands_out,
+        PASSED,
+        "The LV's carried volume lies off both its neighbors by more than {e.limit[volume_departure_percent]:g} % of the largest "
+        "one, and the segmented one does not{where}: look at the contours there before you use the carried ejection fraction.",
     ),
     (lambda e: e.ejections_differ, PASSED, _EJECTIONS),
     (

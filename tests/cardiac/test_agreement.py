@@ -22,6 +22,7 @@ from scripts.cardiac.agreement import (
     compare_slices,
     distance,
     fit_label,
+    lone_departures,
     measure_curve,
     summarize_agreement,
     wall_change,
@@ -189,6 +190,33 @@ def test_curves_by_hand() -> None:
     assert measure_curve(late)["reversal_percent"] == pytest.approx(100 * (beat[7] - 55) / 50)
     assert (found["reversal_percent"], measure_curve(late)["reversal_frame"]) == (0, 9)
     assert measure_curve(np.array([100.0, 99, 98, 99])) == measure_curve(beat[:3]) == measure_curve(np.zeros(9)) == {}
+
+
+BEAT = np.array([80.0, 79, 73, 64, 56, 47, 42, 43.5, 42.5, 47, 60, 76])
+
+
+def test_a_frame_that_dips_alone_departs_by_its_smaller_step() -> None:
+    assert lone_departures(BEAT, BEAT).tolist() == [0] * 12
+    dip = BEAT.copy()
+    dip[8] = 35.0
+    expected = np.zeros(12)
+    expected[7] = 100 * (1.5 - 1.0) / 80  # a bump that the other curve has for the most part
+    expected[8] = 100 * min(43.5 - 35, 47 - 35) / 80 - 100 * min(43.5 - 42.5, 47 - 42.5) / 80
+    found = lone_departures(dip, BEAT)
+    assert found == pytest.approx(expected)
+    # Neither the other one's dip, nor the ends count.
+    assert lone_departures(BEAT, dip).max() < 2
+    ends = BEAT.copy()
+    ends[[0, -1]] = 40.0
+    assert lone_departures(ends, BEAT)[[0, -1]].tolist() == [0, 0]
+
+
+def test_a_sharp_end_systole_is_no_departure_where_both_see_it() -> None:
+    sharp = np.array([100.0, 90, 60, 30, 60, 90])
+    assert lone_departures(sharp, sharp + 3).max() < 1
+    assert lone_departures(sharp, np.linspace(100, 90, 6)).argmax() == 3
+    for nothing in (np.zeros(5), np.array([3.0, 1.0])):
+        assert lone_departures(nothing, nothing).tolist() == [0] * len(nothing)
 
 
 def test_muscle_that_keeps_its_volume_and_muscle_that_does_not() -> None:

@@ -488,6 +488,11 @@ def test_ejection_fractions_by_both_answers_and_the_frame_of_a_label_by_hand() -
     assert (found["reference"], int(np.argmax(fits)) + 1) == (3, 4)
     automatic = compare_contours({"carried": carried, "segmented": segmented}, 3, (*SPACING, 8.0))
     assert "label_fit_percent" not in automatic
+    # The third frame dips in one of them alone.
+    dips = compare_contours({"carried": discs(7, 6, 4, 6), "segmented": discs(7, 6, 6, 7)}, 1, (*SPACING, 8.0))
+    cavity = [(discs(radius) == 3).sum() for radius in (7, 6, 4)]
+    expected = [0, 0, 100 * (cavity[1] - cavity[2]) / cavity[0], 0]
+    assert dips["departures_percent"] == pytest.approx(expected)
     assert compare_contours({"carried": carried}, 3, (*SPACING, 8.0)) == {}
 
 
