@@ -92,8 +92,8 @@ def _with_noise(deviation: float) -> dict:
     """What makes images noisy as the network sees them; they are scored without."""
     transforms = rows.load_configs("configs/train.yaml")["train"]["preprocessing"]["transforms"]
     noise = {"_target_": "benchmarks.transfer.AddNoised", "keys": ["moving", "fixed"], "deviation": deviation}
-    # The last transform joins both images.
-    return {"train::preprocessing::transforms": [*transforms[:-1], noise, transforms[-1]]}
+    joined = next(i for i, one in enumerate(transforms) if isinstance(one, dict) and one["_target_"] == "ConcatItemsd")
+    return {"train::preprocessing::transforms": [*transforms[:joined], noise, *transforms[joined:]]}
 
 
 @dataclass(frozen=True)

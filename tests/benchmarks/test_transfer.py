@@ -158,6 +158,19 @@ def test_noise_is_a_case_s_own_and_as_large_as_said() -> None:
     assert float((first["moving"] - image).std()) == pytest.approx(0.1, rel=0.03)
 
 
+def test_the_network_sees_noise_where_the_setting_says_so(phantoms: Path, tmp_path: Path) -> None:
+    options = transfer.parse(["--smoke", "--dataset_dir", str(phantoms), "--output_dir", str(tmp_path)])
+    pairs = {}
+    for name in ("mse", "noise"):
+        study = transfer.study_of(Run(name), options)
+        item = study.items("train")[0]
+        pairs[name] = study.parser(*rows.SHARED).get_parsed_content("train::preprocessing")(item)["pair"]
+    difference = torch.as_tensor(pairs["noise"] - pairs["mse"])
+    inside = (pairs["mse"] > 0.3) & (pairs["mse"] < 0.7)  # where nothing is clipped
+    assert inside.any()
+    assert float(difference[inside].std()) == pytest.approx(0.1, rel=0.1)
+
+
 def test_every_setting_can_be_trained(phantoms: Path, tmp_path: Path) -> None:
     options = transfer.parse(["--smoke", "--dataset_dir", str(phantoms), "--output_dir", str(tmp_path)])
     options.phantoms = str(phantoms)
