@@ -26,9 +26,7 @@ from scripts.cardiac.phantom import write_phantom_dataset
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One subject to train on, one to choose by, one to test."""
     folder = tmp_path_factory.mktemp("phantoms") / "data"
-    return write_phantom_dataset(
-        folder, subjects=3, size=(40, 36), slices=4, frames=3, progress=False, shortening=0.15
-    )
+    return write_phantom_dataset(folder, subjects=3, size=(40, 36), slices=4, frames=3, progress=False, shortening=0.15)
 
 
 def options(data: Path, output: Path) -> dict[str, object]:
