@@ -11,12 +11,13 @@
 
 """How far strain and ejection fraction of registered phantoms are from the truth.
 
-    python -m benchmarks.strain [--subjects 6] [--size 128] [--native] [--checkpoint models/model.pt] [--json
+    python -m benchmarks.strain [--subjects 6] [--size 128] [--depth] [--native] [--checkpoint models/model.pt] [--json
     strain.json]
 
 Each phantom's cine is registered by the inference workflow to its first frame. At end systole, strain by the exact field
 and by the registered one are compared with the phantom's closed form, and the ejection fraction of the carried label
-with that of the phantom's own.
+with that of the phantom's own. With `--depth` the base descends, frames are segmented, and stacks are registered along
+their axis, too.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ from tqdm import tqdm
 from benchmarks.options import positive, writable
 from benchmarks.setting import keep, processor, setting
 
-# Directions of strain, by their angle from the radius.
-AXES = {"radial": 0.0, "circumferential": np.pi / 2}
+# Directions of strain; fields with motion along the stack have the last one, too.
+AXES = ("radial", "circumferential", "longitudinal")
+# Slices of a phantom and the share of its long axis by which its base descends, in-plane and with depth.
+STACKS = {False: (3, 0.0), True: (10, 0.15)}
 FIBER = 2e-3  # mm
 FIELDS = ("exact", "registered")
 
@@ -58,34 +61,40 @@ def fiber_strain(phantom: Phantom, label: NDArray, frame: int) -> dict[str, NDAr
         frame: counted from 1.
 
     Returns:
-        By `AXES`, (X, Y, Z) each, NaN outside the myocardium.
+        By those of `AXES` along which the phantom moves, (X, Y, Z) each, NaN outside the myocardium.
     """
-    spacing = np.array(phantom.spacing[:2])
-    strains = {name: np.full(label.shape, np.nan) for name in AXES}
+    axes = len(phantom.grid)
+    spacing = np.array(phantom.spacing)
+    strains = {name: np.full(label.shape, np.nan) for name in AXES[:axes]}
     for z in range(phantom.slices):
         wall = label[..., z] == LABELS["myo"]
-        points = np.argwhere(wall) * spacing
-        x, y = (points - np.argwhere(label[..., z] == LABELS["lv"]).mean(axis=0) * spacing).T
-        for name, turn in AXES.items():
-            angle = np.arctan2(y, x) + turn
-            half = 0.5 * FIBER * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-            ends = [
-                np.repeat(((points + side) / spacing).T[..., None], phantom.slices, axis=2) for side in (half, -half)
-            ]
-            moved = [phantom.to_frame(end, frame)[..., z].T * spacing for end in ends]
-            strains[name][wall, z] = np.linalg.norm(moved[0] - moved[1], axis=1) / FIBER - 1
+        points = np.pad(np.argwhere(wall) * spacing[:2], ((0, 0), (0, 1)), constant_values=z * spacing[2])
+        out = points[:, :2] - np.argwhere(label[..., z] == LABELS["lv"]).mean(axis=0) * spacing[:2]
+        out = np.pad(out / np.linalg.norm(out, axis=1, keepdims=True), ((0, 0), (0, 1)))
+        along = {"radial": out, "circumferential": out[:, [1, 0, 2]] * [-1, 1, 0], "longitudinal": [0.0, 0.0, 1.0]}
+        for name, strain in strains.items():
+            sides = (0.5 * FIBER * np.asarray(along[name]) * sign for sign in (1, -1))
+            moved = [_carry(phantom, (points + side) / spacing, z, frame) * spacing[:axes] for side in sides]
+            strain[wall, z] = np.linalg.norm(moved[0] - moved[1], axis=1) / FIBER - 1
     return strains
+
+
+def _carry(phantom: Phantom, points: NDArray, z: int, frame: int) -> NDArray:
+    """Where material points (N, 3) of slice z lie in a frame, (N, 2), or (N, 3) where the base descends; in voxels."""
+    if phantom.shortening:
+        return phantom.to_frame(points.T[:, :, None, None], frame)[:, :, 0, 0].T
+    return phantom.to_frame(np.repeat(points.T[:2, :, None], phantom.slices, axis=2), frame)[..., z].T
 
 
 def _compare(phantom: Phantom, cine: Path, label: Path, **options: object) -> dict[str, float]:
     """Figures of the closed form at end systole, and the errors by the exact and by the registered field."""
-    found = register_cine(cine, reference_frame=1, reference_label=label, segmentation="none", **options)
+    found = register_cine(cine, reference_frame=1, reference_label=label, **options)
     es, reference = phantom.end_systole, phantom.label(1)
     fields = np.stack([phantom.field(frame, 1) for frame in range(1, phantom.frames + 1)])
     truth, sectors = fiber_strain(phantom, reference, es), sector_map(reference, found.cine.affine)
     measured = dict(zip(FIELDS, (measure_strain(fields, reference, found.cine.affine), found.strain)))
     row: dict[str, float] = {}
-    for name in AXES:
+    for name in truth:
         row[f"{name}_global"] = float(np.nanmean(truth[name]))
         for kind, rows in measured.items():
             rows = [r for r in rows if r["frame"] == es]
@@ -97,16 +106,17 @@ def _compare(phantom: Phantom, cine: Path, label: Path, **options: object) -> di
                 if r["sector"] is not None
             )
     labels = np.stack([phantom.label(frame) for frame in range(1, phantom.frames + 1)], axis=-1)
-    ef = measure_function(labels, found.cine.spacing)["lv_ef_percent"]
-    return {**row, "lv_ef_percent": ef, "lv_ef_percent_registered": abs(ef - found.function["lv_ef_percent"])}
+    ef, carried = (measure_function(each, found.cine.spacing)["lv_ef_percent"] for each in (labels, found.labels))
+    return {**row, "lv_ef_percent": ef, "lv_ef_percent_registered": abs(ef - carried)}
 
 
 def _print_table(rows: Sequence[Mapping[str, float]]) -> None:
     """Mean figure, and beside it mean and largest error by the exact and by the registered field."""
     print(f"{'end systole':<30}{'figure':>9}{'error by the exact':>22}{'by the registered field':>27}")
     print(f"{'':<30}{'mean':>9}{'mean':>14}{'worst':>8}{'mean':>19}{'worst':>8}")
-    for name in ("radial_global", "radial_worst_sector", "circumferential_global", "circumferential_worst_sector"):
-        _print_row(name, rows)
+    for name in AXES:
+        for part in ("global", "worst_sector") if f"{name}_global" in rows[0] else ():
+            _print_row(f"{name}_{part}", rows)
     _print_row("lv_ef_percent", rows)
 
 
@@ -131,6 +141,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument(
         "--native", action="store_true", help="leave the phantoms' pixels of 1 mm as they are for the network"
     )
+    parser.add_argument(
+        "--depth", action="store_true", help="ten slices, whose base descends by 15 %% of the axis, instead of three"
+    )
     parser.add_argument("--frames", type=positive, default=6)
     parser.add_argument("--checkpoint", default=str(ROOT / "models" / "model.pt"))
     parser.add_argument("--device", default="cpu")
@@ -138,19 +151,20 @@ def main(argv: Sequence[str] | None = None) -> dict:
     options = parser.parse_args(argv)
     check_device(options.device)
     rows = []
+    slices, shortening = STACKS[options.depth]
     with tempfile.TemporaryDirectory() as folder:
         size = (options.size, options.size)
         root = write_phantom_dataset(
-            folder, max(options.subjects, 3), seed=1, size=size, slices=3, frames=options.frames
+            folder, max(options.subjects, 3), 1, size, slices, options.frames, shortening=shortening
         )
         for number in tqdm(range(1, options.subjects + 1), desc="phantoms", unit="phantom"):
-            phantom = Phantom.random((1, number), size, 3, options.frames)
+            phantom = Phantom.random((1, number), size, slices, options.frames, shortening=shortening)
             stem = root / f"phantom{number:03d}" / f"phantom{number:03d}"
             cine, label = Path(f"{stem}_4d.nii.gz"), Path(f"{stem}_frame01_gt.nii.gz")
             settings = {"device": options.device, "checkpoint": options.checkpoint}
-            rows.append(
-                _compare(phantom, cine, label, **settings, **({"working_spacing": False} if options.native else {}))
-            )
+            settings |= {"working_spacing": False} if options.native else {}
+            settings |= {} if options.depth else {"segmentation": "none"}
+            rows.append(_compare(phantom, cine, label, **settings))
     _print_table(rows)
     words = sys.argv[1:] if argv is None else argv
     result = {**setting("benchmarks.strain", words, options, processor(options.device)), "rows": rows}
