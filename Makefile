@@ -14,7 +14,7 @@ help:
 	@echo "make test   lint and the whole test suite"
 	@echo "make test-browser   the report in headless chromium, which it installs where it can"
 	@echo "make zip    the bundle as dist/$(NAME)_v<version>.zip"
-	@echo "make export the shipped network as dist/model.ts (TorchScript) and dist/model.onnx, each compared with the network"
+	@echo "make export the shipped network of slices as dist/model.ts (TorchScript) and dist/model.onnx, the registration of stacks as dist/stack.ts, each compared with its network"
 	@echo "make clean  remove what the others made, and .venv"
 
 # An error of make's own is one line; a recipe that fails would add another.

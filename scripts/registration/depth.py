@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from scripts.registration.fields import LinearWarp, integrate, resize_field, to_slices, to_stack
 from scripts.registration.pairs import halves
@@ -24,9 +26,9 @@ STEP = 2 * CELL  # pixels along each in-plane axis for one velocity
 REACH = 3  # slices; no motion along the stack is larger
 
 
-def to_cells(maps: Tensor) -> Tensor:
-    """Averages of maps (B, C, X, Y, Z) over cells of CELL pixels in-plane, (B, C, X / CELL, Y / CELL, Z)."""
-    return F.avg_pool3d(maps, (CELL, CELL, 1))
+def to_cells(maps: Tensor, cell: int = CELL) -> Tensor:
+    """Averages of maps (B, C, X, Y, Z) over cells of so many pixels in-plane, (B, C, X / cell, Y / cell, Z)."""
+    return F.avg_pool3d(maps, [cell, cell, 1])
 
 
 class ThroughPlane(nn.Module):
@@ -51,6 +53,7 @@ class ThroughPlane(nn.Module):
         self.body = nn.Sequential(*blocks)
         self.last = nn.Conv3d(hidden, 1, 3, padding=1, bias=False)
         nn.init.zeros_(self.last.weight)
+        self.reach = float(REACH)  # an export to TorchScript sees no global
 
     def forward(self, pair: Tensor) -> Tensor:
         """Cells of both images' maps (B, 2 * maps, x, y, Z) (`to_cells`), x and y even -> (B, 1, x / 2, y / 2, Z), up to REACH
@@ -60,7 +63,7 @@ class ThroughPlane(nn.Module):
         moving, fixed = torch.cat([both, 1 - both.sum(dim=1, keepdim=True)], dim=1).chunk(2)
         features = self.body(torch.cat([torch.cat([moving, fixed], dim=1), torch.cat([fixed, moving], dim=1)]))
         there, back = features.chunk(2)
-        velocity = REACH * torch.tanh(self.last(0.5 * (there - back)) / REACH)
+        velocity = self.reach * torch.tanh(self.last(0.5 * (there - back)) / self.reach)
         return velocity if velocity.shape[-1] > 1 else 0.0 * velocity
 
 
@@ -107,7 +110,7 @@ class DepthFirst(nn.Module):
         self.integration = integration
         self.along_stack = AlongStack()
         self.warp = LinearWarp()
-        self._slices_at_once = slices_at_once
+        self._slices_at_once = slices_at_once or sys.maxsize
 
     def forward(self, pair: Tensor) -> Tensor:
         """(B, 2 + 2 * maps, X, Y, Z), X and Y divisible by STEP -> (B, 3, X, Y, Z), voxels of the fixed grid."""
@@ -117,7 +120,7 @@ class DepthFirst(nn.Module):
         along = resize_field(along, pair.shape[2:])
         slices = to_slices(torch.cat([self.warp(moving[:, :1], along), fixed[:, :1]], dim=1))
         slices = slices.contiguous(memory_format=torch.channels_last)
-        parts = [self._register(part) for part in slices.split(self._slices_at_once or len(slices))]
+        parts = [self._register(part) for part in slices.split(min(self._slices_at_once, len(slices)))]
         within = F.pad(to_stack(torch.cat(parts), pair), [0] * 6 + [0, 1])
         return within + self.warp(along, within)  # as `compose`, by the warp above
 

@@ -275,7 +275,7 @@ def _determinant(rows: Sequence[Sequence[Tensor]]) -> Tensor:
     return sum((-1) ** j * rows[0][j] * minor for j, minor in enumerate(minors))
 
 
-def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
+def resize_field(field: Tensor, size: list[int]) -> Tensor:
     """The same displacement on another grid over the same field of view, linearly interpolated, in voxels of the new
     grid.
 
@@ -286,12 +286,12 @@ def resize_field(field: Tensor, size: Sequence[int]) -> Tensor:
         size: the new spatial shape.
     """
     old = field.shape[2:]
-    if tuple(size) == tuple(old):
+    if list(size) == list(old):
         return field
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(old)]
-    resized = F.interpolate(field, size=tuple(size), mode=mode, align_corners=False)
-    scale = resized.new_tensor([new / previous for new, previous in zip(size, old)])
-    return resized * scale.view(-1, *[1] * len(old))
+    mode = ["linear", "bilinear", "trilinear"][len(old) - 1]
+    resized = F.interpolate(field, size=list(size), mode=mode, align_corners=False)
+    scale = [new / previous for new, previous in zip(size, old)]
+    return resized * torch.tensor(scale, dtype=field.dtype, device=field.device).view([-1] + [1] * len(old))
 
 
 def invert(field: Tensor, tolerance: float = INVERTED, iterations: int = 12) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,13 @@
 """The network for other runtimes: exported to TorchScript and ONNX with a parity check, and an ONNX file run in the
 network's place.
 
-    python -m scripts.workflow.exports [--checkpoint models/model.pt] [--output_dir dist] [--config_file configs/inference.yaml]
+    python -m scripts.workflow.exports [--checkpoint models/model.pt] [--depth_checkpoint models/depth.pt] [--output_dir dist]
+        [--config_file configs/inference.yaml]
 
-TorchScript holds the whole network, for any image size. ONNX holds the backbone, for batches and sizes of any multiple
-of the stride: `networks.PaddedNetwork` pads around it, as around the backbone itself.
+Of the network of slices, TorchScript (model.ts) holds the whole, for any image size. ONNX (model.onnx) holds the backbone,
+for batches and sizes of any multiple of the stride: `networks.PaddedNetwork` pads around it, as around the backbone itself.
+Where the config has a `stack_network` of its own, stack.ts holds that in TorchScript: both images of a stack with the maps of their
+contours, (B, 8, X, Y, Z), to the displacement along the stack, then in-plane, (B, 3, X, Y, Z) in voxels.
 """
 
 from __future__ import annotations
@@ -249,31 +252,41 @@ def _run_openvino(path: str | Path, threads: int, bf16: bool = False) -> Runtime
     return lambda pair: compiled(pair.shape).infer({0: pair})[0].copy(), properties
 
 
-def largest_difference(one: nn.Module, other: nn.Module, stride: int) -> float:
-    """Largest difference in pixels of two networks on random smooth pairs of images, of one and of ten, of odd and even
-    sizes."""
+def pairs_of_slices(network: nn.Module, stride: int) -> list[Tensor]:
+    """Random smooth pairs of images, one and ten, of odd and even sizes."""
     generator = torch.Generator().manual_seed(0)
-    found = 0.0
-    for batch, size in ((1, (12 * stride, 11 * stride)), (10, (5 * stride - 7, 4 * stride + 3))):
-        coarse = torch.rand(batch, _channels_of(one), 8, 8, generator=generator)
-        pair = F.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
-        with torch.inference_mode():
-            found = max(found, float((one(pair) - other(pair)).abs().max()))
-    return found
+    shapes = ((1, (12 * stride, 11 * stride)), (10, (5 * stride - 7, 4 * stride + 3)))
+    coarse = [torch.rand(batch, _channels_of(network), 8, 8, generator=generator) for batch, _ in shapes]
+    return [F.interpolate(c, size=size, mode="bicubic").clamp(0, 1) for c, (_, size) in zip(coarse, shapes)]
+
+
+def pairs_of_stacks(stride: int) -> list[Tensor]:
+    """Random smooth pairs of stacks with three maps each, of several slices and of one, of odd and even sizes."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (6 * stride, 5 * stride, 7), (5 * stride - 7, 4 * stride + 3, 1)
+    coarse = [torch.rand(1, 8, 4, 4, size[2], generator=generator) for size in sizes]
+    return [F.interpolate(c, size=size, mode="trilinear") for c, size in zip(coarse, sizes)]
+
+
+def largest_difference(one: nn.Module, other: nn.Module, pairs: Sequence[Tensor]) -> float:
+    """Largest difference of what two networks make of some pairs, in pixels."""
+    with torch.inference_mode():
+        return max(float((one(pair) - other(pair)).abs().max()) for pair in pairs)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Export the network of a config, print how far each form is from it in pixels, and keep none that is further than
-    `TOLERANCE`."""
+    """Export the networks of a config, print how far each form is from its network in pixels, and keep none that is
+    further than `TOLERANCE`."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.workflow.exports", description=main.__doc__.splitlines()[0]
     )
     parser.add_argument(
         "--config_file",
         default=str(ROOT / "configs" / "inference.yaml"),
-        help="its network_def is exported; several with commas are merged",
+        help="its network_def is exported, and its stack_network if it has one of its own; several with commas are merged",
     )
     parser.add_argument("--checkpoint", default=str(ROOT / "models" / "model.pt"))
+    parser.add_argument("--depth_checkpoint", default=str(ROOT / "models" / "depth.pt"))
     parser.add_argument("--output_dir", default=str(ROOT / "dist"))
     parser.add_argument(
         "--opset", type=int, default=OPSETS[-1], help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}"
@@ -290,16 +303,25 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     def wrap(path):
         return PaddedNetwork(ExportedNetwork(path, checkpoint=options.checkpoint), stride)
 
+    def onnx(n, path):
+        return export_onnx(n, path, options.opset, options.checkpoint)
+
+    pairs = pairs_of_slices(network, stride)
     forms = {
-        "model.ts": (export_torchscript, torch.jit.load),
-        "model.onnx": (lambda n, path: export_onnx(n, path, options.opset, options.checkpoint), wrap),
+        "model.ts": (network, export_torchscript, torch.jit.load, pairs),
+        "model.onnx": (network, onnx, wrap, pairs),
     }
+    if isinstance(config.get("stack_network"), dict):  # not the network of slices, or of volumes, again
+        paths = {"checkpoint": options.checkpoint, "depth_checkpoint": options.depth_checkpoint}
+        config.update({**paths, "device": "cpu"})
+        stacks = config.get_parsed_content("stack_network", instantiate=True).eval()
+        forms["stack.ts"] = (stacks, export_torchscript, torch.jit.load, pairs_of_stacks(stride))
     differences = {}
-    for name, (export, load) in forms.items():
+    for name, (original, export, load, examples) in forms.items():
         print(f"writing {folder / name} …", flush=True)
-        path = export(network, folder / name)
+        path = export(original, folder / name)
         try:
-            differences[name] = largest_difference(network, load(path), stride)
+            differences[name] = largest_difference(original, load(path), examples)
             print(f"{path}: at most {differences[name]:.1e} px from the network in PyTorch")
             if not differences[name] < TOLERANCE:
                 raise InputError(f"{path}: removed, since that is more than {TOLERANCE} px.")

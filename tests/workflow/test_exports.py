@@ -30,6 +30,8 @@ import torch
 from conftest import ROOT, WARM, last_line, run_bundle, succeed, write_options
 from monai.bundle import ConfigParser
 from scripts.errors import InputError
+from scripts.registration.depth import DepthFirst, ThroughPlane
+from scripts.registration.fields import Integration
 from scripts.registration.networks import CentralGroupNorm, PaddedNetwork
 from scripts.workflow import exports
 from scripts.workflow.exports import ElementwiseGroupNorm, ExportedNetwork
@@ -53,12 +55,36 @@ NETWORK = {
     }
 }
 
+# What registers stacks with it, along their axis by the shipped weights.
+STACKS = {
+    "stack_network": {
+        "_target_": "scripts.registration.networks.PaddedNetwork",
+        "stride": [16, 16, 1],
+        "backbone": {
+            "_target_": "scripts.registration.depth.DepthFirst",
+            "in_plane": {
+                "_target_": "scripts.training.checkpoints.load_weights",
+                "network": "@network_def",
+                "path": "@checkpoint",
+            },
+            "through_plane": {
+                "_target_": "scripts.training.checkpoints.load_weights",
+                "network": {"_target_": "scripts.registration.depth.ThroughPlane"},
+                "path": "@depth_checkpoint",
+            },
+            "integration": {"_target_": "scripts.registration.fields.Integration"},
+            "slices_at_once": 2,
+        },
+    }
+}
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the small network's config and weights."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "small.json").write_text(json.dumps(NETWORK))
+    (folder / "stacks.json").write_text(json.dumps(STACKS))
     torch.manual_seed(0)
     network = ConfigParser(NETWORK).get_parsed_content("network_def", instantiate=True)
     torch.save(network.state_dict(), folder / "small.pt")
@@ -75,12 +101,13 @@ def network(small: Path) -> nn.Module:
 @pytest.fixture(scope="module")
 def exported(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
-    options = {"config_file": small / "small.json", "checkpoint": small / "small.pt", "output_dir": folder}
+    configs = f"{small / 'small.json'},{small / 'stacks.json'}"
+    options = {"config_file": configs, "checkpoint": small / "small.pt", "output_dir": folder}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         differences = exports.main(write_options(options))
     starts = [line.partition(f" {folder}/") for line in printed.getvalue().splitlines() if line.startswith("writing")]
-    assert [name for _, _, name in starts] == ["model.ts …", "model.onnx …"]
-    assert {path.name for path in folder.iterdir()} == set(differences) == {"model.ts", "model.onnx"}
+    assert [name for _, _, name in starts] == ["model.ts …", "model.onnx …", "stack.ts …"]
+    assert {path.name for path in folder.iterdir()} == set(differences) == {"model.ts", "model.onnx", "stack.ts"}
     return folder
 
 
@@ -115,6 +142,23 @@ def test_every_form_gives_the_same_field_in_any_size(
             expected = network(pair)
             assert expected.abs().max() > 0.5
             torch.testing.assert_close(other(pair), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 48, 64, 7), (2, 8, 45, 51, 3), (1, 8, 40, 33, 1)], ids=["even", "odd", "one slice"]
+)
+def test_stacks_move_along_their_axis_in_torchscript_too(
+    shape: tuple[int, ...], exported: Path, network: nn.Module
+) -> None:
+    through_plane = ThroughPlane()
+    through_plane.load_state_dict(torch.load(ROOT / "models" / "depth.pt", weights_only=True))
+    expected = PaddedNetwork(DepthFirst(network, through_plane, Integration()), [16, 16, 1]).eval()
+    pair = nn.functional.interpolate(torch.rand(*shape[:2], 3, 3, shape[-1]), size=shape[2:], mode="trilinear")
+    with torch.inference_mode():
+        field = expected(pair)
+        torch.testing.assert_close(torch.jit.load(exported / "stack.ts")(pair), field, atol=1e-3, rtol=0)
+    assert field[:, :2].abs().max() > 0.5
+    assert (field[:, 2].abs().max() > 0.1) == (shape[-1] > 1)
 
 
 @pytest.mark.parametrize("runtime", [{}, {"runtime": "onnxruntime"}], ids=["the fastest", "onnxruntime"])
