@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_nifti
+from itk_files import SCALAR, VECTORS, itk_moved, read_itk
 from oblique import AFFINE, GRIDS, LPS, SHAPE, grid_affine, indices, positions, waves
 from scipy.ndimage import map_coordinates
 from scripts.data.grids import pull
@@ -32,32 +33,6 @@ from scripts.data.nifti import check_right_angles
 from scripts.errors import InputError
 from scripts.registration.fields import warp_stack
 from scripts.workflow.assemble import invert_array
-
-SCALAR, VECTORS = itk.Image[itk.F, 3], itk.Image[itk.Vector[itk.F, 3], 3]
-
-
-def read_itk(path: Path, kind: type) -> itk.Image:
-    """Single slices too as an image in space, which `itk.imread` would not take them for."""
-    reader = itk.ImageFileReader[kind].New(FileName=str(path))
-    reader.Update()
-    return reader.GetOutput()
-
-
-def itk_moved(field: Path, moving: Path, fixed: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The moving image on the fixed grid by ITK's two ways to apply a field, given nothing but the files."""
-    vectors, moving_image, fixed_image = read_itk(field, VECTORS), read_itk(moving, SCALAR), read_itk(fixed, SCALAR)
-    warped = itk.WarpImageFilter[SCALAR, SCALAR, VECTORS].New(Input=moving_image, DisplacementField=vectors)
-    warped.SetOutputParametersFromImage(fixed_image)
-    warped.Update()
-    # The resampler wants displacements in double precision; a view does not own its memory.
-    doubles = itk.array_from_image(vectors).astype(np.float64)
-    double_field = itk.image_view_from_array(doubles, ttype=itk.Image[itk.Vector[itk.D, 3], 3])
-    double_field.CopyInformation(vectors)
-    transform = itk.DisplacementFieldTransform[itk.D, 3].New(DisplacementField=double_field)
-    resampled = itk.resample_image_filter(
-        moving_image, transform=transform, use_reference_image=True, reference_image=fixed_image
-    )
-    return tuple(itk.array_from_image(image).T for image in (warped.GetOutput(), resampled))
 
 
 def stays_inside(field: np.ndarray, to_image: np.ndarray, size: tuple[int, ...], margin: float = 0.49) -> np.ndarray:
