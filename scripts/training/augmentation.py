@@ -40,8 +40,6 @@ class RandomPairAugmentation(Transform):
         zoom: standard deviation of the logarithm of a random magnification, one a pair, in-plane; 0 is none.
         elastic: standard deviation in pixels of a smooth random deformation, one a pair, in-plane; 0 is none.
         elastic_spacing: pixels between its control points; folds begin where `elastic` comes near a third of it.
-        misalignment: standard deviation in pixels of a random shift of each slice of a stack, as breath-holds leave
-            them; 0 is none.
         drop_maps: chance that the maps beside a pair's intensities are 0, so that a network does without them, too.
     """
 
@@ -55,7 +53,6 @@ class RandomPairAugmentation(Transform):
         zoom: float = 0.0,
         elastic: float = 0.0,
         elastic_spacing: float = 32.0,
-        misalignment: float = 0.0,
         drop_maps: float = 0.0,
     ) -> None:
         self.size = size
@@ -66,7 +63,6 @@ class RandomPairAugmentation(Transform):
         self.zoom = zoom
         self.elastic = elastic
         self.elastic_spacing = elastic_spacing
-        self.misalignment = misalignment
         self.drop_maps = drop_maps
 
     def __call__(self, pair: Tensor, label: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -107,8 +103,8 @@ class RandomPairAugmentation(Transform):
         return images[0] if label is None else (images[0], images[1])
 
     def _deformed(self, images: list[Tensor]) -> list[Tensor]:
-        """A pair, and its labels if they are given, turned, magnified, deformed and with shifted slices, all alike."""
-        if not (self.rotation or self.zoom or self.elastic or self.misalignment):
+        """A pair, and its labels if they are given, turned, magnified and deformed, all alike."""
+        if not (self.rotation or self.zoom or self.elastic):
             return images
         pair = images[0]
         plane = pair if pair.ndim == 4 else pair[..., 0]
@@ -117,7 +113,7 @@ class RandomPairAugmentation(Transform):
         if self.elastic:
             grid = grid + smooth_noise(plane, self.elastic, self.elastic_spacing)
         if pair.ndim == 5:
-            grid = grid.repeat_interleave(pair.shape[4], dim=0) + _slice_shifts(to_slices(pair), self.misalignment)
+            grid = grid.repeat_interleave(pair.shape[4], dim=0)
         return [to_stack(sample_slices(to_slices(image), grid), image) for image in images]
 
 
@@ -165,14 +161,6 @@ def smooth_noise(pair: Tensor, deviation: float, spacing: float) -> Tensor:
     noise = F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=True)
     # Channel 0 of the grid is y; an axis of n pixels is 2 long.
     return torch.stack([noise[:, 1] * (2 * deviation / width), noise[:, 0] * (2 * deviation / height)], dim=-1)
-
-
-def _slice_shifts(slices: Tensor, deviation: float) -> Tensor:
-    """A random shift of each slice (N, C, X, Y), normal with a standard deviation in pixels: (N, 1, 1, 2) in the
-    coordinates of `sampling_grid`."""
-    shift = torch.randn(len(slices), 2, device=slices.device, dtype=slices.dtype)
-    shift = torch.stack([shift[:, axis] * (2 * deviation / slices.shape[axis + 2]) for axis in (1, 0)], dim=-1)
-    return shift[:, None, None]
 
 
 def sample_slices(image: Tensor, grid: Tensor) -> Tensor:
