@@ -196,18 +196,28 @@ def test_the_sensitivity_in_the_text_is_that_of_the_committed_runs() -> None:
                 assert cell == f"{float(row['dice']):.1f} / {float(row['folding_percent']):.2f}", (title, rate)
 
 
-def test_the_strain_in_the_text_is_that_of_the_committed_phantoms() -> None:
-    rows = json.loads((RESULTS / "strain.json").read_text())["rows"]
+@pytest.mark.parametrize(
+    ("file", "section", "names"),
+    [
+        ("strain.json", "Strain and ejection fraction of phantoms", ("radial", "circumferential")),
+        ("strain_depth.json", "Strain of phantoms whose base descends", ("radial", "circumferential", "longitudinal")),
+    ],
+)
+def test_the_strain_in_the_text_is_that_of_the_committed_phantoms(
+    file: str, section: str, names: tuple[str, ...]
+) -> None:
+    rows = json.loads((RESULTS / file).read_text())["rows"]
     error = lambda key, digits: "{:.{d}f} ({:.{d}f})".format(
         np.mean([row[key] for row in rows]), max(row[key] for row in rows), d=digits
     )
-    lines = {cells[0]: cells[1:] for cells in rows_of((ROOT / "docs" / "benchmarks.md").read_text())}
-    for title, key in {"global radial": "radial_global", "global circumferential": "circumferential_global"}.items():
-        assert lines[title][1:] == [error(f"{key}_{field}", 3) for field in ("exact", "registered")]
-        assert lines[title][0] == f"{np.mean([row[key] for row in rows]):.2f}".replace("-", "−")
-    for title in ("radial", "circumferential"):
-        cells = [error(f"{title}_worst_sector_{field}", 3) for field in ("exact", "registered")]
-        assert lines[f"{title}, worst sector"][1:] == cells
+    text = (ROOT / "docs" / "benchmarks.md").read_text().split(f"## {section}\n")[1].split("\n## ")[0]
+    lines = {cells[0]: cells[1:] for cells in rows_of(text)}
+    for name in names:
+        whole = lines[f"global {name}"]
+        assert whole[1:] == [error(f"{name}_global_{field}", 3) for field in ("exact", "registered")]
+        assert whole[0] == f"{np.mean([row[f'{name}_global'] for row in rows]):.2f}".replace("-", "−")
+        cells = [error(f"{name}_worst_sector_{field}", 3) for field in ("exact", "registered")]
+        assert lines[f"{name}, worst sector"][1:] == cells
     fraction = f"{np.mean([row['lv_ef_percent'] for row in rows]):.1f}", error("lv_ef_percent_registered", 1)
     assert (lines["ejection fraction, points"][0], lines["ejection fraction, points"][-1]) == fraction
 
