@@ -73,8 +73,9 @@ def test_a_folder_is_claimed_by_one_process_at_a_time(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write("process 7 on elsewhere")
         file.flush()
-        with pytest.raises(InputError, match=r"output: is in use by process 7 on elsewhere.*another folder"), claimed(
-            folder
+        with (
+            pytest.raises(InputError, match=r"output: is in use by process 7 on elsewhere.*another folder"),
+            claimed(folder),
         ):
             pass
         assert (folder / ".in_use").read_text() == "process 7 on elsewhere"

@@ -37,8 +37,6 @@ DEFINITIONS = {
     "peak_circumferential": "the most negative global circumferential strain of the cycle; none where the reference is "
     "not near end diastole",
     "peak_radial": "the largest global radial strain of the cycle; none either",
-    "peak_longitudinal": "the most negative global longitudinal strain of the cycle, from fields with motion along the "
-    "stack alone",
 }
 # Of a long-axis view, see `longitudinal`.
 LONG_AXIS_DEFINITIONS = {
@@ -128,20 +126,20 @@ def measure_strain(
 def summarize_strain(rows: list[dict]) -> dict[str, object]:
     """Global peak strains (ratios) with their frames (from 1) and definitions, from rows of `measure_strain` or
     `longitudinal.measure_longitudinal`; {} from no rows, and where the reference is not near end diastole, from which
-    peaks are counted."""
+    peaks are counted. A stack has no longitudinal peak, although its rows tell that strain: on phantoms it is off by half
+    of itself (docs/benchmarks.md)."""
     cycle = [row for row in rows if row["region"] == "global"]
     if not cycle:
         return {}
-    names = [name for name in ("circumferential", "longitudinal") if name in cycle[0]]
-    along = [row[names[0]] for row in cycle]
+    name = "circumferential" if "circumferential" in cycle[0] else "longitudinal"
+    along = [row[name] for row in cycle]
     if max(along) > NEAR_END_DIASTOLE * (max(along) - min(along)):
         return {}
-    peaks = {name: min(cycle, key=lambda row, name=name: row[name]) for name in names}
-    peaks["radial"] = max(cycle, key=lambda row: row["radial"])
+    peaks = {name: min(cycle, key=lambda row: row[name]), "radial": max(cycle, key=lambda row: row["radial"])}
     found: dict[str, object] = {}
-    for name, row in peaks.items():
-        found |= {f"peak_{name}": row[name], f"peak_{name}_frame": row["frame"]}
-    return {**found, "definitions": dict(DEFINITIONS if names[0] == "circumferential" else LONG_AXIS_DEFINITIONS)}
+    for kind, row in peaks.items():
+        found |= {f"peak_{kind}": row[kind], f"peak_{kind}_frame": row["frame"]}
+    return {**found, "definitions": dict(DEFINITIONS if name == "circumferential" else LONG_AXIS_DEFINITIONS)}
 
 
 def segment_strain(rows: list[dict], name: str) -> dict[int, NDArray]:

@@ -265,9 +265,10 @@ def judge(
         doubts: sentences on the input, each worth a look.
         remarks: sentences on the ventricles' figures, which change no grade.
     """
-    evidence, found = Evidence(frames, cycle, limit, image or {}, contours or {}), [
-        Finding(LOOK, doubt) for doubt in doubts
-    ]
+    evidence, found = (
+        Evidence(frames, cycle, limit, image or {}, contours or {}),
+        [Finding(LOOK, doubt) for doubt in doubts],
+    )
     for find, grade, sentence in _FINDINGS:
         if places := find(evidence):
             numbers, slices = (tuple(sorted({place[i] for place in places} - {None})) for i in (0, 1))

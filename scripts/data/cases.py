@@ -370,9 +370,12 @@ def _remarks(root: Path, entries: Sequence[Path], found: _Found) -> Iterator[tup
     """What a user should know of a folder beside its cases: levels of logging, and sentences."""
     for together in slices_of_one(found.dicom):
         names = ", ".join(path.name for path in together)
-        yield logging.WARNING, (
-            f"{root}: {names} look like slices of one cine and are registered apart; where they are, give --cine {root} "
-            "or a folder of them."
+        yield (
+            logging.WARNING,
+            (
+                f"{root}: {names} look like slices of one cine and are registered apart; where they are, give --cine {root} "
+                "or a folder of them."
+            ),
         )
     for stacks in filter(None, map(_maybe_cines, (root, *found.folders))):
         more = f" {len(stacks) - 1} more of this folder are left out." if len(stacks) > 1 else ""

@@ -76,8 +76,9 @@ class WarpedSimilarity(nn.Module):
                 torch.cat([label[:, i : i + 1] == value for value in self.structures], dim=1).to(pair) for i in (0, 1)
             )
             moved = self.warp(torch.cat([pair[:, :1], moving], dim=1), field)
-            image, structures = _known(moved[:, :1], pair[:, 1:], hidden), _known_structures(
-                moved[:, 1:], fixed, beyond
+            image, structures = (
+                _known(moved[:, :1], pair[:, 1:], hidden),
+                _known_structures(moved[:, 1:], fixed, beyond),
             )
             return self.similarity(image, pair[:, 1:]) + _structure_error(structures, moving, fixed)
 

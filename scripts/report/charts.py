@@ -135,11 +135,14 @@ def volume_curves(function: Mapping[str, Any]) -> dict[str, NDArray]:
 
 def strain_curves(rows: Iterable[Mapping[str, Any]], frames: int) -> dict[str, NDArray]:
     """Global strain in percent of every frame (T,), NaN where a frame has none, from ratios in rows of
-    `strain.measure_strain`."""
+    `strain.measure_strain` or `longitudinal.measure_longitudinal`; a stack's longitudinal strain is no measurement and is
+    left out."""
     curves = {}
     rows = [row for row in rows if row["region"] == "global"]
     for name in ("circumferential", "longitudinal", "radial"):
         found = {row["frame"]: row[name] for row in rows if row.get(name) is not None}
         if found:
             curves[name] = 100 * np.array([found.get(t, np.nan) for t in range(1, frames + 1)], float)
+    if "circumferential" in curves:
+        curves.pop("longitudinal", None)
     return curves

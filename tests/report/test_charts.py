@@ -29,6 +29,10 @@ def test_strain_of_missing_rows() -> None:
     np.testing.assert_allclose(curves["circumferential"], [0, np.nan, -20])
     np.testing.assert_allclose(curves["radial"], [0, np.nan, np.nan])
     assert strain_curves([], 3) == {}
+    # Longitudinal strain of a stack is no measurement; that of a long-axis view, which has no circumferential one, is.
+    assert set(strain_curves([{**row, "longitudinal": -0.2} for row in rows], 3)) == {"circumferential", "radial"}
+    long_axis = [{"frame": 1, "region": "global", "radial": 0.0, "longitudinal": -0.2}]
+    assert set(strain_curves(long_axis, 1)) == {"longitudinal", "radial"}
 
 
 def test_volumes_are_those_of_each_answer() -> None:
