@@ -333,11 +333,11 @@ class Measured:
         )
 
 
-def _measured(finished: Mapping[Run, dict], name: str, seed: int = 0) -> Measured | None:
-    """A setting's figures, None while rows are missing."""
+def _measured(finished: Mapping[Run, dict], name: str, decades: Sequence[int], seed: int = 0) -> Measured | None:
+    """A setting's figures, None while surgery or one of the decades is missing."""
     tried = {run.decade: row for run, row in _sorted_runs(finished) if _is_sum(run, name, seed)}
     surgery = finished.get(Run(name, None, seed))
-    if not tried or surgery is None:
+    if surgery is None or not tried.keys() >= set(decades):
         return None
     dice, folding = ([row["test"][key] for row in tried.values()] for key in ("dice", "folding_percent"))
     changed = {run.change: _figures(row) for run, row in finished.items() if run == Run(name, None, seed, run.change)}
@@ -424,18 +424,34 @@ def _draw(settings: Mapping[str, Measured], path: Path) -> None:
 # --- the command
 
 
-def collect(finished: Mapping[Run, dict], output_dir: Path, header: dict) -> dict[str, dict]:
+def describe(settings: Mapping[str, Measured]) -> dict[str, dict[str, float]]:
+    """By title, each setting's λ that `val` chose, and Dice and folding on `test` with it and by surgery."""
+    return {
+        SETTINGS[name].title: {
+            "lambda": 10.0**here.best,
+            "dice": here.at(here.best)[0],
+            "folding_percent": here.at(here.best)[1],
+            "dice_by_surgery": here.surgery[0],
+            "folding_by_surgery": here.surgery[1],
+            "norm_ratio": here.norm_ratio,
+        }
+        for name, here in settings.items()
+    }
+
+
+def collect(
+    finished: Mapping[Run, dict], output_dir: Path, header: dict, decades: Sequence[int] = DECADES
+) -> dict[str, dict]:
     """Write transfer.json, transfer.csv and transfer.png of the settings that are finished; returns the summary."""
-    settings = {name: found for name in SETTINGS if (found := _measured(finished, name)) is not None}
+    settings = {name: found for name in SETTINGS if (found := _measured(finished, name, decades)) is not None}
     apart = {**settings, "bytes": settings["mse"].scaled(BYTES)} if "mse" in settings else {}
     found, summary = regrets(settings), {}
     if len(settings) > 1:
         summary = summarize(found)
     shown = [row for row in regrets(apart) if row["setting"] == "bytes" or "bytes" in row["method"]]
     runs = [{key: value for key, value in row.items() if key != "key"} for _, row in _sorted_runs(finished)]
-    write_json(
-        output_dir / "transfer.json", {**header, "runs": runs, "regrets": found, "bytes": shown, "summary": summary}
-    )
+    tables = {"settings": describe(settings), "summary": summary, "regrets": found, "bytes": shown}
+    write_json(output_dir / "transfer.json", {**header, **tables, "runs": runs})
     write_csv(output_dir / "transfer.csv", [*found, *shown])
     if settings:
         _draw(settings, output_dir / "transfer.png")
@@ -530,7 +546,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         figures = ", ".join(f"{key} {row['test'][key]:.3g}" for key in ("dice", "folding_percent"))
         print(f"{run.name}: {figures}, {row['seconds']:.0f} s", flush=True)
         begun += 1
-    summary = collect(finished, Path(options.output_dir), header)
+    summary = collect(finished, Path(options.output_dir), header, options.decades)
     if summary:
         print(format_rows(summary))
     return summary

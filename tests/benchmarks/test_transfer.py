@@ -126,9 +126,11 @@ def test_finished_settings_are_collected_and_drawn(tmp_path: Path) -> None:
         "change": "vector",
         "test": {"dice": 78.0, "folding_percent": 3.0},
     }
-    # A third one lacks surgery, so nothing is said of it.
+    # A third one lacks surgery, a fourth one a decade, so nothing is said of them.
     finished[Run("l2", -1)] = finished[Run("mse", -1)]
-    summary = transfer.collect(finished, tmp_path, {"command": "transfer"})
+    for decade in (None, -2, -1):
+        finished[Run("unet", decade)] = finished[Run("mse", decade)]
+    summary = transfer.collect(finished, tmp_path, {"command": "transfer"}, DECADES)
     assert summary["λ of another setting"] == pytest.approx(
         {"regret": 1.0, "largest": 1.0, "settings": 2, "more_folding": 0.0}
     )
@@ -138,6 +140,14 @@ def test_finished_settings_are_collected_and_drawn(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "transfer.json").read_text())
     assert {row["setting"] for row in result["regrets"]} == {"mse", "lncc"}
     assert "key" not in result["runs"][0]
+    assert result["settings"]["LNCC"] == {
+        "lambda": 0.1,
+        "dice": 80.0,
+        "folding_percent": 1.0,
+        "dice_by_surgery": 79.0,
+        "folding_by_surgery": 1.0,
+        "norm_ratio": 10.0,
+    }
     # In [0, 255] a λ of mse is far too small: the smallest that was tried stands for it.
     carried = {row["method"]: row["regret"] for row in result["bytes"] if row["setting"] == "bytes"}
     assert carried["λ of mse"] == pytest.approx(2.0)
