@@ -10,7 +10,7 @@
 # limitations under the License.
 
 """Changes to surgery by the rule's own means, without a weight: `python -m benchmarks.transfer --changes NAME ...` trains
-with them where the default is trained."""
+with them beside the default. In one process: several average smoothness gradients only after these handlers read them."""
 
 from __future__ import annotations
 
@@ -55,14 +55,13 @@ class PreconditionedHandler(GradientSurgeryHandler):
             super()._operate(engine)
             return
         roots = [_root_of_step(engine.optimizer, parameter) for parameter in self.parameters]
-        there = [parameter.grad is not None for parameter in self.parameters]
         for parameter, root in zip(self.parameters, roots):
             if parameter.grad is not None:
                 parameter.grad.mul_(root)
         self.smoothness_gradients = torch._foreach_mul(self.smoothness_gradients, roots)
         super()._operate(engine)
-        for parameter, root, known in zip(self.parameters, roots, there):
-            if known:
+        for parameter, root in zip(self.parameters, roots):
+            if parameter.grad is not None:
                 parameter.grad.div_(root)
 
 

@@ -363,7 +363,7 @@ def regrets(settings: Mapping[str, Measured]) -> list[dict]:
     found = []
     for name, here in settings.items():
         best = here.at(here.best)
-        ways = {SURGERY: here.surgery, **{f"{SURGERY}, {change}": found for change, found in here.changed.items()}}
+        ways = {SURGERY: here.surgery, **{f"{SURGERY}, {change}": figures for change, figures in here.changed.items()}}
         for other, there in settings.items():
             if other != name:
                 ways[f"λ of {other}"] = here.at(there.best)

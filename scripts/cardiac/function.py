@@ -170,15 +170,17 @@ def note_frames(figures: Mapping[str, object]) -> list[str]:
 def remark_on(figures: Mapping[str, object]) -> list[str]:
     """What is odd in figures of `DEFINITIONS`, a sentence each: ejection fractions below zero, stroke volumes that part."""
     found = [
-        f"The {name.upper()}'s ejection fraction is negative, which no heart's is: is it whole in the image?"
+        f"The {name.upper()}'s ejection fraction is negative, which cannot be: check its contours at end diastole and end systole, "
+        f"and whether the image shows the whole {name.upper()}."
         for name in ("lv", "rv")
         if figures.get(f"{name}_ef_percent", 0) < 0
     ]
     strokes = [figures[key] for key in ("lv_sv_ml", "rv_sv_ml") if key in figures]
     if len(strokes) == 2 and abs(strokes[0] - strokes[1]) > STROKES_APART * max(strokes):
         found.append(
-            f"The stroke volumes differ, LV {strokes[0]:.0f} mL and RV {strokes[1]:.0f} mL: without regurgitation or a shunt "
-            "they are the same. A basal slice more or less in one of them is the usual cause."
+            f"The stroke volumes differ, LV {strokes[0]:.0f} mL and RV {strokes[1]:.0f} mL: without valve regurgitation or a shunt "
+            "they should be about the same. Often the contours of one ventricle have a basal slice too many or too few: check the "
+            "base at end diastole and end systole."
         )
     return found
 

@@ -57,7 +57,7 @@ OF_HEARTS = {
 # Of `evidence.FIGURES`, set by `python -m benchmarks.verdict` on clean cases of `train`.
 CALIBRATED: dict[str, float] = json.loads((Path(__file__).parent / "thresholds.json").read_text())
 THRESHOLDS = OF_FIELDS | OF_HEARTS | CALIBRATED
-NOTHING_FOUND = "No figure crosses its threshold: the fields fit the images, do not fold, and can be inverted."
+NOTHING_FOUND = "No check failed: the fields fit the images, do not fold, and can be inverted."
 LISTED = 8  # numbers of slices or frames that a sentence names
 
 
@@ -231,8 +231,9 @@ _FINDINGS: tuple[tuple[Callable[[Evidence], list[Place]], str, str], ...] = (
     (
         lambda e: e.stands_out,
         PASSED,
-        "The LV's carried volume lies off both its neighbors by more than {e.limit[volume_departure_percent]:g} % of the largest "
-        "one, and the segmented one does not{where}: look at the contours there before you use the carried ejection fraction.",
+        "By carried contours the LV's volume jumps for a single frame{where}, by more than {e.limit[volume_departure_percent]:g} % "
+        "of its largest value, and by segmented ones not, or less: check the carried contours there before you use their "
+        "ejection fraction.",
     ),
     (lambda e: e.ejections_differ, PASSED, _EJECTIONS),
     (

@@ -67,7 +67,7 @@ NAMES = {
     "contour_dice_percent": "Dice of both contours (least), %",
     "contour_dice_percent_unusable": "Dice of both contours, of no use under, %",
     "wall_change_percent": "Change of the myocardium's volume that is remarked, %",
-    "volume_departure_percent": "Carried left ventricular volume off both neighbors, remarked, % of the largest",
+    "volume_departure_percent": "Carried left ventricular volume: jump for a single frame that is remarked, % of the largest",
     "volume_closure_percent": "Left ventricular volume: last step to the first frame, % of all change",
     "volume_step_percent": "Left ventricular volume: largest step, % of all change",
     "volume_reversal_percent": "Left ventricular volume: rise within its fall, % of all change",

@@ -17,8 +17,9 @@ network's place.
 
 Of the network of slices, TorchScript (model.ts) holds the whole, for any image size. ONNX (model.onnx) holds the backbone,
 for batches and sizes of any multiple of the stride: `networks.PaddedNetwork` pads around it, as around the backbone itself.
-Where the config has a `stack_network` of its own, stack.ts holds that in TorchScript: both images of a stack with the maps of their
-contours, (B, 8, X, Y, Z), to the displacement along the stack, then in-plane, (B, 3, X, Y, Z) in voxels.
+Where the config has a `stack_network` of its own, stack.ts holds that in TorchScript: both images of a stack, the moving one
+first, each followed by the maps of its contours, (B, 8, X, Y, Z), to the displacement along the stack, then in-plane,
+(B, 3, X, Y, Z) in voxels.
 """
 
 from __future__ import annotations

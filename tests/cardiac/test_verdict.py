@@ -203,7 +203,7 @@ BAD = {
         {"departures_percent": [0.0, 1.0, 6.0, 4.9, 0.0]},
         {},
         PASSED,
-        "off both its neighbors by more than 5 % of the largest one, and the segmented one does not (frame 3)",
+        "jumps for a single frame (frame 3), by more than 5 % of its largest value",
         (3,),
         (),
     ),
