@@ -31,7 +31,8 @@ from training_runs import make_pairs, make_unet
 
 DOCUMENTS = ("README.md", "sample/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 # Of benchmarks and of the short form.
-NOT_OF_CONFIGS = {"dims", "alone", "config", "json", "native", "reference", "rehearse", "runs", "size", "tracking"}
+NOT_OF_CONFIGS = {"dims", "config", "alone", "changes", "depth", "json", "native", "reference", "rehearse", "runs"}
+NOT_OF_CONFIGS |= {"size", "tracking"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#]+)\)")
 
 
