@@ -109,8 +109,7 @@ def _positive(at_most: float = math.inf, unit: str = "") -> _Rule:
 
 def _not_negative() -> _Rule:
     return _must_be(
-        "a number, 0 or more",
-        lambda value: _is_number(value) and 0 <= value < math.inf,  # type: ignore[operator]
+        "a number, 0 or more", lambda value: _is_number(value) and 0 <= value < math.inf  # type: ignore[operator]
     )
 
 

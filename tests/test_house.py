@@ -208,9 +208,9 @@ def test_configs_wire_and_do_not_compute(name: str) -> None:
         if text.startswith("$"):
             # MONAI's references are names.
             expression = re.sub(r"@([\w:]+)", lambda found: found[1].replace("::", "__"), text[1:])
-            assert is_wiring(ast.parse(expression, mode="eval").body), (
-                f"{name}: {text} computes; give it a name in Python"
-            )
+            assert is_wiring(
+                ast.parse(expression, mode="eval").body
+            ), f"{name}: {text} computes; give it a name in Python"
 
 
 @pytest.mark.parametrize(
