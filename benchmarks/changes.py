@@ -10,7 +10,8 @@
 # limitations under the License.
 
 """Changes to surgery by the rule's own means, without a weight: `python -m benchmarks.transfer --changes NAME ...` trains
-with them beside the default. In one process: several average smoothness gradients only after these handlers read them."""
+with them beside the default, in one process: several average smoothness gradients only after they are read here.
+"""
 
 from __future__ import annotations
 
