@@ -61,6 +61,7 @@ WIDEST = (-5, 3)  # decades that an end may move to
 SURGERY = "surgery"
 UNET = {"_target_": "scripts.registration.networks.RegistrationUNet", "conv_bias": True}
 LNCC = {"_target_": "LocalNormalizedCrossCorrelationLoss", "spatial_dims": 2, "kernel_size": 9}
+SHOWN_DICE = 6.0  # percent below surgery that a panel reaches down to
 BYTES = 255.0**2  # by which the squared differences of images in [0, 255] are larger
 FIRST_STEPS = 20  # of the similarity alone: a field of zero has no smoothness gradient
 PHANTOMS = {"subjects": 60, "size": (160, 160), "slices": 8, "frames": 4}
@@ -402,22 +403,44 @@ def summarize(found: Sequence[dict]) -> dict[str, dict[str, float]]:
 
 
 def _draw(settings: Mapping[str, Measured], path: Path) -> None:
-    """Dice over λ in each setting, the λ that `val` chose, and surgery, as a PNG file."""
+    """Dice over λ in each setting, folding in percent beside it, the λ that `val` chose, and surgery, as a PNG file.
+
+    Weights that leave the images as they are lie below the panels.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.6 * min(len(settings), 3), 2.8 * -(-len(settings) // 3)), layout="constrained")
-    panels = figure.subplots(-(-len(settings) // 3), min(len(settings), 3), squeeze=False).flat
-    for panel, (name, here) in zip(panels, settings.items()):
+    columns = len(settings) if len(settings) < 4 else -(-len(settings) // 2)
+    rows_of_panels = -(-len(settings) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * rows_of_panels), layout="constrained")
+    panels = iter(figure.subplots(rows_of_panels, columns, squeeze=False).flat)
+    for (name, here), panel in zip(settings.items(), panels):
         panel.plot(here.decades, here.dice, color="tab:gray", marker="o", label="weighted sum")
         panel.plot(here.best, here.at(here.best)[0], color="black", marker="*", markersize=12, label="chosen on val")
         panel.axhline(here.surgery[0], color="tab:blue", label="surgery")
+        top, bottom = max(*here.dice, here.surgery[0]), max(min(here.dice), here.surgery[0] - SHOWN_DICE)
+        room = 0.15 * (top - bottom)
+        panel.set_ylim(bottom - room, top + room)
+        for decade, dice, folding in zip(here.decades, here.dice, here.folding):
+            if dice >= bottom:
+                panel.annotate(
+                    f"{folding:.2f}", (decade, dice), (0, 5), textcoords="offset points", ha="center", fontsize=7
+                )
+        panel.annotate(
+            f"{here.surgery[1]:.2f}",
+            (here.decades[-1], here.surgery[0]),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color="tab:blue",
+        )
         panel.set_title(SETTINGS[name].title)
         panel.set_xlabel("log₁₀ λ")
         panel.set_ylabel("Dice, % (test)")
         panel.grid(alpha=0.3)
     for panel in panels:
         panel.set_visible(False)
-    figure.axes[0].legend(fontsize=8)
+    figure.axes[0].legend(fontsize=8, title="beside them: folding, %", title_fontsize=7, loc="lower left")
     figure.savefig(path, dpi=110)
 
 
@@ -450,7 +473,7 @@ def collect(
         summary = summarize(found)
     shown = [row for row in regrets(apart) if row["setting"] == "bytes" or "bytes" in row["method"]]
     runs = [{key: value for key, value in row.items() if key != "key"} for _, row in _sorted_runs(finished)]
-    tables = {"settings": describe(settings), "summary": summary, "regrets": found, "bytes": shown}
+    tables = {"settings": describe(settings), "methods": summary, "regrets": found, "bytes": shown}
     write_json(output_dir / "transfer.json", {**header, **tables, "runs": runs})
     write_csv(output_dir / "transfer.csv", [*found, *shown])
     if settings:
