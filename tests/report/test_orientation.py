@@ -107,6 +107,16 @@ def test_files_that_lost_their_orientation_are_shown_as_they_are(axes: np.ndarra
 def test_every_label_is_turned_with_its_image() -> None:
     """A field that is new to either type has to be sorted into what has a grid and what has none."""
     grids = {"fields", "inverses", *IMAGES}
-    others = {"cine", "quality", "points", "label_basis", "reference", "reference_basis", "function", "strain"}
+    others = {
+        "cine",
+        "quality",
+        "points",
+        "label_basis",
+        "is_measured",
+        "reference",
+        "reference_basis",
+        "function",
+        "strain",
+    }
     for kind in (CineRegistration, PairRegistration):
         assert {one.name for one in fields(kind) if one.init} <= grids | others
