@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 class RememberingHandler(GradientSurgeryHandler):
     """Surgery against the running mean of the smoothness gradients instead of that of one batch, whose noise leaves
-    most of the conflict with the mean in place.
+    most of the conflict with the mean in place. No checkpoint holds the mean: a training that goes on begins it anew.
 
     Args:
         memory: share of the mean that a step keeps.
@@ -116,6 +116,3 @@ CHANGES = {
     "relative": {"smoothness::_target_": "benchmarks.changes.RelativeSmoothness"},
     "determinant": {"smoothness": {"_target_": "benchmarks.changes.DeterminantLoss"}},
 }
-CHANGES["relative_vector"] = CHANGES["relative"] | CHANGES["vector"]
-CHANGES["relative_memory"] = CHANGES["relative"] | CHANGES["memory"]
-CHANGES["relative_vector_memory"] = CHANGES["relative_vector"] | CHANGES["memory"]

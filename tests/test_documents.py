@@ -231,3 +231,42 @@ def test_the_step_along_the_stack_is_trained_as_the_documents_say(evaluation: di
     assert f"| surgery, bound {bound:g} (`models/depth.pt`) |" in (ROOT / "docs" / "experiments.md").read_text()
     dice = [stage["dice"]["mean"] for stage in (evaluation["registered"], evaluation["ED_to_ES"]["registered"])]
     assert "Dice is {:.1f} and {:.1f} % instead".format(*dice) in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_is_said_of_weights_from_elsewhere_is_what_the_rows_say() -> None:
+    result = json.loads((RESULTS / "transfer.json").read_text())
+    text = (
+        (ROOT / "docs" / "benchmarks.md").read_text().split("## A weight from another setting\n")[1].split("\n## ")[0]
+    )
+    words, readme = " ".join(text.split()), " ".join((ROOT / "README.md").read_text().split())
+    mean = {name: f"{found['regret']:.1f}" for name, found in result["methods"].items()}
+    largest = {name: f"{found['largest']:.1f}" for name, found in result["methods"].items()}
+    other, norms = "λ of another setting", "λ of another setting × norms"
+    assert f"loses {mean[other]} of Dice on average and {largest[other]} at most" in words
+    assert f"surgery {mean['surgery']} and {largest['surgery']}, and the quotient" in words
+    assert f"where it need not move, {mean[norms]} and {largest[norms]}." in words
+    assert f"lost {mean[other]} of Dice on average and surgery {mean['surgery']}, within chance" in readme
+    # A λ that is ten and a hundred times the chosen one.
+    dice = {(run["setting"], run["decade"]): run["test"]["dice"] for run in result["runs"] if run["decade"] is not None}
+    best = {name: max(decades, key=decades.get) for name, decades in _validated(result["runs"]).items()}
+    for step, expected in (
+        (1, "Ten times the best λ costs {:.1f} to {:.1f}"),
+        (2, "a hundred times {:.1f} to {:.1f}."),
+    ):
+        costs = [dice[name, at] - dice[name, at + step] for name, at in best.items()]
+        assert expected.format(min(costs), max(costs)) in words
+    # Surgery with a change.
+    for change, figures in (("memory", "83.3 % with 1.08 %"), ("vector", "82.7 with 1.50")):
+        (run,) = [run for run in result["runs"] if run.get("change") == change]
+        cells = figures.replace(" %", "").split(" with ")
+        assert cells == [f"{run['test']['dice']:.1f}", f"{run['test']['folding_percent']:.2f}"]
+        assert figures in words
+
+
+def _validated(runs: list[dict]) -> dict[str, dict[int, float]]:
+    """Dice on `val` of weighted sums, by setting and decade."""
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if run["decade"] is not None:
+            found.setdefault(run["setting"], {})[run["decade"]] = run["val"]["dice"]
+    return found
