@@ -46,6 +46,36 @@ class RememberingHandler(GradientSurgeryHandler):
         super()._operate(engine)
 
 
+class BalancedHandler(GradientSurgeryHandler):
+    """Surgery on the running means of both gradients, that of the smoothness as long as that of the similarity, so that
+    the scale of neither loss counts; in conflict each is projected off the other. Where the similarity has become
+    noise its mean is short, and the smoothness counts as little.
+
+    Args:
+        memory: share of the means that a step keeps.
+    """
+
+    def __init__(self, *args: object, memory: float = 0.9, **kwargs: object) -> None:
+        super().__init__(*args, **{**kwargs, "strategy": "pcgrad_symmetric"})
+        self.memory = memory
+        self.means: list[list[Tensor]] | None = None
+
+    @torch.no_grad()
+    def _operate(self, engine: Engine) -> None:
+        if self._is_last_of_accumulation(engine):
+            similarity = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            if self.means is None:
+                self.means = [[torch.zeros_like(p) for p in self.parameters] for _ in range(2)]
+            for mean, gradients in zip(self.means, (similarity, self.smoothness_gradients)):
+                torch._foreach_lerp_(mean, gradients, 1 - self.memory)
+            s, r = (torch.stack(torch._foreach_norm(mean)).norm() for mean in self.means)
+            self.smoothness_gradients = torch._foreach_mul(self.means[1], s / r.clamp(min=torch.finfo(r.dtype).tiny))
+            for parameter, mean in zip(self.parameters, self.means[0]):
+                if parameter.grad is not None:
+                    parameter.grad.copy_(mean)
+        super()._operate(engine)
+
+
 class PreconditionedHandler(GradientSurgeryHandler):
     """Surgery in Adam's metric: what is normal to r is the parameter update, not the gradient that Adam divides by the
     root of its second moment afterwards. Its momentum is left out of account."""
@@ -105,14 +135,22 @@ class DeterminantLoss(nn.Module):
         return (self.bound - jacobian_determinant(field)).clamp(min=0).mean()
 
 
-HANDLER = "train::handlers::1::_target_"
+HANDLER = "train::handlers::1"
+REMEMBERING = {f"{HANDLER}::_target_": "benchmarks.changes.RememberingHandler"}
+BALANCED = {f"{HANDLER}::_target_": "benchmarks.changes.BalancedHandler"}
+DETERMINANT = {"smoothness": {"_target_": "benchmarks.changes.DeterminantLoss"}}
 CHANGES = {
     "module": {"granularity": "module"},
     "vector": {"granularity": "vector"},
     "batch": {"batch_size": 16},
     "last_weights": {"averaging": 1.0},
-    "memory": {HANDLER: "benchmarks.changes.RememberingHandler"},
-    "adam": {HANDLER: "benchmarks.changes.PreconditionedHandler"},
+    "memory": REMEMBERING,
+    "long_memory": {**REMEMBERING, f"{HANDLER}::memory": 0.99},
+    "memory_vector": {**REMEMBERING, "granularity": "vector"},
+    "balanced": BALANCED,
+    "adam": {f"{HANDLER}::_target_": "benchmarks.changes.PreconditionedHandler"},
     "relative": {"smoothness::_target_": "benchmarks.changes.RelativeSmoothness"},
-    "determinant": {"smoothness": {"_target_": "benchmarks.changes.DeterminantLoss"}},
+    "determinant": DETERMINANT,
+    "determinant_memory": {**DETERMINANT, **REMEMBERING},
+    "determinant_balanced": {**DETERMINANT, **BALANCED},
 }
