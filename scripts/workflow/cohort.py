@@ -252,8 +252,8 @@ def _describe_ventricles(function: Mapping) -> Iterator[str]:
             continue
         by = function[f"{ventricle}_measured_by"]
         line = (
-            f"{ventricle.upper()} EDV {function[f'{ventricle}_edv_ml']:.0f} ml, ESV "
-            f"{function[f'{ventricle}_esv_ml']:.0f} ml, EF {fraction:.0f} % {WORDS[by]}"
+            f"{ventricle.upper()} EDV {function[f'{ventricle}_edv_ml']:.0f} mL, ESV "
+            f"{function[f'{ventricle}_esv_ml']:.0f} mL, EF {fraction:.0f} % {WORDS[by]}"
         )
         for other in (CARRIED, SEGMENTED):
             second = function.get(other, {}).get(f"{ventricle}_ef_percent")

@@ -196,7 +196,7 @@ def test_the_console_tells_volumes_verdict_and_place(tmp_path: Path) -> None:
     (tmp_path / "function.json").write_text(json.dumps(figures))
     (tmp_path / "report.html").touch()
     assert describe_case(tmp_path).splitlines() == [
-        f"{tmp_path.name}: LV EDV 60 ml, ESV 60 ml, EF 60 % carried by the motion",
+        f"{tmp_path.name}: LV EDV 60 mL, ESV 60 mL, EF 60 % carried by the motion",
         f"{tmp_path.name}: passed. It fits.",
         f"{tmp_path.name}: {tmp_path / 'report.html'}",
     ]
@@ -214,8 +214,8 @@ def test_the_console_tells_both_answers_and_that_contours_are_automatic(tmp_path
     (tmp_path / "function.json").write_text(json.dumps(figures | {"unmeasured": "It has no limits."}))
     assert [line.partition(": ")[2] for line in describe_case(tmp_path).splitlines()[:4]] == [
         "contours are automatic, of frame 3",
-        "LV EDV 60 ml, ESV 60 ml, EF 60 % carried by the motion, 55 % segmented in each frame",
-        "RV EDV 60 ml, ESV 60 ml, EF 60 % segmented in each frame, 50 % carried by the motion",
+        "LV EDV 60 mL, ESV 60 mL, EF 60 % carried by the motion, 55 % segmented in each frame",
+        "RV EDV 60 mL, ESV 60 mL, EF 60 % segmented in each frame, 50 % carried by the motion",
         "It has no limits.",
     ]
 
