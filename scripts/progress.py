@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
@@ -20,6 +21,7 @@ from threading import Event, Thread
 from tqdm import tqdm
 
 _BEAT = 1.0  # seconds between two looks at the clock
+_BEAT_OF_LOG = 10.0  # the same where each look stays as a line
 
 
 @contextmanager
@@ -33,13 +35,15 @@ def stage(name: str, total: int | None = None, unit: str = "it", shown: bool = T
         shown: False draws nothing.
     """
     form = None if total else "{desc}: {elapsed}"
-    with tqdm(total=total, desc=name, unit=unit, leave=False, disable=not shown, bar_format=form) as bar:
+    beat_s, least_s = (_BEAT, 0.1) if sys.stderr.isatty() else (_BEAT_OF_LOG, _BEAT_OF_LOG)
+    bar = tqdm(total=total, desc=name, unit=unit, leave=False, disable=not shown, bar_format=form, mininterval=least_s)
+    with bar:
         over = Event()
 
         def beat() -> None:
             # Not `refresh` with its own lock: where nobody reads any longer (`| head`), it would fail and keep it.
             with suppress(OSError, ValueError):
-                while not over.wait(_BEAT):
+                while not over.wait(beat_s):
                     with bar.get_lock():
                         bar.refresh(nolock=True)
 

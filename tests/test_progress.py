@@ -24,10 +24,23 @@ from scripts import progress
 
 
 def test_seconds_go_on_while_nothing_is_counted(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_BEAT", 0.01)
+    monkeypatch.setattr(progress, "_BEAT_OF_LOG", 0.01)
     with progress.stage("reading"):
         time.sleep(0.3)
     assert capsys.readouterr().err.count("reading") >= 5
+
+
+def test_a_log_has_fewer_lines_than_a_terminal(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for is_terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        with progress.stage("reading", 5) as bar:
+            for _ in range(5):
+                time.sleep(0.15)
+                bar.update()
+        drawn.append(capsys.readouterr().err.count("reading"))
+    assert drawn[0] >= 4
+    assert drawn[1] == 1
 
 
 def test_nothing_is_drawn_where_it_is_not_shown(capsys: pytest.CaptureFixture) -> None:
@@ -45,7 +58,7 @@ def test_a_stage_that_fails_is_over() -> None:
 STAGES = """
 import time
 from scripts import progress
-progress._BEAT = 0.01
+progress._BEAT_OF_LOG = 0.01
 for _ in range(2):
     with progress.stage("reading", {total}) as bar:
         time.sleep(0.5)

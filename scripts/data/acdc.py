@@ -52,8 +52,8 @@ def acdc_subjects(dataset_dir: str | Path) -> list[str]:
     subjects = sorted(path.parent.name for path in root.glob("*/Info.cfg"))
     if not subjects:
         raise InputError(
-            f"{root}: no subject folder with an Info.cfg in it; ACDC's layout is <subject>/Info.cfg beside "
-            "<subject>_frameNN.nii.gz."
+            f"{root}: no subject folder with an Info.cfg in it; give --dataset_dir the folder of such subjects (ACDC's layout "
+            "is <subject>/Info.cfg beside <subject>_frameNN.nii.gz), or pairs of another layout by --data_list (docs/files.md)."
         )
     return subjects
 

@@ -36,8 +36,8 @@ from scripts.options import is_none, label_file
 # The stem of a NIfTI file that is a label, not a cine: as ACDC and M&Ms (`_gt`), UK Biobank (`seg_`), ITK-SNAP and 3D
 # Slicer name theirs.
 LABEL_NAME = re.compile(r"^(seg|label|mask)_|_(gt|seg|label|mask)$", re.IGNORECASE)
-# The stem of one frame of a cine, as ACDC names it.
-FRAME_NAME = re.compile(r"_frame\d+$")
+# The stem of one frame of a cine, as ACDC, or UK Biobank and M&Ms-2 (`_ED`) name it.
+FRAME_NAME = re.compile(r"_(frame\d+|ED|ES)$")
 # What follows the name of a subject in ACDC's layout in the names of its images.
 _ACDC_FILES = ("4d.nii*", "frame*.nii*")
 
@@ -314,7 +314,7 @@ def _refuse_no_case(root: Path, found: _Found) -> None:
         _refuse_no_cine(folder)
     raise InputError(
         f"{root}: holds neither subjects with an Info.cfg, nor 4-D NIfTI files, nor folders of them or of DICOM files; give "
-        "--dataset_dir a folder that does."
+        "--dataset_dir a folder that does, or pairs of frames by --data_list (docs/files.md)."
     )
 
 
@@ -378,7 +378,7 @@ def _remarks(root: Path, entries: Sequence[Path], found: _Found) -> Iterator[tup
             ),
         )
     for stacks in filter(None, map(_maybe_cines, (root, *found.folders))):
-        more = f" {len(stacks) - 1} more of this folder are left out." if len(stacks) > 1 else ""
+        more = f" Left out with it: {len(stacks) - 1} more here." if len(stacks) > 1 else ""
         yield logging.WARNING, f"{stacks[0]}: is left out; it {no_cine(stacks[0], shape_of(stacks[0]))}{more}"
     for path in _beside_dicom(found):
         number = len(found.folders[path])

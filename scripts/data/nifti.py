@@ -236,9 +236,9 @@ def no_cine(path: str | Path, shape: Sequence[int]) -> str:
     words = f"has the shape {tuple(shape)}; a cine is (X, Y, Z, T) with two frames or more."
     load = f"`img = nibabel.load({Path(path).name!r}); nibabel.Nifti1Image("
     if len(shape) == 3 and shape[2] > 1:
-        words += f" Where its third axis is time, write {load}img.dataobj[:, :, None], img.affine)` to a new file;"
+        words += f" Where its third axis is time, write {load}img.dataobj[:, :, None], img.affine)` to a new file."
     if len(shape) == 3:
-        words += " register two images by --moving and --fixed."
+        words += " Register two images by --moving and --fixed."
     if len(shape) == 5:
         first = "..., 0" if shape[4] < shape[3] else ":, :, :, 0"
         words += f" Write one image of each frame, such as {load}img.dataobj[{first}], img.affine)`, to a new file."

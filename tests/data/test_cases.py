@@ -161,6 +161,26 @@ def test_a_folder_of_files_gives_those_with_four_axes(copy: Path, tmp_path: Path
     assert [item["case"] for item in items] == ["broken", "phantom001", "phantom002"]
 
 
+@pytest.mark.parametrize(("cine", "ends"), [("sa", ""), ("001_SA_CINE", "_gt")])
+def test_frames_of_their_own_beside_a_cine_need_no_warning(
+    copy: Path, tmp_path: Path, cine: str, ends: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As UK Biobank and M&Ms-2 name them; without the cine, the cure is a list of pairs."""
+    folder = tmp_path / "all" / "001"
+    folder.mkdir(parents=True)
+    shutil.copy(copy / "phantom001" / "phantom001_4d.nii.gz", folder / f"{cine}.nii.gz")
+    stem = cine.removesuffix("_CINE")
+    for phase, frame in (("ED", 1), ("ES", 3)):
+        shutil.copy(copy / "phantom001" / f"phantom001_frame0{frame}.nii.gz", folder / f"{stem}_{phase}.nii.gz")
+        label = f"{stem}_{phase}{ends}" if ends else f"seg_{stem}_{phase}"
+        shutil.copy(copy / "phantom001" / f"phantom001_frame0{frame}_gt.nii.gz", folder / f"{label}.nii.gz")
+    assert [item["case"] for item in find_cases(dataset_dir=str(tmp_path / "all"))] == [cine]
+    assert not caplog.records
+    (folder / f"{cine}.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"holds neither subjects.*or pairs of frames by --data_list"):
+        find_cases(dataset_dir=str(tmp_path / "all"))
+
+
 def test_a_folder_of_dicom_folders_gives_a_case_a_folder(tmp_path: Path) -> None:
     for name in ("b", "a", "bad"):
         (tmp_path / name / "deep").mkdir(parents=True)

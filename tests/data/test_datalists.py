@@ -234,7 +234,7 @@ def spoil_layout(root: Path) -> None:
         (repeat_name, ("splits.json", "names subjects more than once: phantom001", "belongs to one of")),
         (spoil_names, ("splits.json", "nobody", "add them")),
         (empty_split, ("split 'train' is empty", "add subjects")),
-        (spoil_layout, ("no subject folder with an Info.cfg", "ACDC's layout")),
+        (spoil_layout, ("no subject folder with an Info.cfg", "ACDC's layout", "of another layout by --data_list")),
     ],
 )
 def test_a_spoiled_folder_is_named_with_its_cure(copy: Path, spoil: callable, words: tuple[str, ...]) -> None:
