@@ -275,6 +275,7 @@ def _load_cine(data: Mapping) -> dict:
     check_right_angles(cine.affine, data["cine"])
     _check_areal(cine.image.shape, data["cine"])
     check_extent(cine.image.shape, cine.affine, data["cine"])
+    _check_frames_seen(cine.image, data["cine"])
     item = {**data, "kind": "cine"}
     item.pop("label_values", None)
     item |= _plane_item(data, cine.plane)
@@ -412,6 +413,20 @@ def _check_areal(shape: Sequence[int], path: str | Path) -> None:
         raise InputError(
             f"{path}: has {shape[2]} slices of {shape[0]} x {shape[1]} pixels; are its axes in another order than (X, Y, Z) or "
             "(X, Y, Z, T)? Put them in that order, by numpy.moveaxis for example, in a new file."
+        )
+
+
+def _check_frames_seen(image: NDArray, path: str | Path) -> None:
+    """Stop at a cine (X, Y, Z, T) of which some frames are blank: one without a heart would be its end systole.
+
+    Raises:
+        InputError: naming the file and the frames, counted from 1.
+    """
+    blank = [t + 1 for t in range(image.shape[3]) if np.ptp(image[..., t]) == 0]
+    if 0 < len(blank) < image.shape[3]:
+        raise InputError(
+            f"{path}: holds nothing (one value all over) in frame {', '.join(map(str, blank))}; is it complete? Write the other "
+            "frames to a new file."
         )
 
 

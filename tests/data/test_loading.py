@@ -449,6 +449,18 @@ def test_a_case_says_its_plane_and_how_it_is_known(
         assert (loaded["plane"], loaded["plane_basis"]) == (plane, basis)
 
 
+def test_a_cine_with_a_frame_of_nothing_is_refused(tmp_path: Path) -> None:
+    """No heart would be there, so that it would be end systole, with an ejection fraction of 100 %."""
+    array = np.random.default_rng(0).random((20, 20, 3, 5), np.float32)
+    array[:, :, 1, 3] = 0  # a slice of a frame is the verdict's
+    item = {"cine": str(write_nifti(tmp_path / "cine.nii.gz", array)), "reference": 1}
+    assert LoadCase()(item)["moving"].shape == (5, 20, 20, 3)
+    array[..., [1, 4]] = 0
+    write_nifti(tmp_path / "cine.nii.gz", array)
+    with pytest.raises(InputError, match=r"cine\.nii\.gz: holds nothing \(one value all over\) in frame 2, 5; "):
+        LoadCase()(item)
+
+
 def test_padding_of_dicom_is_handed_on(tmp_path: Path) -> None:
     stack = make_stack()
     for image in (image for phases in stack for image in phases):
