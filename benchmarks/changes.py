@@ -119,6 +119,18 @@ class RelativeSmoothness(SmoothnessLoss):
         return super().forward(field, spacing) / (field.abs().mean() + self.STILL)
 
 
+class SlackSmoothness(SmoothnessLoss):
+    """Smoothness of which differences up to a bound cost nothing, so that motion can begin.
+
+    Args: those of `SmoothnessLoss`.
+    """
+
+    SLACK = 0.5  # voxels a voxel
+
+    def magnitude(self, values: Tensor) -> Tensor:
+        return super().magnitude((values.abs() - self.SLACK).clamp(min=0))
+
+
 class DeterminantLoss(nn.Module):
     """What the Jacobian determinant of a field lacks to a bound, mean over voxels: 0 as long as nothing is compressed
     more.
@@ -150,6 +162,7 @@ CHANGES = {
     "balanced": BALANCED,
     "adam": {f"{HANDLER}::_target_": "benchmarks.changes.PreconditionedHandler"},
     "relative": {"smoothness::_target_": "benchmarks.changes.RelativeSmoothness"},
+    "slack": {"smoothness::_target_": "benchmarks.changes.SlackSmoothness"},
     "determinant": DETERMINANT,
     "determinant_memory": {**DETERMINANT, **REMEMBERING},
     "determinant_balanced": {**DETERMINANT, **BALANCED},

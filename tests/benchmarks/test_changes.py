@@ -25,7 +25,15 @@ from scripts.registration.losses import SmoothnessLoss
 from torch import Tensor, nn
 
 from benchmarks import transfer
-from benchmarks.changes import CHANGES, DeterminantLoss, PreconditionedHandler, RelativeSmoothness, RememberingHandler
+from benchmarks.changes import (
+    CHANGES,
+    BalancedHandler,
+    DeterminantLoss,
+    PreconditionedHandler,
+    RelativeSmoothness,
+    RememberingHandler,
+    SlackSmoothness,
+)
 from benchmarks.transfer import Run
 
 
@@ -95,6 +103,29 @@ def test_growing_as_a_whole_costs_nothing_relative_to_motion() -> None:
     assert along(SmoothnessLoss()) > 50
     still = torch.zeros(1, 2, 8, 8, requires_grad=True)
     assert torch.autograd.grad(RelativeSmoothness()(still), still)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
+def test_slack_is_free_and_counts_from_its_end(norm: str, power: int) -> None:
+    ramp = torch.arange(8.0, dtype=torch.float64).view(1, 1, 8, 1).expand(1, 1, 8, 8)
+    for slope, over in ((0.0, 0.0), (0.5, 0.0), (-0.5, 0.0), (0.75, 0.25), (-1.5, 1.0)):
+        field = torch.cat([slope * ramp, torch.zeros_like(ramp)], dim=1)
+        # Of four differences, two components along two axes, one is the slope.
+        assert float(SlackSmoothness(norm)(field)) == pytest.approx(over**power / 4)
+
+
+def test_both_gradients_count_alike_and_neither_harms_the_other() -> None:
+    slopes = [[-1.0, 1.0], [-10.0, 10.0], [3.0, 4.0]]
+    steps = train(BalancedHandler, slopes, memory=0.5, granularity="vector", tau=0.0)
+    means = torch.zeros(2, 2, dtype=torch.float64)
+    for step, slope in zip(steps, slopes):
+        given = torch.tensor([[1.0, 0.0], slope], dtype=torch.float64)
+        means = 0.5 * means + 0.5 * given
+        s, r = means[0], means[1] * means[0].norm() / means[1].norm()
+        conflict = min(0.0, float(s @ r)) / float(s @ s)
+        assert torch.allclose(step, -0.1 * (s - conflict * r + r - conflict * s))
+        assert float(step @ s) <= 1e-12
+        assert float(step @ r) <= 1e-12
 
 
 def test_the_determinant_costs_below_its_bound_alone() -> None:
