@@ -165,5 +165,6 @@ CHANGES = {
     "slack": {"smoothness::_target_": "benchmarks.changes.SlackSmoothness"},
     "determinant": DETERMINANT,
     "determinant_memory": {**DETERMINANT, **REMEMBERING},
+    "determinant_vector": {**DETERMINANT, "granularity": "vector"},
     "determinant_balanced": {**DETERMINANT, **BALANCED},
 }
