@@ -150,6 +150,7 @@ class DeterminantLoss(nn.Module):
 HANDLER = "train::handlers::1"
 REMEMBERING = {f"{HANDLER}::_target_": "benchmarks.changes.RememberingHandler"}
 BALANCED = {f"{HANDLER}::_target_": "benchmarks.changes.BalancedHandler"}
+SLACK = {"smoothness::_target_": "benchmarks.changes.SlackSmoothness"}
 DETERMINANT = {"smoothness": {"_target_": "benchmarks.changes.DeterminantLoss"}}
 CHANGES = {
     "module": {"granularity": "module"},
@@ -162,7 +163,8 @@ CHANGES = {
     "balanced": BALANCED,
     "adam": {f"{HANDLER}::_target_": "benchmarks.changes.PreconditionedHandler"},
     "relative": {"smoothness::_target_": "benchmarks.changes.RelativeSmoothness"},
-    "slack": {"smoothness::_target_": "benchmarks.changes.SlackSmoothness"},
+    "slack": SLACK,
+    "slack_vector": {**SLACK, "granularity": "vector"},
     "determinant": DETERMINANT,
     "determinant_memory": {**DETERMINANT, **REMEMBERING},
     "determinant_vector": {**DETERMINANT, "granularity": "vector"},
