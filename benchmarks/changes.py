@@ -119,18 +119,6 @@ class RelativeSmoothness(SmoothnessLoss):
         return super().forward(field, spacing) / (field.abs().mean() + self.STILL)
 
 
-class SlackSmoothness(SmoothnessLoss):
-    """Smoothness of which differences up to a bound cost nothing, so that motion can begin.
-
-    Args: those of `SmoothnessLoss`.
-    """
-
-    SLACK = 0.5  # voxels a voxel
-
-    def magnitude(self, values: Tensor) -> Tensor:
-        return super().magnitude((values.abs() - self.SLACK).clamp(min=0))
-
-
 class DeterminantLoss(nn.Module):
     """What the Jacobian determinant of a field lacks to a bound, mean over voxels: 0 as long as nothing is compressed
     more.
@@ -150,7 +138,7 @@ class DeterminantLoss(nn.Module):
 HANDLER = "train::handlers::1"
 REMEMBERING = {f"{HANDLER}::_target_": "benchmarks.changes.RememberingHandler"}
 BALANCED = {f"{HANDLER}::_target_": "benchmarks.changes.BalancedHandler"}
-SLACK = {"smoothness::_target_": "benchmarks.changes.SlackSmoothness"}
+SLACK = {"smoothness::slack": 0.5}
 DETERMINANT = {"smoothness": {"_target_": "benchmarks.changes.DeterminantLoss"}}
 CHANGES = {
     "module": {"granularity": "module"},

@@ -136,21 +136,30 @@ class SmoothnessLoss(nn.Module):
         spacing: voxel size along each axis, in any one unit; components and differences are then in that unit. None is
             isotropic.
         free_shifts: whether each slice of a stack may shift in-plane as a whole for nothing, as between two breath-holds.
+        slack: how large a difference may be for nothing, in voxels per voxel, with a spacing in mm per mm. It lets motion
+            begin at no cost. Where a component differs by -1 along its own axis the field folds.
 
     Raises:
+        InputError: for a slack below 0.
         ValueError: for another norm, or a spacing that does not fit the field.
     """
 
-    def __init__(self, norm: str = "l1", spacing: Sequence[float] | None = None, free_shifts: bool = False) -> None:
+    def __init__(
+        self, norm: str = "l1", spacing: Sequence[float] | None = None, free_shifts: bool = False, slack: float = 0.0
+    ) -> None:
         super().__init__()
         if norm not in ("l1", "l2"):
             raise ValueError(f"norm is 'l1' or 'l2', got {norm!r}.")
+        if not isinstance(slack, (int, float)) or not slack >= 0:
+            raise InputError(f"slack is a number from 0 on, got {slack!r}.")
         self.norm = norm
         self.spacing = spacing
         self.free_shifts = free_shifts
+        self.slack = slack
 
     def magnitude(self, values: Tensor) -> Tensor:
-        return values.abs().mean() if self.norm == "l1" else values.square().mean()
+        sizes = values.abs() if self.slack == 0 else (values.abs() - self.slack).clamp(min=0)
+        return sizes.mean() if self.norm == "l1" else sizes.square().mean()
 
     def forward(self, field: Tensor, spacing: Tensor | None = None) -> Tensor:
         """A scalar, for a field (B, d, *spatial) in voxels with channel i along array axis i.

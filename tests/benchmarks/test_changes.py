@@ -32,7 +32,6 @@ from benchmarks.changes import (
     PreconditionedHandler,
     RelativeSmoothness,
     RememberingHandler,
-    SlackSmoothness,
 )
 from benchmarks.transfer import Run
 
@@ -103,15 +102,6 @@ def test_growing_as_a_whole_costs_nothing_relative_to_motion() -> None:
     assert along(SmoothnessLoss()) > 50
     still = torch.zeros(1, 2, 8, 8, requires_grad=True)
     assert torch.autograd.grad(RelativeSmoothness()(still), still)[0].isfinite().all()
-
-
-@pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
-def test_slack_is_free_and_counts_from_its_end(norm: str, power: int) -> None:
-    ramp = torch.arange(8.0, dtype=torch.float64).view(1, 1, 8, 1).expand(1, 1, 8, 8)
-    for slope, over in ((0.0, 0.0), (0.5, 0.0), (-0.5, 0.0), (0.75, 0.25), (-1.5, 1.0)):
-        field = torch.cat([slope * ramp, torch.zeros_like(ramp)], dim=1)
-        # Of four differences, two components along two axes, one is the slope.
-        assert float(SlackSmoothness(norm)(field)) == pytest.approx(over**power / 4)
 
 
 def test_both_gradients_count_alike_and_neither_harms_the_other() -> None:

@@ -72,7 +72,29 @@ def test_slices_shift_for_nothing_where_breath_holds_may() -> None:
     assert float(free(field[..., :1])) > 0  # a stack of one slice
 
 
+@pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
+def test_slack_is_free_and_the_rest_counts(norm: str, power: int) -> None:
+    ramp = torch.arange(8.0, dtype=torch.float64).view(1, 1, 8, 1).expand(1, 1, 8, 8)
+    spacing, loss = [2.0, 0.5], SmoothnessLoss(norm, [2.0, 0.5], slack=0.5)
+    for slope, over in ((0.0, 0.0), (0.5, 0.0), (-0.5, 0.0), (0.75, 0.25), (-1.5, 1.0)):
+        field = torch.cat([slope * ramp, torch.zeros_like(ramp)], dim=1)
+        # Of four differences, two components along two axes, one is the slope; mm a mm are what voxels a voxel are.
+        assert float(loss(field)) == pytest.approx(over**power / 4)
+    field = random_field(2)
+    whole = [
+        np.abs(np.diff(field.numpy()[:, i] * spacing[i], axis=axis + 1) / spacing[axis])
+        for i in (0, 1)
+        for axis in (0, 1)
+    ]
+    expected = np.mean([(np.clip(one - 0.5, 0, None) ** power).mean() for one in whole])
+    assert float(loss(field)) == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(loss, field.requires_grad_())
+
+
 def test_smoothness_errors() -> None:
+    for slack in (-0.1, float("nan"), "0.5"):
+        with pytest.raises(InputError, match="slack is a number from 0 on"):
+            SmoothnessLoss(slack=slack)
     with pytest.raises(ValueError, match="'l1' or 'l2'"):
         SmoothnessLoss("l3")
     with pytest.raises(ValueError, match="2 channels"):
