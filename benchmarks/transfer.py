@@ -16,7 +16,8 @@ defaults.
     python -m benchmarks.transfer --dataset_dir DIR --known benchmarks/results/transfer.json [--changes NAME ...]
 
 Each setting is trained by surgery and by weighted sums over decades of λ, one decade more where the best is at an end;
-`val` chooses λ, `test` is scored in both directions. The regret of a method in a setting is the Dice that it loses
+`val` chooses λ, `test` is scored in both directions. Beyond a λ that leaves the images where they are, as smaller
+ones do not, none is tried. The regret of a method in a setting is the Dice that it loses
 there against the λ chosen in that setting, with the folding beside it. Methods: λ chosen in another setting, for all
 pairs; that λ times the ratio of both gradients' norms, which carries no weight either; surgery. Dice between two
 decades is interpolated over log λ. Images in [0, 255] need no training: there λ is 255² times as large.
@@ -61,6 +62,7 @@ WIDEST = (-5, 3)  # decades that an end may move to
 SURGERY = "surgery"
 UNET = {"_target_": "scripts.registration.networks.RegistrationUNet", "conv_bias": True}
 LNCC = {"_target_": "LocalNormalizedCrossCorrelationLoss", "spatial_dims": 2, "kernel_size": 9}
+STILL = 0.1  # percent of Dice beyond the unregistered images' up to which a row has moved nothing
 SHOWN_DICE = 6.0  # percent below surgery that a panel reaches down to
 BYTES = 255.0**2  # by which the squared differences of images in [0, 255] are larger
 FIRST_STEPS = 20  # of the similarity alone: a field of zero has no smoothness gradient
@@ -193,11 +195,13 @@ def _finish(run: Run, options: argparse.Namespace) -> dict:
     """Train or go on with a row, score it on `val` and `test`, and keep it.
 
     Returns:
-        "val" and "test": means of the figures, ES to ED and both ways; "seconds"; for surgery also "norm_ratio".
+        "val" and "test": means of the figures, ES to ED and both ways; "still": whether the images of `val` stay where they
+        are; "seconds"; for surgery also "norm_ratio".
     """
     study, start = study_of(run, options), time.process_time()
     scored = rows.run_row(study, run.method, None)["rows"]
     method = rows.network_method(study, rows.network_parser(study, run.method))
+    unmoved = rows.mean_of(rows.score(study, rows.prepare(study, "initial", None).method(), "val"))
     result = {
         "key": _key_of(study),
         "setting": run.setting,
@@ -207,6 +211,7 @@ def _finish(run: Run, options: argparse.Namespace) -> dict:
         "val": rows.mean_of(rows.score(study, method, "val")),
         "test": rows.mean_of(scored),
     }
+    result["still"] = result["val"]["dice"] - unmoved["dice"] < STILL
     if run.decade is None and run.change is None:
         result["norm_ratio"] = norm_ratio(study)
     result["seconds"] = time.process_time() - start
@@ -257,11 +262,10 @@ def next_run(
     an end, then the changes of surgery."""
     for seed in range(seeds):
         for name in settings:
-            planned = [Run(name, None, seed), *(Run(name, decade, seed) for decade in decades)]
-            for run in planned:
+            tried = {run.decade: row for run, row in finished.items() if _is_sum(run, name, seed)}
+            for run in (Run(name, None, seed), *(Run(name, decade, seed) for decade in _worth_trying(decades, tried))):
                 if run not in finished:
                     return run
-            tried = {run.decade: row for run, row in finished.items() if _is_sum(run, name, seed)}
             best = _chosen(tried)
             for end, further in ((min(tried), -1), (max(tried), 1)):
                 if best == end and WIDEST[0] <= end + further <= WIDEST[1]:
@@ -270,6 +274,13 @@ def next_run(
                 if (run := Run(name, None, seed, change)) not in finished:
                     return run
     return None
+
+
+def _worth_trying(decades: Sequence[int], tried: Mapping[int, dict]) -> list[int]:
+    """The decades of λ up to the first one that leaves the images where they are while a smaller one does not."""
+    moving = [decade for decade, row in tried.items() if not row.get("still")]
+    still = [decade for decade in tried if decade not in moving and decade > min(moving, default=decade)]
+    return [decade for decade in decades if decade <= min(still, default=decade)]
 
 
 def _is_sum(run: Run, name: str, seed: int) -> bool:
@@ -338,7 +349,7 @@ def _measured(finished: Mapping[Run, dict], name: str, decades: Sequence[int], s
     """A setting's figures, None while surgery or one of the decades is missing."""
     tried = {run.decade: row for run, row in _sorted_runs(finished) if _is_sum(run, name, seed)}
     surgery = finished.get(Run(name, None, seed))
-    if surgery is None or not tried.keys() >= set(decades):
+    if surgery is None or not tried.keys() >= set(_worth_trying(decades, tried)):
         return None
     dice, folding = ([row["test"][key] for row in tried.values()] for key in ("dice", "folding_percent"))
     changed = {run.change: _figures(row) for run, row in finished.items() if run == Run(name, None, seed, run.change)}

@@ -60,6 +60,17 @@ def test_a_best_at_an_end_asks_for_one_decade_more(best: int, further: int) -> N
     assert next_run({**done, Run("mse", further): row(60.0)}, ["mse"], DECADES) is None
 
 
+def test_beyond_a_weight_that_moves_nothing_none_is_tried() -> None:
+    decades = (*DECADES, 1)
+    done = finish({-2: 81.0, -1: 82.0})
+    assert next_run(done, ["mse"], decades) == Run("mse", 0)
+    assert next_run({**done, Run("mse", 0): row(60.0)}, ["mse"], decades) == Run("mse", 1)
+    assert next_run({**done, Run("mse", 0): {**row(60.0), "still": True}}, ["mse"], decades) is None
+    # Where nothing moves the training is to blame, not the weight.
+    unmoved = {run: {**value, "still": True} for run, value in finish({-2: 60.0}).items()}
+    assert next_run(unmoved, ["mse"], decades) == Run("mse", -1)
+
+
 def test_changes_of_surgery_come_once_a_setting_is_finished() -> None:
     done = finish({-2: 70.0, -1: 71.0, 0: 70.0})
     first, second = Run("mse", None, 0, "vector"), Run("mse", None, 0, "batch")
