@@ -48,6 +48,10 @@ TITLES = {
     "mse": "MSE ×10⁻²",
     "dice": "Dice %",
     "folding_percent": "folding %",
+    "val_dice": "Dice on val, %",
+    "val_folding_percent": "folding on val, %",
+    "test_dice": "Dice on test, %",
+    "test_folding_percent": "folding on test, %",
 }
 
 

@@ -285,7 +285,7 @@ def _worth_trying(decades: Sequence[int], tried: Mapping[int, dict]) -> list[int
 
 def _is_sum(run: Run, name: str, seed: int) -> bool:
     """Whether a row is a weighted sum of a setting and a seed."""
-    return run.setting == name and run.seed == seed and run.decade is not None
+    return run.setting == name and run.seed == seed and run.decade is not None and run.change is None
 
 
 def _chosen(tried: Mapping[float, dict]) -> float:
@@ -413,6 +413,32 @@ def summarize(found: Sequence[dict]) -> dict[str, dict[str, float]]:
     }
 
 
+def compare_changes(finished: Mapping[Run, dict]) -> dict[str, dict[str, float]]:
+    """Of each setting in which a change of surgery was trained: the λ that `val` chose, surgery and the changes, with Dice
+    and folding on `val`, by which changes are chosen, and on `test`; of the first seed."""
+    found = {}
+    for name, known in SETTINGS.items():
+        tried = {run.decade: row for run, row in finished.items() if _is_sum(run, name, 0)}
+        ours = {
+            run.change: row
+            for run, row in finished.items()
+            if run.setting == name and run.decade is None and not run.seed
+        }
+        if not ours.keys() - {None} or not tried:
+            continue
+        best = _chosen(tried)
+        ways = {f"λ of {10.0**best:g}": tried[best]}
+        ways |= {
+            f"{SURGERY}, {change}" if change else SURGERY: ours[change] for change in (None, *CHANGES) if change in ours
+        }
+        for way, row in ways.items():
+            figures = {
+                f"{split}_{key}": row[split][key] for split in ("val", "test") for key in ("dice", "folding_percent")
+            }
+            found[f"{known.title}: {way}"] = figures
+    return found
+
+
 def _draw(settings: Mapping[str, Measured], path: Path) -> None:
     """Dice over λ in each setting, folding in percent beside it, the λ that `val` chose, and surgery, as a PNG file.
 
@@ -484,7 +510,8 @@ def collect(
         summary = summarize(found)
     shown = [row for row in regrets(apart) if row["setting"] == "bytes" or "bytes" in row["method"]]
     runs = [{key: value for key, value in row.items() if key != "key"} for _, row in _sorted_runs(finished)]
-    tables = {"settings": describe(settings), "methods": summary, "regrets": found, "bytes": shown}
+    tables = {"settings": describe(settings), "methods": summary, "changes": compare_changes(finished)}
+    tables |= {"regrets": found, "bytes": shown}
     write_json(output_dir / "transfer.json", {**header, **tables, "runs": runs})
     write_csv(output_dir / "transfer.csv", [*found, *shown])
     if settings:

@@ -79,6 +79,26 @@ def test_changes_of_surgery_come_once_a_setting_is_finished() -> None:
     assert first.name == "mse_surgery_vector_seed0"
 
 
+def test_changes_stand_beside_the_chosen_weight_and_surgery() -> None:
+    figures = lambda dice, folding: {"dice": dice, "folding_percent": folding}
+    entry = lambda val, test: {"val": figures(*val), "test": figures(*test)}
+    done = {
+        Run("mse", -1): entry((80.0, 1.0), (70.0, 2.0)),
+        Run("mse", 0): entry((81.0, 0.5), (69.0, 1.0)),
+        Run("mse"): entry((82.0, 3.0), (71.0, 4.0)),
+        Run("mse", None, 0, "vector"): entry((83.0, 0.1), (72.0, 0.2)),
+        Run("mse", None, 1, "vector"): entry((1.0, 1.0), (1.0, 1.0)),
+        Run("lncc"): entry((1.0, 1.0), (1.0, 1.0)),
+    }
+    found = transfer.compare_changes(done)
+    assert list(found) == ["ACDC, MSE: λ of 1", "ACDC, MSE: surgery", "ACDC, MSE: surgery, vector"]
+    assert [list(row.values()) for row in found.values()] == [
+        [81.0, 0.5, 69.0, 1.0],
+        [82.0, 3.0, 71.0, 4.0],
+        [83.0, 0.1, 72.0, 0.2],
+    ]
+
+
 def test_the_search_for_an_end_ends() -> None:
     low, _ = transfer.WIDEST
     done = finish({decade: -float(decade) for decade in range(low, 1)})
