@@ -43,6 +43,7 @@ _BY_DIMS = {"register": {"2": ("slices.yaml",), "3": ()}, "evaluate": {"2": (), 
 _CONFIG_HELP = (
     "--config NAME[,NAME...] merges config files over the command's own: names in configs/, such as labeled, or paths."
 )
+_DIMS_HELP = "--dims 2 leaves motion along the stack out: each slice by itself."
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class _Command:
 
 COMMANDS = {
     "register": _Command(
-        "every frame of a cine to a reference frame, or a moving stack to a fixed one; --dims 2: each slice by itself",
+        "every frame of a cine to a reference frame, or a moving stack to a fixed one",
         ("inference.yaml",),
         (("cine",), ("moving", "fixed")),
     ),
@@ -99,7 +100,8 @@ def main(words: Sequence[str]) -> None:
     configs = _configs_of(name, rest)
     if {"-h", "--help"} & set(rest):
         print(f"python -m scripts {_usage(name)} [--option value ...]", COMMANDS[name].summary, "", sep="\n")
-        print(_CONFIG_HELP, describe_files(configs[::-1]), sep="\n\n")
+        general = [_CONFIG_HELP, *[_DIMS_HELP] * (name in _BY_DIMS)]
+        print("\n".join(general), describe_files(configs), sep="\n\n")
         return
     arguments = _to_bundle_run(name, configs, rest)
     print(f"{name}: loading PyTorch and MONAI ...", flush=True)

@@ -17,7 +17,7 @@ import json
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -38,19 +38,39 @@ def bundle_version() -> str:
 
 
 def describe_files(paths: Sequence[str | Path]) -> str:
-    """The options of config files: of each file its first comment, then its groups of options, in its order."""
-    last = "A setting inside another is given by its path: --network_def::backbone::hidden 48"
-    return "\n\n".join([*(describe_file(path) for path in paths), last])
+    """The options of config files that are merged in this order, the last file first: of each its first comment, then
+    its groups of options. An option has one line, with the default that the merged files give it."""
+    described: list[str] = []
+    over: dict[str, tuple[str | None, bool]] = {}
+    for path in map(Path, reversed(paths)):
+        described.append(describe_file(path, over))
+        for _, name, default, comment in _options(path.read_text(encoding="utf-8")):
+            last, explained = over.get(name, (default, False))
+            over[name] = last, explained or comment is not None
+    return "\n\n".join(
+        [*described, "A setting inside another is given by its path: --network_def::backbone::hidden 48"]
+    )
 
 
-def describe_file(path: str | Path) -> str:
-    """A config file's first comment, and a line for each top-level key that has a comment, under its group's title."""
-    path = Path(path)
+def describe_file(path: str | Path, over: Mapping[str, tuple[str | None, bool]] | None = None) -> str:
+    """A config file's first comment, and a line for each top-level key that has a comment, under its group's title.
+
+    Args:
+        path: of the file.
+        over: of keys of files that are merged over it, the default, which counts here, and whether those have a comment on
+            it, so that it is left out here.
+    """
+    path, over = Path(path), over or {}
     text = path.read_text(encoding="utf-8")
     lines = [f"{path.name}: {_first_comment(text)}"]
     titles = {number: found[1] for number, line in enumerate(text.splitlines()) if (found := _GROUP.match(line))}
     shown: str | None = None
     for number, name, default, comment in _options(text):
+        if name in over:
+            default, explained = over[name]
+            comment = None if explained else comment
+        if comment is None:
+            continue
         title = next((titles[start] for start in sorted(titles, reverse=True) if start < number), None)
         if title == _NOT_SHOWN:
             continue
@@ -69,15 +89,14 @@ def _first_comment(text: str) -> str:
     return re.sub(r" Run from the bundle's root:.*|:$", "", words.strip())
 
 
-def _options(text: str) -> Iterator[tuple[int, str, str | None, str]]:
-    """Line (from 0), name, default (None where it is computed or a component) and comment of each top-level key that
-    has a comment."""
+def _options(text: str) -> Iterator[tuple[int, str, str | None, str | None]]:
+    """Line (from 0), name, default (None where it is computed or a component) and comment, if any, of each top-level
+    key."""
     rows = text.splitlines()
     for key, value in yaml.compose(text).value:
         end = value.end_mark if value.start_mark.line == value.end_mark.line == key.start_mark.line else key.end_mark
         found = re.match(r"\W*?\s+# ?(.*)", rows[key.start_mark.line][end.column :])
-        if found:
-            yield key.start_mark.line, key.value, _default(value), found[1]
+        yield key.start_mark.line, key.value, _default(value), found[1] if found else None
 
 
 def _default(value: yaml.Node) -> str | None:
@@ -85,7 +104,8 @@ def _default(value: yaml.Node) -> str | None:
     if isinstance(value, yaml.MappingNode):
         return None
     if not isinstance(value, yaml.ScalarNode):
-        return f"[{', '.join(item.value for item in value.value)}]"
+        scalars = all(isinstance(item, yaml.ScalarNode) for item in value.value)
+        return f"[{', '.join(item.value for item in value.value)}]" if scalars else None
     if joined := _JOINED.fullmatch(value.value):
         return f"{joined[1].upper()}{joined[2]}"
     return None if value.tag.endswith(":null") or value.value.startswith(("$", "@")) else value.value

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from scripts import help
-from scripts.help import bundle_version, describe_file
+from scripts.help import bundle_version, describe_file, describe_files
 
 CONFIG = """\
 # Does one thing. Run from the bundle's root:
@@ -62,6 +62,20 @@ def test_groups_comments_and_defaults_come_from_the_file(tmp_path: Path) -> None
         "  --chosen  as the machine has it",
         "  --part  with settings of its own",
     ]
+
+
+def test_of_merged_files_an_option_has_one_line_with_the_last_default(tmp_path: Path) -> None:
+    contents = {
+        "base": CONFIG,
+        "middle": "size: [5, 6]  # in voxels\ntwo: c\n",
+        "top": "size: [7, 8]\none: 9  # a number\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.yaml").write_text(content)
+    text = describe_files([tmp_path / f"{name}.yaml" for name in contents])
+    rows = re.findall(r"^  --(\w+) +(.*)$", text, re.MULTILINE)
+    assert rows[:3] == [("one", "a number [9]"), ("size", "in voxels [[7, 8]]"), ("two", "the second [c]")]
+    assert [name for name, _ in rows[3:]] == ["folder", "chosen", "part"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -381,6 +381,7 @@ def _doubts_of_image(path: str, cine: Cine) -> dict[str, str]:
         logging.getLogger("inference").warning(f"{path}: {doubts[-1]}")
     if has_tags(cine.image[..., 0], cine.spacing[:2]):
         doubts.append("Regular lines cross the image: is it tagged? The network knows plain cines alone.")
+        logging.getLogger("inference").warning(f"{path}: {doubts[-1]}")
     return {"doubts": "\n".join(doubts)} if doubts else {}
 
 

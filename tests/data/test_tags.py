@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from conftest import write_nifti
 from phantom_cases import PHANTOM, prepare
-from scripts.cardiac.phantom import Phantom
+from scripts.cardiac.phantom import Phantom, write_phantom
+from scripts.data.loading import LoadCase
 from scripts.data.tags import has_tags
 
 from tests.conftest import ROOT
@@ -33,6 +34,16 @@ def tagged(image: np.ndarray, spacing: tuple[float, float], degrees: float, dist
     x, y = np.meshgrid(*(np.arange(n) * s for n, s in zip(image.shape, spacing)), indexing="ij")
     along = x * np.cos(np.deg2rad(degrees)) + y * np.sin(np.deg2rad(degrees))
     return image * (1 - 0.6 * np.cos(np.pi * along / distance)[..., None] ** 4)
+
+
+def test_a_tagged_cine_is_doubted_and_has_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    phantom = Phantom.random((0, 0), size=(128, 120), slices=3, frames=3)
+    cine = np.stack([tagged(phantom.image(t), phantom.spacing[:2], 37, 6.0) for t in (1, 2, 3)], axis=-1)
+    path = tmp_path / "a.nii.gz"
+    write_phantom(path, cine.round().astype(np.int16), phantom)
+    doubt = LoadCase()({"cine": str(path), "reference": 1, "case": "a"})["doubts"]
+    assert doubt.startswith("Regular lines cross the image")
+    assert f"{path}: {doubt}" in [record.message for record in caplog.records]
 
 
 @pytest.mark.parametrize("seed", range(3))
