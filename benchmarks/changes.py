@@ -46,66 +46,6 @@ class RememberingHandler(GradientSurgeryHandler):
         super()._operate(engine)
 
 
-class BalancedHandler(GradientSurgeryHandler):
-    """Surgery on the running means of both gradients, that of the smoothness as long as that of the similarity, so that
-    the scale of neither loss counts; in conflict each is projected off the other. Where the similarity has become
-    noise its mean is short, and the smoothness counts as little.
-
-    Args:
-        memory: share of the means that a step keeps.
-    """
-
-    def __init__(self, *args: object, memory: float = 0.9, **kwargs: object) -> None:
-        super().__init__(*args, **{**kwargs, "strategy": "pcgrad_symmetric"})
-        self.memory = memory
-        self.means: list[list[Tensor]] | None = None
-
-    @torch.no_grad()
-    def _operate(self, engine: Engine) -> None:
-        if self._is_last_of_accumulation(engine):
-            similarity = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-            if self.means is None:
-                self.means = [[torch.zeros_like(p) for p in self.parameters] for _ in range(2)]
-            for mean, gradients in zip(self.means, (similarity, self.smoothness_gradients)):
-                torch._foreach_lerp_(mean, gradients, 1 - self.memory)
-            s, r = (torch.stack(torch._foreach_norm(mean)).norm() for mean in self.means)
-            self.smoothness_gradients = torch._foreach_mul(self.means[1], s / r.clamp(min=torch.finfo(r.dtype).tiny))
-            for parameter, mean in zip(self.parameters, self.means[0]):
-                if parameter.grad is not None:
-                    parameter.grad.copy_(mean)
-        super()._operate(engine)
-
-
-class PreconditionedHandler(GradientSurgeryHandler):
-    """Surgery in Adam's metric: what is normal to r is the parameter update, not the gradient that Adam divides by the
-    root of its second moment afterwards. Its momentum is left out of account."""
-
-    @torch.no_grad()
-    def _operate(self, engine: Engine) -> None:
-        if not self._is_last_of_accumulation(engine):
-            super()._operate(engine)
-            return
-        roots = [_root_of_step(engine.optimizer, parameter) for parameter in self.parameters]
-        for parameter, root in zip(self.parameters, roots):
-            if parameter.grad is not None:
-                parameter.grad.mul_(root)
-        self.smoothness_gradients = torch._foreach_mul(self.smoothness_gradients, roots)
-        super()._operate(engine)
-        for parameter, root in zip(self.parameters, roots):
-            if parameter.grad is not None:
-                parameter.grad.div_(root)
-
-
-def _root_of_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
-    """The root of what Adam multiplies a gradient by, but for the rate; 1 before its first step."""
-    state = optimizer.state.get(parameter)
-    if not state:
-        return torch.ones_like(parameter)
-    group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
-    moment = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
-    return (moment.sqrt() + group["eps"]).rsqrt()
-
-
 class RelativeSmoothness(SmoothnessLoss):
     """Smoothness of a field over the mean size of its components in voxels: a motion that grows as a whole costs
     nothing.
@@ -135,26 +75,17 @@ class DeterminantLoss(nn.Module):
         return (self.bound - jacobian_determinant(field)).clamp(min=0).mean()
 
 
-HANDLER = "train::handlers::1"
-REMEMBERING = {f"{HANDLER}::_target_": "benchmarks.changes.RememberingHandler"}
-BALANCED = {f"{HANDLER}::_target_": "benchmarks.changes.BalancedHandler"}
+REMEMBERING = {"train::handlers::1::_target_": "benchmarks.changes.RememberingHandler"}
 SLACK = {"smoothness::slack": 0.5}
 DETERMINANT = {"smoothness": {"_target_": "benchmarks.changes.DeterminantLoss"}}
 CHANGES = {
     "module": {"granularity": "module"},
     "vector": {"granularity": "vector"},
-    "batch": {"batch_size": 16},
-    "last_weights": {"averaging": 1.0},
     "memory": REMEMBERING,
-    "long_memory": {**REMEMBERING, f"{HANDLER}::memory": 0.99},
-    "memory_vector": {**REMEMBERING, "granularity": "vector"},
-    "balanced": BALANCED,
-    "adam": {f"{HANDLER}::_target_": "benchmarks.changes.PreconditionedHandler"},
     "relative": {"smoothness::_target_": "benchmarks.changes.RelativeSmoothness"},
     "slack": SLACK,
     "slack_vector": {**SLACK, "granularity": "vector"},
     "determinant": DETERMINANT,
     "determinant_memory": {**DETERMINANT, **REMEMBERING},
     "determinant_vector": {**DETERMINANT, "granularity": "vector"},
-    "determinant_balanced": {**DETERMINANT, **BALANCED},
 }

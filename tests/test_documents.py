@@ -255,12 +255,20 @@ def test_what_is_said_of_weights_from_elsewhere_is_what_the_rows_say() -> None:
     ):
         costs = [dice[name, at] - dice[name, at + step] for name, at in best.items()]
         assert expected.format(min(costs), max(costs)) in words
-    # Surgery with a change.
-    for change, figures in (("memory", "83.3 % with 1.08 %"), ("vector", "82.7 with 1.50")):
-        (run,) = [run for run in result["runs"] if run.get("change") == change]
-        cells = figures.replace(" %", "").split(" with ")
-        assert cells == [f"{run['test']['dice']:.1f}", f"{run['test']['folding_percent']:.2f}"]
-        assert figures in words
+    slack = result["methods"]["surgery, slack"]
+    assert f"(regret {slack['regret']:.1f} on average, {slack['largest']:.1f} at most)" in words
+    # Surgery with slack, Dice / folding beside those of the λ that was chosen.
+    for title, words_of in (("ACDC, MSE", "with MSE"), ("LNCC", "with LNCC"), ("10 % noise", "with noise")):
+        figures = {
+            way: "{:.1f} / {:.2f}".format(*(row[f"test_{key}"] for key in ("dice", "folding_percent")))
+            for way, row in (
+                (key.removeprefix(f"{title}: "), row)
+                for key, row in result["changes"].items()
+                if key.startswith(f"{title}: ")
+            )
+        }
+        (chosen,) = [figures[way] for way in figures if way.startswith("λ of")]
+        assert f"{figures['surgery, slack']} {words_of} instead of {chosen}" in words
 
 
 def _validated(runs: list[dict]) -> dict[str, dict[int, float]]:

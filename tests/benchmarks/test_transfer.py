@@ -73,9 +73,9 @@ def test_beyond_a_weight_that_moves_nothing_none_is_tried() -> None:
 
 def test_changes_of_surgery_come_once_a_setting_is_finished() -> None:
     done = finish({-2: 70.0, -1: 71.0, 0: 70.0})
-    first, second = Run("mse", None, 0, "vector"), Run("mse", None, 0, "batch")
-    assert next_run(done, ["mse"], DECADES, changes=["vector", "batch"]) == first
-    assert next_run({**done, first: row(1.0)}, ["mse"], DECADES, changes=["vector", "batch"]) == second
+    first, second = Run("mse", None, 0, "vector"), Run("mse", None, 0, "slack")
+    assert next_run(done, ["mse"], DECADES, changes=["vector", "slack"]) == first
+    assert next_run({**done, first: row(1.0)}, ["mse"], DECADES, changes=["vector", "slack"]) == second
     assert first.name == "mse_surgery_vector_seed0"
 
 
