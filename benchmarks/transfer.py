@@ -16,11 +16,11 @@ defaults.
     python -m benchmarks.transfer --dataset_dir DIR --known benchmarks/results/transfer.json [--changes NAME ...]
 
 Each setting is trained by surgery and by weighted sums over decades of λ, one decade more where the best is at an end;
-`val` chooses λ, `test` is scored in both directions. Beyond a λ that leaves the images where they are, as smaller
-ones do not, none is tried. The regret of a method in a setting is the Dice that it loses
-there against the λ chosen in that setting, with the folding beside it. Methods: λ chosen in another setting, for all
-pairs; that λ times the ratio of both gradients' norms, which carries no weight either; surgery. Dice between two
-decades is interpolated over log λ. Images in [0, 255] need no training: there λ is 255² times as large.
+`val` chooses λ, `test` is scored in both directions. Beyond a λ that leaves the images where they are, as smaller ones
+do not, none is tried. The regret of a method in a setting is the Dice that it loses there against the λ chosen in that
+setting, with the folding beside it. Methods: λ chosen in another setting, for all pairs; that λ times the ratio of both
+gradients' norms, which carries no weight either; surgery. Dice between two decades is interpolated over log λ. Images in
+[0, 255] need no training: there λ is 255² times as large.
 `--changes` trains surgery once more with each of `benchmarks.changes`, which then stand beside it.
 
 A finished row is a file in OUT/rows/ and is not run again, an interrupted one goes on from its last epoch; `--runs`
@@ -419,23 +419,17 @@ def compare_changes(finished: Mapping[Run, dict]) -> dict[str, dict[str, float]]
     found = {}
     for name, known in SETTINGS.items():
         tried = {run.decade: row for run, row in finished.items() if _is_sum(run, name, 0)}
-        ours = {
-            run.change: row
-            for run, row in finished.items()
-            if run.setting == name and run.decade is None and not run.seed
-        }
-        if not ours.keys() - {None} or not tried:
+        runs = {change: Run(name, None, 0, change) for change in (None, *CHANGES)}
+        ours = {change: finished[run] for change, run in runs.items() if run in finished}
+        if not tried or not ours.keys() - {None}:
             continue
         best = _chosen(tried)
         ways = {f"λ of {10.0**best:g}": tried[best]}
-        ways |= {
-            f"{SURGERY}, {change}" if change else SURGERY: ours[change] for change in (None, *CHANGES) if change in ours
-        }
+        ways |= {f"{SURGERY}, {change}" if change else SURGERY: row for change, row in ours.items()}
         for way, row in ways.items():
-            figures = {
+            found[f"{known.title}: {way}"] = {
                 f"{split}_{key}": row[split][key] for split in ("val", "test") for key in ("dice", "folding_percent")
             }
-            found[f"{known.title}: {way}"] = figures
     return found
 
 

@@ -17,7 +17,7 @@ import json
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -41,36 +41,38 @@ def describe_files(paths: Sequence[str | Path]) -> str:
     """The options of config files that are merged in this order, the last file first: of each its first comment, then
     its groups of options. An option has one line, with the default that the merged files give it."""
     described: list[str] = []
-    over: dict[str, tuple[str | None, bool]] = {}
+    defaults: dict[str, str | None] = {}
+    explained: set[str] = set()
     for path in map(Path, reversed(paths)):
-        described.append(describe_file(path, over))
+        described.append(describe_file(path, defaults, explained))
         for _, name, default, comment in _options(path.read_text(encoding="utf-8")):
-            last, explained = over.get(name, (default, False))
-            over[name] = last, explained or comment is not None
+            defaults.setdefault(name, default)
+            if comment is not None:
+                explained.add(name)
     return "\n\n".join(
         [*described, "A setting inside another is given by its path: --network_def::backbone::hidden 48"]
     )
 
 
-def describe_file(path: str | Path, over: Mapping[str, tuple[str | None, bool]] | None = None) -> str:
+def describe_file(
+    path: str | Path, defaults: Mapping[str, str | None] | None = None, explained: Collection[str] = ()
+) -> str:
     """A config file's first comment, and a line for each top-level key that has a comment, under its group's title.
 
     Args:
         path: of the file.
-        over: of keys of files that are merged over it, the default, which counts here, and whether those have a comment on
-            it, so that it is left out here.
+        defaults: of keys of files that are merged over it, which count here.
+        explained: keys that have a line already, and get none here.
     """
-    path, over = Path(path), over or {}
+    path, defaults = Path(path), defaults or {}
     text = path.read_text(encoding="utf-8")
     lines = [f"{path.name}: {_first_comment(text)}"]
     titles = {number: found[1] for number, line in enumerate(text.splitlines()) if (found := _GROUP.match(line))}
     shown: str | None = None
     for number, name, default, comment in _options(text):
-        if name in over:
-            default, explained = over[name]
-            comment = None if explained else comment
-        if comment is None:
+        if comment is None or name in explained:
             continue
+        default = defaults.get(name, default)
         title = next((titles[start] for start in sorted(titles, reverse=True) if start < number), None)
         if title == _NOT_SHOWN:
             continue

@@ -158,7 +158,9 @@ class SmoothnessLoss(nn.Module):
         self.slack = slack
 
     def magnitude(self, values: Tensor) -> Tensor:
-        sizes = values.abs() if self.slack == 0 else (values.abs() - self.slack).clamp(min=0)
+        sizes = values.abs()
+        if self.slack:
+            sizes = (sizes - self.slack).clamp(min=0)
         return sizes.mean() if self.norm == "l1" else sizes.square().mean()
 
     def forward(self, field: Tensor, spacing: Tensor | None = None) -> Tensor:

@@ -78,7 +78,7 @@ def test_slack_is_free_and_the_rest_counts(norm: str, power: int) -> None:
     spacing, loss = [2.0, 0.5], SmoothnessLoss(norm, [2.0, 0.5], slack=0.5)
     for slope, over in ((0.0, 0.0), (0.5, 0.0), (-0.5, 0.0), (0.75, 0.25), (-1.5, 1.0)):
         field = torch.cat([slope * ramp, torch.zeros_like(ramp)], dim=1)
-        # Of four differences, two components along two axes, one is the slope; mm a mm are what voxels a voxel are.
+        # Of four differences, two components along two axes, one is the slope, per mm as per voxel.
         assert float(loss(field)) == pytest.approx(over**power / 4)
     field = random_field(2)
     whole = [
