@@ -539,18 +539,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _known_rows(path: str | None, epochs: int) -> dict[Run, dict]:
-    """The rows of an earlier transfer.json.
+def _read_known(path: str | None, epochs: int) -> dict[str, list]:
+    """The rows of an earlier transfer.json, "runs", and the processors that they were trained on, "hardware".
 
     Raises:
         InputError: where its rows were trained for another number of epochs.
     """
     if not path:
-        return {}
+        return {"runs": [], "hardware": []}
     found = rows.read_json(Path(path))
     if found is None or found["options"].get("epochs") != epochs:
         raise InputError(f"--known {path}: is no transfer.json of {epochs} epochs; give another, or --epochs.")
-    return {Run(row["setting"], row["decade"], row["seed"], row.get("change")): row for row in found["runs"]}
+    return {"runs": found["runs"], "hardware": found["hardware"].split(", ")}
 
 
 def _prepare_phantoms(options: argparse.Namespace) -> None:
@@ -574,7 +574,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         torch.set_num_threads(1)
     _prepare_phantoms(options)
     words = sys.argv[1:] if argv is None else argv
-    hardware = processor(options.device)
+    known = _read_known(options.known, options.epochs)
+    hardware = ", ".join(dict.fromkeys([*known["hardware"], processor(options.device)]))
     header = setting(
         "benchmarks.transfer", words, argparse.Namespace(epochs=options.epochs, smoke=options.smoke), hardware
     )
@@ -587,7 +588,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
             *(Run(name, decade, seed) for decade in range(WIDEST[0], WIDEST[1] + 1)),
         )
     ]
-    finished = _known_rows(options.known, options.epochs)
+    finished = {Run(row["setting"], row["decade"], row["seed"], row.get("change")): row for row in known["runs"]}
     finished |= {run: row for run in possible if _path_of(run, options).is_file() and (row := _load(run, options))}
     print(f"about {_hours_left(finished, options):.2g} CPU hours are left", flush=True)
     begun = 0

@@ -249,7 +249,10 @@ def test_a_trial_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Capture
     assert "rows are finished" in capsys.readouterr().out
     # What is published counts as finished elsewhere, and there too nothing runs twice.
     known = ["--known", str(tmp_path / "transfer.json"), "--output_dir", str(tmp_path / "elsewhere"), "--runs", "1"]
+    earlier = tmp_path / "transfer.json"
+    earlier.write_text(earlier.read_text().replace('"hardware": "', '"hardware": "another one, '))
     transfer.main(["--smoke", *known])
+    assert json.loads((tmp_path / "elsewhere" / "transfer.json").read_text())["hardware"].startswith("another one, ")
     assert [path.name for path in (tmp_path / "elsewhere" / "rows").iterdir()] == ["mse_1e-1_seed0.json"]
     with pytest.raises(InputError, match=r"is no transfer\.json of 1 epochs"):
         transfer.main(["--smoke", "--known", str(tmp_path / "none.json")])
