@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.data import MetaTensor
 from monai.transforms import CenterSpatialCrop
 from scripts.data.datalists import select_pairs
 from scripts.errors import InputError
@@ -38,14 +39,15 @@ from scripts.workflow.cohort import fingerprint
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.classical import register_slices
+from benchmarks.classical import register_each
 from benchmarks.comparison import COLUMNS
 
 ROOT = Path(__file__).parent.parent
 SHARED = ("configs/train.yaml", "benchmarks/table.yaml")
 
-# A stack of pairs (2, X, Y, Z) -> its field (2, X, Y, Z) in pixels, pull convention, and the seconds it took.
-Method = Callable[[Tensor], tuple[Tensor, float]]
+# A stack of pairs (2, X, Y, Z), with its affine -> its field (2 or 3, X, Y, Z) in voxels, pull convention, and the
+# seconds it took.
+Method = Callable[[MetaTensor], tuple[Tensor, float]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Row:
     "shipped"."""
     trained_as: str = ""
     """The row whose weights this one takes; its own by default."""
+    volumes: bool = False
+    """Whether fields have a component along the stack, too."""
 
 
 ROWS = {
@@ -66,6 +70,7 @@ ROWS = {
     "diffeomorphic_demons": Row("diffeomorphic Demons", "classical"),
     "fast_demons": Row("fast symmetric Demons", "classical"),
     "syn": Row("SyN", "classical"),
+    "syn_volume": Row("SyN, volumes", "classical", volumes=True),
     "voxelmorph_s": Row("VoxelMorph-s", "learned"),
     "voxelmorph_m": Row("VoxelMorph-m", "learned"),
     "voxelmorph_l": Row("VoxelMorph-l", "learned"),
@@ -78,7 +83,8 @@ ROWS = {
     "pcgrad_symmetric": Row("symmetric PCGrad", "learned"),
     "config": Row("ConFIG", "learned"),
     "upgrad": Row("UPGrad", "learned"),
-    "shipped": Row("shipped weights", "shipped"),
+    "shipped": Row("shipped weights, slice by slice", "shipped"),
+    "shipped_volume": Row("shipped weights, volumes", "shipped", volumes=True),
 }
 # Parameters of `benchmarks.classical` that `val` chooses from.
 SEARCHED = {
@@ -87,8 +93,9 @@ SEARCHED = {
     "fast_demons": [{"sigma": sigma, "iterations": 50} for sigma in (0.7, 1.0, 1.5, 2.0)],
     "syn": [
         {"update_variance": variance, "step": step, "iterations": [80, 40, 20]}
-        for variance, step in ((3.0, 0.25), (1.0, 0.25), (1.0, 0.5), (0.5, 0.25), (0.25, 0.25))
+        for variance, step in ((1.0, 0.25), (0.5, 0.25), (0.25, 0.25))
     ],
+    "syn_volume": [{"update_variance": variance, "step": 0.25, "iterations": [80, 40, 20]} for variance in (1.0, 0.5)],
 }
 # Keys of a training's config that its result does not depend on.
 WITHOUT_EFFECT = (
@@ -231,20 +238,26 @@ def clock(device: str) -> float:
 # --- what a row registers with
 
 
-def _initial_method(pair: Tensor) -> tuple[Tensor, float]:
+def _initial_method(pair: MetaTensor) -> tuple[Tensor, float]:
     """No registration."""
-    return torch.zeros_like(pair), float("nan")
+    return torch.zeros(pair.shape), float("nan")
 
 
 def classical_method(study: Study, name: str, parameters: dict, executor: Executor | None) -> Method:
     """One of `benchmarks.classical`, on the central `slice_size` of each slice; the field is zero around it."""
 
-    def method(pair: Tensor) -> tuple[Tensor, float]:
-        field = torch.zeros_like(pair)
+    def method(pair: MetaTensor) -> tuple[Tensor, float]:
         inside = (slice(None), *CenterSpatialCrop(study.sizes["slice_size"]).compute_slices(pair.shape[1:3]))
-        pairs = pair[inside].movedim(-1, 0).numpy()
-        fields, seconds = register_slices(name, parameters, pairs, executor)
-        field[inside] = torch.from_numpy(fields).movedim(0, -1)
+        images = pair.as_tensor()[inside].numpy()
+        if ROWS[name].volumes:
+            gap = float(pair.pixdim[2] / pair.pixdim[:2].mean())
+            fields, seconds = register_each(name, {**parameters, "gap": gap}, images[None], executor)
+            found = fields[0]
+        else:
+            fields, seconds = register_each(name, parameters, np.moveaxis(images, -1, 0), executor)
+            found = np.moveaxis(fields, 0, -1)
+        field = torch.zeros(len(found), *pair.shape[1:])
+        field[inside] = torch.from_numpy(found)
         return field, seconds
 
     return method
@@ -252,15 +265,15 @@ def classical_method(study: Study, name: str, parameters: dict, executor: Execut
 
 def network_method(study: Study, parser: ConfigParser, weight: float | None = None) -> Method:
     """The evaluated network of parsed configs; `weight` is what a hypernetwork is evaluated at instead of its own."""
-    network = parser.get_parsed_content("scored_network").eval()
+    network = parser.get_parsed_content("validate::evaluator::network").eval()
     inferer, device = parser.get_parsed_content("validate::inferer"), study.options.device
     if weight is not None:
         network.weight.fill_(weight)
 
-    def method(pair: Tensor) -> tuple[Tensor, float]:
+    def method(pair: MetaTensor) -> tuple[Tensor, float]:
         start = clock(device)
         with torch.no_grad():
-            field = inferer(pair[None].to(device), network)[0]
+            field = inferer(pair.as_tensor()[None].to(device), network)[0]
         return field.cpu(), clock(device) - start
 
     return method
@@ -271,7 +284,7 @@ def score(study: Study, method: Method, split: str, files: Sequence[str] = SHARE
     those of `COLUMNS`."""
     rows = []
     for case in study.cases(split, files):
-        field, seconds = method(torch.as_tensor(case["pair"]))
+        field, seconds = method(case["pair"])
         figures = study.postprocess({**case, "pred": field})["scores"]["registered"]
         names = {"subject": case["subject"], "direction": case["direction"], "vendor": case.get("vendor", "")}
         rows.append({**names, **figures, "seconds": seconds})
@@ -465,10 +478,16 @@ def _choose(study: Study, name: str, make: Callable[[], dict], settings: dict) -
 # --- rows
 
 
+def _shipped_files(name: str) -> tuple[str, ...]:
+    """Configs that preprocess pairs for shipped weights: pixels of their own size, for volumes with maps of the
+    anatomy."""
+    return ("configs/train.yaml", *["configs/depth.yaml"] * ROWS[name].volumes)
+
+
 def network_parser(study: Study, name: str) -> ConfigParser:
     """The configs that evaluate a learned row or the shipped weights, parsed."""
     if ROWS[name].kind == "shipped":
-        return study.parser("configs/train.yaml", "configs/evaluate.yaml")
+        return study.parser("configs/train.yaml", "configs/evaluate.yaml", *_shipped_files(name)[1:])
     checkpoint = study.training_dir(ROWS[name].trained_as or name) / "model.pt"
     return study.parser(*SHARED, "configs/evaluate.yaml", f"benchmarks/methods/{name}.yaml", checkpoint=str(checkpoint))
 
@@ -507,10 +526,11 @@ def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
         }
         choice = _choose(study, name, lambda: choose_weight(study, name), settings)["chosen"]
     parser = network_parser(study, name)
-    weights = Path(parser.get_parsed_content("checkpoint")).read_bytes()
+    names = ("checkpoint", "scored_checkpoint", "segmentation")
+    paths = dict.fromkeys(parser.get_parsed_content(key) for key in names if key in parser)
+    weights = b"".join(Path(path).read_bytes() for path in paths)
     key = {"weights": hashlib.sha256(weights).hexdigest(), "inferer": parser.config["validate"]["inferer"]}
-    # What ships sees pixels of its own size.
-    files = ("configs/train.yaml",) if row.kind == "shipped" else SHARED
+    files = _shipped_files(name) if row.kind == "shipped" else SHARED
     return Prepared(lambda: network_method(study, parser), key, files, seconds, choice)
 
 

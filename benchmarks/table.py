@@ -128,8 +128,9 @@ def estimate_hours(study: Study, names: Sequence[str]) -> dict[str, float]:
 
 def _slice_seconds(study: Study, name: str) -> float:
     """Of a classical row, for one slice of `val`."""
-    pair = torch.as_tensor(next(study.cases("val"))["pair"])[..., :1]
-    return classical_method(study, name, SEARCHED[name][-1], None)(pair)[1]
+    slices = 3 if ROWS[name].volumes else 1
+    pair = next(study.cases("val"))["pair"][..., :slices]
+    return classical_method(study, name, SEARCHED[name][-1], None)(pair)[1] / slices
 
 
 def step_seconds(study: Study, name: str, repetitions: int = 2) -> float:

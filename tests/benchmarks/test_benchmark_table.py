@@ -136,7 +136,7 @@ def test_val_chooses_parameters_and_weight(smoke: tuple[Path, dict[str, dict], s
     assert weights["weight"].item() == pytest.approx(results["hypermorph"]["choice"]["weight"])
 
 
-@pytest.mark.parametrize("name", ["gsmorph", "shipped"])
+@pytest.mark.parametrize("name", ["gsmorph", "shipped", "shipped_volume"])
 def test_a_row_of_a_network_is_what_evaluation_says(
     smoke: tuple[Path, dict[str, dict], str], phantoms: Path, tmp_path: Path, name: str
 ) -> None:
@@ -147,6 +147,8 @@ def test_a_row_of_a_network_is_what_evaluation_says(
     if name == "gsmorph":
         configs += ["benchmarks/table.yaml", "benchmarks/methods/gsmorph.yaml"]
         checkpoint = output / "training" / "gsmorph" / "model.pt"
+    elif name == "shipped_volume":
+        configs += ["configs/depth.yaml"]
     succeed(
         run_bundle(
             config_file=str(configs),

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from scripts.errors import InputError
 
-from benchmarks.classical import METHODS, limit_itk_to_one_thread, register_slices
+from benchmarks.classical import METHODS, limit_itk_to_one_thread, register_each
 
 itk = pytest.importorskip("itk")
 
@@ -38,13 +38,29 @@ def test_fields_of_itk_follow_the_house(name: str) -> None:
     np.testing.assert_allclose(mean, [2.0, -1.0], atol=0.3)
 
 
+def test_a_stack_moves_through_its_slices_in_voxels() -> None:
+    grid = np.stack(np.meshgrid(np.arange(24.0), np.arange(28.0), np.arange(8.0), indexing="ij"))
+    # Along the stack the blob is as wide in pixels, four to a slice.
+    scale = np.array([50.0, 50.0, 50.0 / 16])[:, None, None, None]
+    blob = lambda *center: np.exp(-((grid - np.reshape(center, (3, 1, 1, 1))) ** 2 / scale).sum(axis=0))
+    moving, fixed = (blob(*center).astype(np.float32) for center in ((12.0, 13.0, 4.0), (11.0, 14.0, 3.0)))
+    field = METHODS["syn_volume"](moving, fixed, iterations=20, update_variance=0.5, gap=4.0)
+    assert field.shape == (3, 24, 28, 8)
+    np.testing.assert_allclose(field[:, 11, 14, 3], [1.0, -1.0, 1.0], atol=0.15)
+
+
+def test_a_stack_of_two_slices_is_registered() -> None:
+    pair = np.random.default_rng(0).random((2, 24, 20, 2), dtype=np.float32)
+    assert METHODS["syn_volume"](*pair, iterations=1).shape == (3, 24, 20, 2)
+
+
 def test_processes_share_the_slices_and_keep_their_order() -> None:
     pairs = np.random.default_rng(0).random((3, 2, 24, 20), dtype=np.float32)
-    expected, seconds = register_slices("diffeomorphic_demons", {"iterations": 3}, pairs)
+    expected, seconds = register_each("diffeomorphic_demons", {"iterations": 3}, pairs)
     assert expected.shape == (3, 2, 24, 20)
     assert seconds > 0
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=limit_itk_to_one_thread) as executor:
-        found, _ = register_slices("diffeomorphic_demons", {"iterations": 3}, pairs, executor)
+        found, _ = register_each("diffeomorphic_demons", {"iterations": 3}, pairs, executor)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -71,6 +87,6 @@ def test_seconds_are_without_the_first_call_of_a_process(monkeypatch: pytest.Mon
 
     monkeypatch.setitem(METHODS, "a new one", slow_at_first)
     monkeypatch.setattr("benchmarks.classical.time.process_time", lambda: now[0])
-    _, seconds = register_slices("a new one", {"iterations": 9}, np.zeros((3, 2, 8, 8), np.float32))
+    _, seconds = register_each("a new one", {"iterations": 9}, np.zeros((3, 2, 8, 8), np.float32))
     assert seconds == 1.5
     assert [call["iterations"] for call in calls] == [1, 9, 9, 9]
