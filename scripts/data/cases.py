@@ -19,18 +19,18 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 
 from scripts.cardiac.planes import PLANES, SHORT_AXIS
 from scripts.data.acdc import acdc_pairs, find_image, read_info
-from scripts.data.datalists import check_files, json_pairs, with_label_values
+from scripts.data.datalists import check_files, json_pairs, unique_names, with_label_values
 from scripts.data.dicom import is_one_study, list_series, slices_of_one
 from scripts.data.mms import MMS_LABELS, mms_label, mms_subjects, mms_table
 from scripts.data.nifti import no_cine, shape_of, stem_of
 from scripts.data.results import is_result
 from scripts.errors import InputError
-from scripts.files import clean_name, files_below, is_dicom, plain_path
+from scripts.files import files_below, is_dicom, plain_path
 from scripts.options import is_none, label_file
 
 # The stem of a NIfTI file that is a label, not a cine: as ACDC and M&Ms (`_gt`), UK Biobank (`seg_`), ITK-SNAP and 3D
@@ -504,28 +504,3 @@ def _single_pair(
     item["case"] = item["subject"] = f"{stem_of(moving)}_to_{stem_of(fixed)}"
     check_files([item])
     return item
-
-
-def unique_names(items: Sequence[dict]) -> list[dict]:
-    """The items with names that differ, lest one overwrite another one's files.
-
-    Files of one name in several folders are named after these, too; else a number parts those that share a name.
-    """
-
-    def parent(item):
-        return plain_path(item.get("cine") or item.get("moving") or "").parent.name
-
-    # Without capitals, which some file systems do not tell apart.
-    folders: dict[str, list[str]] = {}
-    for item in items:
-        folders.setdefault(item["case"].casefold(), []).append(parent(item).casefold())
-    renamed: dict[str, dict] = {}
-    for item in items:
-        name, among = clean_name(item["case"]), folders[item["case"].casefold()]
-        if len(among) > 1 and len(set(among)) == len(among):
-            name = clean_name(f"{parent(item)}_{name}")
-        names = (name if number == 1 else f"{name}_{number}" for number in count(1))
-        name = next(name for name in names if name.casefold() not in renamed)
-        subject = {"subject": clean_name(str(item["subject"]))} if "subject" in item else {}
-        renamed[name.casefold()] = {**item, **subject, "case": name}
-    return list(renamed.values())

@@ -24,13 +24,14 @@ import logging
 import os
 import random
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from scripts.data.acdc import acdc_pairs, acdc_subjects
 from scripts.data.mms import mms_pairs, mms_splits, mms_subjects, mms_table
 from scripts.data.nifti import stem_of
 from scripts.errors import InputError
-from scripts.files import read_json
+from scripts.files import clean_name, plain_path, read_json
 from scripts.options import check_option
 
 FILE_KEYS = ("moving", "fixed", "moving_label", "fixed_label", "cine", "reference_label", "points")
@@ -112,10 +113,13 @@ def json_pairs(path: str | Path, section: str) -> list[dict]:
         items = [dict(item) for item in read_json(path).get(section, [])]
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not a MONAI data list ({error}); docs/files.md shows one.") from error
-    return [
+    listed = [
         _listed_item(item, path.parent, f"{path}: item {number} of '{section}'")
         for number, item in enumerate(items, start=1)
     ]
+    # What has no name given is a subject of its own, also where files of several share a name.
+    named = [any(item.get(key) is not None for key in ("case", "subject")) for item in items]
+    return [item if own else {**item, "subject": item["case"]} for own, item in zip(named, unique_names(listed))]
 
 
 def _listed_item(item: dict, folder: Path, where: str) -> dict:
@@ -168,6 +172,31 @@ def _known_entries(item: dict, where: str) -> dict:
     return known
 
 
+def unique_names(items: Sequence[dict]) -> list[dict]:
+    """The items with names that differ, lest one overwrite another one's files.
+
+    Files of one name in several folders are named after these, too; else a number parts those that share a name.
+    """
+
+    def parent(item):
+        return plain_path(item.get("cine") or item.get("moving") or "").parent.name
+
+    # Without capitals, which some file systems do not tell apart.
+    folders: dict[str, list[str]] = {}
+    for item in items:
+        folders.setdefault(item["case"].casefold(), []).append(parent(item).casefold())
+    renamed: dict[str, dict] = {}
+    for item in items:
+        name, among = clean_name(item["case"]), folders[item["case"].casefold()]
+        if len(among) > 1 and len(set(among)) == len(among):
+            name = clean_name(f"{parent(item)}_{name}")
+        names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+        name = next(name for name in names if name.casefold() not in renamed)
+        subject = {"subject": clean_name(str(item["subject"]))} if "subject" in item else {}
+        renamed[name.casefold()] = {**item, **subject, "case": name}
+    return list(renamed.values())
+
+
 def select_pairs(
     dataset_dir: str | None,
     data_list: str | None,
@@ -202,10 +231,8 @@ def select_pairs(
         items = json_pairs(data_list, section)
         source = f"{data_list}: section '{section}'"
         if cines := [item["case"] for item in items if "moving" not in item or "fixed" not in item]:
-            raise InputError(
-                f"{source} has cines ({cines[0]}) where pairs are needed; give moving and fixed, or train on cines with "
-                "configs/finetune.yaml merged over train.yaml."
-            )
+            other = ", or train on cines with configs/finetune.yaml merged over train.yaml" if split == "train" else ""
+            raise InputError(f"{source} has cines ({cines[0]}) where pairs are needed; give moving and fixed{other}.")
     else:
         if split != "test_or_all":
             subjects = folder_splits(dataset_dir, seed)[split]

@@ -24,7 +24,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import write_nifti
-from scripts.data.cases import find_cases, inference_cases, unique_names
+from scripts.data.cases import find_cases, inference_cases
+from scripts.data.datalists import unique_names
 from scripts.data.dicom import read_dicom_cine
 from scripts.data.loading import LoadCase
 from scripts.data.nifti import shape_of

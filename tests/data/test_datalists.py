@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scripts.data.datalists import folder_splits, json_pairs, select_pairs, split_subjects
+from scripts.data.folds import in_fold
 from scripts.data.loading import LoadPaird
 from scripts.data.mms import mms_table
 from scripts.errors import InputError
@@ -58,6 +59,19 @@ def test_json_list_has_paths_relative_to_its_file(tmp_path: Path) -> None:
     assert json_pairs(tmp_path / "list.json", "test")[0]["case"] == "c"
 
 
+def test_items_without_a_name_are_subjects_named_after_their_folders(tmp_path: Path) -> None:
+    pair = {"moving": "es.nii.gz", "fixed": "ed.nii.gz"}
+    pairs = [{key: f"{folder}/{name}" for key, name in pair.items()} for folder in "abc"]
+    given = [{"subject": "x"} | pairs[0], {"subject": "x"} | pairs[1]]
+    (tmp_path / "list.json").write_text(json.dumps({"training": pairs, "test": given}))
+    subjects = [item["subject"] for item in json_pairs(tmp_path / "list.json", "training")]
+    assert subjects == ["a_es_to_ed", "b_es_to_ed", "c_es_to_ed"]
+    # So that folds part them.
+    assert len(set(in_fold(subjects, [0, 2])) & set(in_fold(subjects, [1, 2]))) == 0
+    assert all(in_fold(subjects, [number, 2]) for number in (0, 1))
+    assert [item["subject"] for item in json_pairs(tmp_path / "list.json", "test")] == ["x", "x"]
+
+
 def test_what_a_json_list_says_besides_reaches_nothing(tmp_path: Path) -> None:
     item = {
         "cine": "a.nii.gz",
@@ -70,7 +84,7 @@ def test_what_a_json_list_says_besides_reaches_nothing(tmp_path: Path) -> None:
     }
     (tmp_path / "list.json").write_text(json.dumps({"test": [item]}))
     assert json_pairs(tmp_path / "list.json", "test") == [
-        {"cine": str(tmp_path / "a.nii.gz"), "case": "7", "subject": 7}
+        {"cine": str(tmp_path / "a.nii.gz"), "case": "7", "subject": "7"}
     ]
 
 
@@ -255,7 +269,7 @@ def test_a_spoiled_folder_is_named_with_its_cure(copy: Path, spoil: callable, wo
             ("a.nii.gz: no such file", "moving of case a_to_b"),
         ),
         ('{"training": []}', ("section 'test' is empty",)),
-        ('{"test": [{"cine": "a_4d.nii.gz"}]}', ("section 'test' has cines (a)", "configs/finetune.yaml")),
+        ('{"test": [{"cine": "a_4d.nii.gz"}]}', ("section 'test' has cines (a)", "give moving and fixed.")),
         (
             '{"test": [{"moving": "a", "fixed": "b", "moving_lable": "c"}]}',
             ("has the key 'moving_lable'", "mean 'moving_label'?"),
@@ -292,3 +306,9 @@ def test_a_spoiled_list_is_named_with_its_cure(tmp_path: Path, text: str, words:
         select_pairs(None, str(path), "test")
     for word in (str(tmp_path), *words):
         assert word in str(caught.value)
+
+
+def test_training_on_a_list_of_cines_is_told_of_the_config_that_does(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps({"training": [{"cine": "a_4d.nii.gz"}]}))
+    with pytest.raises(InputError, match=r"section 'training' has cines \(a\).*configs/finetune\.yaml"):
+        select_pairs(None, str(tmp_path / "list.json"), "train")
