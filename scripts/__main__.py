@@ -113,8 +113,6 @@ def main(words: Sequence[str]) -> None:
     gc.enable()
     # MONAI warns that config files of others may run any code.
     warnings.filterwarnings("ignore", message="parsing config_file")
-    # The model zoo's CI reads that key; MONAI would have it renamed.
-    warnings.filterwarnings("ignore", message="Detected deprecated name 'optional_packages_version'")
     sys.argv = arguments
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
 

@@ -51,7 +51,7 @@ CONFIGS = ROOT / "configs"
 FILES = {3: ("inference.yaml",), 2: ("inference.yaml", "slices.yaml")}
 IMAGES = ("cine", "moving", "fixed", "reference_label", "moving_label")
 # Keys of the config, besides the checkpoint's file, that the network with its weights depends on.
-NETWORK_KEYS = ("network_def", "network", "trained_network", "checkpoint", "device", "channels_last")
+NETWORK_KEYS = ("axes", "network_def", "network", "trained_network", "checkpoint", "device", "channels_last")
 
 # A path, an image in memory, or an array with its affine (voxel index to RAS in mm, 4 x 4).
 Image = str | Path | nib.spatialimages.SpatialImage | tuple[ArrayLike, ArrayLike]

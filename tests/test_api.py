@@ -188,6 +188,17 @@ def test_the_network_is_kept_until_its_weights_change(
     assert read.count(str(file)) == 2
 
 
+def test_the_network_of_slices_is_not_taken_for_that_of_volumes() -> None:
+    parser = ConfigParser(ConfigParser.load_config_files([ROOT / "configs" / "inference.yaml"]))
+    parser.update({"bundle_root": str(ROOT), "device": "cpu"})
+    backbones = []
+    for axes in (2, 3, 2):
+        parser["axes"] = axes
+        parser.parse(True)
+        backbones.append(api._trained_network(parser).backbone)
+    assert [backbone.axes for backbone in backbones] == [2, 3, 2]
+
+
 def test_it_works_from_any_folder(phantoms: Path, tmp_path: Path) -> None:
     _, ed, es, _ = paths(phantoms)
     program = tmp_path / "program.py"

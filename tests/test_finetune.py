@@ -54,3 +54,11 @@ def test_a_data_list_gives_the_cines_of_its_training_section(tmp_path: Path) -> 
     parser.read_config([str(ROOT / "configs" / f"{name}.yaml") for name in ("train", "finetune")])
     parser.update({"data_list": str(tmp_path / "list.json")})
     assert [item["case"] for item in parser.get_parsed_content("train::dataset::data")] == ["a"]
+
+
+def test_its_handlers_are_those_of_training_without_validation() -> None:
+    of = lambda name: ConfigParser.load_config_file(str(ROOT / "configs" / f"{name}.yaml"))
+    training, tuning = of("train")["train"]["handlers"], of("finetune")["train::handlers"]
+    without = ("scripts.training.handlers.Validation", "TensorBoardStatsHandler")
+    assert tuning[:-1] == [handler for handler in training if handler["_target_"] not in without]
+    assert tuning[-1]["_target_"] == "CheckpointSaver"

@@ -76,7 +76,7 @@ class FieldInferer(Inferer):
     ) -> None:
         super().__init__()
         if isinstance(passes, bool) or not isinstance(passes, Integral) or passes < 1:
-            raise InputError(f"--passes {passes}: must be 1, 2, ….")
+            raise InputError(f"passes is 1, 2, …, got {passes!r}.")
         self.inferer = inferer or SimpleInferer()
         self.integration = integration
         self.bf16 = bf16

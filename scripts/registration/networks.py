@@ -177,33 +177,26 @@ def repeat_border(x: Tensor, width: int) -> Tensor:
 
 
 class GaussianSmoothing(nn.Module):
-    """Convolution of each channel of (B, C, *spatial) with a Gaussian, border repeated.
+    """Convolution of each channel of (B, C, X, Y) with a Gaussian, border repeated.
 
     Args:
-        spatial_dims: 2 or 3.
         channels: C.
-        sigma: standard deviation in voxels; 0 leaves the input as it is.
+        sigma: standard deviation in pixels; 0 leaves the input as it is.
     """
 
-    def __init__(self, spatial_dims: int, channels: int, sigma: float) -> None:
+    def __init__(self, channels: int, sigma: float) -> None:
         super().__init__()
-        self.spatial_dims = spatial_dims
         self.channels = channels
         self.radius = math.ceil(3 * sigma)
         profile = torch.exp(-0.5 * (torch.arange(-self.radius, self.radius + 1) / max(sigma, 1e-6)) ** 2)
-        kernel = profile
-        for _ in range(spatial_dims - 1):
-            kernel = kernel.unsqueeze(-1) * profile
+        kernel = profile[:, None] * profile
         kernel = (kernel / kernel.sum()).expand(channels, 1, *kernel.shape).contiguous()
         self.register_buffer("kernel", kernel, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.radius == 0:
             return x
-        x = repeat_border(x, self.radius)
-        if self.spatial_dims == 2:
-            return F.conv2d(x, self.kernel, groups=self.channels)
-        return F.conv3d(x, self.kernel, groups=self.channels)
+        return F.conv2d(repeat_border(x, self.radius), self.kernel, groups=self.channels)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -356,7 +349,7 @@ class PyramidNetwork(nn.Module):
         self.estimators = nn.ModuleList(
             Estimator(spatial_dims, channels, hidden, norm, flow_std) for channels in reversed(features)
         )
-        self.smooth = GaussianSmoothing(2, spatial_dims, smoothing)
+        self.smooth = GaussianSmoothing(spatial_dims, smoothing)
         if norm_window is not None:
             for level, (encoder, estimator) in enumerate(zip(self.encoders, reversed(self.estimators)), start=1):
                 for block in (encoder, estimator):

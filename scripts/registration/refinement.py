@@ -105,7 +105,7 @@ class RefiningInferer(FieldInferer):
         with torch.enable_grad(), torch.autocast(pair.device.type, enabled=False):
             field, pair = (full_precision(tensor.detach()).clone() for tensor in (field, pair))
             axes, size = field.ndim - 2, pair.shape[2:]
-            gaussian = GaussianSmoothing(2, axes, self.smoothing).to(field)
+            gaussian = GaussianSmoothing(axes, self.smoothing).to(field)
             coarse = [(length + 1) // 2 for length in size[:2]] + list(size[2:])
             correction = field.new_zeros(len(field), axes, *coarse).requires_grad_()
             optimizer = torch.optim.Adam([correction], lr=self.learning_rate, eps=NOISE)

@@ -64,14 +64,15 @@ class GradientSurgeryHandler:
     After each iteration `engine.state.output` holds "smoothness", "conflict_ratio" and "cosine" as scalar tensors
     beside the trainer's "loss" (values under accumulation: those of the optimizer's last step, 0 before the first). After
     each epoch `engine.state.metrics` holds the epoch's means: `similarity` and `smoothness` over its iterations,
-    `conflict_ratio`, `cosine` and `ill_posed` (number of groups left alone by the guard) over the optimizer's steps.
+    `conflict_ratio`, `cosine` and `ill_posed` (number of groups left alone by the guard) over the optimizer's steps
+    whose gradients were finite.
 
     Args:
         network: the network to train, bare or wrapped as the trainer's is.
         constraint: the smoothness, a function of the trainer's prediction (the field, (B, d, *spatial)) that returns a
             scalar; where the batch has a "spacing", (B, d) in mm, of that as well.
         strategy: "projection" (GSMorph), "pcgrad_symmetric", "upgrad", "config", "agreement" (GS-Agr) or
-            "weighted_sum"; see `scripts.surgery`.
+            "weighted_sum"; see `scripts.surgery.rules`.
         granularity: "tensor" (GSMorph), "module" or "vector" (GS-PCGrad).
         tau: r is taken for zero in groups with |r| < tau * max |r|, where it is rounding noise; 1e-5 suits fp32, 0
             turns it off.
@@ -159,7 +160,7 @@ class GradientSurgeryHandler:
         if self.sums is None:
             # Losses, conflicts, and how many there were of each.
             self.sums = self.parameters[0].new_zeros(7, dtype=torch.float32)
-            self.conflicts = self.sums.new_zeros(3)
+            self.conflicts, self.finite = self.sums.new_zeros(3), self.sums.new_zeros(())
         # In place: a step that was recorded as a CUDA graph adds to this very tensor.
         self.sums.zero_()
         self._forget()
@@ -232,9 +233,12 @@ class GradientSurgeryHandler:
                     parameter.grad = gradient
             self._forget()
             self.conflicts = torch.stack([conflicts.ratio, conflicts.cosine, (~conflicts.well_posed).sum()]).float()
+            # A GradScaler skips a step that overflowed: it is none of the epoch's.
+            self.finite = (conflicts.similarity_norm + conflicts.smoothness_norm).isfinite().all().float()
         losses = torch.stack([output[CommonKeys.LOSS].detach(), output["smoothness"]]).float()
-        counts = [losses.new_ones(1), losses.new_full((1,), float(steps))]
-        self.sums += torch.cat([losses, self.conflicts * float(steps), *counts])
+        counted = self.finite * float(steps)
+        counts = torch.stack([torch.ones_like(counted), counted])
+        self.sums += torch.cat([losses, torch.where(counted > 0, self.conflicts, 0.0), counts])
         output["conflict_ratio"], output["cosine"] = self.conflicts[0], self.conflicts[1]
 
     def _report(self, engine: Engine) -> None:

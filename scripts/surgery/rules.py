@@ -129,8 +129,7 @@ def agree(similarity: Sequence[Tensor], smoothness: Sequence[Tensor]) -> list[Te
         similarity: gradients s of the similarity loss.
         smoothness: gradients r of the smoothness loss, the same shapes in the same order.
     """
-    # 0 * (s + r) is NaN where s or r overflowed, which plain zeros would hide.
-    return [torch.where(s.sign() == r.sign(), s, 0.0 * (s + r)) for s, r in zip(similarity, smoothness)]
+    return [torch.where(s.sign() == r.sign(), s, 0.0) for s, r in zip(similarity, smoothness)]
 
 
 # Strategies whose shares depend on the conflicts, and so on the guard.
@@ -213,11 +212,11 @@ def aggregate(
     if strategy not in STRATEGIES:
         raise InputError(f"strategy is one of {', '.join(STRATEGIES)}, got {strategy!r}.")
     conflicts = find_conflicts(similarity, smoothness, groups, tau)
-    if strategy == "agreement":
-        return agree(similarity, smoothness), conflicts
-    rule = _add_weighted(weight) if strategy == "weighted_sum" else RULES[strategy]
     # An overflow that passed for "no conflict" would go unseen; NaN is what a GradScaler and NonFiniteLossHandler look for.
     nan = 0.0 * (conflicts.similarity_norm.max() + conflicts.smoothness_norm.max())
+    if strategy == "agreement":
+        return [g + nan for g in agree(similarity, smoothness)], conflicts
+    rule = _add_weighted(weight) if strategy == "weighted_sum" else RULES[strategy]
     index = range(len(similarity)) if groups is None else groups
     of_s, of_r = rule(conflicts)
     of_r = (of_r + nan).unbind()

@@ -125,7 +125,7 @@ def test_each_pass_brings_a_timid_network_closer() -> None:
 
 @pytest.mark.parametrize("passes", [0, -1, 1.5, True, "two"])
 def test_refuses_what_is_no_number_of_passes(passes: object) -> None:
-    with pytest.raises(InputError, match=f"--passes {passes}: must be 1, 2"):
+    with pytest.raises(InputError, match=f"passes is 1, 2, …, got {passes!r}"):
         FieldInferer(passes=passes)
 
 

@@ -231,12 +231,12 @@ def test_smoothing_is_a_normalized_gaussian() -> None:
     from scipy.ndimage import gaussian_filter
 
     field = torch.randn(1, 2, 40, 32, dtype=torch.float64)
-    smooth = GaussianSmoothing(2, 2, 1.5).double()
+    smooth = GaussianSmoothing(2, 1.5).double()
     expected = gaussian_filter(
         field[0].numpy(), (0, 1.5, 1.5), mode="nearest", radius=(0, smooth.radius, smooth.radius)
     )
     torch.testing.assert_close(smooth(field)[0], torch.from_numpy(expected), atol=1e-6, rtol=0)
-    assert torch.equal(GaussianSmoothing(2, 2, 0.0)(field), field)
+    assert torch.equal(GaussianSmoothing(2, 0.0)(field), field)
 
 
 @pytest.mark.parametrize("axes", [2, 3])
@@ -282,7 +282,7 @@ def test_a_border_is_repeated_as_padding_does(size: tuple[int, ...]) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_gaussian_compiles_in_channels_last() -> None:
     torch.manual_seed(0)
-    block = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), GaussianSmoothing(2, 2, 1.0)).to(
+    block = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), GaussianSmoothing(2, 1.0)).to(
         memory_format=torch.channels_last
     )
     x = torch.rand(2, 2, 12, 16).contiguous(memory_format=torch.channels_last)
