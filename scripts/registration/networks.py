@@ -177,7 +177,8 @@ def repeat_border(x: Tensor, width: int) -> Tensor:
 
 
 class GaussianSmoothing(nn.Module):
-    """Convolution of each channel of (B, C, X, Y) with a Gaussian, border repeated.
+    """Convolution of each channel of (B, C, X, Y) with a Gaussian, border repeated by `repeat_border` (MONAI's
+    `separable_filtering` takes `F.pad`).
 
     Args:
         channels: C.
