@@ -72,8 +72,8 @@ def table() -> str:
 
 
 def test_the_committed_table_is_that_of_the_committed_scores(table: str, scores: dict[str, list[dict]]) -> None:
-    assert list(scores) == list(ROWS)
-    titles = {name: row.title for name, row in ROWS.items()}
+    assert list(scores) == [name for name in ROWS if name in scores]
+    titles = {name: ROWS[name].title for name in scores}
     seconds = {cells[0]: cells[-2] for cells in rows_of(table)}
     training = {name: float(seconds[title]) for name, title in titles.items() if seconds[title] != "–"}
     assert table.endswith("\n" + format_table(scores, titles, training, OURS))
@@ -96,12 +96,12 @@ def as_in(cell: str, expected: list[str]) -> str:
     return " / ".join(expected if "±" in cell else [value.split(" ± ")[0] for value in expected])
 
 
-@pytest.mark.parametrize(("document", "rows"), [("README.md", 5), ("docs/benchmarks.md", len(ROWS))])
-def test_the_comparison_of_a_document_is_the_committed_one(document: str, rows: int, committed: dict) -> None:
-    titles = {row.title for row in ROWS.values()}
+@pytest.mark.parametrize(("document", "rows"), [("README.md", 6), ("docs/benchmarks.md", None)])
+def test_the_comparison_of_a_document_is_the_committed_one(document: str, rows: int | None, committed: dict) -> None:
+    titles = {title for title, _ in committed}
     lines = {cells[0].strip("*"): cells[1:] for cells in rows_of((ROOT / document).read_text())}
     lines = {title: cells for title, cells in lines.items() if title in titles}
-    assert len(lines) == rows
+    assert len(lines) == (rows or len(titles))
     for title, cells in lines.items():
         for cell, column in zip(cells, COLUMNS[document], strict=True):
             if column:
