@@ -62,6 +62,8 @@ class Row:
     """The row whose weights this one takes; its own by default."""
     volumes: bool = False
     """Whether fields have a component along the stack, too."""
+    configs: tuple[str, ...] = ()
+    """What shipped weights are scored by, over train.yaml and evaluate.yaml."""
 
 
 ROWS = {
@@ -84,7 +86,7 @@ ROWS = {
     "config": Row("ConFIG", "learned"),
     "upgrad": Row("UPGrad", "learned"),
     "shipped": Row("shipped weights, slice by slice", "shipped"),
-    "shipped_volume": Row("shipped weights, volumes", "shipped", volumes=True),
+    "shipped_volume": Row("shipped weights, volumes", "shipped", volumes=True, configs=("configs/depth.yaml",)),
 }
 # Parameters of `benchmarks.classical` that `val` chooses from.
 SEARCHED = {
@@ -478,16 +480,10 @@ def _choose(study: Study, name: str, make: Callable[[], dict], settings: dict) -
 # --- rows
 
 
-def _shipped_files(name: str) -> tuple[str, ...]:
-    """Configs that preprocess pairs for shipped weights: pixels of their own size, for volumes with maps of the
-    anatomy."""
-    return ("configs/train.yaml", *["configs/depth.yaml"] * ROWS[name].volumes)
-
-
 def network_parser(study: Study, name: str) -> ConfigParser:
     """The configs that evaluate a learned row or the shipped weights, parsed."""
     if ROWS[name].kind == "shipped":
-        return study.parser("configs/train.yaml", "configs/evaluate.yaml", *_shipped_files(name)[1:])
+        return study.parser("configs/train.yaml", "configs/evaluate.yaml", *ROWS[name].configs)
     checkpoint = study.training_dir(ROWS[name].trained_as or name) / "model.pt"
     return study.parser(*SHARED, "configs/evaluate.yaml", f"benchmarks/methods/{name}.yaml", checkpoint=str(checkpoint))
 
@@ -530,7 +526,8 @@ def prepare(study: Study, name: str, executor: Executor | None) -> Prepared:
     paths = dict.fromkeys(parser.get_parsed_content(key) for key in names if key in parser)
     weights = b"".join(Path(path).read_bytes() for path in paths)
     key = {"weights": hashlib.sha256(weights).hexdigest(), "inferer": parser.config["validate"]["inferer"]}
-    files = _shipped_files(name) if row.kind == "shipped" else SHARED
+    # What ships sees pixels of its own size.
+    files = ("configs/train.yaml", *row.configs) if row.kind == "shipped" else SHARED
     return Prepared(lambda: network_method(study, parser), key, files, seconds, choice)
 
 
